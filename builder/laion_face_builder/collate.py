@@ -1,0 +1,42 @@
+"""Batches for a DataLoader. torch's own collate stops at None, at PIL images and at face lists of different lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+Batch = dict[str, Any]
+
+
+def collate(examples: Sequence[dict[str, Any]]) -> Batch:
+    """One dict of columns from a list of examples, plain or `with_format("torch")`.
+
+    - `faces`: a list, one entry an example, of {"boxes": float32[n, 4], "landmarks": float32[n, 5, 2],
+      "scores": float32[n]}; n can be 0.
+    - numbers and booleans: a tensor [batch]; a list if any is None.
+    - `image`: a list, since sizes differ; a tensor [batch, …] if all are tensors of one shape.
+    - text: a list.
+    """
+    if not examples:
+        return {}
+    return {name: _column(name, [example[name] for example in examples]) for name in examples[0]}
+
+
+def _column(name: str, values: list[Any]) -> Any:
+    if name == "faces":
+        return [_faces(faces) for faces in values]
+    if all(isinstance(value, torch.Tensor) for value in values):
+        return torch.stack(values) if len({value.shape for value in values}) == 1 else values
+    if all(isinstance(value, (bool, int, float)) for value in values):
+        return torch.tensor(values)
+    return values
+
+
+def _faces(faces: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def stacked(name: str, *shape: int) -> torch.Tensor:
+        values = [torch.as_tensor(face[name], dtype=torch.float32) for face in faces]
+        return torch.stack(values) if values else torch.empty((0, *shape), dtype=torch.float32)
+
+    return {"boxes": stacked("box", 4), "landmarks": stacked("landmarks", 5, 2), "scores": stacked("score")}

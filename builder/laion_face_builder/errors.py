@@ -1,0 +1,102 @@
+"""What can go wrong, as one tree. Every message is one line: the file, what was found, what was expected, the way out.
+
+LaionFaceError
+├── OptionError            an option is unknown, or its value is not one of the valid ones (also a ValueError)
+├── SourceError            something upstream cannot be had
+│   ├── SourceNotFound     the repo, revision or file does not exist
+│   ├── GatedSource        terms to accept or a token are missing
+│   └── ChecksumError      the bytes are not those that upstream states
+├── BadFile                a file is there, but is not what it has to be
+│   └── UnsafePickle       a pickle names something that is not on the allow-list
+├── NotPrepared            what is asked for has not been prepared or downloaded
+├── StateConflict          going on would throw away, or mix, what took days to make
+├── DownloadError          img2dataset ended without finishing its part
+└── PictureError           one picture cannot be used; `reason` is its short name in the counts
+"""
+
+from __future__ import annotations
+
+import os
+
+
+class LaionFaceError(Exception):
+    """Base of all errors that this project raises on purpose. `str()` is one line for a person."""
+
+
+class OptionError(LaionFaceError, ValueError):
+    """An option is unknown or its value is not valid. The message lists what is."""
+
+
+class SourceError(LaionFaceError):
+    """Something upstream cannot be had."""
+
+
+class SourceNotFound(SourceError):
+    """The repo, revision or file does not exist."""
+
+
+class GatedSource(SourceError):
+    """The terms of a gated repo have not been accepted, or no token was given."""
+
+
+class ChecksumError(SourceError):
+    """Downloaded bytes are not those that upstream states."""
+
+
+class BadFile(LaionFaceError):
+    """A file is not what it has to be.
+
+    Args:
+        file: the path or address of the file.
+        found: what is in it.
+        expected: what has to be in it.
+        way_out: what the user can do.
+    """
+
+    def __init__(self, file: str | os.PathLike[str], *, found: str, expected: str, way_out: str) -> None:
+        self.file = os.fspath(file)
+        self.found = found
+        self.expected = expected
+        self.way_out = way_out
+        super().__init__(f"{self.file}: found {found}, expected {expected}. {way_out}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exceptions with keyword arguments do not survive the trip back from a worker process otherwise.
+        return (_rebuild_bad_file, (type(self), self.file, self.found, self.expected, self.way_out))
+
+
+def _rebuild_bad_file(cls: type[BadFile], file: str, found: str, expected: str, way_out: str) -> BadFile:
+    return cls(file, found=found, expected=expected, way_out=way_out)
+
+
+class UnsafePickle(BadFile):
+    """A pickle asks for something that is not on the allow-list. Nothing of it was run."""
+
+
+class NotPrepared(LaionFaceError):
+    """What is asked for has not been prepared or downloaded."""
+
+
+class StateConflict(LaionFaceError):
+    """Going on would throw away, or mix, what took days to make."""
+
+
+class DownloadError(LaionFaceError):
+    """img2dataset ended without finishing its part."""
+
+
+class PictureError(LaionFaceError):
+    """One picture cannot be used.
+
+    Args:
+        reason: the short name under which it is counted, such as "http_404", "timeout", "not_an_image".
+        detail: a sentence for people.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        self.reason = reason
+        self.detail = detail
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (self.reason, self.detail))

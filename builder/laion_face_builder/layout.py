@@ -1,0 +1,123 @@
+"""Which parts there are and where they lie in DATA_DIR.
+
+DATA_DIR/
+  sources/…                       what was downloaded from upstream; `--discard-sources` frees each once it is used
+  ids/part-000NN.parquet          sample_id, sorted
+  faces/part-000NN.parquet        sample_id, faces; sorted by sample_id
+  index/part-000NN.parquet        the one table
+  images/part-000NN/              img2dataset's WebDataset output, retry-1/ … for later rounds
+  images/part-000NN.fingerprint   what the downloads were made with
+  images/part-000NN.parquet       the sidecar: where each row's picture lies
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from laion_face_builder.errors import OptionError
+
+#: LAION-400M's metadata, the id list and the detections all come in the same 32 parts.
+ALL_PARTS = tuple(range(32))
+#: The 20-million subset (LAION-Face README).
+PARTS_OF_20M = (0, 2, 5, 8, 13, 15, 17, 18, 21, 22, 24, 25, 28)
+CONFIG_PARTS: dict[str, tuple[int, ...]] = {"20M": PARTS_OF_20M, "50M": ALL_PARTS}
+
+#: Row groups of an index part, and the default number of the builder's shards a part.
+ROW_GROUPS = 128
+
+DATA_DIR_VARIABLE = "LAION_FACE_DATA_DIR"
+
+
+def row_group_bounds(rows: int, groups: int = ROW_GROUPS) -> list[tuple[int, int]]:
+    """Start and end row of each row group of a part with `rows` rows; fewer than `groups` only below that many rows."""
+    groups = min(groups, rows)
+    return [(rows * g // groups, rows * (g + 1) // groups) for g in range(groups)]
+
+
+def parse_parts(parts: str | int | Iterable[int] | None, config: str) -> tuple[int, ...]:
+    """The parts meant by "0,2,5-7", ints or None (all of the config's), ascending.
+
+    Raises:
+        OptionError: not a part of `config`, or not to be understood.
+    """
+    valid = CONFIG_PARTS[config]
+    if parts is None:
+        return valid
+    try:
+        chosen = sorted(set(_expand(parts)))
+    except (TypeError, ValueError) as error:
+        raise OptionError(f'parts={parts!r}: expected something like "0,2,5-7" or a list of ints') from error
+    wrong = [part for part in chosen if part not in valid]
+    if wrong or not chosen:
+        named = f"{wrong} not in config {config}" if wrong else "none given"
+        raise OptionError(f"parts={parts!r}: {named}; its parts are {', '.join(map(str, valid))}")
+    return tuple(chosen)
+
+
+def _expand(parts: str | int | Iterable[int]) -> Iterable[int]:
+    if isinstance(parts, int):
+        return [parts]
+    if not isinstance(parts, str):
+        return [_whole(part) for part in parts]
+    numbers: list[int] = []
+    for piece in parts.split(","):
+        first, dash, last = piece.strip().partition("-")
+        numbers += range(int(first), int(last) + 1) if dash else [int(first)]
+    return numbers
+
+
+def _whole(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{value!r} is not an int")
+    return value
+
+
+def default_data_dir() -> Path:
+    """$LAION_FACE_DATA_DIR, else laion-face under the user's cache folder ($XDG_CACHE_HOME or ~/.cache)."""
+    if chosen := os.environ.get(DATA_DIR_VARIABLE):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "laion-face"
+
+
+@dataclass(frozen=True)
+class DataDir:
+    """The folder where prepared parts live; gives names, touches nothing."""
+
+    root: Path
+
+    @classmethod
+    def at(cls, path: str | os.PathLike[str] | None) -> DataDir:
+        """The folder at `path`, absolute; None means the default place."""
+        return cls(Path(path).expanduser().absolute() if path is not None else default_data_dir().absolute())
+
+    @property
+    def sources(self) -> Path:
+        """Downloads from upstream."""
+        return self.root / "sources"
+
+    def ids(self, part: int) -> Path:
+        """The part's sample ids."""
+        return self.root / "ids" / f"part-{part:05d}.parquet"
+
+    def faces(self, part: int) -> Path:
+        """The part's detections."""
+        return self.root / "faces" / f"part-{part:05d}.parquet"
+
+    def index(self, part: int) -> Path:
+        """The part of the one table."""
+        return self.root / "index" / f"part-{part:05d}.parquet"
+
+    def tars(self, part: int) -> Path:
+        """The folder that img2dataset writes for the part."""
+        return self.root / "images" / f"part-{part:05d}"
+
+    def images_fingerprint(self, part: int) -> Path:
+        """What the part's downloads were made with, beside the folder: a foreign .json in it crashes img2dataset."""
+        return self.root / "images" / f"part-{part:05d}.fingerprint"
+
+    def sidecar(self, part: int) -> Path:
+        """Where each row's picture lies."""
+        return self.root / "images" / f"part-{part:05d}.parquet"

@@ -1,0 +1,98 @@
+"""The tables: one Arrow schema for each, and the `datasets` features of an example derived from them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+if TYPE_CHECKING:
+    from datasets import Features
+
+#: One face. Box x1, y1, x2, y2 in pixels, not clipped to the picture; landmarks are (x, y) of left eye, right eye,
+#: nose, left and right mouth corner (batch-face, RetinaFace); score is the detector's confidence, 0.5 and up.
+FACE = pa.struct(
+    [
+        pa.field("box", pa.list_(pa.float32(), 4)),
+        pa.field("landmarks", pa.list_(pa.list_(pa.float32(), 2), 5)),
+        pa.field("score", pa.float32()),
+    ]
+)
+FACES = pa.list_(FACE)
+
+#: ids/part-000NN.parquet: sorted, unique.
+IDS = pa.schema([pa.field("sample_id", pa.int64(), nullable=False)])
+
+#: faces/part-000NN.parquet: sorted by sample_id.
+DETECTIONS = pa.schema([pa.field("sample_id", pa.int64(), nullable=False), pa.field("faces", FACES, nullable=False)])
+
+#: index/part-000NN.parquet, the one table: rows in the metadata's order. width and height are the original picture's.
+INDEX = pa.schema(
+    [
+        ("sample_id", pa.int64()),
+        ("part", pa.int16()),
+        ("url", pa.string()),
+        ("caption", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("license", pa.string()),
+        ("nsfw", pa.string()),
+        ("similarity", pa.float64()),
+        ("faces", FACES),
+        ("n_faces", pa.int32()),
+        ("max_face_score", pa.float32()),
+        ("max_face_size", pa.float32()),
+    ]
+)
+
+#: images/part-000NN.parquet, the sidecar: row r speaks of row r of the index. `status` is "ok" or why there is no
+#: picture; `tar` is relative to the folder that img2dataset wrote; offset and length are the picture's bytes inside it.
+#: width and height are those of the stored pixels; orientation is the EXIF value (1 to 8) that a viewer would apply and
+#: that is neutralised when the picture is yielded; sha256 is of the stored bytes.
+SIDECAR = pa.schema(
+    [
+        ("sample_id", pa.int64()),
+        ("status", pa.string()),
+        ("detail", pa.string()),
+        ("tar", pa.string()),
+        ("offset", pa.int64()),
+        ("length", pa.int64()),
+        ("format", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("orientation", pa.int8()),
+        ("sha256", pa.string()),
+    ]
+)
+
+#: The columns of an example, in the order in which they are yielded.
+EXAMPLE_COLUMNS = (
+    "sample_id",
+    "image",
+    "caption",
+    "faces",
+    "url",
+    "width",
+    "height",
+    "original_width",
+    "original_height",
+    "faces_aligned",
+    "part",
+    "nsfw",
+    "similarity",
+    "license",
+)
+
+
+def example_features() -> Features:
+    """The `datasets.Features` of an example; types come from `INDEX`. Image() is the only addition to Arrow's own."""
+    from datasets import Features, Image, Value
+
+    index = Features.from_arrow_schema(INDEX)
+    own = {
+        "image": Image(),
+        "original_width": index["width"],
+        "original_height": index["height"],
+        "faces_aligned": Value("bool"),
+    }
+    return Features({name: own.get(name) or index[name] for name in EXAMPLE_COLUMNS})

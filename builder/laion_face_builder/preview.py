@@ -1,0 +1,165 @@
+"""A contact sheet: pictures with boxes and landmarks drawn, captions and counts under them."""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+Example = dict[str, Any]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+_CARD, _PICTURE, _TEXT, _GAP, _HEAD = 264, 224, 76, 16, 56
+_PAGE, _PAPER, _LINE, _MAT = (242, 242, 239), (255, 255, 255), (218, 218, 214), (232, 233, 236)
+_INK, _FAINT = (34, 36, 40), (118, 122, 130)
+#: A box that is known to fit the picture, and one that is not.
+_SURE, _UNSURE = (0, 158, 96), (222, 138, 0)
+#: Left eye, right eye, nose, left and right mouth corner.
+_POINTS = ((30, 136, 229), (0, 188, 212), (255, 193, 7), (233, 30, 99), (171, 71, 188))
+_ENLARGED_AT_MOST = 2.0
+
+
+def contact_sheet(examples: Sequence[Example], columns: int = 4) -> Image.Image:
+    """One RGB picture with a card for each example.
+
+    Args:
+        examples: dicts with image (a PIL picture of any mode, or None), faces (dicts of box, landmarks, score in the
+            picture's frame), caption, width, height, faces_aligned. Boxes that may not fit are drawn in amber.
+        columns: cards in a row.
+    """
+    lines = max(1, math.ceil(len(examples) / columns))
+    height = _PICTURE + _TEXT
+    size = (columns * (_CARD + _GAP) + _GAP, _HEAD + lines * (height + _GAP))
+    sheet = Image.new("RGB", size, _PAGE)
+    ImageDraw.Draw(sheet).text((_GAP, 16), _title(examples), fill=_INK, font=_font(20))
+    for number, example in enumerate(examples):
+        left = _GAP + number % columns * (_CARD + _GAP)
+        top = _HEAD + number // columns * (height + _GAP)
+        sheet.paste(_card(example), (left, top))
+    return sheet
+
+
+def _title(examples: Sequence[Example]) -> str:
+    faces = sum(len(example["faces"]) for example in examples)
+    pictures = sum(example["image"] is not None for example in examples)
+    return f"{_counted(len(examples), 'example')}, {_counted(pictures, 'picture')}, {_counted(faces, 'face')}"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
+
+
+def _card(example: Example) -> Image.Image:
+    card = Image.new("RGB", (_CARD, _PICTURE + _TEXT), _PAPER)
+    pen = ImageDraw.Draw(card)
+    pen.rectangle((0, 0, _CARD - 1, _PICTURE), fill=_MAT)
+    if example["image"] is None:
+        pen.text((_CARD / 2, _PICTURE / 2), "no picture", fill=_FAINT, font=_font(15), anchor="mm")
+    else:
+        _place_picture(card, example)
+    pen.rectangle((0, 0, card.width - 1, card.height - 1), outline=_LINE)
+    for number, line in enumerate(_wrapped(showable(example["caption"] or "(no caption)"), _font(14), _CARD - 20)):
+        pen.text((10, _PICTURE + 8 + 19 * number), line, fill=_INK, font=_font(14))
+    pen.text((10, _PICTURE + 52), _facts(example), fill=_FAINT, font=_font(12))
+    return card
+
+
+def _facts(example: Example) -> str:
+    facts = [_counted(len(example["faces"]), "face")]
+    if example["image"] is not None:
+        facts.append(f"{example['image'].width} x {example['image'].height} {example['image'].mode}")
+        if not example.get("faces_aligned", True):
+            facts.append("not aligned")
+    return "  |  ".join(facts)
+
+
+def _place_picture(card: Image.Image, example: Example) -> None:
+    picture = to_rgb(example["image"])
+    scale = min(_CARD / picture.width, _PICTURE / picture.height, _ENLARGED_AT_MOST)
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    left, top = (_CARD - size[0]) // 2, (_PICTURE - size[1]) // 2
+    card.paste(picture.resize(size, Image.Resampling.LANCZOS), (left, top))
+    # Boxes may stick out of the picture: they are drawn over the mat too, but not over the text.
+    area = card.crop((0, 0, _CARD, _PICTURE))
+    pen = ImageDraw.Draw(area)
+    colour = _SURE if example.get("faces_aligned", True) else _UNSURE
+    for face in example["faces"]:
+        _draw_face(pen, face, np.asarray((left, top)), scale, colour)
+    card.paste(area, (0, 0))
+
+
+def _draw_face(
+    pen: ImageDraw.ImageDraw, face: dict[str, Any], origin: np.ndarray, scale: float, colour: tuple[int, int, int]
+) -> None:
+    x1, y1, x2, y2 = (np.asarray(face["box"], np.float64).reshape(2, 2) * scale + origin).ravel().tolist()
+    pen.rectangle((x1, y1, x2, y2), outline=colour, width=2)
+    for (x, y), fill in zip(np.asarray(face["landmarks"], np.float64) * scale + origin, _POINTS, strict=True):
+        pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill=fill, outline="white")
+    label, font = f"{face['score']:.2f}", _font(11)
+    at = (min(max(x1, 0), _CARD - 28) + 3, max(y1, 1) + 2)
+    around = pen.textbbox(at, label, font=font)
+    pen.rectangle((around[0] - 3, around[1] - 2, around[2] + 2, around[3] + 2), fill=colour)
+    pen.text(at, label, fill="white", font=font)
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """The picture as one sees it: 16 bits and floats brought down to 8, transparency over white."""
+    if picture.mode.startswith("I") or picture.mode == "F":
+        values = np.asarray(picture, np.float64)
+        highest = (
+            1.0 if picture.mode == "F" and values.max(initial=0) <= 1 else 65535.0 if values.max() > 255 else 255.0
+        )
+        return Image.fromarray((values / highest * 255).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
+        clear = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), clear).convert("RGB")
+    return picture.convert("RGB")
+
+
+def showable(text: str) -> str:
+    """`text` in one line. What the font lacks becomes the plain letter under its accents, or the script's name."""
+    pieces = []
+    for script, run in groupby(_without_accents(" ".join(text.split())), key=_script_if_missing):
+        pieces.append(f"<{script}>" if script else "".join(run))
+    return re.sub(r"(<\w+>)(\s*\1)+", r"\1", "".join(pieces))
+
+
+def _without_accents(text: str) -> str:
+    """Accents go only from letters that the font does not have."""
+    return "".join(unicodedata.normalize("NFKD", one)[0] if _script_if_missing(one) == "latin" else one for one in text)
+
+
+@lru_cache(maxsize=4096)
+def _script_if_missing(character: str) -> str:
+    """ "" if the font has the character, else the first word of its Unicode name, which is the script's for letters."""
+    if character.isascii() or bytes(_font(14).getmask(character)) != bytes(_font(14).getmask("\U0010ffff")):
+        return ""
+    is_letter = unicodedata.category(character)[0] in "LM"
+    return re.split(r"\W", unicodedata.name(character, "sign"))[0].lower() if is_letter else "sign"
+
+
+def _wrapped(text: str, font: Font, width: int, lines: int = 2) -> list[str]:
+    """At most `lines` lines of at most `width` pixels; what is left over ends in an ellipsis."""
+    wrapped: list[str] = []
+    rest = text
+    while rest and len(wrapped) < lines:
+        fits = next(n for n in range(len(rest), 0, -1) if n == 1 or font.getlength(rest[:n]) <= width)
+        cut = rest.rfind(" ", 0, fits + 1) if fits < len(rest) else fits
+        cut = cut if cut > fits // 2 else fits
+        wrapped.append(rest[:cut].strip())
+        rest = rest[cut:].strip()
+    if rest:
+        wrapped[-1] = wrapped[-1][:-2].rstrip() + "..."
+    return wrapped
+
+
+@lru_cache
+def _font(size: int) -> Font:
+    return ImageFont.load_default(size=size)

@@ -1,0 +1,216 @@
+"""The rows of the miniature: what the metadata says, what is true of the face rows, and what the hosts answer."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import cycle, islice
+from typing import Any
+
+from PIL import Image, ImageOps
+
+from laion_face_builder.sandbox.messages import Answer, redirect
+from laion_face_builder.sandbox.pictures import KINDS, Scene, draw, encode, plan
+from laion_face_builder.sandbox.spec import FAILURES, TWISTS, SandboxSpec, Truth
+
+_CAPTIONS = (
+    "A portrait drawn with {} circles",
+    "Retrato sonriente número {}, con acentos y ñ",
+    "Улыбка номер {}",
+    "微笑的人像 {} 号",
+    "にこにこ似顔絵 {}",
+    "그림 속의 얼굴 {}",
+    "وجه مرسوم رقم {}",
+    "पर चेहरा {}",
+    "Πρόσωπο {} σε χαρτί",
+    "פנים מצוירות {}",
+    "Two friends 👩🏽‍🎨👨🏻‍🚀 — no. {}",
+    'Quotes "inside", commas, a\ttab and a\nnew line; {}',
+    "",
+    None,
+)
+_SUFFIXES = {"jpeg": "jpg", "png": "png", "webp": "webp", "gif": "gif"}
+_PAGE = b"<!doctype html><html><body><h1>This picture has moved on</h1></body></html>"
+
+
+@dataclass(frozen=True)
+class Content:
+    """All that a sandbox holds.
+
+    Args:
+        rows: the metadata rows of each part, in order, with the metadata's own names.
+        truth: every face row, by part and row.
+        answers: what the picture hosts say under each path.
+    """
+
+    spec: SandboxSpec
+    rows: dict[int, list[dict[str, Any]]]
+    truth: tuple[Truth, ...]
+    answers: dict[str, Answer] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class _Seat:
+    """A face row before it is made: who it is, and what is to become of it."""
+
+    sample_id: int
+    row: int
+    fate: str
+    twist: str
+    kind: str
+
+
+def make_content(spec: SandboxSpec, hosts: Sequence[str], forbidden_file: str = "/etc/hostname") -> Content:
+    """Draws and writes up everything.
+
+    Args:
+        spec: how much of what.
+        hosts: addresses without a slash at the end; the pictures are spread over them.
+        forbidden_file: a local file that some URLs name (as file://), which no client may ever read.
+    """
+    content = Content(spec, {}, (), {})
+    truths = [truth for part in spec.parts for truth in _make_part(content, part, hosts, forbidden_file)]
+    return replace(content, truth=tuple(truths))
+
+
+def _make_part(content: Content, part: int, hosts: Sequence[str], forbidden_file: str) -> Iterator[Truth]:
+    """Fills in the part's rows and answers; gives what is true of its face rows."""
+    spec = content.spec
+    rng = random.Random(f"{spec.seed}/{part}")  # noqa: S311 - variety, not secrets
+    seats = _deal(spec, rng, part)
+    content.rows[part] = rows = []
+    for seat in seats:
+        if isinstance(seat, int):
+            rows.append(_other_row(rng, seat, hosts))
+            continue
+        base = rng.choice(list(hosts))
+        truth = _face_row(rng, seat, base)
+        answers = _answers(truth, base, spec)
+        # The answer that comes last is the one that a redirect leads to.
+        body = list(answers.values())[-1].body if answers else b""
+        truth = replace(truth, served=body if isinstance(body, bytes) else b"")
+        if truth.fate == "file_url":
+            truth = replace(truth, url=f"file://{forbidden_file}")
+        content.answers.update(answers)
+        rows.append(_metadata(truth))
+        yield truth
+
+
+def _deal(spec: SandboxSpec, rng: random.Random, part: int) -> list[_Seat | int]:
+    """The part's rows in order, of the faceless only the id; shares are exact, sorts equally frequent."""
+    count = round(spec.rows * spec.face_share)
+    failing, twisted = round(count * spec.failing), round(count * spec.twisted)
+    fates = [(fate, "") for fate in islice(cycle(FAILURES), failing)]
+    fates += [("ok", twist) for twist in islice(cycle(TWISTS), min(twisted, count - failing))]
+    fates += [("ok", "")] * (count - len(fates))
+    kinds = list(islice(cycle(KINDS), count))
+    has_faces = [at < count for at in range(spec.rows)]
+    for deck in (fates, kinds, has_faces):
+        rng.shuffle(deck)
+    ids = [number * 32 + part for number in rng.sample(range(10**11), spec.rows)]  # no id is in two parts
+    dealt = zip(range(count), fates, kinds, strict=True)
+    seats: list[_Seat | int] = []
+    for sample_id, chosen in zip(ids, has_faces, strict=True):
+        if chosen:
+            row, (fate, twist), kind = next(dealt)
+            plain = fate in ("truncated", "cut") or twist in ("rescaled", "reshaped")
+            seats.append(_Seat(sample_id, row, fate, twist, "jpeg" if plain else kind))
+        else:
+            seats.append(sample_id)
+    return seats
+
+
+def _face_row(rng: random.Random, seat: _Seat, base: str) -> Truth:
+    scene = plan(rng, rng.choice((0, 1, 1, 1, 1, 1, 2, 2, 3, 4, 5, 6)))
+    path = f"/{seat.sample_id % 32:02d}/{seat.sample_id}.{_SUFFIXES[seat.kind.partition('-')[0]]}"
+    served, size = _served(scene, seat.kind, seat.twist)
+    known = rng.random() > 0.03
+    return Truth(
+        sample_id=seat.sample_id,
+        part=seat.sample_id % 32,
+        row=seat.row,
+        url=("ftp" + base[4:] if seat.fate == "ftp_url" else base) + path,
+        caption=_caption(rng),
+        width=scene.width if known else None,
+        height=scene.height if known or rng.random() < 0.3 else None,
+        faces=scene.faces,
+        kind=seat.kind,
+        fate=seat.fate,
+        twist=seat.twist,
+        served=served,
+        served_size=size if seat.fate == "ok" else None,
+        **_labels(rng),
+    )
+
+
+def _served(scene: Scene, kind: str, twist: str) -> tuple[bytes, tuple[int, int]]:
+    picture = draw(scene, plain=kind.startswith("gif") or kind == "png-palette")
+    if twist == "rescaled":
+        picture = picture.resize((scene.width * 3 // 2, scene.height * 3 // 2), Image.Resampling.LANCZOS)
+    if twist == "reshaped":
+        picture = ImageOps.fit(picture, (scene.width, max(24, scene.height // 2)))
+    return encode(picture, kind), picture.size
+
+
+def _answers(truth: Truth, base: str, spec: SandboxSpec) -> dict[str, Answer]:
+    """What stands under the row's path and, last, where that leads to."""
+    path = truth.path
+    data, form = truth.served, {"Content-Type": f"image/{truth.kind.partition('-')[0]}"}
+    if truth.fate in ("ftp_url", "file_url"):
+        return {}
+    if truth.fate.startswith("http_"):
+        return {path: Answer(int(truth.fate[5:]), b"gone")}
+    if truth.twist == "redirected":
+        return {path: redirect(f"{base}/moved{path}", 301), f"/moved{path}": Answer(body=data, headers=form)}
+    failures = {
+        "html": Answer(body=_PAGE, headers={"Content-Type": "text/html; charset=utf-8"}),
+        "opted_out": Answer(body=data, headers={**form, "X-Robots-Tag": "noai, noimageai"}),
+        "truncated": Answer(body=data[: len(data) // 2], headers=form),
+        "cut": Answer(body=data, headers=form, cut_after=len(data) // 2),
+        "empty": Answer(headers=form),
+        "other_scheme": redirect(f"ftp{base[4:]}/moved{path}"),
+    }
+    good = Answer(body=data, headers=form, delay=spec.slow if truth.twist == "slow" else 0.0)
+    return {path: failures.get(truth.fate, good)}
+
+
+def _caption(rng: random.Random) -> str | None:
+    chosen = rng.choice(_CAPTIONS)
+    return chosen.format(rng.randint(1, 999)) if chosen else chosen
+
+
+def _labels(rng: random.Random) -> dict[str, Any]:
+    return {
+        "license": rng.choices(("?", None, "cc-by-4.0"), (90, 5, 5))[0],
+        "nsfw": rng.choices(("UNLIKELY", "UNSURE", "NSFW", None), (85, 6, 4, 5))[0],
+        "similarity": None if rng.random() < 0.03 else rng.uniform(0.3, 0.45),
+    }
+
+
+def _metadata(truth: Truth) -> dict[str, Any]:
+    return {
+        "SAMPLE_ID": truth.sample_id,
+        "URL": truth.url,
+        "TEXT": truth.caption,
+        "HEIGHT": truth.height,
+        "WIDTH": truth.width,
+        "LICENSE": truth.license,
+        "NSFW": truth.nsfw,
+        "similarity": truth.similarity,
+    }
+
+
+def _other_row(rng: random.Random, sample_id: int, hosts: Sequence[str]) -> dict[str, Any]:
+    """A row without faces: nobody has a reason to ask for its picture. One in fifty has no id."""
+    labels = _labels(rng)
+    return {
+        "SAMPLE_ID": None if rng.random() < 0.02 else sample_id,
+        "URL": f"{rng.choice(list(hosts))}/faceless/{sample_id}.jpg",
+        "TEXT": _caption(rng),
+        "HEIGHT": rng.randint(64, 2000),
+        "WIDTH": rng.randint(64, 2000),
+        "LICENSE": labels["license"],
+        "NSFW": labels["nsfw"],
+        "similarity": labels["similarity"],
+    }

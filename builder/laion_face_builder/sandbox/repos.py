@@ -1,0 +1,90 @@
+"""What the stand-in Hub keeps: dataset repos with their files, commits and branches."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from laion_face_builder.sandbox.messages import Answer
+
+#: File names that a new dataset repo on the Hub keeps in LFS (its default .gitattributes).
+_LFS_SUFFIXES = (".bin", ".jpg", ".parquet", ".png", ".pt", ".pth", ".tar", ".webp", ".zip")
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """One file of a commit."""
+
+    path: str
+    content: bytes | Path
+
+    @property
+    def is_lfs(self) -> bool:
+        """Whether git holds only a pointer to it."""
+        return self.path.endswith(_LFS_SUFFIXES)
+
+    @cached_property
+    def data(self) -> Answer:
+        """The bytes, ready to be sent."""
+        return Answer(body=self.content)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the bytes: what LFS names the file by."""
+        return _hash_of("sha256", self.data)
+
+    @cached_property
+    def oid(self) -> str:
+        """What git names the file by; close enough for LFS files, whose pointer it would be of."""
+        return _hash_of("sha1", self.data, f"blob {self.data.whole}\0".encode())
+
+    def as_json(self) -> dict[str, Any]:
+        """The entry in a listing."""
+        entry: dict[str, Any] = {"type": "file", "path": self.path, "size": self.data.whole, "oid": self.oid}
+        if self.is_lfs:
+            entry["lfs"] = {"oid": self.sha256, "size": self.data.whole, "pointerSize": 134}
+        return entry
+
+    def as_sibling(self) -> dict[str, Any]:
+        """The entry in the repo's info, where the Hub uses other names for the same."""
+        entry = {"rfilename": self.path, "size": self.data.whole, "blobId": self.oid}
+        lfs = {"sha256": self.sha256, "size": self.data.whole, "pointerSize": 134}
+        return {**entry, "lfs": lfs} if self.is_lfs else entry
+
+
+@dataclass
+class HubRepo:
+    """A dataset repo: commits by their sha, and branches that point to them."""
+
+    id: str
+    gated: bool = False
+    commits: dict[str, dict[str, HubFile]] = field(default_factory=dict)
+    branches: dict[str, str] = field(default_factory=dict)
+
+    def commit(self, files: Mapping[str, bytes | Path], branch: str = "main") -> str:
+        """Adds or replaces files on top of `branch`; gives the new commit's sha."""
+        tree = dict(self.commits.get(self.branches.get(branch, ""), {}))
+        tree.update({path: HubFile(path, content) for path, content in files.items()})
+        text = "\n".join([self.branches.get(branch, ""), *(f"{path} {tree[path].oid}" for path in sorted(tree))])
+        sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+        self.commits[sha], self.branches[branch] = tree, sha
+        return sha
+
+    def sha(self, revision: str) -> str | None:
+        """The commit that a branch or a sha means."""
+        return self.branches.get(revision) or (revision if revision in self.commits else None)
+
+    def tree(self, revision: str) -> dict[str, HubFile]:
+        """The files of a revision by path."""
+        return self.commits[self.sha(revision) or ""]
+
+
+def _hash_of(algorithm: str, answer: Answer, start: bytes = b"") -> str:
+    hasher = hashlib.new(algorithm, start, usedforsecurity=False)
+    for piece in answer.pieces():
+        hasher.update(piece)
+    return hasher.hexdigest()

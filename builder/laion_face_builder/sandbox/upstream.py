@@ -1,0 +1,135 @@
+"""Writes a sandbox's content as upstream publishes it: metadata Parquet, and pickles by the real torch.save."""
+
+from __future__ import annotations
+
+import pickle
+import random
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from laion_face_builder.sandbox.content import Content
+from laion_face_builder.sandbox.spec import Face, PickleStyle
+
+METADATA_NAME = "part-{:05d}-5b54c5d5-bbcf-484d-a2ce-0d6f73df1a36-c000.snappy.parquet"
+IDS_NAME = "laion_face_ids.pth"
+DETECTIONS_NAME = "sample2detect_{}.pth"
+_ID_TYPES = {"int64": pa.int64(), "float64": pa.float64(), "string": pa.string()}
+
+
+def write_upstream(content: Content, folder: Path) -> None:
+    """folder/laion-face/ with the id list and the detections, folder/metadata/ with the metadata."""
+    for name in ("laion-face", "metadata"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    style = content.spec.pickles
+    for part in content.spec.parts:
+        path = folder / "metadata" / METADATA_NAME.format(part)
+        write_metadata(path, metadata_table(content, part), row_groups=content.spec.row_groups)
+        detections_path = folder / "laion-face" / DETECTIONS_NAME.format(part)
+        write_detections(detections_path, detections_of(content, part), style)
+    write_ids(folder / "laion-face" / IDS_NAME, ids_of(content), style)
+
+
+def metadata_table(content: Content, part: int) -> pa.Table:
+    """The rows of a part with LAION-400M's columns; SAMPLE_ID in the type that the spec asks for."""
+    numbers = {"SAMPLE_ID": pa.int64(), "HEIGHT": pa.int64(), "WIDTH": pa.int64(), "similarity": pa.float64()}
+    names = ("SAMPLE_ID", "URL", "TEXT", "HEIGHT", "WIDTH", "LICENSE", "NSFW", "similarity")
+    schema = pa.schema([(name, numbers.get(name, pa.string())) for name in names])
+    table = pa.Table.from_pylist(content.rows[part], schema=schema)
+    return table.set_column(0, "SAMPLE_ID", table["SAMPLE_ID"].cast(_ID_TYPES[content.spec.sample_ids]))
+
+
+def write_metadata(path: Path, table: pa.Table, *, row_groups: int = 4) -> None:
+    """A metadata file of so many row groups."""
+    pq.write_table(table, path, compression="snappy", row_group_size=max(1, -(-table.num_rows // row_groups)))
+
+
+def ids_of(content: Content) -> list[list[int]]:
+    """The 32 lists of ids, unsorted; one id stands twice, one has no metadata; other parts have ids of no use."""
+    lists = [[10**12 * 32 + part, 32 * 7 + part] for part in range(32)]
+    for part in content.spec.parts:
+        mine = [truth.sample_id for truth in content.truth if truth.part == part]
+        random.Random(part).shuffle(mine)  # noqa: S311 - order, not secrets
+        lists[part] = [*mine, *mine[:1], 10**12 * 32 + part]
+    return lists
+
+
+def detections_of(content: Content, part: int) -> dict[int, tuple[Face, ...]]:
+    """Faces by id. Of the rows without a face half are there with none, half are not there; one id is on no list."""
+    mine = [truth for truth in content.truth if truth.part == part]
+    found = {truth.sample_id: truth.faces for truth in mine if truth.faces or truth.row % 2}
+    first = next((truth.faces for truth in mine if truth.faces), ())
+    return {**found, 10**12 * 64 + part: first}
+
+
+def write_ids(path: Path, lists: Sequence[Iterable[int]], style: PickleStyle | None = None) -> None:
+    """laion_face_ids.pth in the given style."""
+    import torch
+
+    style = style or PickleStyle()
+    number = {"float": float, "int": int, "numpy": np.int64}[style.numbers]
+    shapes: dict[str, Any] = {
+        "list": lambda ids: [number(one) for one in ids],
+        "tuple": lambda ids: tuple(number(one) for one in ids),
+        "set": lambda ids: {number(one) for one in ids},
+        "array": lambda ids: np.asarray(list(ids), dtype=np.int64 if style.numbers == "int" else np.float64),
+        "tensor": lambda ids: torch.tensor(list(ids), dtype=torch.int64 if style.numbers == "int" else torch.float64),
+    }
+    inner = [shapes[style.inner](ids) for ids in lists]
+    outers = {"list": inner, "tuple": tuple(inner), "dict": dict(enumerate(inner))}
+    save(outers[style.outer], path, style)
+
+
+def write_detections(path: Path, faces: Mapping[int, Sequence[Face]], style: PickleStyle | None = None) -> None:
+    """A sample2detect_i.pth in the given style: id -> list of faces."""
+    style = style or PickleStyle()
+    save(
+        {sample_id: [_as_upstream(face, style.face) for face in each] for sample_id, each in faces.items()}, path, style
+    )
+
+
+def _as_upstream(face: Face, shape: str) -> object:
+    box, landmarks = np.asarray(face.box, np.float32), np.asarray(face.landmarks, np.float32).reshape(5, 2)
+    if shape == "lists":
+        return box.tolist(), landmarks.tolist(), face.score
+    if shape == "tensors":
+        import torch
+
+        return torch.from_numpy(box), torch.from_numpy(landmarks), torch.tensor(face.score, dtype=torch.float32)
+    if shape == "dicts":
+        return {"box": box, "kps": landmarks, "score": np.float32(face.score)}
+    return box, landmarks, np.float32(face.score)
+
+
+def save(value: object, path: Path, style: PickleStyle | None = None) -> None:
+    """torch.save in the style's container, with numpy's old or new names in the pickle."""
+    import torch
+
+    style = style or PickleStyle()
+    module: Any = _old_names if style.old_numpy else pickle
+    torch.save(value, path, pickle_module=module, _use_new_zipfile_serialization=not style.legacy)
+
+
+class _OldNamesPickler(pickle._Pickler):
+    """Python's own pickler, which can be told to write the name that a function had before numpy 2."""
+
+    def save_global(self, obj: Any, name: str | None = None) -> None:
+        module = getattr(obj, "__module__", None) or ""
+        if module.startswith("numpy._core"):
+            old = module.replace("numpy._core", "numpy.core")
+            self.write(pickle.GLOBAL + f"{old}\n{obj.__name__}\n".encode())  # type: ignore[attr-defined] # not in its stubs
+            self.memoize(obj)  # type: ignore[attr-defined] # not in its stubs
+        else:
+            super().save_global(obj, name)  # type: ignore[misc] # not in its stubs
+
+
+def _dump(value: object, file: Any, protocol: int | None = None) -> None:
+    _OldNamesPickler(file, protocol).dump(value)
+
+
+_old_names = types.SimpleNamespace(__name__="pickle", Pickler=_OldNamesPickler, dump=_dump)

@@ -1,0 +1,118 @@
+"""One miniature upstream for all tests; the environment leads there before huggingface_hub is imported.
+
+huggingface_hub reads HF_ENDPOINT once, when it is imported. So the stand-in Hub starts with this file, and every
+sandbox of the session, `sandbox` and those of `make_sandbox`, puts its repos on that one Hub under names of its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from laion_face_builder.layout import DataDir
+from laion_face_builder.sandbox import Hub, Sandbox, SandboxSpec, Truth, environment_for, make_content, write_upstream
+from laion_face_builder.sandbox.content import Content
+from laion_face_builder.sandbox.serving import LoopbackServer
+
+assert "huggingface_hub" not in sys.modules, "HF_ENDPOINT would come too late"
+_FOLDER = Path(tempfile.mkdtemp(prefix="laion-face-tests-"))
+_HUB = Hub().start()
+_SERVERS: list[LoopbackServer] = [_HUB]
+for _name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "WORLD_SIZE", "RANK"):
+    os.environ.pop(_name, None)
+    os.environ.pop(_name.lower(), None)
+os.environ.update(environment_for(_HUB, _FOLDER / "home"))
+
+
+def pytest_unconfigure() -> None:
+    _HUB.stop()
+    shutil.rmtree(_FOLDER, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def no_faults_left() -> Iterator[None]:
+    """What one test plants in the servers of the whole session must not spoil the next one."""
+    yield
+    for server in _SERVERS:
+        server.faults.clear()
+
+
+@pytest.fixture(scope="session")
+def sandbox() -> Iterator[Sandbox]:
+    """The whole miniature, three parts of 1,200 rows, under upstream's own names. To change one, `make_sandbox`."""
+    with Sandbox.running(_FOLDER / "sandbox", hub=_HUB) as box:
+        _SERVERS.extend([box.pictures, box.metadata])
+        yield box
+
+
+@pytest.fixture(scope="session")
+def true_rows(sandbox: Sandbox) -> Callable[[int], list[Truth]]:
+    """`true_rows(part)`: what is known of the rows of that part's index, in order."""
+    return sandbox.truth_of
+
+
+class UpstreamFiles(NamedTuple):
+    """`folder`/laion-face/ has the pickles, `folder`/metadata/ the Parquet files; `content` is what they say."""
+
+    folder: Path
+    content: Content
+
+    def truth_of(self, part: int) -> list[Truth]:
+        return [truth for truth in self.content.truth if truth.part == part]
+
+
+@pytest.fixture(scope="session")
+def upstream_files() -> UpstreamFiles:
+    """The files alone, nothing served: two small parts."""
+    content = make_content(SandboxSpec(parts=(0, 1), rows=150), ["http://pictures.invalid"])
+    write_upstream(content, _FOLDER / "files")
+    return UpstreamFiles(_FOLDER / "files", content)
+
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def make_sandbox() -> Iterator[Callable[[SandboxSpec], Sandbox]]:
+    """`make_sandbox(SandboxSpec(rows=60, parts=(0,)))`: a small one for this test alone, on the same Hub."""
+    with ExitStack() as stack:
+
+        def make(spec: SandboxSpec) -> Sandbox:
+            number = next(_numbers)
+            folder = _FOLDER / f"sandbox-{number}"
+            return stack.enter_context(Sandbox.running(folder, spec, hub=_HUB, namespace=f"sandbox-{number}"))
+
+        yield make
+
+
+class Prepared(NamedTuple):
+    """A DATA_DIR with parts 0 and 2 of `sandbox` prepared and downloaded. For reading: copy it to change it."""
+
+    data: DataDir
+    sandbox: Sandbox
+
+    @property
+    def truth(self) -> list[Truth]:
+        return [*self.sandbox.truth_of(0), *self.sandbox.truth_of(2)]
+
+
+@pytest.fixture(scope="session")
+def prepared(sandbox: Sandbox) -> Prepared:
+    from laion_face_builder import parts
+    from laion_face_builder.options import OptionFields, Options
+    from laion_face_builder.prepare import prepare
+
+    fields = OptionFields(parts="0,2", allow_private_hosts=True)
+    options = Options.of("20M", fields, _FOLDER / "prepared")
+    prepare(options.data, options.parts, options.upstream)
+    results = list(parts.download(options, parts.download_options(options, processes_count=1, stuck_after=60.0)))
+    assert [part for part, _ in results] == [0, 2]
+    return Prepared(options.data, sandbox)

@@ -1,0 +1,43 @@
+"""Asking again when a failure may pass: bounded, with growing pauses."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from laion_face_builder.errors import SourceError
+
+T = TypeVar("T")
+
+#: Tries of a small request.
+LOOKUPS = 4
+
+
+class TransientError(Exception):
+    """A request failed in a way that may pass: dropped connection, time-out, 429, 5xx. `wait`: seconds asked for."""
+
+    def __init__(self, reason: str, wait: float = 0.0) -> None:
+        self.wait = wait
+        super().__init__(reason)
+
+
+def pause(attempt: int, error: TransientError | None = None) -> None:
+    """Sleeps half a second, doubled with each attempt up to 8 s, or as long as the server asked for, up to a minute."""
+    time.sleep(max(min(0.5 * 2**attempt, 8.0), min(error.wait if error else 0.0, 60.0)))
+
+
+def retried(ask: Callable[[], T], name: str) -> T:
+    """What `ask` returns, asked up to four times while it raises TransientError.
+
+    Raises:
+        SourceError: still no answer.
+    """
+    for attempt in range(LOOKUPS):
+        try:
+            return ask()
+        except TransientError as error:
+            if attempt == LOOKUPS - 1:
+                raise SourceError(f"{name}: {error}; asked {LOOKUPS} times. Try again later.") from error
+            pause(attempt, error)
+    raise AssertionError("unreachable")

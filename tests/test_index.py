@@ -1,0 +1,308 @@
+"""The one table: law 1 against a plain join in Python, its row groups, and reading it by row range."""
+
+import json
+import math
+import multiprocessing
+import pickle
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from laion_face_builder.errors import BadFile, NotPrepared, OptionError, SourceNotFound
+from laion_face_builder.files import FINGERPRINT_KEY
+from laion_face_builder.index import IndexPart, find_published
+from laion_face_builder.index_writer import IndexInputs, _in_groups, index_fingerprint, write_index
+from laion_face_builder.layout import row_group_bounds
+from laion_face_builder.sandbox import FolderHost, Sandbox
+from laion_face_builder.schema import DETECTIONS, IDS, INDEX
+
+FINGERPRINT = index_fingerprint(3, ids="sha256:i", faces="sha256:f", metadata="etag:m")
+float32s = st.floats(-1000, 3000, width=32)
+
+
+def face(score: float, box: list[float]) -> dict:
+    return {"box": box, "landmarks": [[float(k), 0.5] for k in range(5)], "score": float(np.float32(score))}
+
+
+faces = st.builds(face, st.floats(0.5, 1, width=32), st.lists(float32s, min_size=4, max_size=4))
+ids = st.integers(0, 40)
+rows = st.fixed_dictionaries(
+    {
+        "id": st.one_of(st.none(), ids),
+        "url": st.one_of(st.none(), st.text(max_size=5)),
+        "caption": st.one_of(st.none(), st.text(max_size=5)),
+        "width": st.one_of(st.none(), st.integers(1, 5000)),
+        "height": st.one_of(st.none(), st.integers(1, 5000)),
+        "license": st.sampled_from([None, "?"]),
+        "nsfw": st.sampled_from([None, "UNLIKELY", "NSFW"]),
+        "similarity": st.one_of(st.none(), st.floats(0, 1)),
+    }
+)
+names = st.sampled_from(
+    [
+        ("SAMPLE_ID", "URL", "TEXT", "WIDTH", "HEIGHT", "LICENSE", "NSFW", "similarity"),
+        ("sample_id", "url", "caption", "width", "height", "license", "nsfw", "SIMILARITY"),
+    ]
+)
+ID_FORMS = {
+    "int": (lambda one: one, pa.int64()),
+    "float": (float, pa.float64()),
+    "nan": (float, pa.float64()),
+    "text": (lambda one: f"{one}", pa.string()),
+    "point": (lambda one: f"{one}.0", pa.large_string()),
+}
+
+
+def write_metadata(path: Path, table_rows, columns, form: str) -> Path:
+    make, kind = ID_FORMS[form]
+    absent = math.nan if form == "nan" else None
+    values = [absent if row["id"] is None else make(row["id"]) for row in table_rows]
+    arrays = [pa.array(values, kind)]
+    kinds = (pa.string(), pa.string(), pa.int64(), pa.float64(), pa.string(), pa.string(), pa.float64())
+    keys = ("url", "caption", "width", "height", "license", "nsfw", "similarity")
+    arrays += [pa.array([row[key] for row in table_rows], kind) for key, kind in zip(keys, kinds, strict=True)]
+    table = pa.table(dict(zip(columns, arrays, strict=True))).append_column("__index_level_0__", arrays[0])
+    pq.write_table(table, path, row_group_size=7)
+    return path
+
+
+def inputs(folder: Path, face_ids, detections, metadata: Path) -> IndexInputs:
+    pq.write_table(pa.table({"sample_id": sorted(face_ids)}, schema=IDS), folder / "ids.parquet")
+    table = [{"sample_id": key, "faces": detections[key]} for key in sorted(detections)]
+    pq.write_table(pa.Table.from_pylist(table, schema=DETECTIONS), folder / "faces.parquet", row_group_size=5)
+    return IndexInputs(3, folder / "ids.parquet", folder / "faces.parquet", metadata, FINGERPRINT)
+
+
+def plain_join(table_rows, face_ids, detections) -> list[dict]:
+    joined = []
+    for row in table_rows:
+        if row["id"] not in face_ids:
+            continue
+        found = detections.get(row["id"], [])
+        short = [np.float32(b[2]) - np.float32(b[0]) for b in (f["box"] for f in found)]
+        short = [min(s, np.float32(f["box"][3]) - np.float32(f["box"][1])) for s, f in zip(short, found, strict=True)]
+        flat = {
+            "n_faces": len(found),
+            "max_face_score": max((f["score"] for f in found), default=None),
+            "max_face_size": float(max(short)) if short else None,
+        }
+        rest = {key: value for key, value in row.items() if key != "id"}
+        joined.append({"sample_id": row["id"], "part": 3, **rest, "faces": found, **flat})
+    return joined
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    st.lists(rows, max_size=60),
+    st.sets(ids),
+    st.dictionaries(ids, st.lists(faces, max_size=3), max_size=12),
+    names,
+    st.sampled_from(sorted(ID_FORMS)),
+)
+def test_law_1_the_index_is_the_plain_join(tmp_path_factory, table_rows, face_ids, detections, columns, form):
+    folder = tmp_path_factory.mktemp("law1")
+    metadata = write_metadata(folder / "metadata.parquet", table_rows, columns, form)
+    expected = plain_join(table_rows, face_ids, detections)
+    assert write_index(folder / "index.parquet", inputs(folder, face_ids, detections, metadata)) == len(expected)
+    with IndexPart.open(folder / "index.parquet") as part:
+        assert part.num_rows == len(expected)
+        assert part.read(0, part.num_rows).to_pylist() == expected
+
+
+def test_law_1_on_the_sandbox(upstream_files, tmp_path):
+    from laion_face_builder.detections import write_faces
+    from laion_face_builder.ids import write_ids
+    from laion_face_builder.layout import DataDir
+
+    data, pickles = DataDir.at(tmp_path), upstream_files.folder / "laion-face"
+    write_ids(pickles / "laion_face_ids.pth", data, [1], "v")
+    write_faces(pickles / "sample2detect_1.pth", data, 1, "v")
+    (metadata,) = (upstream_files.folder / "metadata").glob("part-00001-*")
+    write_index(data.index(1), IndexInputs(1, data.ids(1), data.faces(1), metadata, FINGERPRINT))
+    table = pq.read_table(data.index(1)).to_pylist()
+    truth = upstream_files.truth_of(1)
+    assert [(row["sample_id"], row["url"], row["caption"]) for row in table] == [
+        (true.sample_id, true.url, true.caption) for true in truth
+    ]
+    assert [row["faces"] for row in table] == [[one.as_dict() for one in true.faces] for true in truth]
+    assert all(
+        (row["width"], row["height"]) == (true.width, true.height) for row, true in zip(table, truth, strict=True)
+    )
+
+
+@pytest.fixture
+def index(tmp_path):
+    return make_index(tmp_path, 300)
+
+
+def make_index(folder: Path, count: int) -> Path:
+    folder.mkdir(exist_ok=True)
+    table_rows = [
+        {"id": 7 * k % 1009, "url": f"http://x/{k}", "caption": "c", "width": 5, "height": 6}
+        | {"license": "?", "nsfw": None, "similarity": 0.5}
+        for k in range(count + 10)
+    ]
+    face_ids = {row["id"] for row in table_rows[:count]}
+    columns = ("SAMPLE_ID", "URL", "TEXT", "WIDTH", "HEIGHT", "LICENSE", "NSFW", "similarity")
+    metadata = write_metadata(folder / "metadata.parquet", table_rows, columns, "int")
+    detections = {key: [face(0.75, [0.0, 0.0, 10.0, 5.0])] for key in list(face_ids)[::2]}
+    write_index(folder / "part-00003.parquet", inputs(folder, face_ids, detections, metadata))
+    return folder / "part-00003.parquet"
+
+
+@pytest.mark.parametrize("count", [0, 1, 127, 128, 300])
+def test_row_groups_are_those_of_the_contract(tmp_path, count):
+    with IndexPart.open(make_index(tmp_path, count)) as part:
+        assert part.row_groups == row_group_bounds(count)
+        assert len(part.row_groups) == min(count, 128)
+
+
+def test_the_file_is_as_the_contract_says(index, tmp_path):
+    with pq.ParquetFile(index) as file:
+        assert file.schema_arrow.remove_metadata() == INDEX
+        column = file.metadata.row_group(0).column(0)
+        assert (column.compression, column.has_column_index, column.has_offset_index) == ("ZSTD", True, True)
+        assert json.loads(file.metadata.metadata[FINGERPRINT_KEY]) == FINGERPRINT
+    assert index.read_bytes() == make_index(tmp_path / "again", 300).read_bytes()
+
+
+def test_doubled_metadata_rows_are_kept_and_said(tmp_path, caplog):
+    row = {"url": "u", "caption": None, "width": 1, "height": 1, "license": None, "nsfw": None, "similarity": None}
+    table_rows = [{"id": 5, **row}, {"id": 6, **row}, {"id": 5, **row}]
+    columns = ("SAMPLE_ID", "URL", "TEXT", "WIDTH", "HEIGHT", "LICENSE", "NSFW", "similarity")
+    metadata = write_metadata(tmp_path / "metadata.parquet", table_rows, columns, "int")
+    assert write_index(tmp_path / "index.parquet", inputs(tmp_path, {5}, {}, metadata)) == 2
+    assert "1 metadata rows repeat the id of another" in caplog.text
+
+
+@pytest.mark.parametrize("count", [3, 5])
+def test_metadata_that_changes_while_it_is_read(count):
+    tables = iter([pa.table({"sample_id": [1, 2]}), pa.table({"sample_id": [3, 4]})])
+    with pytest.raises(BadFile, match="other rows than at the first reading"):
+        list(_in_groups(tables, row_group_bounds(count), Path("m.parquet")))
+
+
+def test_metadata_of_another_part_is_said(tmp_path, caplog):
+    columns = ("SAMPLE_ID", "URL", "TEXT", "WIDTH", "HEIGHT", "LICENSE", "NSFW", "similarity")
+    metadata = write_metadata(tmp_path / "metadata.parquet", [], columns, "int")
+    assert write_index(tmp_path / "index.parquet", inputs(tmp_path, {5}, {}, metadata)) == 0
+    assert "is it another part's?" in caplog.text
+
+
+# Reading
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.data())
+def test_any_row_range_is_the_slice(tmp_path_factory, data):
+    index = tmp_path_factory.getbasetemp() / "any-range"
+    path = index / "part-00003.parquet" if index.exists() else make_index(index, 300)
+    start = data.draw(st.integers(0, 300))
+    stop = data.draw(st.integers(start, 300))
+    columns = data.draw(st.one_of(st.none(), st.lists(st.sampled_from(INDEX.names), unique=True, min_size=1)))
+    with IndexPart.open(path) as part:
+        found = part.read(start, stop, columns)
+    assert found.equals(pq.read_table(path).replace_schema_metadata(None).select(columns or INDEX.names)[start:stop])
+
+
+def test_rows_that_are_not_there(index):
+    with IndexPart.open(index) as part:
+        for start, stop in ((-1, 5), (5, 4), (0, 301)):
+            with pytest.raises(IndexError):
+                part.read(start, stop)
+
+
+def test_nothing_is_opened_before_it_is_read(tmp_path):
+    part = IndexPart.open(tmp_path / "absent.parquet")
+    with pytest.raises(NotPrepared, match=r"absent.parquet: there is no index there"):
+        _ = part.num_rows
+
+
+def test_a_file_that_is_no_index(tmp_path):
+    pq.write_table(pa.table({"sample_id": [1]}), tmp_path / "other.parquet")
+    (tmp_path / "text.parquet").write_text("no")
+    with pytest.raises(BadFile, match="no column part, url"):
+        _ = IndexPart.open(tmp_path / "other.parquet").num_rows
+    with pytest.raises(BadFile, match=r"text.parquet"):
+        _ = IndexPart.open(tmp_path / "text.parquet").num_rows
+
+
+def test_a_foreign_file_has_a_fingerprint_of_its_own(index, tmp_path):
+    table = pq.read_table(index).replace_schema_metadata(None)
+    pq.write_table(table, tmp_path / "a.parquet")
+    pq.write_table(table.slice(1), tmp_path / "b.parquet")
+    one, same, other = (IndexPart.open(tmp_path / name).fingerprint for name in ("a.parquet", "a.parquet", "b.parquet"))
+    assert one == same != other
+    assert IndexPart.open(index).fingerprint == FINGERPRINT
+
+
+def _read_in_child(part, queue):
+    queue.put(part.read(290, 300, ["url"])["url"].to_pylist())
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("remote", [False, True])
+def test_an_open_part_travels_to_other_processes(index, method, remote):
+    with FolderHost(index.parent) as host:
+        part = IndexPart.open(f"{host.url()}/{index.name}" if remote else index)
+        expected = part.read(290, 300, ["url"])["url"].to_pylist()
+        context = multiprocessing.get_context(method)
+        queue = context.Queue()
+        child = context.Process(target=_read_in_child, args=(part, queue), daemon=True)
+        child.start()
+        assert queue.get(timeout=60) == expected
+        child.join()
+        assert part.read(290, 300, ["url"])["url"].to_pylist() == expected
+        part.close()
+    assert pickle.loads(pickle.dumps(part)).address == part.address
+
+
+def test_a_remote_part_costs_few_requests_a_row_group(index):
+    with FolderHost(index.parent) as host, IndexPart.open(f"{host.url()}/{index.name}") as part:
+        expected = pq.read_table(index)
+        _ = part.num_rows
+        before = len(host.log)
+        group = part.row_groups[40]
+        assert part.read(*group).to_pylist() == expected.slice(group[0], group[1] - group[0]).to_pylist()
+        assert len(host.log) - before <= 3
+
+
+def test_a_remote_part_survives_a_busy_host(index):
+    with FolderHost(index.parent) as host, IndexPart.open(f"{host.url()}/{index.name}") as part:
+        _ = part.num_rows
+        host.plant(index.name, status=503)
+        assert part.read(10, 11, ["url"])["url"].to_pylist() == pq.read_table(index)["url"][10:11].to_pylist()
+
+
+def test_an_absent_remote_part(index):
+    with FolderHost(index.parent) as host, pytest.raises(SourceNotFound, match="no such file"):
+        _ = IndexPart.open(f"{host.url()}/absent.parquet").num_rows
+
+
+# A published index
+
+
+def test_a_published_index_is_found_in_a_folder_and_on_the_hub(sandbox: Sandbox, index):
+    files = {"data/part-00003.parquet": index, "data/part-00004-of-32.parquet": index, "README.md": b"#"}
+    sandbox.hub.add_repo("tests/published", files)
+    expected = pq.read_table(index)["url"].to_pylist()
+    for place in ("tests/published", "tests/published@main", str(index.parent), "hf://datasets/tests/published"):
+        with IndexPart.open(find_published(place, 3)) as part:
+            assert part.read(0, 300, ["url"])["url"].to_pylist() == expected
+    assert find_published("tests/published", 4).endswith("part-00004-of-32.parquet")
+    with pytest.raises(SourceNotFound, match=r"part-00003.parquet.*expected one part-00007.parquet"):
+        find_published("tests/published", 7)
+    with pytest.raises(OptionError, match="owner/name"):
+        find_published("nowhere", 7)
+
+
+def test_a_published_index_in_memory(index):
+    fsspec.filesystem("memory").pipe(f"/published/{index.name}", index.read_bytes())
+    with IndexPart.open(find_published("memory://published", 3)) as part:
+        assert part.num_rows == 300

@@ -1,0 +1,104 @@
+"""Short names for what went wrong with a picture, from the messages that img2dataset writes down.
+
+img2dataset keeps `str(error)` of whatever urllib raised, and its resizer's sentences. The guarding proxy puts its own
+short names into the reason phrase of its answers, so that they arrive in the same messages.
+"""
+
+from __future__ import annotations
+
+import re
+
+OK = "ok"
+#: Not fetched because the row did not pass the filters.
+FILTERED = "filtered"
+#: In none of the tars.
+NOT_DOWNLOADED = "not_downloaded"
+#: The same answer is certain however often it is asked for.
+FINAL = frozenset({FILTERED, "opt_out", "bad_url", "private_address"})
+
+_STATUS_LINE = re.compile(r"(?:HTTP Error|Tunnel connection failed:) (\d{3}):? ?(.*)", re.DOTALL)
+#: What the proxy may say in a reason phrase.
+_PROXY_NAMES = frozenset(
+    (
+        "bad_url",
+        "private_address",
+        "too_large",
+        "timeout",
+        "dns",
+        "refused",
+        "reset",
+        "unreachable",
+        "connection",
+        "incomplete",
+        "bad_response",
+        "bad_request",
+    )
+)
+#: In order: the first fragment found in the message, in lower case, names it.
+_FRAGMENTS = (
+    ("x-robots-tag", "opt_out"),
+    ("timed out", "timeout"),
+    ("certificate_verify_failed", "tls"),
+    ("ssl", "tls"),
+    ("violation of protocol", "tls"),
+    ("getaddrinfo", "dns"),
+    ("name or service not known", "dns"),
+    ("name resolution", "dns"),
+    ("nodename nor servname", "dns"),
+    ("no address associated", "dns"),
+    ("connection refused", "refused"),
+    ("reset by peer", "reset"),
+    ("remote end closed", "reset"),
+    ("broken pipe", "reset"),
+    ("unreachable", "unreachable"),
+    ("no route to host", "unreachable"),
+    ("incompleteread", "incomplete"),
+    ("unknown url type", "bad_url"),
+    ("no host given", "bad_url"),
+    ("url can't contain", "bad_url"),
+    ("nonnumeric port", "bad_url"),
+    ("codec can't encode", "bad_url"),
+    ("codec failed", "bad_url"),
+    ("label empty or too long", "bad_url"),
+    ("image decoding error", "not_an_image"),
+    ("image too small", "too_small"),
+    ("image area too large", "too_many_pixels"),
+    ("aspect ratio too large", "aspect_ratio"),
+    ("hash mismatch", "hash_mismatch"),
+)
+
+
+#: How urllib says that the proxy itself does not answer; of a host that refuses the proxy's own answer tells.
+_BROKEN = frozenset({"reset", "incomplete", "other"})
+_PROXY_GONE = re.compile(r"<urlopen error \[Errno \d+\] Connection refused>")
+
+
+def proxy_was_gone(message: str | None, strict: bool = False) -> bool:
+    """Whether this failure says nothing about the picture, only that the guarding proxy had ended.
+
+    If `strict`, whether it may say that: the proxy's end breaks connections, but so do hosts.
+    """
+    if message is None:
+        return False
+    broken = strict and short_name(message) in _BROKEN and not _STATUS_LINE.search(message)
+    return broken or _PROXY_GONE.fullmatch(message) is not None
+
+
+def short_name(message: str | None) -> str:
+    """The reason under which a failure is counted, such as "http_404", "timeout", "dns", "opt_out"; "other" at last."""
+    if not message:
+        return "other"
+    if found := _STATUS_LINE.search(message):
+        return _of_status(found[1], found[2])
+    lowered = message.lower()
+    return next((name for fragment, name in _FRAGMENTS if fragment in lowered), "other")
+
+
+def _of_status(code: str, phrase: str) -> str:
+    words = re.match(r"\w*", phrase.strip())
+    if words and words[0] in _PROXY_NAMES:
+        return words[0]
+    if "infinite loop" in phrase:
+        return "redirects"
+    # urllib refuses redirects to anything but http, https and ftp with the code of the redirect.
+    return "bad_redirect" if "is not allowed" in phrase else f"http_{code}"

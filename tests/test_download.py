@@ -1,0 +1,537 @@
+"""Downloads by the real img2dataset from a real host on loopback: killed, stuck, damaged, retried.
+
+img2dataset takes seconds to start, so one story is lived through once and each test looks at a moment of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from laion_face_builder.checker import Checker, child_environment
+from laion_face_builder.download import DownloadOptions, PartResult, download_part
+from laion_face_builder.errors import DownloadError, NotPrepared, OptionError, StateConflict
+from laion_face_builder.files import locked, make_fingerprint, stamped
+from laion_face_builder.img2dataset_child import img2dataset_environment
+from laion_face_builder.index import IndexPart
+from laion_face_builder.layout import DataDir, row_group_bounds
+from laion_face_builder.orphans import wait_for_orphans
+from laion_face_builder.reasons import FINAL, proxy_was_gone, short_name
+from laion_face_builder.rounds import PartFiles, wire_url, write_list
+from laion_face_builder.sandbox import Answer, PictureHost, SandboxSpec, Truth, make_content
+from laion_face_builder.schema import INDEX
+from laion_face_builder.shards import remove_unfinished, shard_sizes
+from laion_face_builder.sidecar import sidecar_made_from
+from laion_face_builder.tarfiles import read_members
+from laion_face_builder.tars import PartPictures, StoredPicture
+
+SHARD = 20
+OPTIONS = DownloadOptions(
+    processes_count=1,
+    thread_count=8,
+    samples_per_shard=SHARD,
+    timeout=3.0,
+    retries=0,
+    allow_private_hosts=True,
+    restarts=2,
+)
+#: What each fate of the sandbox is called when it comes back through img2dataset and the proxy.
+NAMES = {
+    "ok": {"ok"},
+    "html": {"not_an_image"},
+    "opted_out": {"opt_out"},
+    "truncated": {"truncated"},
+    "cut": {"reset", "incomplete"},
+    "empty": {"empty"},
+    "other_scheme": {"bad_url"},
+    "ftp_url": {"bad_url"},
+    "file_url": {"bad_url"},
+    "http_404": {"http_404"},
+    "http_410": {"http_410"},
+    "http_500": {"http_500"},
+}
+SCRIPT = """
+import json, sys
+from laion_face_builder.download import DownloadOptions, download_part
+from laion_face_builder.layout import DataDir
+download_part(DataDir.at(sys.argv[1]), 0, DownloadOptions(**json.loads(sys.argv[2])))
+"""
+
+
+def write_index(data: DataDir, truths: list[Truth], **fields: list[Any]) -> None:
+    rows = [
+        {
+            **{name: getattr(truth, name) for name in INDEX.names if hasattr(truth, name)},
+            "faces": [face.as_dict() for face in truth.faces],
+            "n_faces": len(truth.faces),
+        }
+        for truth in truths
+    ]
+    for name, values in fields.items():
+        rows = [{**row, name: value} for row, value in zip(rows, values, strict=True)]
+    schema = stamped(INDEX, make_fingerprint("index", part=0))
+    table = pa.Table.from_pylist(rows, schema=schema)
+    data.index(0).parent.mkdir(parents=True, exist_ok=True)
+    with pq.ParquetWriter(data.index(0), schema) as writer:
+        for start, stop in row_group_bounds(len(rows)):
+            writer.write_table(table.slice(start, stop - start))
+
+
+def make_host(rows: int, forbidden: Path, **spec: Any) -> tuple[PictureHost, list[Truth]]:
+    host = PictureHost().start()
+    content = make_content(SandboxSpec(parts=(0,), rows=rows, slow=0.1, **spec), [host.url()], str(forbidden))
+    host.answers.update(content.answers)
+    return host, list(content.truth)
+
+
+def wait_until(what: Any, seconds: float = 300.0) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.05)
+
+
+def children(mark: str) -> list[int]:
+    """Our child processes whose command line has `mark` in it."""
+    listed = subprocess.run(
+        ["ps", "-A", "-o", "pid=,ppid=,command="], capture_output=True, text=True, check=True
+    ).stdout
+    rows = [line.split(None, 2) for line in listed.splitlines()]
+    return [int(pid) for pid, parent, *command in rows if int(parent) == os.getpid() and mark in "".join(command)]
+
+
+def stored(data: DataDir) -> list[StoredPicture]:
+    with PartPictures.open(data, 0) as pictures:
+        return list(pictures.read(0, pictures.num_rows))
+
+
+@dataclasses.dataclass
+class Story:
+    """What was seen on the way, and where it ended."""
+
+    data: DataDir
+    host: PictureHost
+    truths: list[Truth]
+    hanging: Truth
+    seen: dict[str, Any]
+
+    @property
+    def files(self) -> PartFiles:
+        return PartFiles(self.data, 0)
+
+    @property
+    def folder(self) -> Path:
+        return self.data.tars(0)
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+    root = tmp_path_factory.mktemp("download")
+    (root / "forbidden.png").write_bytes(b"\x89PNG")
+    host, truths = make_host(420, root / "forbidden.png")
+    hanging = next(truth for truth in truths if truth.ok and not truth.twist)
+    story = Story(DataDir.at(root / "data"), host, truths, hanging, {})
+    write_index(story.data, truths)
+    try:
+        _kill_the_parent(story)
+        _damage(story)
+        _resume_and_kill_the_child(story)
+        _get_stuck(story)
+        _retry(story)
+        yield story
+    finally:
+        host.stop()
+
+
+def _kill_the_parent(story: Story) -> None:
+    story.host.plant("/", calls=range(1, 10_000), delay=0.5)
+    log = (story.data.root / "parent.log").open("wb")
+    arguments = [str(story.data.root), json.dumps(dataclasses.asdict(OPTIONS))]
+    with log, subprocess.Popen([sys.executable, "-c", SCRIPT, *arguments], stderr=log) as parent:
+        finished = story.files.checked_tar(0, 1)
+        wait_until(
+            lambda: finished.exists() and len([*story.folder.glob("*.tar")]) > len([*story.folder.glob("*_st*")])
+        )
+        parent.kill()
+    wait_for_orphans(story.files.writers, 10)
+    story.seen["tars"] = count_of(story, ".tar")
+    story.seen["stats"] = count_of(story, "_stats.json")
+    story.seen["asked"] = len(story.host.log)
+    story.host.faults.clear()
+
+
+def count_of(story: Story, ending: str) -> int:
+    return len([*story.folder.glob(f"*{ending}")])
+
+
+def _damage(story: Story) -> None:
+    """A finished tar loses its second half and keeps its stats; another keeps its name only; leftovers lie about."""
+    story.seen["asked_later"] = len(story.host.log)
+    tar = story.folder / "00000.tar"
+    os.truncate(tar, tar.stat().st_size // 2)
+    (story.folder / "00006.tar").write_bytes(tar.read_bytes()[:5000])
+    (story.folder / "00007_stats.json").write_text('{"count": 20, "successes": 20}')
+    (story.files.checked / ".0-00000.parquet.0.partial").write_bytes(b"half")
+    story.seen["kept"] = (story.folder / "00001.tar").stat().st_mtime_ns
+
+
+def _resume_and_kill_the_child(story: Story) -> None:
+    story.host.plant(story.hanging.path, calls=range(1, 10_000), delay=30)
+    killed: list[int] = []
+
+    def kill() -> None:
+        wait_until(lambda: (story.folder / "00002_stats.json").exists() or killed)
+        if found := children("img2dataset_run"):
+            os.kill(found[0], signal.SIGKILL)
+            killed.extend(found)
+
+    (story.folder / "00002_stats.json").unlink(missing_ok=True)
+    killer = threading.Thread(target=kill)
+    killer.start()
+    story.seen["first"] = download_part(story.data, 0, OPTIONS)
+    killer.join()
+    story.seen["killed"] = killed
+    story.seen["stored"] = stored(story.data)
+    story.seen["made_from"] = sidecar_made_from(story.data.sidecar(0))
+    story.seen["counts"] = Counter(request.path for request in story.host.log)
+
+
+def _get_stuck(story: Story) -> None:
+    """Nothing can change on disk within a tenth of a second after the start: stuck, started again, given up."""
+    hasty = dataclasses.replace(OPTIONS, stuck_after=0.1, restarts=1)
+    with pytest.raises(DownloadError) as error:
+        download_part(story.data, 0, hasty, retry_failed=1)
+    story.seen["stuck"] = str(error.value)
+    story.seen["stuck_left"] = children("img2dataset_run")
+    story.seen["stuck_made_from"] = sidecar_made_from(story.data.sidecar(0))
+
+
+def _retry(story: Story) -> None:
+    """The hosts have come to their senses; the round that was interrupted goes on without being asked for."""
+    story.host.faults.clear()
+    good = next(truth for truth in story.truths if truth.ok)
+    for truth in story.truths:
+        if truth.fate in ("http_404", "opted_out"):
+            story.host.answers[truth.path] = Answer(body=good.served)
+    story.seen["good"] = good
+    story.seen["second"] = download_part(story.data, 0, OPTIONS)
+    story.seen["retried"] = stored(story.data)
+    story.seen["after"] = Counter(request.path for request in story.host.log)
+
+
+def test_killed_parents_leave_no_processes(story: Story) -> None:
+    assert 2 <= story.seen["stats"] <= story.seen["tars"]
+    assert story.seen["asked"] == story.seen["asked_later"] < len(story.truths)
+
+
+def test_a_killed_child_is_started_again(story: Story) -> None:
+    assert len(story.seen["killed"]) == 1
+    assert not children("img2dataset_run")
+    assert not children("proxy_server")
+
+
+def test_the_result_is_as_without_kills(story: Story) -> None:
+    """Law 3 for pictures: each row has the host's own bytes, or the reason that its host gave."""
+    for truth, found in zip(story.truths, story.seen["stored"], strict=True):
+        if truth is story.hanging:
+            assert found == StoredPicture("timeout")
+        else:
+            assert found.status in NAMES[truth.fate], truth
+            assert found.data == (truth.served if truth.ok else None), truth
+            assert not truth.ok or (found.width, found.height) == truth.served_size
+
+
+def test_results_add_up(story: Story) -> None:
+    first: PartResult = story.seen["first"]
+    ok = [truth for truth in story.truths if truth.ok and truth is not story.hanging]
+    assert (first.rows, first.ok, first.rounds, first.filtered) == (len(story.truths), len(ok), 0, 0)
+    assert first.bytes == sum(len(truth.served) for truth in ok)
+    assert first.ok + sum(first.failures.values()) == first.rows
+    assert first.success_rate == first.ok / first.rows
+    assert first.failures["timeout"] == 1
+
+
+def test_whole_shards_are_kept_and_half_written_ones_made_again(story: Story) -> None:
+    assert (story.folder / "00001.tar").stat().st_mtime_ns == story.seen["kept"]
+    for tar in story.folder.glob("*.tar"):
+        assert read_members(tar)
+    samples = sum(json.loads(path.read_text())["count"] for path in story.folder.glob("*_stats.json"))
+    assert samples == pc.sum(pc.is_null(pq.read_table(story.files.plan)["status"])).as_py()
+    assert not [*story.files.checked.glob(".*.partial")]
+    assert not (story.folder / "_tmp").exists() or not any((story.folder / "_tmp").glob("*.feather"))
+    assert not story.files.list.exists()
+
+
+def test_files_and_ftp_are_never_read(story: Story) -> None:
+    schemes = {truth.fate: truth.url.partition(":")[0] for truth in story.truths}
+    assert (schemes["file_url"], schemes["ftp_url"], schemes["other_scheme"]) == ("file", "ftp", "http")
+    for path in story.folder.glob("*.parquet"):
+        assert not any(url.startswith(("file", "ftp")) for url in pq.read_table(path)["url"].to_pylist())
+    rows = [truth.row for truth in story.truths if truth.fate in ("file_url", "ftp_url", "other_scheme")]
+    assert {story.seen["retried"][row].status for row in rows} == {"bad_url"}
+
+
+def test_the_tars_are_useful_by_themselves(story: Story) -> None:
+    """Faces and the rest travel in each sample's .json, so that webdataset users need nothing else."""
+    seen = 0
+    for path in story.folder.glob("*.tar"):
+        with tarfile.open(path) as tar:
+            for name in [name for name in tar.getnames() if name.endswith(".json")]:
+                values = json.loads(tar.extractfile(name).read())
+                truth = story.truths[values["row"]]
+                assert values["faces"] == [face.as_dict() for face in truth.faces]
+                for key in ("sample_id", "part", "url", "caption", "license", "nsfw", "similarity"):
+                    assert values[key] == getattr(truth, key)
+                assert (values["laion_width"], values["laion_height"]) == (truth.width, truth.height)
+                caption = tar.extractfile(name.replace(".json", ".txt")).read().decode()
+                assert caption == (truth.caption or "")
+                seen += 1
+    assert seen >= story.seen["first"].ok
+
+
+def test_stuck_downloads_are_ended_said_and_resumed(story: Story) -> None:
+    assert "was started 2 times" in story.seen["stuck"]
+    assert story.seen["stuck_left"] == []
+    assert story.seen["stuck_made_from"] == story.seen["made_from"]  # what was there before is still there
+    assert story.seen["second"].rounds == 1
+
+
+def test_a_retry_asks_only_for_what_may_still_come(story: Story) -> None:
+    asked = story.seen["after"] - story.seen["counts"]
+    first = {truth.path: found for truth, found in zip(story.truths, story.seen["stored"], strict=True)}
+    for path in asked:
+        assert path not in first or first[path].status not in {"ok", *FINAL}
+    second: PartResult = story.seen["second"]
+    gained = sum(truth.fate == "http_404" for truth in story.truths) + 1
+    assert second.ok == story.seen["first"].ok + gained
+    for truth, before, after in zip(story.truths, story.seen["stored"], story.seen["retried"], strict=True):
+        if truth.fate == "http_404":
+            assert after.data == story.seen["good"].served
+        elif truth is story.hanging:
+            assert after.data == truth.served
+        elif truth.fate == "opted_out":
+            assert after.status == "opt_out"
+        else:
+            assert after.data == before.data
+
+
+def test_nothing_is_done_twice(story: Story) -> None:
+    requests, written = len(story.host.log), story.data.sidecar(0).stat().st_mtime_ns
+    for rounds in (0, 1):
+        assert download_part(story.data, 0, OPTIONS, retry_failed=rounds) == story.seen["second"]
+    assert (len(story.host.log), story.data.sidecar(0).stat().st_mtime_ns) == (requests, written)
+
+
+def test_other_transport_settings_are_no_conflict_other_contents_are(story: Story) -> None:
+    other = dataclasses.replace(OPTIONS, timeout=99, retries=5, per_host=1, user_agent_token="x", thread_count=1)
+    assert download_part(story.data, 0, other) == story.seen["second"]
+    with pytest.raises(StateConflict, match="samples_per_shard: 20 on disk, 30 now"):
+        download_part(story.data, 0, dataclasses.replace(OPTIONS, samples_per_shard=30))
+    with pytest.raises(StateConflict, match=r"filters: \{\} on disk, \{'even': True\} now"):
+        download_part(story.data, 0, OPTIONS, Even())
+
+
+def test_a_second_process_waits_and_says_so(story: Story, caplog: pytest.LogCaptureFixture) -> None:
+    results: list[PartResult] = []
+    second = threading.Thread(target=lambda: results.append(download_part(story.data, 0, OPTIONS)))
+    with caplog.at_level(logging.WARNING), locked(story.data.images_fingerprint(0)):
+        second.start()
+        wait_until(lambda: "another process downloads it" in caplog.text)
+        assert not results
+    second.join()
+    assert results == [story.seen["second"]]
+
+
+class Even:
+    """Passes every other row, as `filters.Filters` would pass some."""
+
+    def mask(self, table: pa.Table) -> np.ndarray:
+        assert table.column_names == INDEX.names
+        return table["sample_id"].to_numpy() % 2 == 0
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"even": True}
+
+
+def test_private_addresses_are_refused_and_filtered_rows_not_asked_for(tmp_path: Path) -> None:
+    """Law 7 for img2dataset: all that can be served here is loopback, and nothing reaches it."""
+    host, truths = make_host(36, tmp_path / "none", failing=0, twisted=0)
+    data = DataDir.at(tmp_path / "data")
+    urls = [truth.url if truth.row % 3 else truth.url.replace("127.0.0.1", "localhost") for truth in truths]
+    write_index(data, truths, url=urls)
+    result = download_part(data, 0, dataclasses.replace(OPTIONS, allow_private_hosts=False), Even())
+    host.stop()
+    assert host.log == []
+    even = [truth.sample_id % 2 == 0 for truth in truths]
+    assert [one.status for one in stored(data)] == ["private_address" if kept else "filtered" for kept in even]
+    assert (result.filtered, result.failures) == (even.count(False), {"private_address": even.count(True)})
+
+
+def test_parts_without_anything_to_fetch(tmp_path: Path) -> None:
+    data = DataDir.at(tmp_path)
+    with pytest.raises(NotPrepared, match="laion-face prepare"):
+        download_part(data, 0)
+    host, truths = make_host(18, tmp_path / "none")
+    host.stop()
+    write_index(data, truths, url=["ftp://a.example/b.jpg"] * len(truths))
+    expected = Counter({"bad_url": len(truths)})
+    assert download_part(data, 0, retry_failed=2) == PartResult(len(truths), 0, 0, expected, 0, 0)
+    assert {one.status for one in stored(data)} == {"bad_url"}
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> DataDir:
+    """An index of a few rows whose host has gone."""
+    host, truths = make_host(18, tmp_path / "none")
+    host.stop()
+    data = DataDir.at(tmp_path)
+    write_index(data, truths)
+    return data
+
+
+def test_a_folder_of_unknown_making_is_left_alone(small: DataDir) -> None:
+    small.tars(0).mkdir(parents=True)
+    (small.tars(0) / "00000.tar").write_bytes(b"days of work")
+    with pytest.raises(StateConflict, match="images=FOLDER"):
+        download_part(small, 0)
+    assert (small.tars(0) / "00000.tar").read_bytes() == b"days of work"
+
+
+def test_what_cannot_work_is_said_at_once(small: DataDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OptionError, match="cannot write below"):
+        download_part(DataDir.at(tmp_path / "a[b]"), 0)
+    monkeypatch.setattr("laion_face_builder.download._BYTES_A_SAMPLE", 1 << 60)
+    with pytest.raises(DownloadError, match="free"):
+        download_part(small, 0)
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.invalid:3128")
+    with pytest.raises(OptionError, match="HTTPS_PROXY"):
+        download_part(small, 0)
+    for wrong in ({"timeout": 0}, {"samples_per_shard": 0}, {"retries": -1}, {"per_host": float("nan")}):
+        with pytest.raises(OptionError):
+            DownloadOptions(**wrong)
+
+
+def test_the_childs_network_has_one_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "no_proxy", "all_proxy", "Https_Proxy", "REQUEST_METHOD"):
+        monkeypatch.setenv(name, "*")
+    environment = img2dataset_environment(tmp_path / "lock", "http://guard")
+    found = {name: value for name, value in environment.items() if name.lower().endswith("_proxy") and value}
+    assert found == dict.fromkeys(
+        ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "ftp_proxy", "FTP_PROXY"], "http://guard"
+    )
+    code = "import urllib.request as u; print(u.getproxies(), u.proxy_bypass('127.0.0.1'))"
+    said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert said.stdout.count("http://guard") == 3
+    assert said.stdout.strip().endswith("False") or said.stdout.strip().endswith("0")
+
+
+def test_shards_that_are_not_finished_go(tmp_path: Path) -> None:
+    for name in ("00000.tar", "00000_stats.json", "00001.tar", "00001.parquet", "00002_stats.json", "notes.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "_tmp").mkdir()
+    (tmp_path / "retry-1").mkdir()
+    remove_unfinished(tmp_path, {0})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000.tar", "00000_stats.json", "notes.txt", "retry-1"]
+    (tmp_path / "foreign.json").touch()
+    with pytest.raises(StateConflict, match=r"foreign\.json"):
+        remove_unfinished(tmp_path, {0})
+    assert shard_sizes(45, 20) == [20, 20, 5]
+    assert shard_sizes(0, 20) == []
+
+
+def test_lists_carry_what_json_can_hold(tmp_path: Path) -> None:
+    host, truths = make_host(30, tmp_path / "none")
+    host.stop()
+    count = len(truths)
+    urls = ["http://bücher.example/über uns.jpg?q=ä%20b#x", *[truth.url for truth in truths[1:]]]
+    write_index(DataDir.at(tmp_path), truths, url=urls, similarity=[float("nan"), None, *[0.5] * (count - 2)])
+    with IndexPart.open(DataDir.at(tmp_path).index(0)) as index:
+        write_list(tmp_path / "list.parquet", index, np.array([0, 1, 3, count - 1]))
+    table = pq.read_table(tmp_path / "list.parquet")
+    assert table["row"].to_pylist() == [0, 1, 3, count - 1]
+    assert table["similarity"].to_pylist() == [None, None, 0.5, 0.5]
+    assert table["url"][0].as_py() == "http://xn--bcher-kva.example/%C3%BCber%20uns.jpg?q=%C3%A4%20b"
+    assert table["faces"].to_pylist() == [[f.as_dict() for f in truths[row].faces] for row in (0, 1, 3, count - 1)]
+
+
+@pytest.mark.parametrize("url", ["http://a.example/%41/b?c=d&e=%2F#f", "http://[", "http://ü\ud7ff..example/"])
+def test_addresses_that_need_no_quoting_or_allow_none_stay(url: str) -> None:
+    assert wire_url(url) == url
+
+
+@pytest.mark.parametrize(
+    ("message", "name"),
+    [
+        ("HTTP Error 404: Not Found", "http_404"),
+        ("HTTP Error 429: Too Many Requests", "http_429"),
+        ("HTTP Error 403: private_address", "private_address"),
+        ("HTTP Error 403: Forbidden", "http_403"),
+        ("HTTP Error 504: timeout", "timeout"),
+        ("HTTP Error 502: too_large", "too_large"),
+        ("<urlopen error Tunnel connection failed: 403 private_address>", "private_address"),
+        ("<urlopen error Tunnel connection failed: 502 dns>", "dns"),
+        ("<urlopen error timed out>", "timeout"),
+        ("The read operation timed out", "timeout"),
+        ("<urlopen error [Errno -2] Name or service not known>", "dns"),
+        ("<urlopen error [SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: unable to get issuer>", "tls"),
+        ("<urlopen error EOF occurred in violation of protocol (_ssl.c:1006)>", "tls"),
+        ("[Errno 104] Connection reset by peer", "reset"),
+        ("Remote end closed connection without response", "reset"),
+        ("IncompleteRead(10 bytes read, 20 more expected)", "incomplete"),
+        ("Use of image disallowed by X-Robots-Tag directive", "opt_out"),
+        ("HTTP Error 302: Found - Redirection to url 'file:///etc/passwd' is not allowed", "bad_redirect"),
+        (
+            "HTTP Error 302: The HTTP server returned a redirect error that would lead to an infinite loop.\n"
+            "The last 30x error message was:\nFound",
+            "redirects",
+        ),
+        ("Image decoding error", "not_an_image"),
+        ("something new", "other"),
+        ("", "other"),
+        (None, "other"),
+    ],
+)
+def test_messages_get_short_names(message: str | None, name: str) -> None:
+    assert short_name(message) == name
+
+
+def test_only_the_proxys_own_absence_is_no_verdict() -> None:
+    assert proxy_was_gone("<urlopen error [Errno 111] Connection refused>")
+    assert not proxy_was_gone("HTTP Error 502: reset", strict=True)
+    assert not proxy_was_gone("[Errno 104] Connection reset by peer")
+    assert proxy_was_gone("[Errno 104] Connection reset by peer", strict=True)
+    assert proxy_was_gone("IncompleteRead(5 bytes read)", strict=True)
+    assert not proxy_was_gone(None)
+
+
+def test_a_check_that_crashes_is_tried_alone_and_then_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crash is what a bug in a decoder looks like: here Python itself cannot start in the check's process."""
+    from laion_face_builder.check import CheckJob
+
+    environment = {**child_environment(), "PYTHONHOME": str(tmp_path)}
+    jobs = [
+        CheckJob(str(tmp_path / f"{n}.tar"), str(tmp_path / f"{n}.parquet"), "row", 1, True, 1, {}) for n in range(2)
+    ]
+    with Checker(1, environment) as checker:
+        for job in jobs:
+            checker.add(job)
+        with pytest.raises(DownloadError, match=r"0\.tar: its check ended with code"):
+            wait_until(lambda: checker.poll() is None)

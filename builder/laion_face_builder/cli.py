@@ -1,0 +1,183 @@
+"""The command line. Data go to stdout, talk and progress to stderr; a known error is one line and a non-zero exit."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from laion_face_builder import __version__
+from laion_face_builder.errors import LaionFaceError
+from laion_face_builder.layout import CONFIG_PARTS, DATA_DIR_VARIABLE, DataDir, default_data_dir
+
+logger = logging.getLogger("laion_face")
+
+_GROUPS = {
+    "source": "where from",
+    "which": "which parts",
+    "filter": "which samples",
+    "pictures": "pictures",
+    "transfer": "fetching",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and gives its exit code: 0, 1 after a known error, 130 after Ctrl-C."""
+    given = _parser().parse_args(arguments)
+    _talk_to_stderr()
+    try:
+        return int(given.run(given) or 0)
+    except LaionFaceError as error:
+        print(f"laion-face: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("laion-face: interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone, as `| head` does.
+        sys.stderr.close()
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="laion-face", description="LAION-Face for Hugging Face datasets.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    prepare = _command(commands, "prepare", _prepare, "ids, detections and metadata -> the index")
+    _add_config(prepare)
+    _add_options(prepare, "source", "which")
+    prepare.add_argument(
+        "--discard-sources", action="store_true", help="delete each downloaded source once its part is written"
+    )
+
+    download = _command(commands, "download", _download, "pictures, by img2dataset")
+    _add_config(download)
+    _add_options(download, "source", "which", "filter", "transfer")
+    download.add_argument("--processes", type=int, default=None, help="processes of img2dataset; default: one a core")
+    download.add_argument("--threads", type=int, default=64, help="threads of each; default: %(default)s")
+    download.add_argument(
+        "--samples-per-shard", type=int, default=10_000, help="samples in one tar; default: %(default)s"
+    )
+    download.add_argument(
+        "--retry-failed", type=int, default=0, metavar="N", help="rounds over the failed samples there are to be in all; default: %(default)s"
+    )
+
+    faces = _command(commands, "faces", _faces, "detections of single samples, as JSON lines")
+    faces.add_argument("sample_ids", metavar="ID", nargs="+", type=int)
+    _add_data_dir(faces)
+
+    status = _command(commands, "status", _status, "what is prepared and downloaded")
+    status.add_argument("config", metavar="CONFIG", nargs="?", default="50M", choices=sorted(CONFIG_PARTS))
+    _add_data_dir(status)
+
+    demo = _command(commands, "demo", _demo, "the whole job on a miniature upstream on this machine")
+    demo.add_argument("folder", nargs="?", default="demo", type=Path, help="where to; default: %(default)s")
+    return parser
+
+
+def _command(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_config(command: argparse.ArgumentParser) -> None:
+    command.add_argument("config", metavar="CONFIG", choices=sorted(CONFIG_PARTS), help=" or ".join(CONFIG_PARTS))
+    _add_data_dir(command)
+    command.add_argument("--token", default=None, help="Hub token; default: HF_TOKEN or that of `hf auth login`")
+
+
+def _add_data_dir(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--data-dir", default=None, help=f"where parts live; default: ${DATA_DIR_VARIABLE} or {default_data_dir()}"
+    )
+
+
+def _add_options(command: argparse.ArgumentParser, *groups: str) -> None:
+    """The options of these groups, under the config's names with dashes."""
+    from laion_face_builder.options import OptionFields
+
+    for name in groups:
+        group = command.add_argument_group(_GROUPS[name])
+        for spec in dataclasses.fields(OptionFields):
+            if spec.metadata["group"] == name:
+                _add_option(group, spec)
+
+
+def _add_option(group: Any, spec: dataclasses.Field[Any]) -> None:
+    flag, text = f"--{spec.name.replace('_', '-')}", spec.metadata["help"]
+    if spec.metadata["kind"] is bool:
+        group.add_argument(flag, action="store_true", help=text)
+    else:
+        shown = "" if spec.default is None else f"; default: {spec.default}"
+        group.add_argument(
+            flag, type=spec.metadata["kind"], default=spec.default, help=(text + shown).replace("%", "%%")
+        )
+
+
+def _options(given: argparse.Namespace) -> Any:
+    from laion_face_builder.options import OptionFields, Options, option_names
+
+    fields = OptionFields(**{name: value for name, value in vars(given).items() if name in option_names()})
+    return Options.of(given.config, fields, given.data_dir, given.token)
+
+
+def _prepare(given: argparse.Namespace) -> None:
+    from laion_face_builder.prepare import prepare
+
+    options = _options(given)
+    prepare(options.data, options.parts, options.upstream, discard_sources=given.discard_sources)
+
+
+def _download(given: argparse.Namespace) -> None:
+    from laion_face_builder import parts
+
+    options = _options(given)
+    how = parts.download_options(
+        options,
+        processes_count=given.processes,
+        thread_count=given.threads,
+        samples_per_shard=given.samples_per_shard,
+    )
+    for part, result in parts.download(options, how, given.retry_failed):
+        print(json.dumps({"part": part, **vars(result)}))
+
+
+def _faces(given: argparse.Namespace) -> int:
+    from laion_face_builder.detections import faces_of
+
+    missing = set(given.sample_ids)
+    for found in faces_of(DataDir.at(given.data_dir), given.sample_ids):
+        missing.discard(found.sample_id)
+        print(json.dumps({"sample_id": found.sample_id, "part": found.part, "faces": found.faces}))
+    for sample_id in sorted(missing):
+        logger.warning(
+            "%d: no detections in the parts that are prepared in %s", sample_id, DataDir.at(given.data_dir).root
+        )
+    return 1 if missing else 0
+
+
+def _status(given: argparse.Namespace) -> None:
+    from laion_face_builder import status
+
+    for line in status.lines(DataDir.at(given.data_dir), CONFIG_PARTS[given.config]):
+        print(line)
+
+
+def _demo(given: argparse.Namespace) -> None:
+    from laion_face_builder.demo import run_demo
+
+    run_demo(given.folder)
+
+
+def _talk_to_stderr() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)

@@ -1,0 +1,139 @@
+"""LAION-Face for Hugging Face `datasets`: 20 or 50 million image-text pairs with face boxes, landmarks and scores.
+
+    import laion_face
+    ds = laion_face.load_dataset("20M", split="train", streaming=True)
+
+This file is the front hall: the configs, what an example looks like, and where its shards are. The work is done in the
+package laion_face_builder. datasets < 4 can read this very file as a loading script.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import datasets
+import laion_face_builder  # From: laion-face
+from laion_face_builder import loading  # From: laion-face
+from laion_face_builder import report as reports  # From: laion-face
+from laion_face_builder import stream  # From: laion-face
+from laion_face_builder.collate import collate  # From: laion-face
+from laion_face_builder.layout import CONFIG_PARTS  # From: laion-face
+from laion_face_builder.options import OptionFields  # From: laion-face
+from laion_face_builder.options import Options  # From: laion-face
+from laion_face_builder.rows import Plan  # From: laion-face
+from laion_face_builder.rows import Shard  # From: laion-face
+from laion_face_builder.schema import example_features  # From: laion-face
+
+__all__ = ["LaionFace", "LaionFaceConfig", "collate", "load_dataset", "report"]
+
+logger = logging.getLogger("laion_face")
+
+_DESCRIPTION = "The human-face subset of LAION-400M with face boxes, five landmarks and detection scores."
+_HOMEPAGE = "https://github.com/FacePerceiver/LAION-Face"
+_LICENSE = "ids and detections CC-BY-4.0; metadata LAION's terms; pictures their owners'"
+_CITATION = """\
+@article{zheng2021farl,
+  title={General Facial Representation Learning in a Visual-Linguistic Manner},
+  author={Zheng, Yinglin and Yang, Hao and Zhang, Ting and Bao, Jianmin and Chen, Dongdong and Huang, Yangyu and
+          Yuan, Lu and Chen, Dong and Zeng, Ming and Wen, Fang},
+  journal={arXiv preprint arXiv:2112.03109},
+  year={2021}
+}
+"""
+
+
+@dataclasses.dataclass(eq=False)
+class LaionFaceConfig(OptionFields, datasets.BuilderConfig):
+    """A config: datasets' own fields (name, data_dir, …) and the options of `laion_face_builder.options`."""
+
+    def options(self, token: str | bool | None = None) -> Options:
+        """The validated options. Raises OptionError, which lists what is valid."""
+        return Options.of(self.name, self, self.data_dir, token)
+
+    def create_config_id(self, config_kwargs: dict[str, Any], custom_features: datasets.Features | None = None) -> str:
+        """Names the Arrow cache by what defines the data and by what is prepared, never by transport settings."""
+        return loading.config_id(self.options())
+
+
+class LaionFace(datasets.GeneratorBasedBuilder):
+    """The builder of configs 20M and 50M, one split: train."""
+
+    VERSION = "1.0.0"
+    BUILDER_CONFIG_CLASS = LaionFaceConfig
+    BUILDER_CONFIGS = [LaionFaceConfig(name=name, version="1.0.0") for name in CONFIG_PARTS]  # noqa: RUF012 datasets wants it so
+
+    def _info(self) -> datasets.DatasetInfo:
+        return datasets.DatasetInfo(
+            description=_DESCRIPTION,
+            features=example_features(),
+            homepage=_HOMEPAGE,
+            license=_LICENSE,
+            citation=_CITATION,
+        )
+
+    def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
+        plan = Plan(self.config.options(self.token), self._report_folder)
+        return [datasets.SplitGenerator(datasets.Split.TRAIN, {"shards": plan.shards(), "plan": plan})]
+
+    def _generate_examples(self, shards: list[Shard], plan: Plan) -> Any:
+        yield from stream.examples(plan, shards)
+
+    # What follows takes over where datasets would resume, filter and count less exactly than failures need.
+
+    _report_folder: Path | None = None
+
+    def _create_builder_config(self, config_name: str | None = None, custom_features: Any = None, **given: Any) -> Any:
+        loading.check_call(config_name, custom_features, given)
+        return super()._create_builder_config(config_name, custom_features, **given)
+
+    def _get_examples_iterable_for_split(self, split_generator: Any) -> stream.RowStream:
+        return stream.RowStream(**split_generator.gen_kwargs)
+
+    def _as_streaming_dataset_single(self, splits_generator: Any, *args: Any) -> datasets.IterableDataset:
+        rows = super()._as_streaming_dataset_single(splits_generator, *args)
+        return loading.joined(rows, self._report_folder)
+
+    def as_streaming_dataset(self, *args: Any, **kwargs: Any) -> Any:
+        """The stream(s). Nothing is prepared before the first example is asked for."""
+        loading.check_ranks(self.config.options(self.token))
+        self._report_folder = reports.new_folder()
+        return super().as_streaming_dataset(*args, **kwargs)
+
+    def download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
+        """Prepares the parts that are not yet there, then writes the Arrow files."""
+        self.config_id = loading.make_ready(self.config.options(self.token))
+        self._cache_dir = self._output_dir = self._build_cache_dir()
+        self._report_folder = reports.new_folder()
+        super().download_and_prepare(*args, **kwargs)
+        loading.keep_report(self._report_folder, self._output_dir)
+
+
+def load_dataset(name: str | None = None, **options: Any) -> Any:
+    """LAION-Face as a `datasets` dataset; takes what `datasets.load_dataset` takes, and the options of the config.
+
+    Args:
+        name: "20M" or "50M".
+        options: split, streaming, cache_dir, data_dir, num_proc, token, download_mode, verification_mode,
+            keep_in_memory, storage_options, download_config of `datasets.load_dataset`; every field of
+            `laion_face_builder.options.OptionFields`.
+
+    Returns:
+        What `datasets.load_dataset` returns: a Dataset or IterableDataset for a split, else a dict of them.
+
+    Raises:
+        OptionError: an option is unknown or its value is not valid.
+        LaionFaceError: a source cannot be had, a file is bad, or pictures are missing; the message says the way out.
+    """
+    return loading.load(LaionFace, name, options)
+
+
+def report(dataset: Any) -> reports.Report:
+    """What became of the rows behind a dataset of this builder: yielded, filtered, failed by reason."""
+    return loading.report_of(dataset)
+
+
+logger.addHandler(logging.NullHandler())
+__version__ = laion_face_builder.__version__

@@ -1,0 +1,47 @@
+"""The documents say what is so."""
+
+import ast
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+from laion_face_builder import cli
+from laion_face_builder.options import OptionFields
+from laion_face_builder.schema import EXAMPLE_COLUMNS, INDEX
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_lists_every_option_with_its_default_and_meaning():
+    for field in dataclasses.fields(OptionFields):
+        default = "–" if field.default is None else f"`{field.default}`"
+        assert f"| `{field.name}` | {default} | {field.metadata['help']} |" in README
+
+
+def test_the_readme_lists_every_column():
+    assert [name for name in EXAMPLE_COLUMNS if f"`{name}`" not in README] == []
+    card = (ROOT / "dataset_card.md").read_text(encoding="utf-8")
+    assert [name for name in INDEX.names if f"`{name}`" not in card] == []
+
+
+def test_python_in_the_readme_is_python():
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) > 4
+    for block in blocks:
+        ast.parse(block)
+
+
+def test_every_module_has_its_room_in_contributing():
+    rooms = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    modules = [path.stem for path in (ROOT / "builder" / "laion_face_builder").glob("*.py") if path.stem[0] != "_"]
+    assert [name for name in modules if f"`{name}`" not in rooms] == []
+
+
+@pytest.mark.parametrize("command", sorted(set(re.findall(r"^ *laion-face (\w+)", README, re.MULTILINE))))
+def test_every_command_in_the_readme_exists(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([command, "--help"])
+    assert ended.value.code == 0
+    assert "usage: laion-face" in capsys.readouterr().out

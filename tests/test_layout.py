@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from laion_face_builder.errors import OptionError
 from laion_face_builder.layout import ALL_PARTS, PARTS_OF_20M, DataDir, parse_parts, row_group_bounds
 

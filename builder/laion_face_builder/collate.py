@@ -1,11 +1,15 @@
-"""Batches for a DataLoader. torch's own collate stops at None, at PIL images and at face lists of different lengths."""
+"""Batches for a DataLoader. torch's own collate stops at None, at PIL images and at face lists of different lengths.
+
+torch takes seconds to import, and who only reads examples does not need it: it is imported when a batch is made.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 Batch = dict[str, Any]
 
@@ -25,6 +29,8 @@ def collate(examples: Sequence[dict[str, Any]]) -> Batch:
 
 
 def _column(name: str, values: list[Any]) -> Any:
+    import torch
+
     if name == "faces":
         return [_faces(faces) for faces in values]
     if all(isinstance(value, torch.Tensor) for value in values):
@@ -35,6 +41,8 @@ def _column(name: str, values: list[Any]) -> Any:
 
 
 def _faces(faces: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    import torch
+
     def stacked(name: str, *shape: int) -> torch.Tensor:
         values = [torch.as_tensor(face[name], dtype=torch.float32) for face in faces]
         return torch.stack(values) if values else torch.empty((0, *shape), dtype=torch.float32)

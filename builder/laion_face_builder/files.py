@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import uuid
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from laion_face_builder.errors import BadFile
 
@@ -86,18 +87,30 @@ def written_whole(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def remove_partials(folder: Path) -> None:
-    """Removes what killed writers left in `folder`. Call it only while holding the folder's lock."""
-    for partial in folder.glob(".*.partial"):
+def remove_partials(folder: Path, name: str = "") -> None:
+    """Removes what killed writers left in `folder`, or of its file `name`. Call it only while holding the lock."""
+    for partial in folder.glob(f".{name}*.partial"):
         partial.unlink(missing_ok=True)
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Holds the lock file beside `path`, waiting for whoever has it: two processes never make the same file at once."""
+def locked(path: Path, waiting: str | None = None) -> Iterator[None]:
+    """Holds the lock file beside `path`, waiting for whoever has it: two processes never make the same file at once.
+
+    `waiting` is said, as a warning, before it waits.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(path.with_name(f".{path.name}.lock"))):
+    lock = FileLock(str(path.with_name(f".{path.name}.lock")))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if waiting is not None:
+            logging.getLogger("laion_face").warning("%s", waiting)
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def sha256_of(path: Path) -> str:

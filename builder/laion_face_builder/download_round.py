@@ -134,7 +134,7 @@ class Round:
         while running and self.missing:
             running = child.running
             self._note_seen(proxy)
-            self._queue(checker)
+            self._queue(checker, strict=False)
             self._collect(checker, bar)
             if child.still_for > self._options.stuck_after:
                 logger.warning(
@@ -154,7 +154,7 @@ class Round:
 
     def _settle(self, checker: Checker, bar: Any) -> None:
         """Has everything checked that looks finished."""
-        self._queue(checker)
+        self._queue(checker, strict=True)
         while checker.busy:
             self._collect(checker, bar)
             time.sleep(_POLL_SECONDS / 5)
@@ -169,12 +169,13 @@ class Round:
                 with written_whole(seen) as partial:
                     partial.write_text(stats)
 
-    def _queue(self, checker: Checker) -> None:
+    def _queue(self, checker: Checker, *, strict: bool) -> None:
+        """Has finished shards checked; without `strict`, one that came after the last look at the proxy waits."""
         for shard in self.missing:
             if shard in self._queued.values():
                 continue
             job = self._job(shard)
-            if job is not None:
+            if job is not None and (strict or not job.strict):
                 self._queued[job.tar] = shard
                 checker.add(job)
 

@@ -16,15 +16,15 @@ from typing import Any
 
 import datasets
 import laion_face_builder  # From: laion-face
-from laion_face_builder import loading  # From: laion-face
-from laion_face_builder import report as reports  # From: laion-face
-from laion_face_builder import stream  # From: laion-face
-from laion_face_builder.collate import collate  # From: laion-face
+from laion_face_builder.examples import loading  # From: laion-face
+from laion_face_builder.examples import report as reports  # From: laion-face
+from laion_face_builder.examples import stream  # From: laion-face
+from laion_face_builder.examples.collate import collate  # From: laion-face
 from laion_face_builder.layout import CONFIG_PARTS  # From: laion-face
 from laion_face_builder.options import OptionFields  # From: laion-face
 from laion_face_builder.options import Options  # From: laion-face
-from laion_face_builder.rows import Plan  # From: laion-face
-from laion_face_builder.rows import Shard  # From: laion-face
+from laion_face_builder.examples.rows import Plan  # From: laion-face
+from laion_face_builder.examples.rows import Shard  # From: laion-face
 from laion_face_builder.schema import example_features  # From: laion-face
 
 __all__ = ["LaionFace", "LaionFaceConfig", "collate", "load_dataset", "report"]

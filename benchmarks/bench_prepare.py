@@ -23,9 +23,9 @@ PUBLISHED = ("torch.load of the detections", "torch.load of the ids and pandas m
 
 def run_stage(stage: str, folder: Path, out: Path) -> None:
     """One stage, in this process."""
-    from laion_face_builder.detections import write_faces
-    from laion_face_builder.ids import write_ids
-    from laion_face_builder.index_writer import IndexInputs, index_fingerprint, write_index
+    from laion_face_builder.index.detections import write_faces
+    from laion_face_builder.index.ids import write_ids
+    from laion_face_builder.index.writer import IndexInputs, index_fingerprint, write_index
     from laion_face_builder.layout import DataDir
 
     data = DataDir.at(out)

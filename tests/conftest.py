@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+
 from laion_face_builder.layout import DataDir
 from laion_face_builder.sandbox import Hub, Sandbox, SandboxSpec, Truth, environment_for, make_content, write_upstream
 from laion_face_builder.sandbox.content import Content
@@ -106,9 +107,9 @@ class Prepared(NamedTuple):
 
 @pytest.fixture(scope="session")
 def prepared(sandbox: Sandbox) -> Prepared:
-    from laion_face_builder import parts
+    from laion_face_builder.examples import parts
+    from laion_face_builder.index.prepare import prepare
     from laion_face_builder.options import OptionFields, Options
-    from laion_face_builder.prepare import prepare
 
     fields = OptionFields(parts="0,2", allow_private_hosts=True)
     options = Options.of("20M", fields, _FOLDER / "prepared")

@@ -2,7 +2,7 @@
 
 import torch
 
-from laion_face_builder.collate import collate
+from laion_face_builder.examples.collate import collate
 
 FACE = {"box": [0.0, 1.0, 2.0, 3.0], "landmarks": [[0.0, 1.0]] * 5, "score": 0.5}
 

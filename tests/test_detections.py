@@ -20,14 +20,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laion_face_builder import schema
-from laion_face_builder.detections import faces_fingerprint, faces_of, read_faces, write_faces
 from laion_face_builder.errors import BadFile, NotPrepared, UnsafePickle
-from laion_face_builder.face_columns import FaceColumns, from_items
-from laion_face_builder.face_stream import read_faces_of_piece
 from laion_face_builder.files import read_fingerprint
+from laion_face_builder.index.detections import faces_fingerprint, faces_of, read_faces, write_faces
+from laion_face_builder.index.face_columns import FaceColumns, from_items
+from laion_face_builder.index.face_stream import read_faces_of_piece
 from laion_face_builder.layout import DataDir
-from laion_face_builder.pickle_pieces import iter_pieces
-from laion_face_builder.pickles import load_pickle
+from laion_face_builder.upstream.pickle_pieces import iter_pieces
+from laion_face_builder.upstream.pickles import load_pickle
 
 Face = tuple[np.ndarray, np.ndarray, np.float32]
 Faces = dict[int, list[Face]]
@@ -242,7 +242,8 @@ def test_single_samples_are_found_in_all_parts(tmp_path: Path) -> None:
 def test_looking_up_loads_no_heavy_library(tmp_path: Path) -> None:
     write_faces(save(make_faces([5], least=2), tmp_path / "a.pth"), DataDir.at(tmp_path), 0, "v1")
     code = (
-        "import sys; from laion_face_builder.layout import DataDir; from laion_face_builder.detections import faces_of;"
+        "import sys; from laion_face_builder.layout import DataDir;"
+        "from laion_face_builder.index.detections import faces_of;"
         "found = list(faces_of(DataDir.at(sys.argv[1]), [5]));"
         "print(len(found), sorted({'torch', 'datasets', 'pandas', 'pyarrow.compute'} & set(sys.modules)))"
     )

@@ -26,22 +26,23 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from laion_face_builder.checker import Checker, child_environment
-from laion_face_builder.download import DownloadOptions, PartResult, download_part
+from laion_face_builder.download.checker import Checker, child_environment
+from laion_face_builder.download.img2dataset_child import img2dataset_environment
+from laion_face_builder.download.orphans import wait_for_orphans
+from laion_face_builder.download.part import DownloadOptions, PartResult, download_part
+from laion_face_builder.download.rounds import PartFiles, write_list
+from laion_face_builder.download.shards import remove_unfinished, shard_sizes
+from laion_face_builder.download.sidecar import sidecar_made_from
+from laion_face_builder.download.tarfiles import read_members
+from laion_face_builder.download.tars import PartPictures, StoredPicture
 from laion_face_builder.errors import DownloadError, NotPrepared, OptionError, StateConflict
 from laion_face_builder.files import locked, make_fingerprint, stamped
-from laion_face_builder.img2dataset_child import img2dataset_environment
-from laion_face_builder.index import IndexPart
+from laion_face_builder.images.reasons import FINAL, proxy_was_gone, short_name
+from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.layout import DataDir, row_group_bounds
-from laion_face_builder.orphans import wait_for_orphans
-from laion_face_builder.reasons import FINAL, proxy_was_gone, short_name
-from laion_face_builder.rounds import PartFiles, wire_url, write_list
 from laion_face_builder.sandbox import Answer, PictureHost, SandboxSpec, Truth, make_content
 from laion_face_builder.schema import INDEX
-from laion_face_builder.shards import remove_unfinished, shard_sizes
-from laion_face_builder.sidecar import sidecar_made_from
-from laion_face_builder.tarfiles import read_members
-from laion_face_builder.tars import PartPictures, StoredPicture
+from laion_face_builder.web.guard import wire_url
 
 SHARD = 20
 OPTIONS = DownloadOptions(
@@ -70,7 +71,7 @@ NAMES = {
 }
 SCRIPT = """
 import json, sys
-from laion_face_builder.download import DownloadOptions, download_part
+from laion_face_builder.download.part import DownloadOptions, download_part
 from laion_face_builder.layout import DataDir
 download_part(DataDir.at(sys.argv[1]), 0, DownloadOptions(**json.loads(sys.argv[2])))
 """
@@ -418,7 +419,7 @@ def test_a_folder_of_unknown_making_is_left_alone(small: DataDir) -> None:
 def test_what_cannot_work_is_said_at_once(small: DataDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(OptionError, match="cannot write below"):
         download_part(DataDir.at(tmp_path / "a[b]"), 0)
-    monkeypatch.setattr("laion_face_builder.download._BYTES_A_SAMPLE", 1 << 60)
+    monkeypatch.setattr("laion_face_builder.download.part._BYTES_A_SAMPLE", 1 << 60)
     with pytest.raises(DownloadError, match="free"):
         download_part(small, 0)
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.invalid:3128")
@@ -524,7 +525,7 @@ def test_only_the_proxys_own_absence_is_no_verdict() -> None:
 
 def test_a_check_that_crashes_is_tried_alone_and_then_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A crash is what a bug in a decoder looks like: here Python itself cannot start in the check's process."""
-    from laion_face_builder.check import CheckJob
+    from laion_face_builder.download.check import CheckJob
 
     environment = {**child_environment(), "PYTHONHOME": str(tmp_path)}
     jobs = [

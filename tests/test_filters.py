@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laion_face_builder.errors import BadFile
-from laion_face_builder.filters import Filters, host_of, parse_exclusion
+from laion_face_builder.index.filters import Filters, host_of, parse_exclusion
 from laion_face_builder.schema import INDEX
 
 f32 = np.float32

@@ -3,7 +3,7 @@
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from laion_face_builder.frames import Frame, rescaled
+from laion_face_builder.examples.frames import Frame, rescaled
 
 side = st.integers(32, 4000)
 

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from laion_face_builder import schema
 from laion_face_builder.errors import BadFile, UnsafePickle
 from laion_face_builder.files import read_fingerprint
-from laion_face_builder.float_lists import load_lists, take_out
-from laion_face_builder.ids import ids_fingerprint, read_ids, write_ids
+from laion_face_builder.index.ids import ids_fingerprint, read_ids, write_ids
 from laion_face_builder.layout import DataDir
+from laion_face_builder.upstream.float_lists import load_lists, take_out
 
 INNER: dict[str, Callable[[list[int]], Any]] = {
     "ints": list,

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from laion_face_builder.errors import BadFile, NotPrepared, OptionError, SourceNotFound
 from laion_face_builder.files import FINGERPRINT_KEY
-from laion_face_builder.index import IndexPart, find_published
-from laion_face_builder.index_writer import IndexInputs, _in_groups, index_fingerprint, write_index
+from laion_face_builder.index.reader import IndexPart, find_published
+from laion_face_builder.index.writer import IndexInputs, _in_groups, index_fingerprint, write_index
 from laion_face_builder.layout import row_group_bounds
 from laion_face_builder.sandbox import FolderHost, Sandbox
 from laion_face_builder.schema import DETECTIONS, IDS, INDEX
@@ -116,8 +116,8 @@ def test_law_1_the_index_is_the_plain_join(tmp_path_factory, table_rows, face_id
 
 
 def test_law_1_on_the_sandbox(upstream_files, tmp_path):
-    from laion_face_builder.detections import write_faces
-    from laion_face_builder.ids import write_ids
+    from laion_face_builder.index.detections import write_faces
+    from laion_face_builder.index.ids import write_ids
     from laion_face_builder.layout import DataDir
 
     data, pickles = DataDir.at(tmp_path), upstream_files.folder / "laion-face"

@@ -14,9 +14,10 @@ import pytest
 from datasets import Image as ImageFeature
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from laion_face_builder import pictures
-from laion_face_builder.errors import PictureError
 from PIL import Image, ImageFile, features
+
+from laion_face_builder.errors import PictureError
+from laion_face_builder.images import pictures
 
 WIDTH, HEIGHT = 48, 32
 TURNED_BY_PILLOW = ["JPEG", "PNG", "WEBP", "WEBP-lossless"] + (["AVIF"] if features.check("avif") else [])

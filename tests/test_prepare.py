@@ -14,17 +14,17 @@ import pytest
 
 from laion_face_builder.errors import BadFile, GatedSource, LaionFaceError, SourceError, StateConflict
 from laion_face_builder.files import read_fingerprint
-from laion_face_builder.index import IndexPart
+from laion_face_builder.index.prepare import prepare, prepare_part
+from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.layout import DataDir
-from laion_face_builder.prepare import prepare, prepare_part
 from laion_face_builder.sandbox import FolderHost, Sandbox, SandboxSpec
-from laion_face_builder.sources import CANONICAL, Upstream
+from laion_face_builder.upstream.sources import CANONICAL, Upstream
 
 CHILD = """
 import sys
 from laion_face_builder.layout import DataDir
-from laion_face_builder.prepare import prepare
-from laion_face_builder.sources import Upstream
+from laion_face_builder.index.prepare import prepare
+from laion_face_builder.upstream.sources import Upstream
 folder, repo, metadata, parts = sys.argv[1:]
 prepare(DataDir.at(folder), [int(part) for part in parts], Upstream(repo, None, metadata))
 """

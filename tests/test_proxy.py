@@ -29,10 +29,11 @@ from urllib.parse import urlsplit
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from laion_face_builder.errors import DownloadError, PictureError
-from laion_face_builder.guard import AddressRule
-from laion_face_builder.proxy import GuardProxy, ProxyLimits
-from laion_face_builder.proxy_wire import Refusal, parse_answer, parse_request, request_head
+from laion_face_builder.proxy.guard_proxy import GuardProxy, ProxyLimits
+from laion_face_builder.proxy.wire import Refusal, parse_answer, parse_request, request_head
+from laion_face_builder.web.guard import AddressRule
 
 RULE = AddressRule(also_public=("127.0.0.1/32",))
 BODY = bytes(range(256)) * 200
@@ -542,7 +543,7 @@ def test_a_forgotten_context_and_a_dead_proxy_are_said() -> None:
 
 PARENT = """
 import os, sys, time
-from laion_face_builder.proxy import GuardProxy, ProxyLimits
+from laion_face_builder.proxy.guard_proxy import GuardProxy, ProxyLimits
 with GuardProxy(ProxyLimits()) as proxy:
     child = os.fork() if sys.argv[1] == "fork" else 0
     if child or sys.argv[1] != "fork":

@@ -2,8 +2,8 @@
 
 import multiprocessing
 
-from laion_face_builder import report
-from laion_face_builder.report import Report, Tally
+from laion_face_builder.examples import report
+from laion_face_builder.examples.report import Report, Tally
 
 
 def count(folder, yielded, failed):

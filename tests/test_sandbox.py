@@ -17,6 +17,8 @@ import pytest
 import torch
 from huggingface_hub import HfApi, HfFileSystem, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from PIL import Image, ImageOps
+
 from laion_face_builder.demo import run_demo
 from laion_face_builder.errors import OptionError
 from laion_face_builder.preview import contact_sheet, showable
@@ -32,7 +34,6 @@ from laion_face_builder.sandbox import (
 )
 from laion_face_builder.sandbox.pictures import KINDS
 from laion_face_builder.sandbox.upstream import METADATA_NAME, metadata_table, write_detections, write_ids
-from PIL import Image, ImageOps
 
 PART = METADATA_NAME.format(0)
 

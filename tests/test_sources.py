@@ -11,10 +11,10 @@ import pytest
 
 from laion_face_builder.errors import BadFile, ChecksumError, GatedSource, OptionError, SourceError, SourceNotFound
 from laion_face_builder.files import sha256_of
-from laion_face_builder.footers import local_footer_version
 from laion_face_builder.sandbox import STRANGER, TOKEN, Answer, FolderHost, Request, Sandbox
 from laion_face_builder.sandbox.serving import LoopbackServer
-from laion_face_builder.sources import CANONICAL, CONVERTED, Upstream, part_of
+from laion_face_builder.upstream.footers import local_footer_version
+from laion_face_builder.upstream.sources import CANONICAL, CONVERTED, Upstream, part_of
 
 
 def parquet(path: Path, rows: int = 10) -> Path:
@@ -125,7 +125,7 @@ def test_a_half_written_note_means_unchecked(sandbox: Sandbox, tmp_path):
 
 
 def test_small_files_outside_lfs_are_checked_by_gits_hash(sandbox: Sandbox, tmp_path):
-    from laion_face_builder.source_hub import HubRepo
+    from laion_face_builder.upstream.source_hub import HubRepo
 
     file = HubRepo(sandbox.repo).file("README.md")
     assert file.version.startswith("git:")
@@ -188,8 +188,8 @@ def test_a_revision_is_resolved_once_and_pins_the_files(sandbox: Sandbox, tmp_pa
 
 
 def test_an_unreachable_hub_is_one_line(tmp_path):
-    from laion_face_builder.retrying import LOOKUPS
-    from laion_face_builder.source_url import look_up_url
+    from laion_face_builder.upstream.retrying import LOOKUPS
+    from laion_face_builder.upstream.source_url import look_up_url
 
     with FolderHost(tmp_path) as host:
         address = host.url()
@@ -298,7 +298,7 @@ def test_http_goes_on_after_a_cut(web, tmp_path):
 
 
 def test_http_that_never_ends_well_gives_up_and_keeps_what_came(web, tmp_path, monkeypatch):
-    monkeypatch.setattr("laion_face_builder.source_files.ATTEMPTS", 2)
+    monkeypatch.setattr("laion_face_builder.upstream.source_files.ATTEMPTS", 2)
     web.plant(".parquet", calls=range(1, 99), cut_after=1000)
     file = Upstream(metadata_place=web.url()).metadata(0)
     with pytest.raises(SourceError, match="gave up after 2 tries"):

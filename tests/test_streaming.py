@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 import laion_face
 from laion_face_builder.errors import NotPrepared
-from laion_face_builder.rows import shards_per_part_for
+from laion_face_builder.examples.rows import shards_per_part_for
 from laion_face_builder.sandbox import SandboxSpec
 
 

@@ -3,9 +3,11 @@
 import ast
 import dataclasses
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
+
 from laion_face_builder import cli
 from laion_face_builder.options import OptionFields
 from laion_face_builder.schema import EXAMPLE_COLUMNS, INDEX
@@ -30,12 +32,12 @@ def test_python_in_the_readme_is_python():
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(blocks) > 4
     for block in blocks:
-        ast.parse(block)
+        ast.parse(textwrap.dedent(block))
 
 
 def test_every_module_has_its_room_in_contributing():
     rooms = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    modules = [path.stem for path in (ROOT / "builder" / "laion_face_builder").glob("*.py") if path.stem[0] != "_"]
+    modules = [path.stem for path in (ROOT / "builder" / "laion_face_builder").rglob("*.py") if path.stem[0] != "_"]
     assert [name for name in modules if f"`{name}`" not in rooms] == []
 
 
@@ -45,3 +47,22 @@ def test_every_command_in_the_readme_exists(command, capsys):
         cli.main([command, "--help"])
     assert ended.value.code == 0
     assert "usage: laion-face" in capsys.readouterr().out
+
+
+FLOORS = ["ground", "upstream", "index", "images", "options", "web", "proxy", "download", "examples"]
+GROUND = {"errors", "schema", "files", "layout"}
+
+
+def test_imports_go_up_the_floors_only():
+    package = ROOT / "builder" / "laion_face_builder"
+    wrong = []
+    for path in package.rglob("*.py"):
+        here = floor(path.relative_to(package).with_suffix("").parts[0])
+        for found in re.findall(r"^ *from laion_face_builder\.(\w+)", path.read_text(encoding="utf-8"), re.MULTILINE):
+            if here in FLOORS and (floor(found) not in FLOORS or FLOORS.index(floor(found)) > FLOORS.index(here)):
+                wrong.append(f"{path.relative_to(package)} imports {found}")
+    assert wrong == []
+
+
+def floor(name):
+    return "ground" if name in GROUND else name

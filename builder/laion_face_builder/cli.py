@@ -65,7 +65,11 @@ def _parser() -> argparse.ArgumentParser:
         "--samples-per-shard", type=int, default=10_000, help="samples in one tar; default: %(default)s"
     )
     download.add_argument(
-        "--retry-failed", type=int, default=0, metavar="N", help="rounds over the failed samples there are to be in all; default: %(default)s"
+        "--retry-failed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="rounds over the failed samples there are to be in all; default: %(default)s",
     )
 
     faces = _command(commands, "faces", _faces, "detections of single samples, as JSON lines")
@@ -129,14 +133,14 @@ def _options(given: argparse.Namespace) -> Any:
 
 
 def _prepare(given: argparse.Namespace) -> None:
-    from laion_face_builder.prepare import prepare
+    from laion_face_builder.index.prepare import prepare
 
     options = _options(given)
     prepare(options.data, options.parts, options.upstream, discard_sources=given.discard_sources)
 
 
 def _download(given: argparse.Namespace) -> None:
-    from laion_face_builder import parts
+    from laion_face_builder.examples import parts
 
     options = _options(given)
     how = parts.download_options(
@@ -150,7 +154,7 @@ def _download(given: argparse.Namespace) -> None:
 
 
 def _faces(given: argparse.Namespace) -> int:
-    from laion_face_builder.detections import faces_of
+    from laion_face_builder.index.detections import faces_of
 
     missing = set(given.sample_ids)
     for found in faces_of(DataDir.at(given.data_dir), given.sample_ids):

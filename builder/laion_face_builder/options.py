@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from laion_face_builder.errors import OptionError
-from laion_face_builder.filters import Filters
+from laion_face_builder.images.pictures import MAX_PIXELS
+from laion_face_builder.index.filters import Filters
 from laion_face_builder.layout import CONFIG_PARTS, ROW_GROUPS, DataDir, parse_parts
-from laion_face_builder.pictures import MAX_PIXELS
-from laion_face_builder.sources import Upstream
+from laion_face_builder.upstream.sources import Upstream
 
 IMAGE_MODES = ("auto", "download", "none")
 ON_ERROR = ("skip", "null", "raise")

@@ -1,0 +1,177 @@
+"""Folders that somebody else's img2dataset made, such as the original scripts' `laion_face_data/split_000NN/`.
+
+DATA_DIR/adopted/
+  tars/DIGEST.parquet              our pass over one tar, named by the tar's name, size and ends
+  DIGEST/part-000NN.parquet        the sidecar: those passes joined by SAMPLE_ID with the index
+
+The keys in such tars are row positions of whatever list was downloaded, so they are never joined on: the sample id is
+in each sample's `.json` and in the `.parquet` beside the tar. Nothing is written into the folder itself. Resized and
+re-encoded pictures are welcome, since sizes come from the bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from laion_face_builder.download.check import CheckJob
+from laion_face_builder.download.checker import Checker, child_environment
+from laion_face_builder.download.rounds import opened_index
+from laion_face_builder.download.sidecar import CheckedTar, assemble, write_sidecar
+from laion_face_builder.errors import BadFile, NotPrepared
+from laion_face_builder.files import Fingerprint, digest, locked, make_fingerprint, read_fingerprint
+from laion_face_builder.images import reasons
+from laion_face_builder.index.reader import IndexPart
+from laion_face_builder.layout import DataDir
+
+logger = logging.getLogger("laion_face")
+
+_ENDS_BYTES = 16 << 10
+_NAMED_PART = re.compile(r"(?:split_|part-)(\d+)")
+_POLL_SECONDS = 0.05
+#: Sidecars that this process has found up to date, by the state of the tars: asked for again with every shard.
+_KNOWN: dict[object, Path] = {}
+
+
+@dataclass(frozen=True)
+class _Tar:
+    path: Path
+    name: str
+    size: int
+    modified: int
+
+    def probe(self) -> str:
+        """Tells it from other tars, wherever it lies: by its name, its size and the bytes at both ends."""
+        hasher = hashlib.sha256(f"{self.name} {self.size} ".encode())
+        with self.path.open("rb") as file:
+            hasher.update(file.read(_ENDS_BYTES))
+            file.seek(max(0, self.size - _ENDS_BYTES))
+            hasher.update(file.read(_ENDS_BYTES))
+        return hasher.hexdigest()[:32]
+
+
+def adopted(folder: Path, data: DataDir, part: int, index: IndexPart | None, max_pixels: int) -> tuple[Path, Path]:
+    """The part's folder below `folder` and the sidecar for it, made on first use and again when the tars change.
+
+    Args:
+        folder: holds `split_000NN/` or `part-000NN/`, or the tars of this part themselves.
+        data: keeps what was found out about the tars.
+        part: number of the part.
+        index: the part's index, if it does not lie in `data`.
+        max_pixels: larger pictures fail.
+
+    Raises:
+        NotPrepared: no tar of this part is there, or none of its samples is in the index.
+    """
+    place = part_folder(folder, part)
+    tars = list(_tars(place))
+    if not tars:
+        raise NotPrepared(f"{place}: there is no .tar in it; expected img2dataset's output_format webdataset.")
+    with opened_index(data, part, index) as rows:
+        index_digest = digest(rows.fingerprint)
+        state = (data, part, index_digest, max_pixels, *tars)
+        if state not in _KNOWN or not _KNOWN[state].exists():
+            _KNOWN[state] = _sidecar(tars, data, part, rows, max_pixels)
+        return place, _KNOWN[state]
+
+
+def part_folder(folder: Path, part: int) -> Path:
+    """Where the part's tars lie: `split_000NN`, `part-000NN`, the same below `images`, or `folder` itself.
+
+    Raises:
+        NotPrepared: nowhere.
+    """
+    names = (f"split_{part:05d}", f"part-{part:05d}", f"images/part-{part:05d}")
+    for candidate in (folder / name for name in names):
+        if candidate.is_dir():
+            return candidate
+    named = _NAMED_PART.fullmatch(folder.absolute().name)
+    if any(folder.glob("*.tar")) and (named is None or int(named[1]) == part):
+        return folder
+    raise NotPrepared(
+        f"{folder}: no pictures of part {part} in it; expected {', '.join(names[:2])}, or the part's tars themselves."
+    )
+
+
+def _tars(place: Path) -> Iterator[_Tar]:
+    """The tars, later rounds last: of several successes the latest wins."""
+    rounds = sorted(place.glob("retry-*"), key=lambda path: (len(path.name), path.name))
+    for path in (path for folder in (place, *rounds) for path in sorted(folder.glob("*.tar"))):
+        state = path.stat()
+        yield _Tar(path, path.relative_to(place).as_posix(), state.st_size, state.st_mtime_ns)
+
+
+def _sidecar(tars: list[_Tar], data: DataDir, part: int, index: IndexPart, max_pixels: int) -> Path:
+    probes = [tar.probe() for tar in tars]
+    fingerprint = make_fingerprint(
+        "adopted", part=part, index=digest(index.fingerprint), tars=digest(probes), max_pixels=max_pixels
+    )
+    sidecar = data.root / "adopted" / digest(fingerprint) / data.sidecar(part).name
+    with locked(sidecar, f"part {part:05d}: another process looks through {tars[0].path.parent}; waiting for that"):
+        if not _is_current(sidecar, fingerprint):
+            checked = _checked(tars, probes, data.root / "adopted" / "tars", max_pixels)
+            write_sidecar(sidecar, _joined(checked, index, part, tars[0].path.parent), fingerprint, checked)
+    return sidecar
+
+
+def _is_current(sidecar: Path, fingerprint: Fingerprint) -> bool:
+    try:
+        found = read_fingerprint(sidecar)
+    except BadFile:
+        return False
+    return found is not None and {**found, "pictures": None} == {**fingerprint, "pictures": None}
+
+
+def _checked(tars: list[_Tar], probes: list[str], folder: Path, max_pixels: int) -> list[CheckedTar]:
+    """Looks through the tars that have not been looked through; leaves out those that cannot be read."""
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs = [_job(tar, probe, folder, max_pixels) for tar, probe in zip(tars, probes, strict=True)]
+    new = [job for job in jobs if not job.is_done]
+    if new:
+        logger.info("%s: looking through %d tars, once", tars[0].path.parent, len(new))
+    with (
+        Checker(os.cpu_count() or 1, child_environment()) as checker,
+        tqdm(total=len(new), desc="looking through tars", unit=" tars", disable=None, file=sys.stderr) as bar,
+    ):
+        for job in new:
+            checker.add(job)
+        while checker.busy:
+            bar.update(len(checker.poll()))
+            time.sleep(_POLL_SECONDS)
+    skipped = [tar.name for tar, job in zip(tars, jobs, strict=True) if not job.is_done]
+    if skipped:
+        logger.warning("%s: left out, since they are not whole: %s", tars[0].path.parent, ", ".join(skipped))
+    return [CheckedTar(tar.name, Path(job.out)) for tar, job in zip(tars, jobs, strict=True) if tar.name not in skipped]
+
+
+def _job(tar: _Tar, probe: str, folder: Path, max_pixels: int) -> CheckJob:
+    fingerprint = make_fingerprint("checked", tar=probe, max_pixels=max_pixels)
+    out = folder / f"{digest(fingerprint, 32)}.parquet"
+    return CheckJob(str(tar.path), str(out), "sample_id", None, False, max_pixels, fingerprint)
+
+
+def _joined(checked: list[CheckedTar], index: IndexPart, part: int, place: Path) -> pa.Table:
+    sample_ids = index.read(0, index.num_rows, ["sample_id"])["sample_id"]
+    without = pa.chunked_array([pa.array([reasons.NOT_DOWNLOADED] * index.num_rows, pa.string())])
+    table = assemble(sample_ids, np.asarray(sample_ids.to_numpy(), dtype=np.int64), checked, without)
+    held = sum(pq.read_metadata(tar.file).num_rows for tar in checked)
+    found = pc.sum(pc.not_equal(table["status"], reasons.NOT_DOWNLOADED)).as_py() or 0
+    logger.info("%s: %d of its %d samples are in part %d", place, found, held, part)
+    if index.num_rows and not found:
+        raise NotPrepared(
+            f"{place}: none of its {held} samples is in the index of part {part}. Is it the folder of another part?"
+        )
+    return table

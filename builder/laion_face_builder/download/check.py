@@ -1,0 +1,210 @@
+"""Our own pass over a tar of img2dataset: `python -m laion_face_builder.download.check`, jobs as JSON on its stdin.
+
+With re-encoding disabled, img2dataset gives no sizes and counts whatever a host sent as a success. Here every picture
+is decoded once, by the same check as in fetching, and a small Parquet file says for every sample where its picture lies
+or why there is none. A job whose tar is not whole gives no file. Each pass is a process of its own, so that decoding
+takes nothing from the download's threads; pools of `multiprocessing` would run an unguarded script of a user again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from laion_face_builder.download.orphans import end_with_parent
+from laion_face_builder.download.shards import ShardFiles, pictures_in, require_whole
+from laion_face_builder.download.tarfiles import Member, read_members
+from laion_face_builder.errors import BadFile, PictureError
+from laion_face_builder.files import read_fingerprint, stamped, written_whole
+from laion_face_builder.images import pictures, reasons
+
+#: One sample of a tar. `id` is the index row in our own downloads, the sample id in adopted ones.
+CHECKED = pa.schema(
+    [
+        ("id", pa.int64()),
+        ("status", pa.string()),
+        ("detail", pa.string()),
+        ("offset", pa.int64()),
+        ("length", pa.int64()),
+        ("format", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("orientation", pa.int8()),
+        ("sha256", pa.string()),
+    ]
+)
+_DETAIL_CHARACTERS = 200
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CheckJob:
+    """A tar to look through.
+
+    Args:
+        tar: its path.
+        out: the file to write.
+        id_column: the column that names a sample, in any case.
+        samples: how many the shard must have; None where there need not be stats, as in adopted folders.
+        strict: the shard was finished when nobody saw the guarding proxy alive. Then broken connections may be the
+            proxy's end, and make the shard one to be downloaded again.
+        max_pixels: larger pictures fail.
+        fingerprint: goes into `out`.
+    """
+
+    tar: str
+    out: str
+    id_column: str
+    samples: int | None
+    strict: bool
+    max_pixels: int
+    fingerprint: Mapping[str, Any]
+
+    @property
+    def is_done(self) -> bool:
+        """Whether `out` is there, made by such a job."""
+        try:
+            return read_fingerprint(Path(self.out)) == dict(self.fingerprint)
+        except BadFile:
+            return False
+
+
+def check_tar(job: CheckJob) -> None:
+    """Looks at every sample of the tar and writes `job.out`.
+
+    Raises:
+        BadFile: the tar is not whole, or nothing in it says which samples it holds.
+        OSError: it cannot be read.
+    """
+    path = Path(job.tar)
+    members = read_members(path)
+    if job.samples is not None:
+        require_whole(ShardFiles(path.parent, int(path.stem)), job.samples, members)
+    with path.open("rb") as tar:
+        samples = _samples(path, tar.fileno(), members, job.id_column)
+        if job.samples is not None:
+            _require_proxy(path, samples, job.strict)
+        found = pictures_in(members)
+        rows = [_row(tar.fileno(), sample, found.get(key), job.max_pixels) for key, sample in samples.items()]
+    with written_whole(Path(job.out)) as partial:
+        table = pa.Table.from_pylist(rows, schema=stamped(CHECKED, job.fingerprint))
+        pq.write_table(table, partial, compression="zstd")
+
+
+def _require_proxy(path: Path, samples: Mapping[str, _Sample], strict: bool) -> None:
+    """With every kill of the parent the proxy ends too, a moment before img2dataset's workers do."""
+    if any(reasons.proxy_was_gone(sample.message, strict) for sample in samples.values()):
+        raise BadFile(
+            path,
+            found="failures without the guarding proxy",
+            expected="answers from hosts",
+            way_out="The shard is downloaded again.",
+        )
+
+
+def _row(tar: int, sample: _Sample, picture: Member | None, max_pixels: int) -> Row:
+    row: Row = {"id": sample.id}
+    if picture is None:
+        if sample.message is None:
+            return row | {"status": "missing_in_tar", "detail": "a success without a picture"}
+        return row | {"status": reasons.short_name(sample.message), "detail": sample.message[:_DETAIL_CHARACTERS]}
+    data = os.pread(tar, picture.length, picture.offset)
+    row |= {"offset": picture.offset, "length": picture.length, "sha256": hashlib.sha256(data).hexdigest()}
+    try:
+        seen = pictures.inspect(data, max_pixels=max_pixels)
+    except PictureError as error:
+        return row | {"status": error.reason, "detail": error.detail[:_DETAIL_CHARACTERS]}
+    size = {"width": seen.width, "height": seen.height}
+    return row | size | {"status": reasons.OK, "format": seen.format, "orientation": seen.orientation}
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """What img2dataset says of a sample: its id, and the error message of a failed one."""
+
+    id: int
+    message: str | None
+
+
+def _samples(path: Path, tar: int, members: list[Member], id_column: str) -> dict[str, _Sample]:
+    """The samples by key: from the shard's parquet, and from the `.json` in the tar for those not in it."""
+    samples = dict(_samples_of_table(path.with_suffix(".parquet"), id_column))
+    documents = [member for member in members if member.extension == "json" and member.key not in samples]
+    for member in documents:
+        number = _id_of_document(os.pread(tar, member.length, member.offset), id_column)
+        if number is not None:
+            samples[member.key] = _Sample(number, None)
+    if not samples and pictures_in(members):
+        raise BadFile(
+            path,
+            found="pictures without sample ids",
+            expected=f"a column {id_column} in the .json of its samples, or in the .parquet beside it",
+            way_out="Download with --save_additional_columns that name SAMPLE_ID.",
+        )
+    return samples
+
+
+def _samples_of_table(path: Path, id_column: str) -> Iterator[tuple[str, _Sample]]:
+    try:
+        names = {name.lower(): name for name in reversed(pq.read_schema(path).names)}
+        columns = [names[name] for name in ("key", id_column.lower(), "error_message")]
+        table = pq.read_table(path, columns=columns).select(columns)
+    except (OSError, KeyError, pa.ArrowInvalid):
+        return  # The tar's own .json files say the same of what is in it.
+    for key, value, message in zip(*(column.to_pylist() for column in table.columns), strict=True):
+        number = whole_number(value)
+        if number is not None and key is not None:
+            yield key, _Sample(number, message)
+
+
+def _id_of_document(text: bytes, id_column: str) -> int | None:
+    try:
+        values = json.loads(text)
+    except ValueError:
+        return None
+    if not isinstance(values, dict):
+        return None
+    return next((whole_number(v) for name, v in values.items() if name.lower() == id_column.lower()), None)
+
+
+def whole_number(value: object) -> int | None:
+    """`value` as an int, be it an int, a whole float or a string of one; else None."""
+    if isinstance(value, str):
+        with suppress(ValueError):
+            return int(value)
+        with suppress(ValueError):
+            value = float(value)
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def as_json(jobs: list[CheckJob]) -> str:
+    """What this module expects on its stdin."""
+    return json.dumps([dataclasses.asdict(job) for job in jobs])
+
+
+def main() -> None:
+    """Does the jobs on stdin, one after the other; says on stderr which tars are not whole."""
+    for values in json.load(sys.stdin):
+        try:
+            check_tar(CheckJob(**values))
+        except (BadFile, OSError) as error:
+            sys.stderr.write(f"{error}\n")
+
+
+if __name__ == "__main__":
+    end_with_parent(pipe=False)  # jobs come through it
+    main()

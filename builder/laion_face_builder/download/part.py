@@ -1,0 +1,234 @@
+"""Pictures on disk by img2dataset, one part at a time: the plan, the rounds, the sidecar.
+
+img2dataset runs in a child process behind the guarding proxy; what is done is judged by the files alone (see `rounds`
+for them, and `shards` for when a shard counts). A download that was killed anywhere goes on where it was: the plan and
+the rounds are fixed before anything is fetched, whole shards are kept, everything else is made again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from laion_face_builder.download.img2dataset_child import refuse_odd_path
+from laion_face_builder.download.options import DownloadOptions
+from laion_face_builder.download.round import Round
+from laion_face_builder.download.rounds import (
+    PartFiles,
+    RowFilters,
+    Rows,
+    opened_index,
+    rows_of_round,
+    write_plan,
+    write_round,
+)
+from laion_face_builder.download.sidecar import (
+    CheckedTar,
+    PartResult,
+    assemble,
+    made_from,
+    result_of,
+    sidecar_made_from,
+    write_sidecar,
+)
+from laion_face_builder.errors import BadFile, DownloadError, StateConflict
+from laion_face_builder.files import (
+    Fingerprint,
+    canonical_json,
+    digest,
+    human_size,
+    locked,
+    make_fingerprint,
+    read_fingerprint,
+    remove_partials,
+    written_whole,
+)
+from laion_face_builder.images import reasons
+from laion_face_builder.index.reader import IndexPart
+from laion_face_builder.layout import DataDir
+from laion_face_builder.web.guard import refuse_user_proxy
+
+__all__ = ["DownloadOptions", "PartResult", "download_part"]
+
+logger = logging.getLogger("laion_face")
+
+#: Mean over what is asked for, dead links included; LAION-Face's authors count 2 TB for 50 million.
+_BYTES_A_SAMPLE = 60_000
+
+
+def download_part(
+    data: DataDir,
+    part: int,
+    options: DownloadOptions | None = None,
+    filters: RowFilters | None = None,
+    retry_failed: int = 0,
+    *,
+    index: IndexPart | None = None,
+) -> PartResult:
+    """Downloads the pictures of a part, or goes on with it; the sidecar is there and up to date when this returns.
+
+    Args:
+        data: where the part lives.
+        part: its number.
+        options: how; all defaults if None.
+        filters: only index rows that pass are fetched; all if None.
+        retry_failed: how many rounds over the failed samples there are to be in all. Those that were done before count,
+            so the same call again fetches nothing, and one that was interrupted is finished first.
+        index: the part's index if it does not lie in `data`.
+
+    Raises:
+        NotPrepared: there is no index.
+        StateConflict: the part was started with other filters, another index or another size of shards.
+        DownloadError: img2dataset does not get on, or the disk is too small.
+        OptionError: the environment names a proxy that is not trusted, or img2dataset cannot write to such a path.
+    """
+    options = options or DownloadOptions()
+    files = PartFiles(data, part)
+    refuse_odd_path(data.root)
+    refuse_user_proxy(os.environ, options.trust_proxy)
+    waiting = f"part {part:05d}: another process downloads it; waiting for that"
+    with opened_index(data, part, index) as rows, locked(data.images_fingerprint(part), waiting):
+        made_with = _claim(files, rows, options, filters)
+        _remove_leftovers(files)
+        _ensure_plan(files, rows, filters, made_with)
+        return _rounds(files, rows, options, made_with, retry_failed)
+
+
+def _rounds(
+    files: PartFiles, index: IndexPart, options: DownloadOptions, made_with: Fingerprint, retry_failed: int
+) -> PartResult:
+    tars: list[CheckedTar] = []
+    done = -1
+    for number in range(1 + max(retry_failed, files.rounds_started())):
+        rows = _rows(files, number, made_with)
+        if number and not len(rows):
+            break
+        this_round = Round(files, number, rows, options, made_with)
+        if this_round.missing:
+            _check_space(files, this_round.missing_samples, options)
+            _withdraw_sidecar(files, this_round.missing_tars())
+            this_round.run(index)
+        tars += this_round.tars()
+        done = number
+        if not _is_complete(files, number + 1, options, made_with):
+            _write_sidecar(files, index, made_with, tars)
+    result = result_of(files.data.sidecar(files.part), done)
+    logger.info("part %05d: %s", files.part, result)
+    return result
+
+
+def _is_complete(files: PartFiles, number: int, options: DownloadOptions, made_with: Fingerprint) -> bool:
+    """Whether this round has been done before: then the sidecar that matters is the one with it."""
+    if not files.round(number).exists():
+        return False
+    return not Round(files, number, rows_of_round(files, number), options, made_with).missing
+
+
+def _withdraw_sidecar(files: PartFiles, missing: list[str]) -> None:
+    """Removes the sidecar if it speaks of tars that are about to be made again: other bytes would lie in its places."""
+    sidecar = files.data.sidecar(files.part)
+    if not sidecar.exists():
+        return
+    named = pq.read_table(sidecar, columns=["tar"], read_dictionary=["tar"])["tar"].unique().to_pylist()
+    if not {*missing}.isdisjoint(named):
+        logger.warning("%s: withdrawn until tars that have gone or changed are downloaded again", sidecar)
+        sidecar.unlink()
+
+
+def _rows(files: PartFiles, number: int, made_with: Fingerprint) -> Rows:
+    """The rows of a round; those of a new round are all that failed so far and may still come."""
+    if number and not files.round(number).exists():
+        status = pq.read_table(files.data.sidecar(files.part), columns=["status"])["status"]
+        settled = pc.is_in(status, value_set=pa.array([reasons.OK, *reasons.FINAL]))
+        rows = np.flatnonzero(pc.invert(settled).to_numpy())
+        if not len(rows):
+            return rows
+        write_round(files, number, rows, make_fingerprint("round", number=number, images=digest(made_with)))
+    return rows_of_round(files, number)
+
+
+def _write_sidecar(files: PartFiles, index: IndexPart, made_with: Fingerprint, tars: list[CheckedTar]) -> None:
+    path = files.data.sidecar(files.part)
+    if sidecar_made_from(path) == made_from(tars):
+        return
+    without = pc.fill_null(pq.read_table(files.plan)["status"], reasons.NOT_DOWNLOADED)
+    sample_ids = index.read(0, index.num_rows, ["sample_id"])["sample_id"]
+    rows = np.arange(index.num_rows, dtype=np.int64)
+    fingerprint = make_fingerprint("sidecar", part=files.part, index=made_with["index"], images=digest(made_with))
+    write_sidecar(path, assemble(sample_ids, rows, tars, without), fingerprint, tars)
+
+
+def _claim(files: PartFiles, index: IndexPart, options: DownloadOptions, filters: RowFilters | None) -> Fingerprint:
+    """The fingerprint of what is to be on disk; refuses to mix it with something else that is there."""
+    wanted = make_fingerprint(
+        "images",
+        part=files.part,
+        index=digest(index.fingerprint),
+        filters=filters.as_dict() if filters is not None else {},
+        **options.defining(),
+    )
+    path = files.data.images_fingerprint(files.part)
+    folder = files.data.tars(files.part)
+    if path.exists():
+        _require_same(files, json.loads(canonical_json(wanted)))
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise StateConflict(
+            f"{folder}: there are files, but nothing says what they were made with. Move the folder away, or use it as "
+            "it is with images=FOLDER."
+        )
+    else:
+        with written_whole(path) as partial:
+            partial.write_text(canonical_json(wanted) + "\n", encoding="utf-8")
+    return wanted
+
+
+def _require_same(files: PartFiles, wanted: Fingerprint) -> None:
+    path = files.data.images_fingerprint(files.part)
+    try:
+        found = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise BadFile(
+            path, found="no JSON", expected="what the part was made with", way_out="Move it and its folder away."
+        ) from error
+    differ = [name for name in sorted({*found, *wanted}) if found.get(name) != wanted.get(name)]
+    if differ:
+        changes = "; ".join(f"{name}: {found.get(name)} on disk, {wanted.get(name)} now" for name in differ)
+        raise StateConflict(
+            f"{path}: the part was downloaded with something else ({changes}). Use what is on disk by giving the same "
+            f"again, choose another data_dir, or move {files.data.tars(files.part)}* away to start over."
+        )
+
+
+def _ensure_plan(files: PartFiles, index: IndexPart, filters: RowFilters | None, made_with: Fingerprint) -> None:
+    fingerprint = make_fingerprint("plan", images=digest(made_with))
+    if read_fingerprint(files.plan) != fingerprint:
+        write_plan(files, index, filters, fingerprint)
+
+
+def _remove_leftovers(files: PartFiles) -> None:
+    """What a killed run left half-written; other parts' files beside ours may be under way in other processes."""
+    if files.checked.is_dir():
+        remove_partials(files.checked)
+    folder = files.data.tars(files.part)
+    for partial in folder.parent.glob(f".{folder.name}.*.partial"):
+        partial.unlink(missing_ok=True)
+
+
+def _check_space(files: PartFiles, samples: int, options: DownloadOptions) -> None:
+    folder = files.data.images_fingerprint(files.part).parent
+    needed, free = samples * _BYTES_A_SAMPLE, shutil.disk_usage(folder).free
+    logger.info(
+        "part %05d: %d pictures to fetch, about %s; %s free", files.part, samples, human_size(needed), human_size(free)
+    )
+    if needed > 2 * free and not options.ignore_space:
+        raise DownloadError(
+            f"{folder}: about {human_size(needed)} needed, {human_size(free)} free. Choose a larger disk, fewer parts "
+            "or stricter filters, or set ignore_space."
+        )

@@ -1,0 +1,218 @@
+"""What is to be downloaded of a part: the plan, the rounds, and the list that img2dataset gets.
+
+images/
+  part-000NN.fingerprint            what the downloads were made with, as JSON
+  part-000NN/00000.tar …            round 0; retry-1/00000.tar … are the later rounds, over what had failed
+  part-000NN.checked/
+    plan.parquet                    a status for every index row: "filtered", "bad_url", or null if it is to be fetched
+    round-1.parquet …               the index rows of each later round, fixed when it starts
+    0-00000.parquet …               our pass over each finished shard: ROUND-SHARD
+    0-00000.seen …                  the digest of its stats, if the guarding proxy was alive when they were there
+  part-000NN.parquet                the sidecar, made from all of these
+  part-000NN.list.parquet           img2dataset's input; there only while it runs
+  part-000NN.log                    what img2dataset said last
+
+A round that has its file has been started; it is finished when each of its shards has been checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from laion_face_builder.errors import NotPrepared, PictureError
+from laion_face_builder.files import Fingerprint, stamped, written_whole
+from laion_face_builder.images import reasons
+from laion_face_builder.index.reader import IndexPart
+from laion_face_builder.layout import DataDir
+from laion_face_builder.web.guard import check_url, wire_url
+
+PLAN = pa.schema([("status", pa.string())])
+ROUND = pa.schema([("row", pa.int64())])
+
+Rows = np.ndarray[Any, np.dtype[np.int64]]
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
+
+#: Index column -> its name in img2dataset's list, and so in the tars. Its own names (width, height) are refused there.
+LISTED = {
+    "sample_id": "sample_id",
+    "part": "part",
+    "width": "laion_width",
+    "height": "laion_height",
+    "license": "license",
+    "nsfw": "nsfw",
+    "similarity": "similarity",
+    "faces": "faces",
+}
+#: The extra columns that travel along; `row` is the index row.
+CARRIED = ("row", *LISTED.values())
+
+
+class RowFilters(Protocol):
+    """Which index rows are wanted; see `filters.Filters`."""
+
+    def mask(self, table: pa.Table) -> Mask:
+        """bool[n] over the rows of `table`, which has all index columns."""
+        ...
+
+    def as_dict(self) -> dict[str, Any]:
+        """What defines it, for fingerprints."""
+        ...
+
+
+@dataclass(frozen=True)
+class PartFiles:
+    """Names of everything that belongs to the download of one part."""
+
+    data: DataDir
+    part: int
+
+    def _beside(self, ending: str) -> Path:
+        tars = self.data.tars(self.part)
+        return tars.with_name(tars.name + ending)
+
+    @property
+    def checked(self) -> Path:
+        """The folder with the plan, the rounds and our passes."""
+        return self._beside(".checked")
+
+    @property
+    def plan(self) -> Path:
+        """One status for every index row."""
+        return self.checked / "plan.parquet"
+
+    @property
+    def list(self) -> Path:
+        """img2dataset's input."""
+        return self._beside(".list.parquet")
+
+    @property
+    def log(self) -> Path:
+        """What img2dataset said."""
+        return self._beside(".log")
+
+    @property
+    def writers(self) -> Path:
+        """The lock that every process of img2dataset holds."""
+        return self.data.tars(self.part).with_name(f".part-{self.part:05d}.writers.lock")
+
+    def round(self, number: int) -> Path:
+        """The rows of a later round."""
+        return self.checked / f"round-{number}.parquet"
+
+    def tars(self, number: int) -> Path:
+        """The folder that img2dataset writes in this round."""
+        folder = self.data.tars(self.part)
+        return folder / f"retry-{number}" if number else folder
+
+    def checked_tar(self, number: int, shard: int) -> Path:
+        """Our pass over one shard."""
+        return self.checked / f"{number}-{shard:05d}.parquet"
+
+    def seen_stats(self, number: int, shard: int) -> Path:
+        """Which stats of the shard were there while the guarding proxy was seen alive."""
+        return self.checked / f"{number}-{shard:05d}.seen"
+
+    def tar_name(self, number: int, shard: int) -> str:
+        """The shard's tar, relative to the part's folder, as the sidecar has it."""
+        return f"retry-{number}/{shard:05d}.tar" if number else f"{shard:05d}.tar"
+
+    def rounds_started(self) -> int:
+        """How many rounds beyond the first have been started."""
+        number = 0
+        while self.round(number + 1).exists():
+            number += 1
+        return number
+
+
+@contextmanager
+def opened_index(data: DataDir, part: int, index: IndexPart | None = None) -> Iterator[IndexPart]:
+    """`index` if it is given, which stays open; else the one in `data`, closed afterwards.
+
+    Raises:
+        NotPrepared: there is none.
+    """
+    if index is not None:
+        yield index
+        return
+    path = data.index(part)
+    if not path.exists():
+        raise NotPrepared(f"{path}: there is no such index. Run `laion-face prepare` with --parts {part} first.")
+    with IndexPart.open(path) as own:
+        yield own
+
+
+def write_plan(files: PartFiles, index: IndexPart, filters: RowFilters | None, fingerprint: Fingerprint) -> None:
+    """Decides for every index row whether it is to be fetched."""
+    with written_whole(files.plan) as partial, pq.ParquetWriter(partial, stamped(PLAN, fingerprint)) as writer:
+        for start, stop in index.row_groups:
+            table = index.read(start, stop)
+            keep = np.ones(stop - start, dtype=bool) if filters is None else filters.mask(table)
+            urls = zip(table["url"].to_pylist(), keep, strict=True)
+            status = [_url_status(url) if kept else reasons.FILTERED for url, kept in urls]
+            writer.write_table(pa.table([pa.array(status, pa.string())], schema=writer.schema))
+
+
+def _url_status(url: str | None) -> str | None:
+    try:
+        check_url(url or "")
+    except PictureError as error:
+        return error.reason
+    return None
+
+
+def write_round(files: PartFiles, number: int, rows: Rows, fingerprint: Fingerprint) -> None:
+    """Fixes the rows of a later round."""
+    with written_whole(files.round(number)) as partial:
+        pq.write_table(pa.table([pa.array(rows, pa.int64())], schema=stamped(ROUND, fingerprint)), partial)
+
+
+def rows_of_round(files: PartFiles, number: int) -> Rows:
+    """int64[n]: the index rows of a round, ascending, in the order of img2dataset's list."""
+    if number:
+        return np.asarray(pq.read_table(files.round(number))["row"].to_numpy(), dtype=np.int64)
+    wanted = pc.is_null(pq.read_table(files.plan)["status"])
+    return np.flatnonzero(wanted.to_numpy())
+
+
+def write_list(path: Path, index: IndexPart, rows: Rows) -> None:
+    """img2dataset's input: url, caption and the columns in `CARRIED`, for these index rows."""
+    with written_whole(path) as partial:
+        tables = _listed(index, rows)
+        first = next(tables)
+        with pq.ParquetWriter(partial, first.schema) as writer:
+            writer.write_table(first)
+            for table in tables:
+                writer.write_table(table)
+
+
+def _listed(index: IndexPart, rows: Rows) -> Iterator[pa.Table]:
+    for start, stop in index.row_groups:
+        chosen = rows[np.searchsorted(rows, start) : np.searchsorted(rows, stop)]
+        if not len(chosen):
+            continue
+        table = index.read(start, stop, ["url", "caption", *LISTED]).take(pa.array(chosen - start))
+        columns: dict[str, Any] = {
+            "url": _wire_urls(table["url"]),
+            "caption": table["caption"],
+            "row": pa.array(chosen, pa.int64()),
+        }
+        columns |= {name: table[column] for column, name in LISTED.items()}
+        # NaN is no JSON, and would make the sample's .json unreadable for strict readers.
+        similarity = columns["similarity"]
+        columns["similarity"] = pc.if_else(pc.is_nan(similarity), pa.scalar(None, pa.float64()), similarity)
+        yield pa.table(columns)
+
+
+def _wire_urls(urls: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
+    if not pc.any(pc.invert(pc.string_is_ascii(urls))).as_py():
+        return urls
+    return pa.array([wire_url(url) for url in urls.to_pylist()], pa.string())

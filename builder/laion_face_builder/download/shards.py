@@ -1,0 +1,126 @@
+"""Which of img2dataset's shards are finished, and what has to go before it is started again.
+
+FOLDER/
+  00000.tar  00000.parquet  00000_stats.json     one shard; the stats are written last
+  _tmp/                                          its lists, from a run that was killed
+
+img2dataset takes a shard for done as soon as there is a `.json` of its name, and a kill leaves half-written tars under
+their final names. Here a shard is whole if its stats can be parsed, the count in them is that of the rows in its
+parquet and of the rows asked for, and its successes are the pictures in its tar, which has an end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from laion_face_builder.download.tarfiles import Member
+from laion_face_builder.errors import BadFile, StateConflict
+
+_STATS_NAME = re.compile(r"\d{5,}_stats\.json")
+_OURS = re.compile(r"(\d{5,})(\.tar|\.parquet|_stats\.json)")
+#: Extensions that img2dataset gives to pictures (its encode_format), and what other tools write.
+PICTURE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp"})
+
+
+@dataclass(frozen=True)
+class ShardFiles:
+    """The files of one shard."""
+
+    folder: Path
+    number: int
+
+    @property
+    def tar(self) -> Path:
+        """Pictures, captions and metadata of the successes."""
+        return self.folder / f"{self.number:05d}.tar"
+
+    @property
+    def parquet(self) -> Path:
+        """One row for every sample, failures too."""
+        return self.folder / f"{self.number:05d}.parquet"
+
+    @property
+    def stats(self) -> Path:
+        """Counts; the last that is written."""
+        return self.folder / f"{self.number:05d}_stats.json"
+
+    def stats_digest(self) -> str | None:
+        """Tells one download of this shard from another; None while its stats cannot be parsed."""
+        try:
+            text = self.stats.read_bytes()
+            json.loads(text)
+        except (OSError, ValueError):
+            return None
+        return hashlib.sha256(text).hexdigest()[:16]
+
+    def remove(self) -> None:
+        """Removes all of it, the stats first, so that no kill in between leaves a shard that looks done."""
+        for file in (self.stats, self.parquet, self.tar):
+            file.unlink(missing_ok=True)
+
+
+def shard_sizes(samples: int, samples_per_shard: int) -> list[int]:
+    """How many samples each shard of a list of `samples` has."""
+    return [min(samples_per_shard, samples - first) for first in range(0, samples, samples_per_shard)]
+
+
+def pictures_in(members: Sequence[Member]) -> dict[str, Member]:
+    """The pictures among a tar's members, by key."""
+    return {member.key: member for member in members if member.extension in PICTURE_EXTENSIONS}
+
+
+def require_whole(shard: ShardFiles, samples: int, members: Sequence[Member]) -> None:
+    """Checks the three counts against each other; `members` are those of a tar that was read to its end.
+
+    Raises:
+        BadFile: says which count differs.
+    """
+    count, successes = _counts(shard.stats)
+    pictures = len(pictures_in(members))
+    try:
+        rows = int(pq.read_metadata(shard.parquet).num_rows)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise _not_whole(shard.parquet, f"no readable table ({error})", f"{count} rows") from error
+    if count != samples:
+        raise _not_whole(shard.stats, f"a count of {count}", f"{samples}")
+    if rows != count:
+        raise _not_whole(shard.parquet, f"{rows} rows", f"{count}")
+    if pictures != successes:
+        raise _not_whole(shard.tar, f"{pictures} pictures", f"{successes}")
+
+
+def _counts(stats: Path) -> tuple[int, int]:
+    try:
+        values: Any = json.loads(stats.read_bytes())
+        return int(values["count"]), int(values["successes"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _not_whole(stats, f"no stats ({type(error).__name__})", "JSON with count and successes") from error
+
+
+def _not_whole(file: Path, found: str, expected: str) -> BadFile:
+    return BadFile(file, found=found, expected=expected, way_out="The shard is downloaded again.")
+
+
+def remove_unfinished(folder: Path, finished: Collection[int]) -> None:
+    """Leaves only the shards in `finished`; img2dataset's temporary lists go too.
+
+    Raises:
+        StateConflict: there is a `.json` in the folder that is not img2dataset's, which would crash it.
+    """
+    shutil.rmtree(folder / "_tmp", ignore_errors=True)
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        named = _OURS.fullmatch(path.name)
+        if named and int(named[1]) not in finished:
+            ShardFiles(folder, int(named[1])).remove()
+        elif path.suffix == ".json" and not _STATS_NAME.fullmatch(path.name):
+            raise StateConflict(f"{path}: img2dataset crashes on a foreign .json in its folder. Move it elsewhere.")

@@ -1,0 +1,156 @@
+"""The sidecar: for every index row, where its picture lies or why there is none; put together from checked tars.
+
+Every tar has been looked through by `check`. Of several tars with the same sample the latest success wins, and of
+failures the latest. The fingerprint names the pictures by their content, so that two downloads that got the same
+pictures count as the same, whatever order they came in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from laion_face_builder.download.check import CHECKED
+from laion_face_builder.files import Fingerprint, digest, human_size, stamped, written_whole
+from laion_face_builder.images import reasons
+from laion_face_builder.layout import row_group_bounds
+from laion_face_builder.schema import SIDECAR
+
+#: In the Parquet metadata beside the fingerprint: which passes over which downloads the sidecar was made from.
+MADE_FROM_KEY = b"laion_face.made_from"
+
+Ids = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True)
+class CheckedTar:
+    """A checked tar: its name relative to the part's folder, and the file that `check` wrote."""
+
+    name: str
+    file: Path
+
+
+@dataclass(frozen=True)
+class PartResult:
+    """What has become of a part.
+
+    rows = ok + filtered + the sum of failures. `bytes` are those of the usable pictures; `rounds` counts the retry
+    rounds that were done.
+    """
+
+    rows: int
+    ok: int
+    filtered: int
+    failures: Counter[str]
+    bytes: int
+    rounds: int
+
+    def __str__(self) -> str:
+        asked = self.rows - self.filtered
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.failures.most_common())
+        line = f"{self.ok:,} of {asked:,} pictures usable ({self.success_rate:.1%}), {human_size(self.bytes)}"
+        return f"{line}; failed: {reasons}" if reasons else line
+
+    @property
+    def success_rate(self) -> float:
+        """Usable pictures of those that were asked for, 0 to 1."""
+        asked = self.rows - self.filtered
+        return self.ok / asked if asked else 0.0
+
+
+def made_from(tars: Sequence[CheckedTar]) -> str:
+    """Tells one set of checked tars from another, by their own fingerprints."""
+    return digest([[tar.name, str(pq.read_schema(tar.file).metadata)] for tar in tars])
+
+
+def sidecar_made_from(sidecar: Path) -> str | None:
+    """The `made_from` of a sidecar, None if there is none."""
+    if not sidecar.exists():
+        return None
+    try:
+        return str((pq.read_schema(sidecar).metadata or {}).get(MADE_FROM_KEY, b"").decode())
+    except (OSError, pa.ArrowInvalid):
+        return None
+
+
+def assemble(sample_ids: pa.ChunkedArray, keys: Ids, tars: Sequence[CheckedTar], without: pa.ChunkedArray) -> pa.Table:
+    """The sidecar of n index rows, as a table.
+
+    Args:
+        sample_ids: int64[n] of the index.
+        keys: int64[n]: what the tars call each index row (`check.CHECKED`'s id).
+        tars: the earlier rounds first.
+        without: string[n]: the status of rows that are in no tar.
+    """
+    found, names = _stacked(tars)
+    winners = _winners(found["id"].to_numpy(), pc.equal(found["status"], reasons.OK).to_numpy())
+    at = np.searchsorted(winners.ids, keys)
+    inside = at < len(winners.ids)
+    inside[inside] = winners.ids[at[inside]] == keys[inside]
+    position = np.zeros(len(keys), dtype=np.int64)
+    position[inside] = winners.positions[at[inside]]
+    taken = found.append_column("tar", names).take(pa.array(position, mask=~inside))
+    is_ok = pc.fill_null(pc.equal(taken["status"], reasons.OK), False)
+    columns = {name: taken[name] for name in SIDECAR.names if name != "sample_id"}
+    columns["status"] = pc.coalesce(taken["status"], without)
+    for name in ("tar", "offset", "length"):
+        columns[name] = pc.if_else(is_ok, columns[name], pa.scalar(None, SIDECAR.field(name).type))
+    return pa.table({"sample_id": sample_ids, **columns}).select(SIDECAR.names).cast(SIDECAR)
+
+
+def _stacked(tars: Sequence[CheckedTar]) -> tuple[pa.Table, pa.Array]:
+    tables = [pq.read_table(tar.file).replace_schema_metadata() for tar in tars]
+    table = pa.concat_tables([CHECKED.empty_table(), *tables])
+    numbers = np.repeat(np.arange(len(tables), dtype=np.int32), [t.num_rows for t in tables])
+    names = pa.array([tar.name for tar in tars], pa.string())
+    return table, names.take(pa.array(numbers))
+
+
+@dataclass(frozen=True)
+class _Winners:
+    ids: Ids
+    positions: Ids
+
+
+def _winners(ids: Ids, ok: np.ndarray[Any, np.dtype[np.bool_]]) -> _Winners:
+    """For each id, ascending, the position of its last success, or of its last failure if it has none."""
+    order = np.lexsort((np.arange(len(ids)), ok, ids))
+    ordered = ids[order]
+    last = np.append(ordered[1:] != ordered[:-1], [True] * bool(len(ids))).astype(bool)
+    return _Winners(ordered[last], order[last])
+
+
+def content_digest(table: pa.Table) -> str:
+    """Names the usable pictures of a sidecar: their sample ids and the SHA-256s of their bytes, in order."""
+    usable = table.filter(pc.equal(table["status"], reasons.OK))
+    hasher = hashlib.sha256(np.ascontiguousarray(usable["sample_id"].to_numpy()).astype("<i8").tobytes())
+    for batch in usable.select(["sha256"]).to_batches(max_chunksize=10_000):
+        hasher.update("".join(batch["sha256"].to_pylist()).encode())
+    return hasher.hexdigest()[:16]
+
+
+def write_sidecar(path: Path, table: pa.Table, fingerprint: Fingerprint, tars: Sequence[CheckedTar]) -> None:
+    """Writes `table` with row groups as the index has them; adds the digest of its pictures to the fingerprint."""
+    stamp = stamped(SIDECAR, {**fingerprint, "pictures": content_digest(table)})
+    schema = stamp.with_metadata({**stamp.metadata, MADE_FROM_KEY: made_from(tars).encode()})
+    table = table.cast(schema)
+    with written_whole(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd") as writer:
+        for start, stop in row_group_bounds(table.num_rows):
+            writer.write_table(table.slice(start, stop - start), row_group_size=stop - start)
+
+
+def result_of(sidecar: Path, rounds: int) -> PartResult:
+    """The counts of a sidecar."""
+    table = pq.read_table(sidecar, columns=["status", "length"])
+    failures = Counter({row["values"]: row["counts"] for row in pc.value_counts(table["status"]).to_pylist()})
+    ok, filtered = failures.pop(reasons.OK, 0), failures.pop(reasons.FILTERED, 0)
+    return PartResult(table.num_rows, ok, filtered, failures, pc.sum(table["length"]).as_py() or 0, rounds)

@@ -1,0 +1,1 @@
+"""From rows and pictures to the examples that `datasets` yields."""

@@ -1,0 +1,123 @@
+"""From an index row and its picture to an example, and what became of it: the last room before `datasets`.
+
+Reading a row and making its example are two steps. datasets counts rows of the first kind in the state of a stream, so
+that a resumed stream repeats and skips nothing whatever fails then or now; only the second touches the picture.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from laion_face_builder.download.tars import PartPictures, StoredPicture
+from laion_face_builder.errors import PictureError
+from laion_face_builder.examples import frames
+from laion_face_builder.examples.report import Tally
+from laion_face_builder.images import pictures
+from laion_face_builder.index.filters import read_exclusion
+from laion_face_builder.options import Options
+from laion_face_builder.schema import EXAMPLE_COLUMNS
+
+Example = dict[str, Any]
+
+#: What stands for a row that is not wanted, in the streams that `is_wanted` cleans.
+NOTHING: Example = dict.fromkeys(EXAMPLE_COLUMNS)
+#: The columns of the index that an example is made from.
+INDEX_COLUMNS = ("sample_id", "url", "caption", "width", "height", "part", "license", "nsfw", "similarity", "faces")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One index row on its way to an example; `values` is None if the filters drop it."""
+
+    maker: ExampleMaker
+    number: int
+    values: Example | None
+
+    def example(self) -> Example | None:
+        """The example, None if the row is filtered or its picture failed; counted either way.
+
+        Raises:
+            PictureError: the picture failed and on_error is "raise".
+        """
+        return self.maker.example(self.number, self.values)
+
+
+@dataclass(frozen=True)
+class ExampleMaker:
+    """Joins a part's rows with its pictures and counts what becomes of them."""
+
+    options: Options
+    pictures: PartPictures | None
+    tally: Tally
+
+    def example(self, number: int, values: Example | None) -> Example | None:
+        """See `Row.example`."""
+        counts = self.tally.counts
+        self.tally.tick()
+        if values is None:
+            counts.filtered += 1
+            return None
+        try:
+            stored = self.pictures.get(number) if self.pictures is not None else None
+            example = self._with_picture(values, stored) if stored is not None else _without_picture(values)
+        except PictureError as error:
+            counts.failed[error.reason] += 1
+            return self._failed(values, error)
+        counts.yielded += 1
+        return example
+
+    def _failed(self, values: Example, error: PictureError) -> Example | None:
+        if self.options.on_error == "raise":
+            raise PictureError(error.reason, f"{error.detail or 'no picture'} ({values['url']})") from error
+        return _without_picture(values) if self.options.on_error == "null" else None
+
+    def _with_picture(self, values: Example, stored: StoredPicture) -> Example:
+        if stored.data is None:
+            raise PictureError(stored.status)
+        exclude = self.options.filters.exclude
+        if exclude is not None and stored.sha256 in read_exclusion(exclude).sha256s:
+            raise PictureError("excluded")
+        frame, aligned = self._frame((values["width"], values["height"]), (stored.width, stored.height))
+        data = pictures.neutral(stored.data) if stored.orientation != 1 else stored.data
+        return _filled(
+            values,
+            image={"bytes": data, "path": None},
+            faces=frame.faces(values["faces"]),
+            width=stored.width,
+            height=stored.height,
+            faces_aligned=aligned,
+        )
+
+    def _frame(self, original: tuple[int | None, int | None], now: tuple[int, int]) -> tuple[frames.Frame, bool]:
+        """How faces move, and whether they are known to fit."""
+        width, height = original
+        if width is None or height is None:
+            return frames.Frame(), False
+        if (width, height) == now:
+            return frames.Frame(), True
+        if self.options.on_size_change == "keep":
+            return frames.Frame(), False
+        frame = frames.rescaled((width, height), now)
+        if frame is None and self.options.on_size_change == "drop":
+            raise PictureError("size_changed", f"{width}x{height} is now {now[0]}x{now[1]}")
+        return (frame, True) if frame is not None else (frames.Frame(), False)
+
+
+def _without_picture(values: Example) -> Example:
+    return _filled(values, image=None, width=None, height=None, faces_aligned=False)
+
+
+def _filled(values: Example, **made: Any) -> Example:
+    known = {**values, "original_width": values["width"], "original_height": values["height"], **made}
+    return {name: known[name] for name in EXAMPLE_COLUMNS}
+
+
+def to_example(item: dict[str, Row]) -> Example:
+    """For `.map` over a stream of rows: the example, `NOTHING` for a row that is not wanted."""
+    return item["row"].example() or NOTHING
+
+
+def is_wanted(example: Example) -> bool:
+    """For `.filter` behind it."""
+    return example["sample_id"] is not None

@@ -1,0 +1,143 @@
+"""What stands between `datasets` and the rooms: one call, the cache's name, ready parts, joined streams, the report."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from laion_face_builder.errors import NotPrepared, OptionError
+from laion_face_builder.examples import parts, report
+from laion_face_builder.examples.example import is_wanted, to_example
+from laion_face_builder.examples.rows import shards_per_part_for, world_size
+from laion_face_builder.files import digest
+from laion_face_builder.layout import CONFIG_PARTS
+from laion_face_builder.options import Options, refuse_unknown
+from laion_face_builder.schema import example_features
+
+if TYPE_CHECKING:
+    import datasets
+
+logger = logging.getLogger("laion_face")
+
+#: Arguments of `datasets.load_dataset` that make no sense here, and what to use instead.
+REFUSED = {
+    "data_files": "the files are known: use data_dir= for prepared parts, metadata= or index= for other sources",
+    "features": "the columns are fixed: use .cast() or .cast_column() on the dataset",
+    "revision": "use source_revision=",
+    "save_infos": "use .info of the builder",
+    "path": "the first argument is the config, as in load_dataset('20M')",
+}
+_BUILDER_ARGUMENTS = ("cache_dir", "data_dir", "token", "storage_options")
+_LOAD_ARGUMENTS = ("split", "streaming", "num_proc", "keep_in_memory")
+_PREPARE_ARGUMENTS = ("download_config", "download_mode", "verification_mode")
+
+REPORT_KEY = "laion_face_report"
+
+
+def load(builder_class: type[datasets.GeneratorBasedBuilder], name: str | None, given: dict[str, Any]) -> Any:
+    """`laion_face.load_dataset`."""
+    check_call(name, None, given)
+    load_with = {key: given.pop(key, None) for key in _LOAD_ARGUMENTS}
+    prepare_with = {key: given.pop(key) for key in _PREPARE_ARGUMENTS if key in given}
+    if load_with["streaming"] and load_with["num_proc"] is not None:
+        raise OptionError("num_proc does not go with streaming=True: use DataLoader(ds, num_workers=…) instead")
+    builder = builder_class(config_name=name, **{key: value for key, value in given.items() if value is not None})
+    if load_with["streaming"]:
+        return builder.as_streaming_dataset(split=load_with["split"])
+    if "storage_options" in given:
+        prepare_with["storage_options"] = given["storage_options"]
+    builder.download_and_prepare(num_proc=load_with["num_proc"], **prepare_with)
+    return builder.as_dataset(split=load_with["split"], in_memory=bool(load_with["keep_in_memory"]))
+
+
+def check_call(name: str | None, custom_features: Any, given: dict[str, Any]) -> None:
+    """Refuses what `datasets` would take and ignore, or turn into a config of its own making.
+
+    Raises:
+        OptionError: says what is valid.
+    """
+    if name not in CONFIG_PARTS:
+        raise OptionError(f"config {name!r}: valid are {', '.join(CONFIG_PARTS)}")
+    for key, instead in REFUSED.items():
+        if given.get(key) is not None or (key == "features" and custom_features is not None):
+            raise OptionError(f"{key}= is not taken: {instead}")
+    also = ("name", "version", "description", "config_id", *_BUILDER_ARGUMENTS, *_LOAD_ARGUMENTS, *_PREPARE_ARGUMENTS)
+    refuse_unknown([key for key in given if key not in REFUSED], also)
+
+
+def config_id(options: Options, *, ready: bool = False) -> str:
+    """The Arrow cache's name: the config, and a digest of what defines the data and, once ready, of what is read."""
+    read = [parts.identity(options, part) for part in options.parts] if ready else []
+    return f"{options.config}-{digest({'options': options.defining(), 'read': read})}"
+
+
+def make_ready(options: Options) -> str:
+    """Makes what is missing for the Arrow files; gives the name of their cache."""
+    parts.make_ready(options)
+    return config_id(options, ready=True)
+
+
+def check_ranks(options: Options) -> None:
+    """Says what several ranks need before they start.
+
+    Raises:
+        NotPrepared: they would all prepare the same parts.
+    """
+    world = world_size()
+    if world == 1:
+        return
+    missing = [part for part in options.parts if not parts.is_prepared(options, part)]
+    if missing:
+        raise NotPrepared(
+            f"WORLD_SIZE is {world} and parts {missing} are not prepared in {options.data.root}: run "
+            f"`laion-face prepare {options.config} --data-dir {options.data.root}` once, or give index="
+        )
+    shards = len(options.parts) * options.shards_per_part
+    if shards % world:
+        better = shards_per_part_for(len(options.parts), world, options.shards_per_part)
+        logger.warning(
+            "%d shards do not divide among %d ranks: datasets would make every rank read everything. "
+            "Use shards_per_part=%d.",
+            shards,
+            world,
+            better,
+        )
+
+
+def joined(rows: datasets.IterableDataset, report_folder: Path | None) -> datasets.IterableDataset:
+    """A stream of examples from a stream of rows.
+
+    datasets counts, in `state_dict`, the rows that the generator gives; `.map` and `.filter` after it run only on rows
+    that are really read. The features are set last, since datasets would decode every picture before `.filter`.
+    """
+    rows.info.features = None
+    stream = rows.map(to_example, remove_columns=["row"]).filter(is_wanted).cast(example_features())
+    stream.info.download_checksums = {REPORT_KEY: str(report_folder)}
+    return stream
+
+
+def keep_report(folder: Path, cache_dir: str) -> None:
+    """Puts the report beside the Arrow files, unless these were there already."""
+    counts = report.read(folder)
+    if counts.rows and Path(cache_dir).is_dir():
+        report.keep(counts, Path(cache_dir))
+        logger.info("%s", counts)
+
+
+def report_of(dataset: Any) -> report.Report:
+    """`laion_face.report`.
+
+    Raises:
+        OptionError: not a dataset of this builder.
+    """
+    if isinstance(dataset, dict):
+        dataset = next(iter(dataset.values()))
+    checksums = getattr(getattr(dataset, "info", None), "download_checksums", None) or {}
+    if REPORT_KEY in checksums:
+        return report.read(Path(checksums[REPORT_KEY]))
+    for file in getattr(dataset, "cache_files", None) or []:
+        folder = Path(file["filename"]).parent
+        if (folder / report.REPORT_FILE).exists():
+            return report.read(folder)
+    raise OptionError("report() takes a dataset that laion_face.load_dataset or LaionFace made")

@@ -1,0 +1,110 @@
+"""Which rows are read, in which order: shards, and the walk over them.
+
+A `Plan` is all that travels to worker processes. `walk` gives every index row of its shards, wanted or not, and can
+start at any of them.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from laion_face_builder.examples import parts
+from laion_face_builder.examples.example import INDEX_COLUMNS, Example, ExampleMaker, Row
+from laion_face_builder.examples.report import Tally
+from laion_face_builder.index.reader import IndexPart
+from laion_face_builder.layout import ROW_GROUPS
+from laion_face_builder.options import Options
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The `number`-th of `of` row ranges of a part; known before anything is prepared."""
+
+    part: int
+    number: int
+    of: int
+
+    def bounds(self, rows: int) -> tuple[int, int]:
+        """First row and the row after the last, in a part with `rows` rows."""
+        return rows * self.number // self.of, rows * (self.number + 1) // self.of
+
+    def halves(self) -> list[Shard]:
+        """The same rows as two shards."""
+        return [Shard(self.part, 2 * self.number + half, 2 * self.of) for half in (0, 1)]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to read, and where its counts go."""
+
+    options: Options
+    report_folder: Path | None
+
+    def shards(self) -> list[Shard]:
+        """All shards, part by part."""
+        count = self.options.shards_per_part
+        return [Shard(part, number, count) for part in self.options.parts for number in range(count)]
+
+
+class Position(NamedTuple):
+    """Where a walk is: the shard's place among those of the walk, and how many of its rows are done."""
+
+    shard: int = 0
+    rows: int = 0
+
+
+class Step(NamedTuple):
+    """One row, its key in the dataset, and the position after it."""
+
+    after: Position
+    key: int
+    row: Row
+
+
+def walk(plan: Plan, shards: Sequence[Shard], start: Position, tally: Tally) -> Iterator[Step]:
+    """Every index row of `shards` from `start` on. Files are open only while this generator lives."""
+    with ExitStack() as stack:
+        here: int | None = None
+        for place in range(start.shard, len(shards)):
+            shard = shards[place]
+            if shard.part != here:
+                stack.close()
+                part = stack.enter_context(parts.open_part(plan.options, shard.part))
+                maker, here = ExampleMaker(plan.options, part.pictures, tally), shard.part
+            first, stop = shard.bounds(part.index.num_rows)
+            skipped = start.rows if place == start.shard else 0
+            for number, values in _values(plan.options, part.index, min(first + skipped, stop), stop):
+                after = Position(place, number + 1 - first)
+                yield Step(after, (shard.part << 40) + number, Row(maker, number, values))
+
+
+def _values(options: Options, index: IndexPart, start: int, stop: int) -> Iterator[tuple[int, Example | None]]:
+    """Number and columns of each row, None for one that the filters drop; at most one row group at a time."""
+    columns = list(dict.fromkeys((*INDEX_COLUMNS, *options.filters.columns)))
+    size = max(1, math.ceil(index.num_rows / ROW_GROUPS))
+    for first in range(start, stop, size):
+        table = index.read(first, min(first + size, stop), columns)
+        keep = options.filters.mask(table)
+        wanted = iter(table.select(INDEX_COLUMNS).filter(pa.array(keep)).to_pylist())
+        for offset, kept in enumerate(keep):
+            yield first + offset, next(wanted) if kept else None
+
+
+def world_size() -> int:
+    """How many ranks train together, as torchrun and its like say it; 1 without them."""
+    value = os.environ.get("WORLD_SIZE", "")
+    return max(1, int(value)) if value.isdigit() else 1
+
+
+def shards_per_part_for(parts_read: int, world: int, near: int = ROW_GROUPS) -> int:
+    """The least shards_per_part from `near` on with which every one of `world` ranks gets the same number of shards."""
+    step = world // math.gcd(parts_read, world)
+    return math.ceil(near / step) * step

@@ -1,0 +1,75 @@
+"""The iterable that `datasets` drives when it streams.
+
+datasets' own iterable over a generator can only start a shard from its beginning and throw rows away. This one starts
+at any row, so that a resumed stream reads nothing that it skips, and it walks on from shard to shard without a pause.
+Its state has the form of datasets' own: the place of the shard, and how many of its rows are done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from typing import Any
+
+from datasets.iterable_dataset import _BaseExamplesIterable
+
+from laion_face_builder.examples.example import Example, Row
+from laion_face_builder.examples.report import Tally
+from laion_face_builder.examples.rows import Plan, Position, Shard, Step, walk
+
+
+class RowStream(_BaseExamplesIterable):  # type: ignore[misc]  # datasets has no types that mypy could follow
+    """Keys and {"row": Row} of every index row of `shards`, in order."""
+
+    # datasets asks for it when iteration ends; there are no threads of Arrow's to wait for.
+    _sleep_on_threads_shutdown = False
+
+    def __init__(self, plan: Plan, shards: Sequence[Shard]) -> None:
+        super().__init__()
+        self._plan = plan
+        self._shards = list(shards)
+
+    @property
+    def num_shards(self) -> int:
+        """How many shards can be shared out."""
+        return len(self._shards)
+
+    def __iter__(self) -> Iterator[tuple[int, dict[str, Row]]]:
+        with Tally(self._plan.report_folder) as tally:
+            for step in walk(self._plan, self._shards, self._start(), tally):
+                self._note(step)
+                yield step.key, {"row": step.row}
+
+    def shuffle_data_sources(self, generator: Any) -> RowStream:
+        """The same rows with the shards in another order."""
+        order = deepcopy(generator).permutation(len(self._shards))
+        return RowStream(self._plan, [self._shards[place] for place in order])
+
+    def shard_data_sources(self, num_shards: int, index: int, contiguous: bool = True) -> RowStream:
+        """The share of one worker or rank of several."""
+        places = self.split_shard_indices_by_worker(num_shards, index, contiguous=contiguous)
+        return RowStream(self._plan, [self._shards[place] for place in places])
+
+    def reshard_data_sources(self) -> RowStream:
+        """The same rows in twice as many shards."""
+        return RowStream(self._plan, [half for shard in self._shards for half in shard.halves()])
+
+    def _init_state_dict(self) -> dict[str, Any]:
+        self._state_dict: dict[str, Any] | None = {"shard_idx": 0, "shard_example_idx": 0, "type": type(self).__name__}
+        return self._state_dict
+
+    def _start(self) -> Position:
+        state = self._state_dict
+        return Position(state["shard_idx"], state["shard_example_idx"]) if state else Position()
+
+    def _note(self, step: Step) -> None:
+        if self._state_dict:
+            self._state_dict["shard_idx"], self._state_dict["shard_example_idx"] = step.after
+
+
+def examples(plan: Plan, shards: Sequence[Shard]) -> Iterator[tuple[int, Example]]:
+    """Keys and examples of `shards`, without the rows that are not wanted: what goes into Arrow files."""
+    with Tally(plan.report_folder) as tally:
+        for step in walk(plan, shards, Position(), tally):
+            if (example := step.row.example()) is not None:
+                yield step.key, example

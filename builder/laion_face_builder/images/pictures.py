@@ -1,0 +1,222 @@
+"""Is this a picture, how large is it, and which way up: from its bytes alone.
+
+`inspect` is the one check for pictures that were fetched and pictures that lie in tars: whatever passes decodes in
+`datasets.Image()`. `neutral` keeps `datasets.Image()` from turning a picture away from its boxes.
+
+**The frame.** LAION-Face's boxes are in the frame that OpenCV's `imdecode(IMREAD_UNCHANGED)` gives. It ignores the
+orientation of JPEG, PNG, WebP and AVIF, which Pillow and `datasets` apply. Of a TIFF both libraries apply tag 274 while
+decoding, so it is part of the frame and nothing is to be undone (tried on OpenCV 4.14 and Pillow 13).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from io import BytesIO
+from typing import IO, TYPE_CHECKING
+
+from PIL import Image, ImageFile
+
+from laion_face_builder.errors import PictureError
+from laion_face_builder.images import containers
+from laion_face_builder.images.strict_pillow import STRICT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: Raster formats of the web. Nothing that runs a program (EPS: Ghostscript) and nothing exotic is ever tried.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+#: Below the size at which Pillow warns of decompression bombs (89 million), so what passes does not warn later.
+MAX_PIXELS = 64_000_000
+#: A progressive JPEG has about ten scans. Thousands of them over a large frame decode for hours from a few megabytes.
+_MAX_SCANS = 256
+
+_TURNS: dict[object, int] = {turn: turn for turn in range(2, 9)}
+#: What undoes each orientation. 6 and 8 undo each other, the others themselves.
+_UNDO = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that decodes.
+
+    Attributes:
+        data: the bytes as given.
+        format: Pillow's name: JPEG, MPO, PNG, WEBP, GIF, BMP, TIFF, AVIF.
+        width: pixels, in the frame that `neutral(data)` decodes to.
+        height: likewise.
+        orientation: 1 to 8, how `datasets.Image()` would turn it; 0 if its metadata is broken, which makes
+            `datasets.Image()` fail. Anything but 1 has to go through `neutral` before it is yielded.
+    """
+
+    data: bytes
+    format: str
+    width: int
+    height: int
+    orientation: int
+
+
+def inspect(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Picture:
+    """Decodes the picture (of an animation the first frame) once and says what it is.
+
+    Pillow's process-wide ImageFile.LOAD_TRUNCATED_IMAGES does not matter: where the user has set it, it is off while
+    any thread is in here, and set again afterwards.
+
+    Raises:
+        PictureError: "empty", "not_an_image", "too_many_pixels", "truncated" or "undecodable".
+    """
+    with STRICT:
+        image = _opened(data, max_pixels)
+        try:
+            # A TIFF forgets its orientation when it is loaded.
+            turned = _orientation(image) if image.format == "TIFF" else None
+            image.load()
+        except Exception as error:  # Pillow's decoders raise whatever their parsers trip over
+            raise _refusal(error) from error
+        orientation = _orientation(image) if turned is None else turned
+        width, height = image.size
+        if image.format == "TIFF" and orientation >= 5:
+            width, height = height, width
+        return Picture(data, str(image.format), width, height, orientation)
+
+
+def neutral(data: bytes) -> bytes:
+    """The same pixels in bytes that nobody turns: `datasets.Image()` decodes them to the frame of the boxes.
+
+    Lossless: one value is changed, else metadata is left out, else (AVIF and the like) the pixels are written as PNG.
+
+    Args:
+        data: a picture that `inspect` passed.
+
+    Returns:
+        `data` itself if it is upright.
+
+    Raises:
+        PictureError: it cannot be opened after all.
+    """
+    if not containers.may_be_turned(data):
+        return data
+    with STRICT:
+        if _is_upright(data):
+            return data
+        for keep_metadata in (True, False):
+            changed = containers.without_orientation(data, keep_metadata=keep_metadata)
+            if changed is not None and _is_upright(changed):
+                return changed
+        return _rewritten(data)
+
+
+def _is_upright(data: bytes) -> bool:
+    image = _opened(data, None)
+    try:
+        if image.format == "PNG":
+            image.load()  # what stands behind the pixels counts too
+    except Exception as error:  # as in inspect
+        raise _refusal(error) from error
+    return _orientation(image) == 1
+
+
+def _orientation(image: ImageFile.ImageFile) -> int:
+    """As `Picture.orientation`; asks exactly what `datasets.Image()` asks."""
+    try:
+        if image.format == "TIFF" and containers.ORIENTATION_TAG in getattr(image, "tag_v2", ()):
+            return 1
+        return _TURNS.get(image.getexif().get(containers.ORIENTATION_TAG), 1)
+    except Exception:  # Pillow's EXIF reader raises anything on broken blocks, also from inside `datasets`
+        return 0
+
+
+def _rewritten(data: bytes) -> bytes:
+    image = _opened(data, None)
+    try:
+        orientation = _orientation(image)
+        image.load()
+        bare = image.copy()
+        bare.info = {key: image.info[key] for key in ("icc_profile", "transparency", "gamma") if key in image.info}
+        if image.format == "TIFF" and orientation in _UNDO:
+            bare = bare.transpose(_UNDO[orientation])
+        written = _encoded(bare)
+    except Exception as error:  # as in inspect
+        raise _refusal(error) from error
+    if not _is_upright(written):
+        raise PictureError("undecodable", f"the orientation of this {image.format} cannot be taken out")
+    return written
+
+
+def _encoded(image: Image.Image) -> bytes:
+    # PNG knows no CMYK, LAB or floats; TIFF does.
+    plain = image.mode in ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")
+    out = BytesIO()
+    if plain:
+        image.save(out, "PNG", compress_level=1)
+    else:
+        image.save(out, "TIFF")
+    return out.getvalue()
+
+
+@cache
+def _plugins() -> tuple[tuple[Callable[[IO[bytes], str | bytes], ImageFile.ImageFile], Callable[[bytes], object]], ...]:
+    Image.init()
+    found = [Image.OPEN[name] for name in FORMATS if name in Image.OPEN]
+    return tuple((factory, accept) for factory, accept in found if accept is not None)
+
+
+def _opened(data: bytes, max_pixels: int | None) -> ImageFile.ImageFile:
+    """The picture, its header read. `Image.open` is not used: it warns, and it tries every plugin there is."""
+    if not data:
+        raise PictureError("empty", "no bytes")
+    factory = next((factory for factory, accept in _plugins() if _accepts(accept, data[:16])), None)
+    if factory is None:
+        raise PictureError("not_an_image", f"starts with {data[:16]!r}")
+    _check_pixels(_webp_size(data), max_pixels)
+    if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > _MAX_SCANS:
+        raise PictureError("undecodable", f"a JPEG with more than {_MAX_SCANS} scans")
+    try:
+        image = factory(BytesIO(data), "")
+    except Exception as error:  # as in inspect
+        raise _refusal(error) from error
+    _check_pixels(image.size, max_pixels)
+    return image
+
+
+def _accepts(accept: Callable[[bytes], object], start: bytes) -> bool:
+    answer = accept(start)
+    # A string says that this Pillow was built without the format's library.
+    return bool(answer) and not isinstance(answer, str)
+
+
+def _check_pixels(size: tuple[int, int], max_pixels: int | None) -> None:
+    # Above twice Image.MAX_IMAGE_PIXELS, which is the user's to set, `datasets.Image()` fails.
+    pillows = 2 * Image.MAX_IMAGE_PIXELS if Image.MAX_IMAGE_PIXELS else None
+    bound = min((limit for limit in (max_pixels, pillows) if limit is not None), default=None)
+    if bound is not None and size[0] * size[1] > bound:
+        raise PictureError("too_many_pixels", f"{size[0]} x {size[1]}, more than {bound}")
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """The canvas of a WebP, (0, 0) for all else: older Pillows take the memory for it when they open the file."""
+    if data[:4] != b"RIFF" or len(data) < 30:
+        return 0, 0
+    if data[12:16] == b"VP8X":
+        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+    if data[12:16] == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
+
+
+def _refusal(error: Exception) -> PictureError:
+    if isinstance(error, PictureError):
+        return error
+    if isinstance(error, Image.DecompressionBombError):
+        return PictureError("too_many_pixels", str(error))
+    cut = isinstance(error, EOFError) or "truncated" in str(error).lower()
+    return PictureError("truncated" if cut else "undecodable", f"{type(error).__name__}: {error}")

@@ -1,0 +1,146 @@
+"""The faces of each sample: sample2detect_N.pth -> faces/part-000NN.parquet, sorted by sample_id.
+
+The file holds a dict: sample id -> list of faces, each (box, landmarks, score) or a dict with box, kps and score; boxes
+and landmarks as arrays, lists or tensors. Read in pieces; what is kept of a part are flat columns, 60 bytes a face.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from laion_face_builder.errors import BadFile, NotPrepared
+from laion_face_builder.files import (
+    Fingerprint,
+    locked,
+    make_fingerprint,
+    read_fingerprint,
+    remove_partials,
+    stamped,
+    written_whole,
+)
+from laion_face_builder.index.face_columns import FaceColumns, from_items
+from laion_face_builder.index.face_stream import read_faces_of_piece
+from laion_face_builder.layout import ALL_PARTS, DataDir
+from laion_face_builder.schema import DETECTIONS
+from laion_face_builder.upstream.pickle_pieces import PIECE_SIZE, iter_pieces
+
+log = logging.getLogger("laion_face")
+
+#: Small enough that a single id is found by reading one group of each part: about 1 MB.
+ROWS_A_GROUP = 1 << 14
+
+
+@dataclass(frozen=True)
+class FoundFaces:
+    """The faces of one sample.
+
+    Attributes:
+        sample_id: the sample.
+        part: where it was found.
+        faces: dicts with box (4 floats), landmarks (5 pairs) and score.
+    """
+
+    sample_id: int
+    part: int
+    faces: list[dict[str, Any]]
+
+
+def faces_fingerprint(part: int, source_version: str) -> Fingerprint:
+    """What defines faces/part-000NN.parquet."""
+    return make_fingerprint("faces", part=part, source=source_version)
+
+
+def write_faces(pth: Path, data: DataDir, part: int, source_version: str) -> None:
+    """Writes the part's faces if they are not there yet with this fingerprint.
+
+    Raises:
+        UnsafePickle, BadFile: `pth` is not a dict of faces; the message names the sample id.
+    """
+    target, fingerprint = data.faces(part), faces_fingerprint(part, source_version)
+    with locked(target):
+        if read_fingerprint(target) == fingerprint:
+            return
+        # Only this part's: others may be written at this moment.
+        remove_partials(target.parent, target.name)
+        log.info("reading the faces of part %d from %s", part, pth)
+        columns = read_faces(pth)
+        log.info("part %d: %d samples, %d faces", part, len(columns.ids), len(columns.scores))
+        table = pa.table(columns.as_arrow(), schema=stamped(DETECTIONS, fingerprint))
+        with written_whole(target) as partial:
+            _write(table, partial)
+
+
+def read_faces(pth: Path, piece_size: int = PIECE_SIZE) -> FaceColumns:
+    """All faces of a file, sorted by sample id; of an id that comes twice the last counts, as in a dict."""
+    pieces = []
+    for piece in iter_pieces(pth, read_faces_of_piece, piece_size):
+        pieces.append(piece.check(pth) if isinstance(piece, FaceColumns) else from_items(pth, piece))
+        del piece
+    return FaceColumns.concat(pieces).sorted_by_id()
+
+
+def faces_of(data: DataDir, sample_ids: Sequence[int]) -> Iterator[FoundFaces]:
+    """The faces of single samples, in the order asked for, from all prepared parts; unknown ids give nothing.
+
+    Raises:
+        NotPrepared: no part's faces have been prepared.
+        BadFile: a file is not one of ours.
+    """
+    files = [(part, data.faces(part)) for part in ALL_PARTS if data.faces(part).exists()]
+    if not files:
+        raise NotPrepared(f"{data.root}: no faces are prepared there. Run `laion-face prepare` with this --data-dir.")
+    wanted = np.unique(np.asarray(sample_ids, np.int64))
+    found: dict[int, list[FoundFaces]] = {}
+    for part, path in files:
+        for sample_id, faces in _lookup(path, wanted):
+            found.setdefault(sample_id, []).append(FoundFaces(sample_id, part, faces))
+    for sample_id in sample_ids:
+        yield from found.get(int(sample_id), ())
+
+
+def _lookup(path: Path, wanted: np.ndarray) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """(sample id, faces) of those in `wanted` (ascending) that are in one file."""
+    with pq.ParquetFile(path, pre_buffer=False) as file:
+        if file.schema_arrow.names != DETECTIONS.names:
+            raise BadFile(
+                path,
+                found=f"columns {file.schema_arrow.names}",
+                expected=f"{DETECTIONS.names}",
+                way_out="Move it away and run `laion-face prepare` again.",
+            )
+        for group in range(file.num_row_groups):
+            bounds = file.metadata.row_group(group).column(0).statistics
+            start, stop = np.searchsorted(wanted, [bounds.min, bounds.max + 1])
+            if start == stop:
+                continue
+            ids = _int64(file.read_row_group(group, columns=["sample_id"])["sample_id"])
+            rows = np.flatnonzero(np.isin(ids, wanted[start:stop]))
+            if len(rows):
+                faces = file.read_row_group(group, columns=["faces"])["faces"]
+                # Not `take`, which imports pyarrow.compute.
+                yield from ((int(ids[row]), faces[row].as_py()) for row in rows.tolist())
+
+
+def _int64(column: pa.ChunkedArray) -> np.ndarray:
+    # Not `to_numpy`, which imports pandas: most of a cold start.
+    chunks = [np.frombuffer(c.buffers()[1], np.int64, len(c), c.offset * 8) for c in column.chunks]
+    return np.concatenate([np.empty(0, np.int64), *chunks])
+
+
+def _write(table: pa.Table, path: Path) -> None:
+    pq.write_table(
+        table,
+        path,
+        row_group_size=ROWS_A_GROUP,
+        compression="zstd",
+        use_dictionary=False,
+        write_page_index=True,
+    )

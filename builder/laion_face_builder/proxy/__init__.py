@@ -1,0 +1,1 @@
+"""The guarding proxy that img2dataset goes through."""

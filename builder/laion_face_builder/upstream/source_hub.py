@@ -1,0 +1,209 @@
+"""Files of Hub dataset repos: looked up through huggingface_hub, checked against the SHA-256 that the Hub states.
+
+huggingface_hub resolves revisions, finds the token and the endpoint, lists and names the errors. The bytes are copied
+by `CopiedFile`: huggingface_hub does not go on after a kill, and does not notice a flipped bit in an LFS file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import urllib.error
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from laion_face_builder.errors import GatedSource, LaionFaceError, SourceError, SourceNotFound
+from laion_face_builder.files import sha256_of
+from laion_face_builder.upstream.retrying import TransientError, retried
+from laion_face_builder.upstream.source_files import CopiedFile
+from laion_face_builder.upstream.source_url import PASSING_STATUS, open_url, ranged_pieces
+
+T = TypeVar("T")
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+#: The HTTP libraries under huggingface_hub, by version; the errors of the last two are not OSErrors.
+_HTTP_LIBRARIES = frozenset({"requests", "httpx", "httpx2"})
+
+
+@dataclass(frozen=True)
+class HubRepo:
+    """A dataset repo at a revision, which is resolved to a commit once.
+
+    Args:
+        repo: "owner/name".
+        revision: branch, tag or commit; None means "main".
+        token: None means the one that `hf auth login` or HF_TOKEN gave.
+    """
+
+    repo: str
+    revision: str | None = None
+    token: str | None = field(default=None, repr=False)
+
+    @cached_property
+    def commit(self) -> str:
+        """The commit of `revision`.
+
+        Raises:
+            SourceError: no answer, no such repo or revision, or no access.
+        """
+        if self.revision and _COMMIT.fullmatch(self.revision):
+            return self.revision
+        from huggingface_hub import HfApi
+
+        found = self._asked(lambda: HfApi(token=self.token).dataset_info(self.repo, revision=self.revision).sha)
+        if not found:
+            raise SourceError(
+                f"Hub dataset {self.repo}: the Hub does not say which commit {self.revision or 'main'} is"
+            )
+        return str(found)
+
+    @cached_property
+    def files(self) -> tuple[str, ...]:
+        """The paths of all files, sorted.
+
+        Raises:
+            SourceError: as for `commit`.
+        """
+        from huggingface_hub import HfApi
+        from huggingface_hub.hf_api import RepoFile
+
+        def ask() -> list[str]:
+            listing = HfApi(token=self.token).list_repo_tree(
+                self.repo, recursive=True, revision=self.commit, repo_type="dataset"
+            )
+            return [entry.path for entry in listing if isinstance(entry, RepoFile)]
+
+        return tuple(sorted(self._asked(ask)))
+
+    def file(self, path: str) -> HubFile:
+        """The file at `path`, as the Hub states it.
+
+        Raises:
+            SourceNotFound, GatedSource, SourceError: it cannot be had.
+        """
+        from huggingface_hub import get_hf_file_metadata
+
+        commit = self.commit
+        stated = self._asked(lambda: get_hf_file_metadata(self._address(path, commit), token=self.token), path)
+        etag = stated.etag or ""
+        if _SHA256.fullmatch(etag):
+            version = f"sha256:{etag}"
+        elif _COMMIT.fullmatch(etag):
+            version = f"git:{etag}"
+        else:
+            raise SourceError(f"Hub dataset {self.repo}, file {path}: the Hub states no SHA-256 to check it against")
+        return HubFile(f"{self.repo}/{path}", stated.size, version, self, path)
+
+    def locate(self, path: str) -> tuple[str, bool]:
+        """(address of the file's bytes now, whether it is on the Hub itself and wants the token)."""
+        from huggingface_hub import get_hf_file_metadata
+
+        address = self._address(path, self.commit)
+        location = self._once(lambda: get_hf_file_metadata(address, token=self.token).location, path)
+        return location, urlsplit(location)[:2] == urlsplit(address)[:2]
+
+    def _address(self, path: str, commit: str) -> str:
+        from huggingface_hub import hf_hub_url
+
+        return hf_hub_url(self.repo, path, repo_type="dataset", revision=commit)
+
+    def _asked(self, ask: Callable[[], T], path: str = "") -> T:
+        return retried(lambda: self._once(ask, path), f"Hub dataset {self.repo}" + (f", file {path}" if path else ""))
+
+    def _once(self, ask: Callable[[], T], path: str = "") -> T:
+        try:
+            return ask()
+        except Exception as error:  # Which library's errors these are depends on the version of huggingface_hub.
+            raise self._translated(error, path) from error
+
+    def _translated(self, error: Exception, path: str) -> Exception:
+        from huggingface_hub import errors as hub
+
+        where = f"Hub dataset {self.repo}" + (f", file {path}" if path else "")
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if isinstance(error, hub.OfflineModeIsEnabled):
+            return SourceError(f"{where}: HF_HUB_OFFLINE is set, so the Hub cannot be asked")
+        if isinstance(error, hub.GatedRepoError) or (
+            status in (401, 403) and not isinstance(error, hub.RepositoryNotFoundError)
+        ):
+            return self._gated(where, status)
+        if isinstance(error, hub.RevisionNotFoundError):
+            return SourceNotFound(f"{where}: there is no revision {self.revision or 'main'!r}")
+        if isinstance(error, hub.RepositoryNotFoundError):
+            return SourceNotFound(
+                f"{where}: there is no such repo, or it is private and needs a token "
+                "(`hf auth login`, the variable HF_TOKEN, or token=…)"
+            )
+        if isinstance(error, hub.EntryNotFoundError):
+            return SourceNotFound(f"{where}: there is no such file at {self.revision or 'main'}")
+        return self._passing(error, where, status)
+
+    def _gated(self, where: str, status: int | None) -> GatedSource:
+        found = "the token that was given has no access" if status == 403 else "no valid token was given"
+        return GatedSource(
+            f"{where}: the repo is gated and {found}. Accept its terms at https://huggingface.co/datasets/{self.repo} "
+            "and give the token of that account: `hf auth login`, the variable HF_TOKEN, or token=…"
+        )
+
+    def _passing(self, error: Exception, where: str, status: int | None) -> Exception:
+        short = " ".join(str(error).split())[:300] or type(error).__name__
+        if status in PASSING_STATUS:
+            after = str(getattr(error, "response").headers.get("Retry-After", ""))  # noqa: B009 - its class varies
+            return TransientError(f"HTTP {status}", float(after) if after.isdigit() else 0.0)
+        library = type(error).__module__.partition(".")[0]
+        if status is None and (isinstance(error, OSError) or library in _HTTP_LIBRARIES):
+            return TransientError(short)
+        return SourceError(f"{where}: {short}") if not isinstance(error, LaionFaceError) else error
+
+
+@dataclass(frozen=True)
+class HubFile(CopiedFile):
+    """A file of a dataset repo, at the repo's commit."""
+
+    repo: HubRepo
+    path: str
+
+    def place(self, folder: Path) -> Path:
+        """OWNER--NAME/PATH."""
+        return folder / self.repo.repo.replace("/", "--") / Path(*_safe_parts(self.path))
+
+    def pieces(self, start: int) -> Iterator[tuple[int, bytes]]:
+        """The bytes from `start` on, from where the Hub says that they lie now: signed addresses expire."""
+        from huggingface_hub import get_token
+
+        location, on_hub = self.repo.locate(self.path)
+        headers = {"Range": f"bytes={start}-"} if start else {}
+        token = (self.repo.token or get_token()) if on_hub else None
+        secret = {"Authorization": f"Bearer {token}"} if token else {}
+        try:
+            answer = open_url(location, headers, secret)
+        except urllib.error.HTTPError as error:
+            raise SourceError(f"{self.name}: HTTP {error.code} {error.reason}") from error
+        yield from ranged_pieces(answer, start)
+
+    def mismatch(self, path: Path) -> str | None:
+        """Another size or hash than the Hub states."""
+        size = path.stat().st_size
+        if self.size is not None and size != self.size:
+            return f"{size} bytes came, the Hub states {self.size}"
+        kind, _, stated = self.version.partition(":")
+        found = sha256_of(path) if kind == "sha256" else _git_hash(path)
+        return None if found == stated else f"its {kind} hash is {found}, the Hub states {stated}"
+
+
+def _safe_parts(path: str) -> list[str]:
+    parts = path.split("/")
+    if any(part in ("", ".", "..") or "\\" in part for part in parts):
+        raise SourceError(f"{path!r}: a file name of the repo leads out of its folder")
+    return parts
+
+
+def _git_hash(path: Path) -> str:
+    """Git's name for small files that are not in LFS: SHA-1 of a header and the bytes."""
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()

@@ -1,0 +1,207 @@
+"""Files behind http(s) addresses."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import posixpath
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from email.message import Message
+from pathlib import Path
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
+
+from laion_face_builder import __version__
+from laion_face_builder.errors import BadFile, OptionError, SourceError
+from laion_face_builder.files import digest
+from laion_face_builder.upstream.footers import footer_version, local_footer_version
+from laion_face_builder.upstream.retrying import TransientError, retried
+from laion_face_builder.upstream.source_files import PIECE, CopiedFile
+
+#: Seconds without a byte after which a request counts as dropped.
+TIMEOUT = 30.0
+PASSING_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+def open_url(
+    address: str, headers: Mapping[str, str], secret: Mapping[str, str] | None = None
+) -> http.client.HTTPResponse:
+    """The answer to a GET of an http(s) address; `secret` headers are not sent along with redirects.
+
+    Raises:
+        TransientError: worth another try; urllib.error.HTTPError: any other status that is no success.
+    """
+    return _answer("GET", address, headers, secret)
+
+
+def _answer(
+    method: str, address: str, headers: Mapping[str, str], secret: Mapping[str, str] | None = None
+) -> http.client.HTTPResponse:
+    if urlsplit(address).scheme not in ("http", "https"):
+        raise OptionError(f"{redacted(address)}: expected an http(s) address")
+    address, user = _without_user(address)
+    request = urllib.request.Request(address, method=method)  # noqa: S310 - the scheme was checked
+    for name, value in {"Accept-Encoding": "identity", "User-Agent": f"laion-face/{__version__}", **headers}.items():
+        request.add_header(name, value)
+    for name, value in {**user, **(secret or {})}.items():
+        request.add_unredirected_header(name, value)
+    try:
+        answer: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=TIMEOUT)  # noqa: S310 - as above
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code in PASSING_STATUS:
+            raise TransientError(f"HTTP {error.code}", _seconds(error.headers)) from error
+        raise
+    except (OSError, http.client.HTTPException) as error:
+        raise TransientError(str(error) or type(error).__name__) from error
+    return answer
+
+
+def ranged_pieces(answer: http.client.HTTPResponse, start: int) -> Iterator[tuple[int, bytes]]:
+    """(offset, bytes) of the answer to a request for the bytes from `start` on; from 0 if the server ignored that."""
+    with answer:
+        offset = start if answer.status == 206 else 0
+        stated = answer.headers.get("Content-Range", f"bytes {offset}-")
+        if answer.status == 206 and not stated.startswith(f"bytes {start}-"):
+            raise SourceError(f"{redacted(answer.url)}: asked for the bytes from {start} on, got {stated!r}")
+        while piece := _read(answer):
+            yield offset, piece
+            offset += len(piece)
+
+
+def _read(answer: http.client.HTTPResponse) -> bytes:
+    try:
+        return answer.read(PIECE)
+    except (OSError, http.client.HTTPException) as error:
+        raise TransientError(str(error) or type(error).__name__) from error
+
+
+def _without_user(address: str) -> tuple[str, dict[str, str]]:
+    """The address without user and password, and the header that carries them: urllib takes them for a host name."""
+    parts = urlsplit(address)
+    user, at, host = parts.netloc.rpartition("@")
+    if not at:
+        return address, {}
+    basic = base64.b64encode(unquote(user).encode()).decode()
+    return urlunsplit(parts._replace(netloc=host)), {"Authorization": f"Basic {basic}"}
+
+
+def _seconds(headers: Message | None) -> float:
+    stated = headers.get("Retry-After", "") if headers is not None else ""
+    return float(stated) if stated.isdigit() else 0.0
+
+
+def redacted(address: str) -> str:
+    """The address without the user, password and query that may be in it: it goes into messages."""
+    parts = urlsplit(address)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+@dataclass(frozen=True)
+class UrlFile(CopiedFile):
+    """A file behind an http(s) address; what has come goes on only while its strong ETag stays."""
+
+    address: str
+    etag: str | None = None
+
+    def place(self, folder: Path) -> Path:
+        """HOST-<hex of the folder's address>/NAME."""
+        return place_of(folder, self.address)
+
+    def pieces(self, start: int) -> Iterator[tuple[int, bytes]]:
+        """The bytes from `start` on."""
+        headers = {"Range": f"bytes={start}-"} if start else {}
+        if start and self.etag:
+            headers["If-Range"] = self.etag
+        try:
+            answer = open_url(self.address, headers)
+        except urllib.error.HTTPError as error:
+            raise SourceError(f"{self.name}: HTTP {error.code} {error.reason}") from error
+        if self.etag and answer.headers.get("ETag", self.etag) != self.etag:
+            answer.close()
+            raise SourceError(f"{self.name}: it has changed since it was looked up. Run it again.")
+        yield from ranged_pieces(answer, start)
+
+    def mismatch(self, path: Path) -> str | None:
+        """A wrong size or footer; an ETag says nothing about bytes."""
+        return parquet_mismatch(self, path)
+
+
+def look_up_url(address: str) -> UrlFile | int:
+    """The file behind an http(s) address, or the HTTP status that says why there is none.
+
+    Raises:
+        SourceError: no answer; BadFile: not a Parquet file.
+    """
+    return retried(lambda: _look_up_url(address), redacted(address))
+
+
+def _look_up_url(address: str) -> UrlFile | int:
+    try:
+        headers = _headers_of(address)
+    except urllib.error.HTTPError as error:
+        return error.code
+    stated, etag = headers.get("Content-Length", ""), headers.get("ETag", "")
+    size = int(stated) if stated.isdigit() else None
+    if etag.startswith('"') and len(etag) > 2:
+        return UrlFile(redacted(address), size, "etag:" + etag.strip('"'), address, etag)
+    return UrlFile(redacted(address), size, _version_without_etag(address, size, headers), address)
+
+
+def _headers_of(address: str) -> Message:
+    try:
+        with _answer("HEAD", address, {}) as answer:
+            return answer.headers
+    except urllib.error.HTTPError as error:
+        if error.code not in (405, 501):
+            raise
+    with _answer("GET", address, {}) as answer:  # A server without HEAD; the body is not read.
+        return answer.headers
+
+
+def _version_without_etag(address: str, size: int | None, headers: Message) -> str:
+    """From the footer; a server that answers no ranges has to do with its Last-Modified."""
+    if size is not None and headers.get("Accept-Ranges") != "none":
+        try:
+            return footer_version(lambda start, stop: _read_range(address, start, stop), size, redacted(address))
+        except (_NoRanges, urllib.error.HTTPError):
+            pass
+    return f"modified:{headers.get('Last-Modified')};{size}"
+
+
+class _NoRanges(Exception):
+    """The server answers a range with the whole file."""
+
+
+def _read_range(address: str, start: int, stop: int) -> bytes:
+    with open_url(address, {"Range": f"bytes={start}-{stop - 1}"}) as answer:
+        if answer.status != 206:
+            raise _NoRanges
+        return b"".join(piece for _, piece in ranged_pieces(answer, start))
+
+
+def place_of(folder: Path, address: str) -> Path:
+    """HOST-<hex of the folder's address>/NAME below `folder`."""
+    parent, name = posixpath.split(urlsplit(address).path)
+    host = urlsplit(address).hostname or urlsplit(address).scheme
+    return folder / f"{host}-{digest([urlsplit(address).scheme, urlsplit(address).netloc, parent], 8)}" / name
+
+
+def parquet_mismatch(file: CopiedFile, path: Path) -> str | None:
+    """What is wrong with the size or the footer of a copy, None if nothing is."""
+    size = path.stat().st_size
+    if file.size is not None and size != file.size:
+        return f"{size} bytes came, {file.size} were stated"
+    try:
+        found = local_footer_version(path)
+    except BadFile as error:
+        return f"found {error.found}"
+    return f"its footer is {found}" if file.version.startswith("footer:") and found != file.version else None
+
+
+def joined_url(folder: str, name: str) -> str:
+    """The address of `name` in an http(s) folder; a query of the folder's stays."""
+    parts = urlsplit(folder)
+    return urlunsplit(parts._replace(path=posixpath.join(parts.path, quote(name)), fragment=""))

@@ -1,0 +1,137 @@
+"""libcurl's transfers on an asyncio loop.
+
+libcurl says which sockets it waits for. They go into a selector of their own, and asyncio watches that selector as one
+file descriptor: what is ready is handled in one go, without asyncio's cost for each socket. That halves the CPU of a
+fetch against `loop.add_reader` (benchmarks/bench_http_clients.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+import threading
+from typing import Any
+
+import pycurl
+
+_READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+_TO_CURL = {
+    _READ: pycurl.CSELECT_IN,
+    _WRITE: pycurl.CSELECT_OUT,
+    _READ | _WRITE: pycurl.CSELECT_IN | pycurl.CSELECT_OUT,
+}
+_FROM_CURL = {pycurl.POLL_IN: _READ, pycurl.POLL_OUT: _WRITE, pycurl.POLL_INOUT: _READ | _WRITE}
+
+_NEVER = float("inf")
+
+#: Held while libcurl works, and while this process is forked: a child must not be born with OpenSSL's locks taken.
+WORKING = threading.RLock()
+
+
+class CurlLoop:
+    """Runs easy handles; belongs to the running event loop. `close` it when done.
+
+    Args:
+        connections: idle ones to keep alive.
+    """
+
+    def __init__(self, connections: int) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._ready = selectors.DefaultSelector()
+        self._transfers: dict[pycurl.Curl, asyncio.Future[int]] = {}
+        self._watched: set[int] = set()
+        self._deadline = _NEVER
+        self._timer: asyncio.Handle | None = None
+        self._multi = pycurl.CurlMulti()
+        self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._on_socket)
+        self._multi.setopt(pycurl.M_TIMERFUNCTION, self._on_timer)
+        self._multi.setopt(pycurl.M_MAXCONNECTS, connections)
+        self._loop.add_reader(self._ready, self._on_ready)
+
+    async def perform(self, curl: pycurl.Curl) -> int:
+        """Runs one transfer and gives its curl error number, 0 if it went well."""
+        done: asyncio.Future[int] = self._loop.create_future()
+        self._transfers[curl] = done
+        with WORKING:
+            self._multi.add_handle(curl)
+        try:
+            return await done
+        finally:
+            if self._transfers.pop(curl, None) is not None:
+                # Given up by who waited. The others are reported as done by then.
+                with WORKING:
+                    self._multi.remove_handle(curl)
+
+    def close(self) -> None:
+        """Ends every connection. Who still waits for a transfer has to be cancelled before."""
+        if self._timer is not None:
+            self._timer.cancel()
+        with WORKING:
+            self._multi.close()
+        self._loop.remove_reader(self._ready)
+        self._ready.close()
+
+    def inherited(self) -> list[Any]:
+        """For a forked child: lets go of the sockets' selector and gives what must never be freed there."""
+        self._ready.close()
+        return [self._multi, *self._transfers]
+
+    def _on_ready(self) -> None:
+        with WORKING:
+            for key, events in self._ready.select(0):
+                self._multi.socket_action(key.fd, _TO_CURL[events])
+        self._collect()
+
+    def _on_time(self) -> None:
+        self._timer = None
+        if self._deadline > self._loop.time() + 0.0005:
+            # libcurl has put it off, or taken it back, since.
+            self._arm()
+            return
+        self._deadline = _NEVER
+        with WORKING:
+            self._multi.socket_action(pycurl.SOCKET_TIMEOUT, 0)
+        self._collect()
+
+    def _on_timer(self, milliseconds: int) -> None:
+        before = self._deadline
+        self._deadline = self._loop.time() + milliseconds / 1000 if milliseconds >= 0 else _NEVER
+        # A call that comes too early costs less than moving it each time.
+        if self._deadline < before or self._timer is None:
+            self._arm()
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._deadline <= self._loop.time():
+            self._timer = self._loop.call_soon(self._on_time)
+        elif self._deadline != _NEVER:
+            self._timer = self._loop.call_at(self._deadline, self._on_time)
+
+    def _on_socket(self, what: int, socket: int, _multi: object, _data: object) -> None:
+        if what == pycurl.POLL_REMOVE:
+            if socket in self._watched:
+                self._watched.discard(socket)
+                self._ready.unregister(socket)
+        elif socket in self._watched:
+            self._ready.modify(socket, _FROM_CURL[what])
+        else:
+            self._watched.add(socket)
+            self._ready.register(socket, _FROM_CURL[what])
+
+    def _collect(self) -> None:
+        more = 1
+        while more:
+            more, good, bad = self._multi.info_read()
+            for curl in good:
+                self._finish(curl, 0)
+            for curl, number, _ in bad:
+                self._finish(curl, number)
+
+    def _finish(self, curl: pycurl.Curl, number: int) -> None:
+        with WORKING:
+            self._multi.remove_handle(curl)
+        done = self._transfers.pop(curl, None)
+        if done is not None and not done.done():
+            done.set_result(number)

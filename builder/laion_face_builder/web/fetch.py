@@ -1,0 +1,122 @@
+"""One bounded fetch: what to do after each answer, and after each failure, until there is a picture or a reason.
+
+A fetch is a row of exchanges. After each one these functions say: here are the bytes, or go on there and then, or
+(`PictureError`) give up. They know no sockets and no clock, so that every rule can be read and tried on its own.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+from laion_face_builder.errors import PictureError
+from laion_face_builder.web import guard
+from laion_face_builder.web.answers import Answer, asked_wait, opts_out, unpacked
+from laion_face_builder.web.limits import FetchLimits
+
+#: What can pass. Everything else is the same however often it is asked for.
+PASSING = frozenset({"timeout", "reset", "refused", "unreachable", "connection", "incomplete", "dns", "http_408"})
+_FIRST_PAUSE = 0.5
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+
+
+@dataclass(slots=True)
+class Course:
+    """How far a fetch has come.
+
+    Attributes:
+        url: where the next exchange goes.
+        origin: where the fetch began.
+        tries: exchanges that failed with something that can pass.
+        hops: redirects followed since the last such failure.
+        spent: seconds of the total timeout that are gone.
+        has_begun: whether the network was asked already.
+    """
+
+    url: str
+    origin: str = field(init=False)
+    tries: int = 0
+    hops: int = 0
+    spent: float = 0.0
+    has_begun: bool = False
+
+    def __post_init__(self) -> None:
+        self.origin = self.url
+
+    def share(self, limits: FetchLimits) -> float:
+        """Seconds for the next exchange: redirects and the tries still to come leave each other their part."""
+        return max(0.0, limits.timeout - self.spent) / (1 + limits.retries - self.tries)
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """Another exchange is due.
+
+    Attributes:
+        url: where.
+        pause: seconds to wait before; they count as spent.
+    """
+
+    url: str
+    pause: float = 0.0
+
+
+def after_answer(course: Course, answer: Answer, limits: FetchLimits) -> bytes | Again:
+    """The picture's bytes, or what to do next.
+
+    Raises:
+        PictureError: "opt_out", "redirects", "bad_redirect", "http_…", "empty", "too_large", "truncated".
+    """
+    if answer.status == 200:
+        # The picture's own answer counts: redirects and error pages carry "noindex" for other reasons.
+        if opts_out(answer.values(b"x-robots-tag"), limits.user_agent_token):
+            raise PictureError("opt_out", f"X-Robots-Tag: {', '.join(answer.values(b'x-robots-tag'))}")
+        body = unpacked(answer, limits.max_bytes)
+        if not body:
+            raise PictureError("empty", "200 without a body")
+        return body
+    if answer.status in _REDIRECTS:
+        return _redirected(course, answer, limits)
+    error = PictureError(f"http_{answer.status}", course.url[:200])
+    return after_failure(course, error, limits, asked_wait(answer.values(b"retry-after")))
+
+
+def after_failure(course: Course, error: PictureError, limits: FetchLimits, asked: float = 0.0) -> Again:
+    """When to try again.
+
+    Args:
+        course: how far the fetch has come.
+        error: what went wrong now.
+        limits: the bounds.
+        asked: seconds that the host asks us to wait.
+
+    Raises:
+        PictureError: `error`: it cannot pass, or there is no try or no time left.
+    """
+    if not can_pass(error.reason) or course.tries >= limits.retries:
+        raise error
+    # Back-off with jitter: pictures of one host that failed together do not come back together.
+    pause = max(asked, min(_FIRST_PAUSE, limits.timeout / 10) * 2**course.tries * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
+    if pause > limits.longest_wait or course.spent + pause >= limits.timeout:
+        raise error
+    course.tries += 1
+    course.hops = 0
+    return Again(course.origin, pause)
+
+
+def can_pass(reason: str) -> bool:
+    """Whether another try may end otherwise."""
+    return reason in PASSING or reason == "http_429" or reason.startswith("http_5")
+
+
+def _redirected(course: Course, answer: Answer, limits: FetchLimits) -> Again:
+    if not answer.redirect:
+        raise PictureError("bad_redirect", f"{answer.status} without a Location")
+    course.hops += 1
+    if course.hops > limits.redirects:
+        raise PictureError("redirects", f"more than {limits.redirects}")
+    try:
+        guard.check_url(answer.redirect)
+    except PictureError as error:
+        raise PictureError("bad_redirect", error.detail) from None
+    return Again(answer.redirect)

@@ -1,0 +1,135 @@
+"""Pictures fetched in the background: `Fetcher.submit(url)` gives a ticket, `Ticket.result()` the picture.
+
+One thread a process does all the network, so that fetching goes on while the consumer decodes or trains. It starts with
+the first submission, and starts anew in a forked child; the parent's connections are never touched there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+import weakref
+from collections.abc import Sequence
+
+from laion_face_builder.web.cache import PictureCache
+from laion_face_builder.web.curl_loop import WORKING
+from laion_face_builder.web.lanes import FetchedPicture, Lane, Ticket
+from laion_face_builder.web.limits import FetchLimits
+from laion_face_builder.web.thread import FetchThread
+
+__all__ = ["FetchedPicture", "Fetcher", "Ticket"]
+
+
+class Fetcher:
+    """Fetches pictures; safe to use from several threads. A context manager; dropped without `close`, it closes itself.
+
+    Args:
+        limits: the bounds of every fetch.
+        cache: keeps pictures between epochs; None keeps none.
+    """
+
+    def __init__(self, limits: FetchLimits, cache: PictureCache | None = None) -> None:
+        self.limits, self._cache = limits, cache
+        self._lock = threading.Lock()
+        self._thread: FetchThread | None = None
+        self._lane: Stream | None = None
+        self._stop: weakref.finalize[[], Fetcher] | None = None
+        _ALL.add(self)
+
+    def submit(self, url: str) -> Ticket:
+        """Starts fetching `url`. What is wrong with it shows in the ticket's result; nothing bounds unread results."""
+        return self._lane_of_all().submit([url])[0]
+
+    def stream(self, max_buffer_bytes: float) -> Stream:
+        """A queue of its own for one consumer that takes pictures in order.
+
+        Args:
+            max_buffer_bytes: of bodies that are arriving or wait to be taken; whichever is next in order always comes.
+        """
+        return Stream(self._running(), max_buffer_bytes)
+
+    def close(self) -> None:
+        """Ends all that is under way, every connection and the thread. Another `submit` starts anew."""
+        with self._lock:
+            stop, self._stop, self._thread, self._lane = self._stop, None, None, None
+        if stop is not None:
+            stop()
+
+    def __enter__(self) -> Fetcher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __getstate__(self) -> tuple[FetchLimits, PictureCache | None]:
+        return self.limits, self._cache
+
+    def __setstate__(self, state: tuple[FetchLimits, PictureCache | None]) -> None:
+        self.__init__(*state)  # type: ignore[misc]  # a spawned worker gets a fetcher of its own
+
+    def _running(self) -> FetchThread:
+        with self._lock:
+            if self._thread is None:
+                self._thread = FetchThread(self.limits, self._cache)
+                # The thread must not keep the fetcher, else it would never be dropped.
+                self._stop = weakref.finalize(self, self._thread.close)
+            return self._thread
+
+    def _lane_of_all(self) -> Stream:
+        thread = self._running()
+        with self._lock:
+            if self._lane is None:
+                self._lane = Stream(thread, float("inf"))
+            return self._lane
+
+    def _after_fork(self) -> None:
+        if self._stop is not None:
+            self._stop.detach()
+        for thing in self._thread.inherited() if self._thread is not None else ():
+            # Freed, it would say goodbye on connections that are the parent's. So it stays, whatever happens.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+        self._lock = threading.Lock()
+        self._stop, self._thread, self._lane = None, None, None
+
+
+class Stream:
+    """One consumer's queue: submit in order, take in order."""
+
+    def __init__(self, thread: FetchThread, max_bytes: float) -> None:
+        self._thread = thread
+        self._lane = Lane(thread.end, thread.wake, max_bytes)
+        self._next = 0
+
+    def submit(self, urls: Sequence[str]) -> list[Ticket]:
+        """Starts fetching all of these; one call for many is cheaper than many."""
+        jobs = [self._lane.make_job(url) for url in urls]
+        self._thread.submit(jobs)
+        return [job.ticket for job in jobs]
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the buffer has no room for more."""
+        return self._lane.is_stalled
+
+    def take(self, ticket: Ticket) -> FetchedPicture:
+        """Waits for the next ticket in the order of submission. Raises as `Ticket.result`."""
+        self._next += 1
+        return self._lane.take(ticket, self._next)
+
+    def close(self) -> None:
+        """Ends what is under way."""
+        self._lane.post_end(None)
+
+
+_ALL: weakref.WeakSet[Fetcher] = weakref.WeakSet()
+
+
+def _in_child() -> None:
+    WORKING._at_fork_reinit()  # type: ignore[attr-defined]  # as the standard library's own locks
+    for fetcher in list(_ALL):
+        fetcher._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=WORKING.acquire, after_in_parent=WORKING.release, after_in_child=_in_child)

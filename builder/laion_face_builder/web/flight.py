@@ -1,0 +1,98 @@
+"""One step of a fetch with all that it takes: the cache, the network, the check. Who may start is decided elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+from laion_face_builder.errors import PictureError
+from laion_face_builder.images import pictures, quick_check
+from laion_face_builder.web import fetch, guard
+from laion_face_builder.web.cache import PictureCache
+from laion_face_builder.web.exchange import NO_ROOM, Exchanges
+from laion_face_builder.web.fetch import Again
+from laion_face_builder.web.lanes import FetchedPicture, Job
+from laion_face_builder.web.limits import FetchLimits
+
+#: Threads for what would hold up the loop: pictures that need a full decode, and the cache's files.
+_HELPERS = 2
+_LONGEST_LOOKUP = 10.0
+
+
+class Flights:
+    """Takes jobs a step further; belongs to the running event loop. `close` it when done.
+
+    Args:
+        limits: the bounds of every fetch.
+        cache: pictures of earlier epochs.
+    """
+
+    def __init__(self, limits: FetchLimits, cache: PictureCache | None) -> None:
+        self._limits, self._cache = limits, cache
+        self._loop = asyncio.get_running_loop()
+        patience = min(_LONGEST_LOOKUP, limits.timeout / (1 + limits.retries))
+        self._resolver = guard.Resolver(allow=limits.allow, timeout=patience)
+        self._exchanges = Exchanges(limits, self._resolver)
+        self._helpers = ThreadPoolExecutor(_HELPERS, thread_name_prefix="laion-face-check")
+
+    async def advance(self, job: Job) -> FetchedPicture | Again:
+        """The picture out of the cache or out of one exchange, or what is to be done next.
+
+        Raises:
+            PictureError: there will be no picture.
+        """
+        if self._cache is not None and not job.course.has_begun:
+            kept = await self._loop.run_in_executor(self._helpers, self._from_cache, job.course.origin)
+            if kept is not None:
+                job.grow(len(kept.data))
+                return kept
+        job.course.has_begun = True
+        found = await self._exchange(job)
+        return found if isinstance(found, Again) else await self._checked(job, found)
+
+    def close(self) -> None:
+        """Ends every connection and the helpers; nobody may be waiting any more."""
+        self._exchanges.close()
+        self._resolver.close()
+        self._helpers.shutdown(wait=True, cancel_futures=True)
+
+    def inherited(self) -> list[object]:
+        """For a forked child: what must never be freed there."""
+        return [self, *self._exchanges.inherited()]
+
+    async def _exchange(self, job: Job) -> bytes | Again:
+        course, began = job.course, time.monotonic()
+        if (seconds := course.share(self._limits)) <= 0:
+            raise PictureError("timeout", f"{self._limits.timeout:g} s are over")
+        try:
+            answer = await self._exchanges.get(course.url, job.host, job.port, seconds, job.grow)
+        except PictureError as error:
+            job.lane.learn(job.size)
+            if error.reason == NO_ROOM:
+                return Again(course.url)  # not the host's fault: neither a try nor time
+            job.trouble = error.reason
+            course.spent += time.monotonic() - began
+            return fetch.after_failure(course, error, self._limits)
+        course.spent += time.monotonic() - began
+        return fetch.after_answer(course, answer, self._limits)
+
+    async def _checked(self, job: Job, data: bytes) -> FetchedPicture:
+        picture = quick_check.quick(data, max_pixels=self._limits.max_pixels)
+        if picture is None:
+            picture = await self._loop.run_in_executor(self._helpers, self._inspect, data)
+        job.grow(len(data) - job.size)  # it may have come packed
+        job.lane.learn(len(data))
+        if self._cache is not None:
+            await self._loop.run_in_executor(self._helpers, self._cache.put, job.course.origin, picture)
+        return FetchedPicture(picture)
+
+    def _inspect(self, data: bytes) -> pictures.Picture:
+        return pictures.inspect(data, max_pixels=self._limits.max_pixels)
+
+    def _from_cache(self, url: str) -> FetchedPicture | None:
+        kept = self._cache.get(url) if self._cache is not None else None
+        limits = self._limits
+        if kept is None or len(kept.data) > limits.max_bytes or kept.width * kept.height > limits.max_pixels:
+            return None
+        return FetchedPicture(kept)

@@ -1,0 +1,202 @@
+"""ahead: in order, ahead of the consumer, within its bounds, and gone when it is dropped."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+from hostile_host import HostileHost
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from laion_face_builder.errors import PictureError
+from laion_face_builder.web.addresses import AddressRule
+from laion_face_builder.web.ahead import ordered
+from laion_face_builder.web.fetcher import FetchedPicture, Fetcher
+from laion_face_builder.web.limits import FetchLimits
+
+LIMITS = FetchLimits(timeout=1.0, retries=0, per_host=64, concurrency=32, allow=AddressRule(allow_private=True))
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[HostileHost]:
+    with HostileHost() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def fetcher() -> Iterator[Fetcher]:
+    with Fetcher(LIMITS) as found:
+        yield found
+
+
+def same(url: str) -> str:
+    return url
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
+    until = time.monotonic() + seconds
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.01)
+    return condition()
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    st.lists(st.sampled_from(["/ok", "/slow", "/html", "/gone", "/reset", None]), max_size=60),
+    st.sampled_from([1, 2, 7, 32, 4096]),
+    st.sampled_from([1, 2_000, 10**9]),
+)
+def test_everything_comes_once_and_in_order(
+    host: HostileHost, fetcher: Fetcher, kinds: list[str | None], lookahead: int, room: int
+) -> None:
+    items = [(number, kind) for number, kind in enumerate(kinds)]
+    found = list(
+        ordered(
+            items,
+            fetcher,
+            url_of=lambda item: host.url(f"{item[1]}/{item[0]}") if item[1] else None,
+            lookahead=lookahead,
+            max_buffer_bytes=room,
+        )
+    )
+    assert [item for item, _ in found] == items
+    expected = {"/ok": "picture", "/slow": "picture", "/html": "not_an_image", "/gone": "http_404", "/reset": "reset"}
+    for (_, kind), outcome in found:
+        if isinstance(outcome, PictureError):
+            assert outcome.reason == expected[str(kind)]
+        elif outcome is None:
+            assert kind is None
+        else:
+            assert outcome.data == host.picture
+            assert expected[str(kind)] == "picture"
+
+
+def test_a_host_that_hangs_does_not_hold_up_what_is_behind_it() -> None:
+    with HostileHost() as host, Fetcher(LIMITS) as fetcher:
+        urls = [host.url("/silent")] + [host.url(f"/ok/{number}") for number in range(300)]
+        stream = ordered(urls, fetcher, url_of=same)
+        _, first = next(stream)
+        assert isinstance(first, PictureError)
+        assert first.reason == "timeout"
+        # Everything behind it was asked for while it hung.
+        assert host.asked.total() == 301
+        assert all(isinstance(outcome, FetchedPicture) for _, outcome in stream)
+
+
+def test_fetching_goes_on_while_the_consumer_is_busy(host: HostileHost, fetcher: Fetcher) -> None:
+    before = host.asked.total()
+    stream = ordered([host.url(f"/ok/{n}") for n in range(200)], fetcher, url_of=same, lookahead=100)
+    next(stream)
+    assert wait_until(lambda: host.asked.total() - before >= 64)
+    stream.close()  # type: ignore[attr-defined]
+
+
+def test_no_more_is_pulled_or_asked_for_than_the_lookahead(host: HostileHost, fetcher: Fetcher) -> None:
+    pulled = 0
+
+    def items() -> Iterator[str]:
+        nonlocal pulled
+        for number in range(1000):
+            pulled += 1
+            yield host.url(f"/ok/{number}")
+
+    stream = ordered(items(), fetcher, url_of=same, lookahead=50)
+    for taken in range(1, 20):
+        next(stream)
+        time.sleep(0.005)
+        assert pulled <= taken + 50
+    del stream
+
+
+def test_what_is_held_stays_below_its_bound(fetcher: Fetcher) -> None:
+    """50 pictures of 100 kB and room for ten: the consumer does nothing, and only so many are ever sent."""
+    with HostileHost() as host:
+        urls = [host.url(f"/sized/{n}?bytes=100000") for n in range(50)]
+        stream = ordered(urls, fetcher, url_of=same, max_buffer_bytes=1_000_000)
+        next(stream)
+        held = stream.gi_frame.f_locals["stream"]._lane  # type: ignore[attr-defined]
+        highest = 0
+        for _ in range(40):
+            highest = max(highest, held.held)
+            time.sleep(0.01)
+        assert 500_000 <= highest <= 1_000_000
+        assert host.asked.total() < 30
+        # Nothing hangs: the rest comes as it is taken.
+        assert sum(isinstance(outcome, FetchedPicture) for _, outcome in stream) == 49
+        assert held.held == 0
+
+
+def test_one_picture_larger_than_the_whole_buffer_still_comes(fetcher: Fetcher) -> None:
+    with HostileHost() as host:
+        sizes = [300_000, 5_000, 5_000, 400_000, 5_000] * 3
+        urls = [host.url(f"/sized/{n}?bytes={size}") for n, size in enumerate(sizes)]
+        found = list(ordered(urls, fetcher, url_of=same, max_buffer_bytes=50_000))
+        assert [len(outcome.data) for _, outcome in found if isinstance(outcome, FetchedPicture)] == sizes
+
+
+def test_two_streams_of_one_fetcher_never_block_each_other() -> None:
+    """One has no room left and waits for a consumer who takes turns; the same host serves both, two at a time."""
+    with HostileHost() as host, Fetcher(replace(LIMITS, per_host=2, concurrency=2)) as fetcher:
+        urls = [host.url(f"/sized/{n}?bytes=20000") for n in range(60)]
+        one = ordered(urls, fetcher, url_of=same, max_buffer_bytes=50_000)
+        other = ordered(urls, fetcher, url_of=same, max_buffer_bytes=50_000)
+        for (a, x), (b, y) in zip(one, other, strict=True):
+            assert a == b
+            assert isinstance(x, FetchedPicture)
+            assert isinstance(y, FetchedPicture)
+
+
+def test_an_error_of_the_items_comes_in_its_place(host: HostileHost, fetcher: Fetcher) -> None:
+    def items() -> Iterator[str]:
+        yield from [host.url("/ok")] * 3
+        raise OSError("the index is gone")
+
+    stream = ordered(items(), fetcher, url_of=same)
+    assert [isinstance(next(stream)[1], FetchedPicture) for _ in range(3)] == [True] * 3
+    with pytest.raises(OSError, match="the index is gone"):
+        next(stream)
+
+
+def test_the_first_item_does_not_wait_for_all_to_be_pulled(host: HostileHost, fetcher: Fetcher) -> None:
+    def items() -> Iterator[str]:
+        for number in range(100_000):
+            time.sleep(0.001)
+            yield host.url(f"/ok/{number}")
+
+    begun = time.monotonic()
+    stream = ordered(items(), fetcher, url_of=same)
+    next(stream)
+    # Pulling the whole look-ahead would take more than 4 s.
+    assert time.monotonic() - begun < 3
+
+
+@pytest.mark.parametrize("how", ["close", "drop", "exception"])
+def test_dropped_it_ends_what_is_under_way(how: str) -> None:
+    with HostileHost() as host, Fetcher(replace(LIMITS, timeout=20)) as fetcher:
+        urls = [host.url("/ok"), *(host.url(f"/silent/{number}") for number in range(100))]
+        stream = ordered(urls, fetcher, url_of=same)
+        next(stream)
+        assert wait_until(lambda: host.open >= 32)
+        if how == "close":
+            stream.close()  # type: ignore[attr-defined]
+        elif how == "exception":
+            with pytest.raises(ValueError, match="enough"):
+                stream.throw(ValueError("enough"))  # type: ignore[attr-defined]
+        del stream
+        gc.collect()
+        assert wait_until(lambda: host.open == 0)
+        assert fetcher.submit(host.url("/ok")).result(5)
+
+
+def test_nothing_is_left_when_the_last_stream_is_dropped(host: HostileHost) -> None:
+    before = set(threading.enumerate())
+    stream = ordered([host.url(f"/ok/{n}") for n in range(500)], Fetcher(LIMITS), url_of=same)
+    next(stream)
+    del stream
+    gc.collect()
+    assert wait_until(lambda: not [t for t in set(threading.enumerate()) - before if t.name.startswith("laion-face")])

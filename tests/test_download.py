@@ -198,11 +198,13 @@ def _resume_and_kill_the_child(story: Story) -> None:
     story.host.plant(story.hanging.path, calls=range(1, 10_000), delay=30)
     killed: list[int] = []
 
+    asked = story.host.count(story.hanging.path)
+
     def kill() -> None:
-        wait_until(lambda: (story.folder / "00002_stats.json").exists() or killed)
-        if found := children("img2dataset_run"):
-            os.kill(found[0], signal.SIGKILL)
-            killed.extend(found)
+        # It waits for the host that hangs, so it is surely there to be killed.
+        wait_until(lambda: story.host.count(story.hanging.path) > asked)
+        killed.extend(children("img2dataset_run"))
+        os.kill(killed[0], signal.SIGKILL)
 
     (story.folder / "00002_stats.json").unlink(missing_ok=True)
     killer = threading.Thread(target=kill)
@@ -246,7 +248,7 @@ def test_killed_parents_leave_no_processes(story: Story) -> None:
 def test_a_killed_child_is_started_again(story: Story) -> None:
     assert len(story.seen["killed"]) == 1
     assert not children("img2dataset_run")
-    assert not children("proxy_server")
+    assert not children("proxy.server")
 
 
 def test_the_result_is_as_without_kills(story: Story) -> None:

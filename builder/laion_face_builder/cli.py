@@ -22,6 +22,7 @@ _GROUPS = {
     "which": "which parts",
     "filter": "which samples",
     "pictures": "pictures",
+    "stream": "fetching ahead",
     "transfer": "fetching",
 }
 

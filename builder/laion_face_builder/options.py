@@ -21,10 +21,21 @@ from laion_face_builder.index.filters import Filters
 from laion_face_builder.layout import CONFIG_PARTS, ROW_GROUPS, DataDir, parse_parts
 from laion_face_builder.upstream.sources import Upstream
 
-IMAGE_MODES = ("auto", "download", "none")
+IMAGE_MODES = ("auto", "fetch", "download", "none")
 ON_ERROR = ("skip", "null", "raise")
 ON_SIZE_CHANGE = ("rescale", "drop", "keep")
 NSFW_VALUES = ("UNLIKELY", "UNSURE", "NSFW")
+_POSITIVE = (
+    "shards_per_part",
+    "concurrency",
+    "lookahead",
+    "max_buffer_bytes",
+    "cache_bytes",
+    "timeout",
+    "max_bytes",
+    "max_pixels",
+    "per_host",
+)
 
 
 def option(default: Any, text: str, *, kind: type = str, group: str) -> Any:
@@ -69,12 +80,21 @@ class OptionFields:
     min_similarity: float | None = option(None, "least CLIP similarity of picture and text", kind=float, group="filter")
     exclude: str | None = option(None, "file of sample ids, URLs, hosts or SHA-256s to leave out", group="filter")
     images: str = option(
-        "auto", '"auto", "download", "none", or the folder of an existing img2dataset output', group="pictures"
+        "auto", '"auto", "fetch", "download", "none", or the folder of an existing img2dataset output', group="pictures"
     )
     on_error: str = option("skip", 'a picture that failed: "skip", "null" (image None) or "raise"', group="pictures")
     on_size_change: str = option(
         "rescale", 'a picture that changed its size: "rescale", "drop" or "keep"', group="pictures"
     )
+    concurrency: int = option(256, "pictures that are fetched at the same time", kind=int, group="stream")
+    lookahead: int = option(
+        4096, "rows fetched ahead; more than concurrency, or one slow host holds up all", kind=int, group="stream"
+    )
+    max_buffer_bytes: int = option(
+        512_000_000, "memory for pictures that were fetched ahead, bytes", kind=int, group="stream"
+    )
+    cache_images: str | None = option(None, "folder that keeps fetched pictures between epochs", group="stream")
+    cache_bytes: int = option(50_000_000_000, "how much it may hold, bytes", kind=int, group="stream")
     timeout: float = option(30.0, "seconds for one picture, everything included", kind=float, group="transfer")
     retries: int = option(1, "further tries for what can pass (timeouts, 429, 5xx)", kind=int, group="transfer")
     max_bytes: int = option(32_000_000, "largest picture file, bytes", kind=int, group="transfer")
@@ -104,6 +124,17 @@ class Transfer:
 
 
 @dataclass(frozen=True)
+class Ahead:
+    """How far fetching runs ahead of a stream's reader, and what it keeps."""
+
+    concurrency: int
+    lookahead: int
+    max_buffer_bytes: int
+    cache_images: str | None
+    cache_bytes: int
+
+
+@dataclass(frozen=True)
 class Options:
     """All options of one dataset, validated: what is in here is right. Hashable, comparable, picklable."""
 
@@ -118,6 +149,7 @@ class Options:
     on_error: str
     on_size_change: str
     transfer: Transfer
+    ahead: Ahead
 
     @classmethod
     def of(
@@ -149,6 +181,7 @@ class Options:
             on_error=_one_of("on_error", given.on_error, ON_ERROR),
             on_size_change=_one_of("on_size_change", given.on_size_change, ON_SIZE_CHANGE),
             transfer=Transfer(**{f.name: getattr(given, f.name) for f in dataclasses.fields(Transfer)}),
+            ahead=Ahead(**{f.name: getattr(given, f.name) for f in dataclasses.fields(Ahead)}),
         )
 
     def defining(self) -> dict[str, Any]:
@@ -156,7 +189,7 @@ class Options:
         return {
             "parts": self.parts,
             "filters": self.filters.as_dict(),
-            "images": self.images != "none",
+            "images": self.images if self.images in ("none", "fetch") else "stored",
             "on_error": self.on_error,
             "on_size_change": self.on_size_change,
         }
@@ -186,7 +219,7 @@ def _check_numbers(given: OptionFields) -> None:
             raise OptionError(f"{spec.name}={value!r}: expected True or False")
         if kind in (int, float):
             _check_number(spec.name, value, kind)
-    for name in ("shards_per_part", "timeout", "max_bytes", "max_pixels", "per_host"):
+    for name in _POSITIVE:
         if not getattr(given, name) > 0:
             raise OptionError(f"{name}={getattr(given, name)!r}: expected more than 0")
     if given.min_faces is not None and given.max_faces is not None and given.min_faces > given.max_faces:

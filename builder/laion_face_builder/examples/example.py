@@ -17,6 +17,7 @@ from laion_face_builder.images import pictures
 from laion_face_builder.index.filters import read_exclusion
 from laion_face_builder.options import Options
 from laion_face_builder.schema import EXAMPLE_COLUMNS
+from laion_face_builder.web.fetcher import FetchedPicture
 
 Example = dict[str, Any]
 
@@ -33,6 +34,14 @@ class Row:
     maker: ExampleMaker
     number: int
     values: Example | None
+    fetched: FetchedPicture | PictureError | None = None
+
+    @property
+    def url_to_fetch(self) -> str | None:
+        """Where its picture has to be fetched from; None if it is filtered, or its picture is not fetched."""
+        if self.values is None or not self.maker.is_fetched:
+            return None
+        return self.values["url"] or ""
 
     def example(self) -> Example | None:
         """The example, None if the row is filtered or its picture failed; counted either way.
@@ -40,39 +49,52 @@ class Row:
         Raises:
             PictureError: the picture failed and on_error is "raise".
         """
-        return self.maker.example(self.number, self.values)
+        return self.maker.example(self)
 
 
 @dataclass(frozen=True)
 class ExampleMaker:
-    """Joins a part's rows with its pictures and counts what becomes of them."""
+    """Joins a part's rows with its pictures and counts what becomes of them.
+
+    Attributes:
+        options: what to do with failures and changed sizes.
+        pictures: those on disk, if these are used.
+        is_fetched: whether rows come with a picture from the web.
+        tally: the counts.
+    """
 
     options: Options
     pictures: PartPictures | None
+    is_fetched: bool
     tally: Tally
 
-    def example(self, number: int, values: Example | None) -> Example | None:
+    def example(self, row: Row) -> Example | None:
         """See `Row.example`."""
-        counts = self.tally.counts
-        self.tally.tick()
-        if values is None:
-            counts.filtered += 1
+        if row.values is None:
+            self.tally.filtered()
             return None
         try:
-            stored = self.pictures.get(number) if self.pictures is not None else None
-            example = self._with_picture(values, stored) if stored is not None else _without_picture(values)
+            picture = self._picture(row)
+            example = self._with_picture(row.values, picture) if picture is not None else _without_picture(row.values)
         except PictureError as error:
-            counts.failed[error.reason] += 1
-            return self._failed(values, error)
-        counts.yielded += 1
+            return self._failed(row.values, error)
+        self.tally.yielded()
         return example
 
+    def _picture(self, row: Row) -> StoredPicture | FetchedPicture | None:
+        if isinstance(row.fetched, PictureError):
+            raise row.fetched
+        if row.fetched is not None:
+            return row.fetched
+        return self.pictures.get(row.number) if self.pictures is not None else None
+
     def _failed(self, values: Example, error: PictureError) -> Example | None:
+        self.tally.failed(error.reason, values["url"])
         if self.options.on_error == "raise":
             raise PictureError(error.reason, f"{error.detail or 'no picture'} ({values['url']})") from error
         return _without_picture(values) if self.options.on_error == "null" else None
 
-    def _with_picture(self, values: Example, stored: StoredPicture) -> Example:
+    def _with_picture(self, values: Example, stored: StoredPicture | FetchedPicture) -> Example:
         if stored.data is None:
             raise PictureError(stored.status)
         exclude = self.options.filters.exclude

@@ -28,10 +28,17 @@ ROWS_A_PART = 1_560_000
 
 @dataclass(frozen=True)
 class OpenPart:
-    """A part that can be read: its index, and its pictures unless images="none"."""
+    """A part that can be read.
+
+    Attributes:
+        index: its rows.
+        pictures: those on disk; None if there are none to be used.
+        is_fetched: whether pictures are to be had from the web instead.
+    """
 
     index: IndexPart
     pictures: PartPictures | None
+    is_fetched: bool
 
 
 def is_prepared(options: Options, part: int) -> bool:
@@ -43,8 +50,7 @@ def is_prepared(options: Options, part: int) -> bool:
 def open_part(options: Options, part: int) -> Iterator[OpenPart]:
     """The part, prepared first if need be; its files are open until the block ends.
 
-    Raises:
-        NotPrepared: there are no pictures.
+    With images="auto" the pictures are those on disk if the part was downloaded, else those of the web.
     """
     if not is_prepared(options, part):
         prepare_part(options.data, part, options.upstream)
@@ -52,7 +58,7 @@ def open_part(options: Options, part: int) -> Iterator[OpenPart]:
         if options.images == "download":
             _download(options, part, index)
         with _pictures_of(options, part, index) or nullcontext() as pictures:
-            yield OpenPart(index, pictures)
+            yield OpenPart(index, pictures, is_fetched=pictures is None and options.images != "none")
 
 
 def make_ready(options: Options) -> None:
@@ -118,12 +124,12 @@ def _published(place: str, part: int, token: str | None) -> str:
 
 
 def _pictures_of(options: Options, part: int, index: IndexPart) -> PartPictures | None:
-    if options.images == "none":
+    if options.images in ("none", "fetch"):
         return None
     if options.images not in IMAGE_MODES:
         return PartPictures.adopt(options.images, options.data, part, index, options.transfer.max_pixels)
     if read_fingerprint(options.data.sidecar(part)) is None:
-        raise _no_pictures(options, [part])
+        return None
     return PartPictures.open(options.data, part, index)
 
 
@@ -139,7 +145,8 @@ def _no_pictures(options: Options, parts: list[int]) -> NotPrepared:
     return NotPrepared(
         f"{options.data.root}: no pictures of parts {_listed(parts)}. Give images='download' to download them (about "
         f"{human_size(needed)}: once as tars and, not streaming, once more as Arrow files; {_free(options.data.root)} "
-        f"free), images=FOLDER to use an img2dataset folder that you have, or images='none' to do without."
+        f"free), streaming=True or images='fetch' to fetch them from the web as they are read, images=FOLDER to use an "
+        f"img2dataset folder that you have, or images='none' to do without."
     )
 
 

@@ -1,15 +1,16 @@
-"""What became of every row: counts that survive worker processes.
+"""What became of every row: counts that survive worker processes, and what is said about them.
 
 Each process that generates examples keeps one tally file in the report's folder, rewritten at most once a second and at
-the end of each shard, so that `report(ds)` adds up whatever DataLoader workers or `num_proc` children have done so far.
+the end, so that `report(ds)` adds up whatever DataLoader workers or `num_proc` children have done so far.
 
-REPORT_FOLDER/PID-RANDOM.json     {"rows": 120, "filtered": 20, "yielded": 70, "failed": {"http_404": 30}}
+REPORT_FOLDER/PID-RANDOM.json     {"rows": 120, "filtered": 20, "yielded": 70, "failed": {"http_404": 30}, "hosts": …}
 """
 
 from __future__ import annotations
 
 import atexit
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -20,31 +21,52 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from laion_face_builder.index.filters import host_of
+
+logger = logging.getLogger("laion_face")
+
 #: The name under which a finished report lies beside the Arrow files.
 REPORT_FILE = "laion_face_report.json"
+#: Failures by host: so many hosts are kept at most, those with the fewest failures are put together.
+MOST_HOSTS = 1000
+OTHER_HOSTS = "(other hosts)"
 _SECONDS_BETWEEN_WRITES = 1.0
+_SECONDS_BETWEEN_LINES = 60.0
+#: From so many pictures on, such a share of failures is not the web's usual rot (25 % in 2024).
+_ENOUGH_TO_WARN, _NEARLY_ALL = 200, 0.9
 
 
 @dataclass
 class Report:
-    """rows = filtered + yielded + sum(failed) + rows under way: nothing vanishes without being counted."""
+    """rows = filtered + yielded + sum(failed): nothing vanishes without being counted."""
 
-    rows: int = 0
     filtered: int = 0
     yielded: int = 0
     failed: Counter[str] = field(default_factory=Counter)
+    hosts: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def rows(self) -> int:
+        """Index rows that were dealt with."""
+        return self.filtered + self.yielded + self.failures
 
     @property
     def failures(self) -> int:
         """Samples whose picture could not be used."""
         return sum(self.failed.values())
 
+    @property
+    def failure_rate(self) -> float:
+        """Of the pictures that were asked for, 0 to 1; filtered rows are never asked for."""
+        asked = self.yielded + self.failures
+        return self.failures / asked if asked else 0.0
+
     def add(self, other: Report) -> Report:
         """Adds the counts of `other` to these."""
-        self.rows += other.rows
         self.filtered += other.filtered
         self.yielded += other.yielded
         self.failed.update(other.failed)
+        self.hosts.update(other.hosts)
         return self
 
     def as_dict(self) -> dict[str, Any]:
@@ -54,12 +76,13 @@ class Report:
             "filtered": self.filtered,
             "yielded": self.yielded,
             "failed": dict(self.failed.most_common()),
+            "hosts": dict(self.hosts.most_common()),
         }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Report:
         """The reverse of `as_dict`."""
-        return cls(values["rows"], values["filtered"], values["yielded"], Counter(values["failed"]))
+        return cls(values["filtered"], values["yielded"], Counter(values["failed"]), Counter(values["hosts"]))
 
     def __str__(self) -> str:
         line = f"{self.rows:,} rows: {self.yielded:,} yielded, {self.filtered:,} filtered, {self.failures:,} failed"
@@ -68,26 +91,74 @@ class Report:
 
 
 class Tally:
-    """The running counts of one process, written to the report's folder. Use as a context manager."""
+    """The running counts of one process, written to the report's folder and talked about. Use as a context manager."""
 
     def __init__(self, folder: Path | None) -> None:
         self.counts = Report()
         self._path = folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.json" if folder is not None else None
-        self._written = time.monotonic()
+        self._written = self._said = time.monotonic()
+        self._warned = False
 
     def __enter__(self) -> Tally:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.write()
+        self._write()
+        if self.counts.failures:
+            logger.info("%s", self.counts)
 
-    def tick(self) -> None:
-        """Counts one row, and writes if it is time to."""
-        self.counts.rows += 1
-        if time.monotonic() - self._written >= _SECONDS_BETWEEN_WRITES:
-            self.write()
+    def filtered(self) -> None:
+        """Counts a row that the filters dropped."""
+        self.counts.filtered += 1
+        self._tick()
 
-    def write(self) -> None:
+    def yielded(self) -> None:
+        """Counts a row that became an example."""
+        self.counts.yielded += 1
+        self._tick()
+
+    def failed(self, reason: str, url: str | None) -> None:
+        """Counts a row whose picture could not be used."""
+        hosts = self.counts.hosts
+        self.counts.failed[reason] += 1
+        hosts[host_of(url) or "(no host)"] += 1
+        if len(hosts) > 2 * MOST_HOSTS:
+            self._put_hosts_together()
+        self._tick()
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        if now - self._written >= _SECONDS_BETWEEN_WRITES:
+            self._write()
+        if now - self._said >= _SECONDS_BETWEEN_LINES:
+            self._said = now
+            logger.info("%s so far", self.counts)
+        if not self._warned and self.counts.failures >= _ENOUGH_TO_WARN:
+            self._warn_if_nearly_all_fail()
+
+    def _warn_if_nearly_all_fail(self) -> None:
+        if self.counts.failure_rate >= _NEARLY_ALL:
+            self._warned = True
+            reason, count = self.counts.failed.most_common(1)[0]
+            host, at_host = self.counts.hosts.most_common(1)[0]
+            logger.warning(
+                "%.0f %% of the pictures fail: %s %d of %d, most at %s (%d). Is the network there, and is it the right "
+                "one? `laion_face.report(ds)` has all counts.",
+                100 * self.counts.failure_rate,
+                reason,
+                count,
+                self.counts.failures,
+                host,
+                at_host,
+            )
+
+    def _put_hosts_together(self) -> None:
+        hosts = self.counts.hosts
+        for host, count in hosts.most_common()[MOST_HOSTS:]:
+            del hosts[host]
+            hosts[OTHER_HOSTS] += count
+
+    def _write(self) -> None:
         """Replaces the tally file; does nothing once the report's folder is gone."""
         self._written = time.monotonic()
         if self._path is None or not self._path.parent.is_dir():

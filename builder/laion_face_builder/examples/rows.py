@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +22,10 @@ from laion_face_builder.examples.report import Tally
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.layout import ROW_GROUPS
 from laion_face_builder.options import Options
+from laion_face_builder.web.ahead import ordered
+from laion_face_builder.web.cache import PictureCache
+from laion_face_builder.web.fetcher import Fetcher
+from laion_face_builder.web.limits import FetchLimits
 
 
 @dataclass(frozen=True)
@@ -78,12 +82,16 @@ def walk(plan: Plan, shards: Sequence[Shard], start: Position, tally: Tally) -> 
             if shard.part != here:
                 stack.close()
                 part = stack.enter_context(parts.open_part(plan.options, shard.part))
-                maker, here = ExampleMaker(plan.options, part.pictures, tally), shard.part
+                maker, here = _maker(plan.options, part, tally), shard.part
             first, stop = shard.bounds(part.index.num_rows)
             skipped = start.rows if place == start.shard else 0
             for number, values in _values(plan.options, part.index, min(first + skipped, stop), stop):
                 after = Position(place, number + 1 - first)
                 yield Step(after, (shard.part << 40) + number, Row(maker, number, values))
+
+
+def _maker(options: Options, part: parts.OpenPart, tally: Tally) -> ExampleMaker:
+    return ExampleMaker(options, part.pictures, part.is_fetched, tally)
 
 
 def _values(options: Options, index: IndexPart, start: int, stop: int) -> Iterator[tuple[int, Example | None]]:
@@ -96,6 +104,29 @@ def _values(options: Options, index: IndexPart, start: int, stop: int) -> Iterat
         wanted = iter(table.select(INDEX_COLUMNS).filter(pa.array(keep)).to_pylist())
         for offset, kept in enumerate(keep):
             yield first + offset, next(wanted) if kept else None
+
+
+def fetched(plan: Plan, steps: Iterator[Step]) -> Iterator[Step]:
+    """`steps` with the pictures that have to be fetched, in order; fetching runs ahead across shards and parts.
+
+    A thread does it, from the first picture that is needed until this generator ends or is dropped.
+    """
+    options = plan.options
+    if options.images not in ("auto", "fetch"):
+        yield from steps
+        return
+    limits = FetchLimits.of(options.transfer, concurrency=options.ahead.concurrency)
+    keep = options.ahead.cache_images
+    cache = PictureCache(keep, options.ahead.cache_bytes) if keep is not None else None
+    with Fetcher(limits, cache) as fetcher:
+        for step, outcome in ordered(
+            steps,
+            fetcher,
+            url_of=lambda step: step.row.url_to_fetch,
+            lookahead=options.ahead.lookahead,
+            max_buffer_bytes=options.ahead.max_buffer_bytes,
+        ):
+            yield step if outcome is None else step._replace(row=replace(step.row, fetched=outcome))
 
 
 def world_size() -> int:

@@ -15,7 +15,7 @@ from datasets.iterable_dataset import _BaseExamplesIterable
 
 from laion_face_builder.examples.example import Example, Row
 from laion_face_builder.examples.report import Tally
-from laion_face_builder.examples.rows import Plan, Position, Shard, Step, walk
+from laion_face_builder.examples.rows import Plan, Position, Shard, Step, fetched, walk
 
 
 class RowStream(_BaseExamplesIterable):  # type: ignore[misc]  # datasets has no types that mypy could follow
@@ -36,7 +36,7 @@ class RowStream(_BaseExamplesIterable):  # type: ignore[misc]  # datasets has no
 
     def __iter__(self) -> Iterator[tuple[int, dict[str, Row]]]:
         with Tally(self._plan.report_folder) as tally:
-            for step in walk(self._plan, self._shards, self._start(), tally):
+            for step in fetched(self._plan, walk(self._plan, self._shards, self._start(), tally)):
                 self._note(step)
                 yield step.key, {"row": step.row}
 
@@ -70,6 +70,6 @@ class RowStream(_BaseExamplesIterable):  # type: ignore[misc]  # datasets has no
 def examples(plan: Plan, shards: Sequence[Shard]) -> Iterator[tuple[int, Example]]:
     """Keys and examples of `shards`, without the rows that are not wanted: what goes into Arrow files."""
     with Tally(plan.report_folder) as tally:
-        for step in walk(plan, shards, Position(), tally):
+        for step in fetched(plan, walk(plan, shards, Position(), tally)):
             if (example := step.row.example()) is not None:
                 yield step.key, example

@@ -36,6 +36,26 @@ class FetchedPicture:
         """The bytes as they came."""
         return self.picture.data
 
+    @property
+    def status(self) -> str:
+        """As a picture from a tar would have it."""
+        return "ok"
+
+    @property
+    def width(self) -> int:
+        """Pixels, as stored."""
+        return self.picture.width
+
+    @property
+    def height(self) -> int:
+        """Pixels, as stored."""
+        return self.picture.height
+
+    @property
+    def orientation(self) -> int:
+        """See `pictures.Picture`."""
+        return self.picture.orientation
+
     @cached_property
     def sha256(self) -> str:
         """Of the bytes, in hex; worked out when first asked for."""

@@ -113,7 +113,7 @@ def wait_until(what: Any, seconds: float = 300.0) -> None:
 def children(mark: str) -> list[int]:
     """Our child processes whose command line has `mark` in it."""
     listed = subprocess.run(
-        ["ps", "-A", "-o", "pid=,ppid=,command="], capture_output=True, text=True, check=True
+        ["ps", "-A", "-ww", "-o", "pid=,ppid=,command="], capture_output=True, text=True, check=True
     ).stdout
     rows = [line.split(None, 2) for line in listed.splitlines()]
     return [int(pid) for pid, parent, *command in rows if int(parent) == os.getpid() and mark in "".join(command)]
@@ -201,8 +201,8 @@ def _resume_and_kill_the_child(story: Story) -> None:
     asked = story.host.count(story.hanging.path)
 
     def kill() -> None:
-        # It waits for the host that hangs, so it is surely there to be killed.
-        wait_until(lambda: story.host.count(story.hanging.path) > asked)
+        # While it waits for the host that hangs it is surely there to be killed.
+        wait_until(lambda: story.host.count(story.hanging.path) > asked and children("img2dataset_run"))
         killed.extend(children("img2dataset_run"))
         os.kill(killed[0], signal.SIGKILL)
 

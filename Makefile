@@ -14,7 +14,7 @@ demo: $(VENV)/ready
 
 test: $(VENV)/ready $(VENV_36)/ready
 	$(VENV)/bin/python -m pytest
-	$(VENV_36)/bin/python -m pytest tests/test_builder.py tests/test_streaming.py
+	$(VENV_36)/bin/python -m pytest tests/test_builder.py tests/test_streaming.py tests/test_fetching.py
 
 check: $(VENV)/ready
 	$(VENV)/bin/ruff check .

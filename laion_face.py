@@ -29,8 +29,6 @@ from laion_face_builder.schema import example_features  # From: laion-face
 
 __all__ = ["LaionFace", "LaionFaceConfig", "collate", "load_dataset", "report"]
 
-logger = logging.getLogger("laion_face")
-
 _DESCRIPTION = "The human-face subset of LAION-400M with face boxes, five landmarks and detection scores."
 _HOMEPAGE = "https://github.com/FacePerceiver/LAION-Face"
 _LICENSE = "ids and detections CC-BY-4.0; metadata LAION's terms; pictures their owners'"
@@ -135,5 +133,5 @@ def report(dataset: Any) -> reports.Report:
     return loading.report_of(dataset)
 
 
-logger.addHandler(logging.NullHandler())
+loading.talk_unless_configured(logging.getLogger("laion_face"))
 __version__ = laion_face_builder.__version__

@@ -135,7 +135,7 @@ def test_ranks_that_do_not_divide_the_shards_are_warned_with_a_number(stream, mo
     assert "Use shards_per_part=129" in caplog.text
     caplog.clear()
     stream(shards_per_part=129)
-    assert caplog.text == ""
+    assert "shards_per_part" not in caplog.text
 
 
 @given(st.integers(1, 32), st.integers(1, 600), st.integers(1, 200))

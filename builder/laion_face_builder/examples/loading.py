@@ -6,19 +6,19 @@ import logging
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import datasets
 
 from laion_face_builder.errors import NotPrepared, OptionError
 from laion_face_builder.examples import parts, report
 from laion_face_builder.examples.example import is_wanted, to_example
-from laion_face_builder.examples.rows import shards_per_part_for, world_size
+from laion_face_builder.examples.rows import Plan, Shard, shards_per_part_for, world_size
+from laion_face_builder.examples.stream import ExampleStream, RowStream
 from laion_face_builder.files import digest
 from laion_face_builder.layout import CONFIG_PARTS
 from laion_face_builder.options import Options, refuse_unknown
 from laion_face_builder.schema import example_features
-
-if TYPE_CHECKING:
-    import datasets
 
 logger = logging.getLogger("laion_face")
 
@@ -35,6 +35,7 @@ _LOAD_ARGUMENTS = ("split", "streaming", "num_proc", "keep_in_memory")
 _PREPARE_ARGUMENTS = ("download_config", "download_mode", "verification_mode")
 
 REPORT_KEY = "laion_face_report"
+_IS_OLD = int(datasets.__version__.partition(".")[0]) < 4
 
 
 def load(builder_class: type[datasets.GeneratorBasedBuilder], name: str | None, given: dict[str, Any]) -> Any:
@@ -125,14 +126,20 @@ def check_ranks(options: Options) -> None:
         )
 
 
-def joined(rows: datasets.IterableDataset, report_folder: Path | None) -> datasets.IterableDataset:
-    """A stream of examples from a stream of rows.
+def iterable(plan: Plan, shards: list[Shard]) -> RowStream:
+    """What the stream's dataset is made of, in this version of datasets."""
+    return ExampleStream(plan, shards) if _IS_OLD else RowStream(plan, shards)
 
-    datasets counts, in `state_dict`, the rows that the generator gives; `.map` and `.filter` after it run only on rows
+
+def joined(stream: datasets.IterableDataset, report_folder: Path | None) -> datasets.IterableDataset:
+    """A stream of examples from a dataset of `iterable`.
+
+    datasets counts, in `state_dict`, the rows that the iterable gives; `.map` and `.filter` after it run only on rows
     that are really read. The features are set last, since datasets would decode every picture before `.filter`.
     """
-    rows.info.features = None
-    stream = rows.map(to_example, remove_columns=["row"]).filter(is_wanted).cast(example_features())
+    if not _IS_OLD:
+        stream.info.features = None
+        stream = stream.map(to_example, remove_columns=["row"]).filter(is_wanted).cast(example_features())
     stream.info.download_checksums = {REPORT_KEY: str(report_folder)}
     return stream
 

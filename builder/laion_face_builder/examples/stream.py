@@ -7,15 +7,17 @@ Its state has the form of datasets' own: the place of the shard, and how many of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from typing import Any
 
+import pyarrow as pa
 from datasets.iterable_dataset import _BaseExamplesIterable
 
-from laion_face_builder.examples.example import Example, Row
+from laion_face_builder.examples.example import Example
 from laion_face_builder.examples.report import Tally
 from laion_face_builder.examples.rows import Plan, Position, Shard, Step, fetched, walk
+from laion_face_builder.schema import example_features
 
 
 class RowStream(_BaseExamplesIterable):  # type: ignore[misc]  # datasets has no types that mypy could follow
@@ -34,7 +36,7 @@ class RowStream(_BaseExamplesIterable):  # type: ignore[misc]  # datasets has no
         """How many shards can be shared out."""
         return len(self._shards)
 
-    def __iter__(self) -> Iterator[tuple[int, dict[str, Row]]]:
+    def __iter__(self) -> Iterator[tuple[int, dict[str, Any]]]:
         with Tally(self._plan.report_folder) as tally:
             for step in fetched(self._plan, walk(self._plan, self._shards, self._start(), tally)):
                 self._note(step)
@@ -43,16 +45,16 @@ class RowStream(_BaseExamplesIterable):  # type: ignore[misc]  # datasets has no
     def shuffle_data_sources(self, generator: Any) -> RowStream:
         """The same rows with the shards in another order."""
         order = deepcopy(generator).permutation(len(self._shards))
-        return RowStream(self._plan, [self._shards[place] for place in order])
+        return type(self)(self._plan, [self._shards[place] for place in order])
 
     def shard_data_sources(self, num_shards: int, index: int, contiguous: bool = True) -> RowStream:
         """The share of one worker or rank of several."""
         places = self.split_shard_indices_by_worker(num_shards, index, contiguous=contiguous)
-        return RowStream(self._plan, [self._shards[place] for place in places])
+        return type(self)(self._plan, [self._shards[place] for place in places])
 
     def reshard_data_sources(self) -> RowStream:
         """The same rows in twice as many shards."""
-        return RowStream(self._plan, [half for shard in self._shards for half in shard.halves()])
+        return type(self)(self._plan, [half for shard in self._shards for half in shard.halves()])
 
     def _init_state_dict(self) -> dict[str, Any]:
         self._state_dict: dict[str, Any] | None = {"shard_idx": 0, "shard_example_idx": 0, "type": type(self).__name__}
@@ -65,6 +67,44 @@ class RowStream(_BaseExamplesIterable):  # type: ignore[misc]  # datasets has no
     def _note(self, step: Step) -> None:
         if self._state_dict:
             self._state_dict["shard_idx"], self._state_dict["shard_example_idx"] = step.after
+
+
+class ExampleStream(RowStream):
+    """Keys and examples as datasets 3.6 hands them to the user: picture decoded, without the rows that are not wanted.
+
+    datasets 3.6 passes whatever has not the dataset's features through Arrow batches, and after a resume throws away as
+    many *examples* as it had seen since its last note: if other pictures fail now, those are the wrong ones. What has
+    the features already, it leaves alone. As Arrow tables (`with_format`, `decode(False)`) pictures keep their bytes.
+    """
+
+    is_typed = True
+
+    def __init__(self, plan: Plan, shards: Sequence[Shard]) -> None:
+        super().__init__(plan, shards)
+        self._features = example_features()
+
+    @property
+    def features(self) -> Any:
+        """Those of the dataset."""
+        return self._features
+
+    @property
+    def iter_arrow(self) -> Callable[[], Iterator[tuple[int, pa.Table]]]:
+        """What gives tables of one row, pictures not decoded."""
+        return self._tables
+
+    def __iter__(self) -> Iterator[tuple[int, Example]]:
+        for key, encoded in self._encoded():
+            yield key, self._features.decode_example(encoded)
+
+    def _tables(self) -> Iterator[tuple[int, pa.Table]]:
+        for key, encoded in self._encoded():
+            yield key, pa.Table.from_pylist([encoded], schema=self._features.arrow_schema)
+
+    def _encoded(self) -> Iterator[tuple[int, Example]]:
+        for key, item in super().__iter__():
+            if (example := item["row"].example()) is not None:
+                yield key, self._features.encode_example(example)
 
 
 def examples(plan: Plan, shards: Sequence[Shard]) -> Iterator[tuple[int, Example]]:

@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from laion_face_builder.errors import OptionError, PictureError
@@ -232,7 +233,9 @@ class Resolver:
         return _Answer(time.monotonic() + self._negative_ttl, (), reason, detail)
 
 
+@lru_cache(4096)
 def _plain_name(host: str) -> str:
+    """Kept, because the idna codec is slow and most of a stream's pictures share their hosts."""
     try:
         name = host.encode("idna").decode("ascii").lower()
     except UnicodeError as error:

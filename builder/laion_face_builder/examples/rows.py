@@ -19,7 +19,7 @@ import pyarrow as pa
 from laion_face_builder.examples import parts
 from laion_face_builder.examples.example import INDEX_COLUMNS, Example, ExampleMaker, Row
 from laion_face_builder.examples.report import Tally
-from laion_face_builder.index.reader import IndexPart
+from laion_face_builder.index.reader import IndexPart, as_dicts
 from laion_face_builder.layout import ROW_GROUPS
 from laion_face_builder.options import Options
 from laion_face_builder.web.ahead import ordered
@@ -101,7 +101,7 @@ def _values(options: Options, index: IndexPart, start: int, stop: int) -> Iterat
     for first in range(start, stop, size):
         table = index.read(first, min(first + size, stop), columns)
         keep = options.filters.mask(table)
-        wanted = iter(table.select(INDEX_COLUMNS).filter(pa.array(keep)).to_pylist())
+        wanted = as_dicts(table.select(INDEX_COLUMNS).filter(pa.array(keep)))
         for offset, kept in enumerate(keep):
             yield first + offset, next(wanted) if kept else None
 

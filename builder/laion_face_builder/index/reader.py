@@ -9,13 +9,14 @@ import json
 import os
 import posixpath
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from laion_face_builder.errors import BadFile, LaionFaceError, NotPrepared, SourceError, SourceNotFound
@@ -27,6 +28,8 @@ from laion_face_builder.upstream.source_hub import HubRepo
 from laion_face_builder.upstream.sources import hub_id
 
 T = TypeVar("T")
+
+_ROWS_AT_ONCE = 256
 
 
 class IndexPart:
@@ -172,6 +175,32 @@ class IndexPart:
             expected="an index part written by laion-face",
             way_out="Run `laion-face prepare` again, or name another index.",
         )
+
+
+def as_dicts(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """Index rows as plain Python values, a few hundred at a time: the first comes soon, and few wait in memory.
+
+    Faces go by way of NumPy, since Arrow makes every nested number an object of its own first.
+    """
+    for batch in table.to_batches(max_chunksize=_ROWS_AT_ONCE):
+        columns = [_faces(column) if name == "faces" else column.to_pylist() for name, column in _columns(batch)]
+        for values in zip(*columns, strict=True):
+            yield dict(zip(batch.schema.names, values, strict=True))
+
+
+def _columns(batch: pa.RecordBatch) -> Iterator[tuple[str, pa.Array]]:
+    return zip(batch.schema.names, batch.columns, strict=True)
+
+
+def _faces(column: pa.ListArray) -> list[list[dict[str, Any]]]:
+    flat = column.flatten()
+    boxes = flat.field("box").flatten().to_numpy(zero_copy_only=False).reshape(-1, 4).tolist()
+    landmarks = flat.field("landmarks").flatten().flatten().to_numpy(zero_copy_only=False).reshape(-1, 5, 2).tolist()
+    scores = flat.field("score").to_numpy(zero_copy_only=False).tolist()
+    named = zip(boxes, landmarks, scores, strict=True)
+    faces = [{"box": box, "landmarks": points, "score": score} for box, points, score in named]
+    stops = itertools.accumulate(pc.list_value_length(column).to_pylist(), initial=0)
+    return [faces[start:stop] for start, stop in itertools.pairwise(stops)]
 
 
 def find_published(place: str, part: int, token: str | None = None) -> str:

@@ -16,6 +16,7 @@ import shutil
 import tempfile
 import time
 import uuid
+import weakref
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,14 +99,14 @@ class Tally:
         self._path = folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.json" if folder is not None else None
         self._written = self._said = time.monotonic()
         self._warned = False
+        # Runs once: when the block ends, the iterator is dropped, or the program ends, while there is still a logger.
+        self._end = weakref.finalize(self, _end, self.counts, self._path)
 
     def __enter__(self) -> Tally:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._write()
-        if self.counts.failures:
-            logger.info("%s", self.counts)
+        self._end()
 
     def filtered(self) -> None:
         """Counts a row that the filters dropped."""
@@ -129,7 +130,8 @@ class Tally:
     def _tick(self) -> None:
         now = time.monotonic()
         if now - self._written >= _SECONDS_BETWEEN_WRITES:
-            self._write()
+            self._written = now
+            _write(self.counts, self._path)
         if now - self._said >= _SECONDS_BETWEEN_LINES:
             self._said = now
             logger.info("%s so far", self.counts)
@@ -158,14 +160,20 @@ class Tally:
             del hosts[host]
             hosts[OTHER_HOSTS] += count
 
-    def _write(self) -> None:
-        """Replaces the tally file; does nothing once the report's folder is gone."""
-        self._written = time.monotonic()
-        if self._path is None or not self._path.parent.is_dir():
-            return
-        partial = self._path.with_suffix(".partial")
-        partial.write_text(json.dumps(self.counts.as_dict()))
-        os.replace(partial, self._path)
+
+def _end(counts: Report, path: Path | None) -> None:
+    _write(counts, path)
+    if counts.failures:
+        logger.info("%s", counts)
+
+
+def _write(counts: Report, path: Path | None) -> None:
+    """Replaces the tally file; does nothing once the report's folder is gone."""
+    if path is None or not path.parent.is_dir():
+        return
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(counts.as_dict()))
+    os.replace(partial, path)
 
 
 def new_folder() -> Path:

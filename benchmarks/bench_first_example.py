@@ -1,0 +1,62 @@
+"""Seconds from the start of a process to its first example, on the sandbox: imports, then everything else.
+
+python benchmarks/bench_first_example.py [--runs 5]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from laion_face_builder.sandbox import Sandbox, SandboxSpec
+
+_CHILD = """
+import time; started = time.monotonic()
+import laion_face
+imported = time.monotonic()
+ds = laion_face.load_dataset("20M", parts="0", split="train", streaming=True, allow_private_hosts=True, **{options})
+next(iter(ds))
+print(imported - started, time.monotonic() - imported)
+"""
+
+
+def run(command: list[str], box: Sandbox) -> str:
+    """Runs this Python with the sandbox's environment; gives what it printed."""
+    environment = {**os.environ, **box.environment}
+    return subprocess.run(
+        [sys.executable, *command], env=environment, check=True, stdout=subprocess.PIPE, text=True
+    ).stdout
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=5)
+    runs = parser.parse_args().runs
+    with tempfile.TemporaryDirectory() as folder, Sandbox.running(Path(folder) / "box", SandboxSpec(parts=(0,))) as box:
+        data = str(Path(folder) / "data")
+        run(["-m", "laion_face_builder", "prepare", "20M", "--parts", "0", "--data-dir", data], box)
+        hub_index = {"index/part-00000.parquet": (Path(data) / "index" / "part-00000.parquet").read_bytes()}
+        box.hub.add_repo("somebody/published", hub_index)
+        modes = {
+            "rows only": {"data_dir": data, "images": "none"},
+            "fetched, index in a folder": {"index": f"{data}/index", "images": "fetch"},
+            "fetched, index on the Hub": {"index": "somebody/published", "images": "fetch"},
+            "nothing prepared, rows only": {"images": "none"},
+        }
+        print("| mode | imports, s | then, s |\n|---|---:|---:|")
+        for mode, options in modes.items():
+            seconds = []
+            for number in range(runs):
+                fresh = {"data_dir": f"{folder}/{mode}-{number}", **options}
+                seconds.append([float(value) for value in run(["-c", _CHILD.format(options=fresh)], box).split()])
+            imports, then = (statistics.median(column) for column in zip(*seconds, strict=True))
+            print(f"| {mode} | {imports:.2f} | {then:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -319,3 +319,10 @@ def test_rows_as_dicts_are_what_arrow_says(tmp_path):
         table.slice(0, 0),
     ):
         assert list(as_dicts(part)) == part.to_pylist()
+
+
+def test_a_data_dir_is_a_published_index_too(tmp_path):
+    for folder in ("ids", "faces", "index"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "part-00003.parquet").touch()
+    assert find_published(str(tmp_path), 3) == str(tmp_path / "index" / "part-00003.parquet")

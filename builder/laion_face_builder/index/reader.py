@@ -207,7 +207,7 @@ def find_published(place: str, part: int, token: str | None = None) -> str:
     """The path or address of a part in a published index, for `IndexPart.open`.
 
     Args:
-        place: a local folder, a Hub dataset "owner/name" or "owner/name@revision", or an fsspec address. Its files are
+        place: a local folder (a DATA_DIR too), a Hub dataset "owner/name" or "owner/name@revision", or an fsspec address. Its files are
             called part-000NN.parquet or part-000NN-….parquet, also in folders below.
 
     Raises:
@@ -226,6 +226,8 @@ def find_published(place: str, part: int, token: str | None = None) -> str:
 def _published_files(place: str, token: str | None) -> list[str]:
     folder = Path(place).expanduser()
     if "://" not in place and folder.is_dir():
+        # A DATA_DIR has other files of the same names beside its index.
+        folder = folder / "index" if (folder / "index").is_dir() else folder
         return sorted(map(str, folder.rglob("*.parquet")))
     if "://" in place:
         return list_fsspec(place)

@@ -13,6 +13,7 @@ from datasets.distributed import split_dataset_by_node
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 import laion_face
 from laion_face_builder.errors import NotPrepared
@@ -207,3 +208,19 @@ def test_nothing_is_left_open(stream, how):
 
 def fail(example):
     raise RuntimeError("inside")
+
+
+def test_dataloader_workers_resume_in_the_middle(stream):
+    def loader():
+        return StatefulDataLoader(stream(), batch_size=8, num_workers=2, collate_fn=laion_face.collate)
+
+    whole = [batch["sample_id"].tolist() for batch in loader()]
+    first, seen = loader(), []
+    for batch in first:
+        seen.append(batch["sample_id"].tolist())
+        if len(seen) == 12:
+            state = first.state_dict()
+            break
+    again = loader()
+    again.load_state_dict(state)
+    assert seen + [batch["sample_id"].tolist() for batch in again] == whole

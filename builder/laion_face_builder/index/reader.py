@@ -207,8 +207,8 @@ def find_published(place: str, part: int, token: str | None = None) -> str:
     """The path or address of a part in a published index, for `IndexPart.open`.
 
     Args:
-        place: a local folder (a DATA_DIR too), a Hub dataset "owner/name" or "owner/name@revision", or an fsspec address. Its files are
-            called part-000NN.parquet or part-000NN-….parquet, also in folders below.
+        place: a local folder (a DATA_DIR too), a Hub dataset "owner/name" or "owner/name@revision", or an fsspec
+            address. Its files are called part-000NN.parquet or part-000NN-….parquet, also in folders below.
 
     Raises:
         SourceNotFound: no such part there, or no such place; SourceError: several files of it, or no answer.

@@ -14,6 +14,7 @@ from PIL import Image
 import laion_face
 from laion_face_builder.errors import NotPrepared, OptionError, PictureError
 from laion_face_builder.files import canonical_json
+from laion_face_builder.sandbox import SandboxSpec
 from laion_face_builder.schema import EXAMPLE_COLUMNS
 
 
@@ -276,3 +277,25 @@ def test_the_public_surface():
     assert all(hasattr(laion_face, name) for name in laion_face.__all__)
     assert json.loads(json.dumps(list(laion_face.LaionFace.builder_configs))) == ["20M", "50M"]
     assert Path(laion_face.__file__).read_text().count("\n") < 200
+
+
+def test_one_call_prepares_downloads_and_loads(make_sandbox, tmp_path):
+    """images="download" from nothing: the whole job in one call, and nothing is done again by the next."""
+    box = make_sandbox(SandboxSpec(parts=(0,), rows=90, twisted=0))
+    given = {
+        "parts": "0",
+        "split": "train",
+        "images": "download",
+        "source_repo": box.repo,
+        "metadata": box.metadata_repo,
+        "data_dir": str(tmp_path / "data"),
+        "cache_dir": str(tmp_path / "arrow"),
+        "allow_private_hosts": True,
+        "retries": 0,
+    }
+    wanted = [truth.sample_id for truth in box.truth if truth.ok]
+    assert laion_face.load_dataset("20M", **given)["sample_id"][:] == wanted
+    asked = len(box.hub.log), len(box.pictures.log)
+    streamed = laion_face.load_dataset("20M", **given, streaming=True)
+    assert [example["sample_id"] for example in streamed] == wanted
+    assert (len(box.hub.log), len(box.pictures.log)) == asked

@@ -47,7 +47,7 @@ def run_published(stage: str, folder: Path) -> None:
     if stage == PUBLISHED[0]:
         torch.load(folder / "sample2detect_0.pth", weights_only=False)  # our own file
         return
-    ids = set(torch.load(folder / "laion_face_ids.pth", weights_only=False)[0])
+    ids = set(torch.load(folder / "laion_face_ids.pth", weights_only=False)[0])  # our own file
     metadata = pd.read_parquet(next(folder.glob("part-00000-*.parquet")))
     metadata.merge(pd.DataFrame({"SAMPLE_ID": list(ids)}), on="SAMPLE_ID")
 

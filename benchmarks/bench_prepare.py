@@ -41,7 +41,7 @@ def run_stage(stage: str, folder: Path, out: Path) -> None:
 
 def run_published(stage: str, folder: Path) -> None:
     """What the published snippet and converter do."""
-    import pandas as pd  # type: ignore[import-untyped]  # it has no types of its own
+    import pandas as pd
     import torch
 
     if stage == PUBLISHED[0]:

@@ -81,6 +81,21 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("config", metavar="CONFIG", nargs="?", default="50M", choices=sorted(CONFIG_PARTS))
     _add_data_dir(status)
 
+    publish = _command(commands, "publish", _publish, "a no-code copy: a folder, or a Hub dataset")
+    publish.add_argument(
+        "target", metavar="TARGET", help='a folder, or a Hub dataset "owner/name" ("./a/b" is a folder)'
+    )
+    _add_data_dir(publish)
+    _add_publishing(publish)
+
+    verify = _command(commands, "verify", _verify, "what is wrong with a DATA_DIR or a published place, a line each")
+    verify.add_argument(
+        "place", metavar="PLACE", nargs="?", help="DATA_DIR, published folder or Hub dataset; default: --data-dir"
+    )
+    _add_data_dir(verify)
+    verify.add_argument("--deep", action="store_true", help="hash every picture, read every page; default: samples")
+    _add_hub(verify)
+
     demo = _command(commands, "demo", _demo, "the whole job on a miniature upstream on this machine")
     demo.add_argument("folder", nargs="?", default="demo", type=Path, help="where to; default: %(default)s")
     return parser
@@ -95,6 +110,25 @@ def _command(commands: Any, name: str, run: Any, text: str) -> argparse.Argument
 def _add_config(command: argparse.ArgumentParser) -> None:
     command.add_argument("config", metavar="CONFIG", choices=sorted(CONFIG_PARTS), help=" or ".join(CONFIG_PARTS))
     _add_data_dir(command)
+    command.add_argument("--token", default=None, help="Hub token; default: HF_TOKEN or that of `hf auth login`")
+
+
+def _add_publishing(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--parts", default=None, help='such as "0,2,5-7"; default: those that are there')
+    command.add_argument("--exclude", default=None, help="file of sample ids, URLs, hosts or SHA-256s to leave out")
+    command.add_argument("--with-images", action="store_true", help="with pictures, from the tars: for private repos")
+    command.add_argument(
+        "--preview", type=int, default=0, metavar="N", help="a config `preview` with N pictures; default: none"
+    )
+    command.add_argument("--private", action="store_true", help="make the Hub dataset private")
+    command.add_argument(
+        "--public-pictures", action="store_true", help="you have the right to show every picture to everybody"
+    )
+    _add_hub(command)
+
+
+def _add_hub(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--revision", default=None, help="branch of the Hub dataset; default: main")
     command.add_argument("--token", default=None, help="Hub token; default: HF_TOKEN or that of `hf auth login`")
 
 
@@ -173,6 +207,25 @@ def _status(given: argparse.Namespace) -> None:
 
     for line in status.lines(DataDir.at(given.data_dir), CONFIG_PARTS[given.config]):
         print(line)
+
+
+def _publish(given: argparse.Namespace) -> None:
+    from laion_face_builder.publish.publish import PublishRequest, publish
+
+    names = ("target", "parts", "with_images", "preview", "private", "public_pictures", "revision", "token", "exclude")
+    publish(PublishRequest(DataDir.at(given.data_dir), **{name: getattr(given, name) for name in names}))
+
+
+def _verify(given: argparse.Namespace) -> int:
+    from laion_face_builder.publish.verify import verify
+
+    place = given.place or str(DataDir.at(given.data_dir).root)
+    found = verify(place, deep=given.deep, revision=given.revision, token=given.token)
+    count = 0
+    for count, problem in enumerate(found.problems, 1):  # noqa: B007 - the last one is how many there are
+        print(problem, flush=True)
+    logger.info("%s: %s", found.about, f"{count} problems" if count else "all as it should be")
+    return int(count > 0)
 
 
 def _demo(given: argparse.Namespace) -> None:

@@ -143,7 +143,8 @@ def write_sidecar(path: Path, table: pa.Table, fingerprint: Fingerprint, tars: S
     stamp = stamped(SIDECAR, {**fingerprint, "pictures": content_digest(table)})
     schema = stamp.with_metadata({**stamp.metadata, MADE_FROM_KEY: made_from(tars).encode()})
     table = table.cast(schema)
-    with written_whole(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd") as writer:
+    how = {"compression": "zstd", "write_page_checksum": True}
+    with written_whole(path) as partial, pq.ParquetWriter(partial, schema, **how) as writer:
         for start, stop in row_group_bounds(table.num_rows):
             writer.write_table(table.slice(start, stop - start), row_group_size=stop - start)
 

@@ -75,7 +75,7 @@ class ExampleMaker:
             return None
         try:
             picture = self._picture(row)
-            example = self._with_picture(row.values, picture) if picture is not None else _without_picture(row.values)
+            example = self._with_picture(row.values, picture) if picture is not None else without_picture(row.values)
         except PictureError as error:
             return self._failed(row.values, error)
         self.tally.yielded()
@@ -92,7 +92,7 @@ class ExampleMaker:
         self.tally.failed(error.reason, values["url"])
         if self.options.on_error == "raise":
             raise PictureError(error.reason, f"{error.detail or 'no picture'} ({values['url']})") from error
-        return _without_picture(values) if self.options.on_error == "null" else None
+        return without_picture(values) if self.options.on_error == "null" else None
 
     def _with_picture(self, values: Example, stored: StoredPicture | FetchedPicture) -> Example:
         if stored.data is None:
@@ -126,7 +126,8 @@ class ExampleMaker:
         return (frame, True) if frame is not None else (frames.Frame(), False)
 
 
-def _without_picture(values: Example) -> Example:
+def without_picture(values: Example) -> Example:
+    """The example of an index row whose picture is missing: image None, faces in the original frame."""
     return _filled(values, image=None, width=None, height=None, faces_aligned=False)
 
 

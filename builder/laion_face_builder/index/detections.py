@@ -143,4 +143,5 @@ def _write(table: pa.Table, path: Path) -> None:
         compression="zstd",
         use_dictionary=False,
         write_page_index=True,
+        write_page_checksum=True,
     )

@@ -77,6 +77,15 @@ class FaceTable:
         return self.offsets[place], np.where(there, self.offsets[place + 1] - self.offsets[place], 0)
 
 
+def flat_columns(faces: pa.ListArray) -> tuple[pa.Array, pa.Array, pa.Array]:
+    """n_faces, max_face_score, max_face_size of n rows' `schema.FACES`; 0, null, null where a row has none."""
+    offsets = faces.offsets.to_numpy().astype(np.int64)
+    flat, counts = faces.flatten(), np.diff(offsets)
+    scores, sizes = flat.field("score").to_numpy(), _short_sides(flat)
+    offsets = offsets - offsets[0]
+    return pa.array(counts.astype(np.int32)), _largest(scores, offsets, counts), _largest(sizes, offsets, counts)
+
+
 def _joined(arrays: list[Ints]) -> Ints:
     return np.concatenate(arrays) if arrays else np.zeros(0, np.int64)
 

@@ -162,5 +162,5 @@ def _write(path: Path, ids: np.ndarray, fingerprint: Fingerprint) -> None:
     table = pa.table([pa.array(ids, pa.int64())], schema=stamped(IDS, fingerprint))
     with written_whole(path) as partial:
         # Sorted numbers: the differences take a third of the room.
-        encoding = {"sample_id": "DELTA_BINARY_PACKED"}
-        pq.write_table(table, partial, compression="zstd", use_dictionary=False, column_encoding=encoding)
+        how = {"use_dictionary": False, "column_encoding": {"sample_id": "DELTA_BINARY_PACKED"}}
+        pq.write_table(table, partial, compression="zstd", write_page_checksum=True, **how)

@@ -147,4 +147,5 @@ def _contained(ids: Ints, values: Ints) -> npt.NDArray[np.bool_]:
 
 
 def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    return pq.ParquetWriter(path, schema, compression="zstd", write_page_index=True, use_content_defined_chunking=True)
+    how = {"write_page_index": True, "use_content_defined_chunking": True, "write_page_checksum": True}
+    return pq.ParquetWriter(path, schema, compression="zstd", **how)

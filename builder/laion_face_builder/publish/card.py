@@ -1,0 +1,200 @@
+"""README.md of a published place: the card's text, and the YAML from which `datasets` and the viewer know what is there.
+
+Everything in the YAML is measured: configs name the files that exist, sizes and counts are sums over the manifest.
+Features stand in a form that datasets 3.6 and 5.2 both read (`_feature`).
+"""
+
+from __future__ import annotations
+
+import bisect
+import importlib.resources
+from typing import Any
+
+import pyarrow as pa
+import yaml
+
+from laion_face_builder.errors import BadFile
+from laion_face_builder.files import human_size
+from laion_face_builder.layout import CONFIG_PARTS
+from laion_face_builder.publish.manifest import PREVIEW, Manifest
+from laion_face_builder.publish.tables import EXAMPLES
+from laion_face_builder.schema import INDEX
+
+#: In dataset_card.md: what is published takes its place.
+PLACE = "<!-- laion-face: what is published here -->"
+#: A public repo with one of these tags has no viewer.
+FORBIDDEN_TAGS = frozenset({"nsfw", "porn", "hentai", "inappropriate", "not-for-all-audiences"})
+_SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M")
+_SIZE_LIMITS = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
+
+
+def card_template() -> str:
+    """dataset_card.md as it came with this package."""
+    return importlib.resources.files(__package__).joinpath("dataset_card.md").read_text(encoding="utf-8")
+
+
+def card_of(manifest: Manifest, target: str) -> str:
+    """README.md for a place with the files of `manifest`.
+
+    Args:
+        target: the name under which people load it: "owner/name" or a folder.
+    """
+    given, body = split_card(card_template(), "dataset_card.md")
+    head = {**given, **measured_head(manifest)}
+    if manifest.kind == "examples" or manifest.preview:
+        # The Hub has one field for one licence; the card's section on licences says which is for what.
+        head |= {"license": "other", "license_name": "mixed", "license_link": "#licences"}
+    text = yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=120)
+    return f"---\n{text}---\n{body.replace(PLACE, _what_is_here(manifest, target))}"
+
+
+def split_card(text: str, name: str) -> tuple[dict[str, Any], str]:
+    """The YAML at the head of a card as a dict, and what follows.
+
+    Raises:
+        BadFile: there is no such head.
+    """
+    start, *rest = text.split("---\n", 2)
+    try:
+        head = yaml.safe_load(rest[0]) if not start and len(rest) == 2 else None
+    except yaml.YAMLError:
+        head = None
+    if not isinstance(head, dict):
+        raise BadFile(name, found="no YAML head", expected="one between two lines of ---", way_out="Publish again.")
+    return head, rest[1]
+
+
+def features_of(schema: pa.Schema) -> list[dict[str, Any]]:
+    """The `features` of dataset_info for a published schema."""
+    return [_feature(field.name, field.type) for field in schema]
+
+
+def schema_of(manifest: Manifest, config: str) -> pa.Schema:
+    """The columns of a config's files."""
+    return EXAMPLES if manifest.kind == "examples" or config == PREVIEW else INDEX
+
+
+def data_files(manifest: Manifest, config: str) -> list[str]:
+    """The names of a config's files."""
+    return [entry.name for entry in manifest.of_config(config)]
+
+
+def measured_head(manifest: Manifest) -> dict[str, Any]:
+    """The keys of the card's YAML that follow from what is there: size_categories, configs, dataset_info."""
+    configs = manifest.configs()
+    rows = sum(entry.rows for entry in manifest.entries.values() if entry.part >= 0)
+    return {
+        "size_categories": [_SIZES[bisect.bisect_right(_SIZE_LIMITS, rows)]],
+        "configs": [_config(manifest, config, is_default=config == configs[0]) for config in configs],
+        "dataset_info": [_info(manifest, config) for config in configs],
+    }
+
+
+def _config(manifest: Manifest, config: str, is_default: bool) -> dict[str, Any]:
+    files = [{"split": "train", "path": data_files(manifest, config)}]
+    return {"config_name": config, **({"default": True} if is_default else {}), "data_files": files}
+
+
+def _info(manifest: Manifest, config: str) -> dict[str, Any]:
+    entries = manifest.of_config(config)
+    rows, arrow = sum(entry.rows for entry in entries), sum(entry.arrow_bytes for entry in entries)
+    return {
+        "config_name": config,
+        "features": features_of(schema_of(manifest, config)),
+        "splits": [{"name": "train", "num_bytes": arrow, "num_examples": rows}],
+        "download_size": sum(entry.size for entry in entries),
+        "dataset_size": arrow,
+    }
+
+
+def _feature(name: str, kind: pa.DataType) -> dict[str, Any]:
+    if name == "image":
+        return {"name": name, "dtype": "image"}
+    if pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind):
+        return {"name": name, **_list(kind)}
+    return {"name": name, "dtype": _dtype(kind)}
+
+
+def _list(kind: pa.DataType) -> dict[str, Any]:
+    value = kind.value_type
+    if pa.types.is_struct(value):
+        inner: Any = [_feature(field.name, field.type) for field in value]
+    else:
+        inner = _list(value) if pa.types.is_fixed_size_list(value) else _dtype(value)
+    return {"list": inner, **({"length": kind.list_size} if pa.types.is_fixed_size_list(kind) else {})}
+
+
+def _dtype(kind: pa.DataType) -> str:
+    return {"float": "float32", "double": "float64"}.get(str(kind), str(kind))
+
+
+def _what_is_here(manifest: Manifest, target: str) -> str:
+    lines = [
+        "### What is published here",
+        "",
+        *_coverage(manifest),
+        "",
+        "| config | parts | rows | size |",
+        "|---|---|---:|---:|",
+    ]
+    for config in manifest.configs():
+        entries = manifest.of_config(config)
+        parts = ", ".join(map(str, sorted({entry.part for entry in entries if entry.part >= 0}))) or "–"
+        rows, size = sum(entry.rows for entry in entries), sum(entry.size for entry in entries)
+        lines.append(f"| `{config}` | {parts} | {rows:,} | {human_size(size)} |")
+    return "\n".join([*lines, "", *_pictures(manifest), *_left_out(manifest), "", *_how_to_load(manifest, target)])
+
+
+def _coverage(manifest: Manifest) -> list[str]:
+    here = set(manifest.parts)
+    of = [f"{len(here & set(parts))} of the {len(parts)} parts of {name}" for name, parts in CONFIG_PARTS.items()]
+    missing = [part for part in CONFIG_PARTS["50M"] if part not in here]
+    rest = f" Missing are the parts {_ranges(missing)}." if missing else ""
+    return [f"This copy has {' and '.join(of)}.{rest}"]
+
+
+def _ranges(numbers: list[int]) -> str:
+    """1, 2, 3, 7 as "1-3, 7"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+def _pictures(manifest: Manifest) -> list[str]:
+    if manifest.kind == "examples":
+        return ["Rows have their pictures, which belong to their owners: this copy is for private use."]
+    shown = " The config `preview` shows a few, which belong to their owners." if manifest.preview else ""
+    return [f"There are no pictures in it: they are fetched from where they were found.{shown}"]
+
+
+def _left_out(manifest: Manifest) -> list[str]:
+    if any(entry.fingerprint.get("filters") for entry in manifest.entries.values()):
+        return ["Rows on the publisher's exclusion list are left out."]
+    return []
+
+
+def _how_to_load(manifest: Manifest, target: str) -> list[str]:
+    config = manifest.configs()[0]
+    lines = [
+        "```python",
+        "import datasets",
+        "",
+        f'ds = datasets.load_dataset("{target}", "{config}", split="train", streaming=True)',
+    ]
+    if manifest.kind == "index":
+        lines += [
+            "",
+            "import laion_face  # the same rows with their pictures, fetched as they are read",
+            "",
+            f'ds = laion_face.load_dataset("{config}", split="train", streaming=True, index="{target}"{_parts(manifest, config)})',
+        ]
+    return [*lines, "```"]
+
+
+def _parts(manifest: Manifest, config: str) -> str:
+    here = [part for part in manifest.parts if part in CONFIG_PARTS[config]]
+    return "" if len(here) == len(CONFIG_PARTS[config]) else f', parts="{",".join(map(str, here))}"'

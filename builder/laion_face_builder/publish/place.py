@@ -1,0 +1,101 @@
+"""A published place as its readers see it: small files whole, Parquet files by address; a folder or a Hub dataset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from laion_face_builder.errors import SourceNotFound
+from laion_face_builder.publish.destination import is_folder
+from laion_face_builder.publish.manifest import MANIFEST, Manifest
+from laion_face_builder.upstream.retrying import TransientError, retried
+from laion_face_builder.upstream.source_fsspec import filesystem_of
+from laion_face_builder.upstream.source_hub import HubRepo
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where published files are read from.
+
+    Args:
+        folder: the folder, if it is one.
+        repo: the Hub dataset at a revision, if it is that.
+    """
+
+    folder: Path | None
+    repo: HubRepo | None
+
+    @classmethod
+    def at(cls, target: str, revision: str | None = None, token: str | None = None) -> Place:
+        """The place that `target` means, as `destination.destination_at` understands it."""
+        if is_folder(target):
+            return cls(Path(target).expanduser().absolute(), None)
+        return cls(None, HubRepo(target, revision, token))
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return str(self.folder) if self.folder is not None else f"Hub dataset {self._hub.repo}"
+
+    def read(self, name: str) -> bytes | None:
+        """The bytes of a small file; None if there is no such file or no such place.
+
+        Raises:
+            SourceError: the Hub does not answer, or refuses.
+        """
+        if self.folder is not None:
+            path = self.folder / name
+            return path.read_bytes() if path.is_file() else None
+        try:
+            if name not in self._hub.files:
+                return None
+        except SourceNotFound:
+            return None
+        return bytes(_asked(lambda system, path: system.cat_file(path), self.address(name), self._hub.token))
+
+    def manifest(self) -> Manifest | None:
+        """What the place says that it holds; None if nothing was published there.
+
+        Raises:
+            BadFile: its manifest cannot be read; SourceError: see `read`.
+        """
+        text = self.read(MANIFEST)
+        return Manifest.from_text(text, self.name) if text is not None else None
+
+    def address(self, name: str) -> str:
+        """The path, or the hf:// address at the commit that was first seen."""
+        if self.folder is not None:
+            return str(self.folder / name)
+        return f"hf://datasets/{self._hub.repo}@{self._hub.commit}/{name}"
+
+    def parquet(self, name: str) -> pq.ParquetFile:
+        """The file, opened for reading; pages are checked against their checksums. Close it."""
+        if self.folder is not None:
+            return pq.ParquetFile(self.folder / name, page_checksum_verification=True)
+        return _asked(
+            lambda system, path: pq.ParquetFile(
+                system.open(path, "rb", cache_type="none"), pre_buffer=True, page_checksum_verification=True
+            ),
+            self.address(name),
+            self._hub.token,
+        )
+
+    @property
+    def _hub(self) -> HubRepo:
+        if self.repo is None:
+            raise TypeError("a folder is no Hub dataset")
+        return self.repo
+
+
+def _asked(ask: Any, address: str, token: str | None) -> Any:
+    def attempt() -> Any:
+        system, path = filesystem_of(address, **({"token": token} if token else {}))
+        try:
+            return ask(system, path)
+        except Exception as error:  # Every filesystem raises errors of its own libraries.
+            raise TransientError(" ".join(f"{type(error).__name__}: {error}".split())[:200]) from error
+
+    return retried(attempt, address)

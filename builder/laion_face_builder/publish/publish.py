@@ -1,0 +1,258 @@
+"""`laion-face publish`: parts out, one after the other, the card last.
+
+Files are made, sent and freed in batches, so that a publish takes the disk of one batch and no more. What the target
+holds already, from an earlier publish, stays: parts may be published one by one, and a publish that was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from laion_face_builder.errors import LaionFaceError, NotPrepared, OptionError, StateConflict
+from laion_face_builder.files import human_size
+from laion_face_builder.layout import ALL_PARTS, DataDir
+from laion_face_builder.options import OptionFields, Options
+from laion_face_builder.publish.card import card_of
+from laion_face_builder.publish.croissant import croissant_of
+from laion_face_builder.publish.destination import Destination, Outgoing, destination_at, is_folder
+from laion_face_builder.publish.image_files import Bounds
+from laion_face_builder.publish.making import made_examples, made_index, made_preview
+from laion_face_builder.publish.manifest import CARD, CROISSANT, MANIFEST, PREVIEW_FILE, Entry, Kind, Manifest, is_ours
+from laion_face_builder.publish.place import Place
+from laion_face_builder.publish.preview_files import check_preview
+from laion_face_builder.publish.staging import Staging
+
+logger = logging.getLogger("laion_face")
+
+
+@dataclass(frozen=True)
+class PublishRequest:
+    """What is to be published where.
+
+    Args:
+        data: where the parts are prepared.
+        target: a folder, or a Hub dataset "owner/name".
+        parts: such as "0,2,5-7"; None means those that are there.
+        with_images: pictures too, from the tars.
+        preview: rows of the config `preview`; 0 means none.
+        private: the Hub repo is made private.
+        public_pictures: the user has the right to show the pictures to everybody.
+        exclude: file of sample ids, URLs, hosts or SHA-256s to leave out.
+        bounds, batch_bytes: how large files and commits get; one commit is up to so many bytes.
+    """
+
+    data: DataDir
+    target: str
+    parts: str | None = None
+    with_images: bool = False
+    preview: int = 0
+    private: bool = False
+    public_pictures: bool = False
+    revision: str | None = None
+    token: str | None = field(default=None, repr=False)
+    exclude: str | None = None
+    bounds: Bounds = Bounds()
+    batch_bytes: int = 4_000_000_000
+
+    @property
+    def kind(self) -> Kind:
+        """Which columns the parts will have."""
+        return "examples" if self.with_images else "index"
+
+
+def publish(request: PublishRequest) -> Manifest:
+    """Publishes, and checks that the target then has what it was to have; gives what is there.
+
+    Raises:
+        OptionError: pictures would become public; NotPrepared: parts or pictures are missing.
+        StateConflict: the target holds the other kind of files.
+        SourceError: the Hub refuses or does not answer.
+    """
+    _check_rights(request)
+    options = _options(request)
+    if request.preview:
+        check_preview(options, request.preview)
+    destination = destination_at(
+        request.target, private=request.private, revision=request.revision, token=request.token
+    )
+    there = _already_there(request)
+    with Staging.at(request.data, _address(request), request.kind, there) as staging:
+        job = _Job(request, options, destination, staging)
+        manifest = job.run(there)
+        staging.finish()
+    return manifest
+
+
+class _Job:
+    """One publish: what has been put together so far, and what waits to be sent."""
+
+    def __init__(self, request: PublishRequest, options: Options, destination: Destination, staging: Staging) -> None:
+        self._request, self._options, self._destination, self._staging = request, options, destination, staging
+        self._held = {name: (held.size, held.sha256) for name, held in destination.listing().items()}
+        self._waiting: list[Outgoing] = []
+        self._sent = 0
+
+    def run(self, there: Manifest | None) -> Manifest:
+        entries: dict[str, Entry] = {}
+        for entry in self._made():
+            entries[entry.name] = entry
+        self._flush()
+        kept = _kept(there, self._options.parts, bool(self._request.preview))
+        manifest = Manifest(self._request.kind, {**kept, **entries})
+        about = self._about(manifest)
+        self._sent += self._destination.send(about, "Describe what is published")
+        self._remove(manifest)
+        self._check(manifest, about)
+        return manifest
+
+    def _made(self) -> Iterator[Entry]:
+        """Every file that is to be there, made and queued if it is not there yet."""
+        with tqdm(total=len(self._options.parts), desc="publish", unit="part", disable=None, file=sys.stderr) as bar:
+            for part in self._options.parts:
+                yield from self._part(part)
+                bar.update()
+        if self._request.preview:
+            yield from self._queued(made_preview(self._options, self._request.preview, self._staging, self._is_held))
+
+    def _part(self, part: int) -> Iterator[Entry]:
+        if self._request.with_images:
+            made = made_examples(self._options, part, self._request.bounds, self._staging, self._is_held)
+        else:
+            made = made_index(self._options, part, self._staging, self._is_held)
+        yield from self._queued(made)
+
+    def _queued(self, made: Iterator[tuple[Entry, Path]]) -> Iterator[Entry]:
+        for entry, path in made:
+            if not self._is_held(entry):
+                self._waiting.append(Outgoing(entry.name, path, entry.size, entry.sha256))
+                if sum(file.size for file in self._waiting) >= self._request.batch_bytes:
+                    self._flush()
+            yield entry
+
+    def _is_held(self, entry: Entry) -> bool:
+        """Whether the target has this very file; where it states no SHA-256, the size and our own ledger must do."""
+        size, sha256 = self._held.get(entry.name, (-1, None))
+        return size == entry.size and sha256 in (None, entry.sha256)
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        names = [file.name for file in self._waiting]
+        message = f"Add {names[0]}" + (f" to {names[-1]}" if len(names) > 1 else "")
+        self._sent += self._destination.send(self._waiting, message)
+        for file in self._waiting:
+            self._staging.free(file.name)
+            self._held[file.name] = (file.size, file.sha256)
+        self._waiting = []
+
+    def _about(self, manifest: Manifest) -> list[Outgoing]:
+        """Manifest and card; the card last, since it is what `datasets` believes."""
+        shown = "path/to/this/folder" if is_folder(self._request.target) else self._request.target
+        texts = {
+            MANIFEST: manifest.as_text(),
+            CROISSANT: croissant_of(manifest),
+            CARD: card_of(manifest, shown),
+        }
+        return [self._text(name, text) for name, text in texts.items()]
+
+    def _text(self, name: str, text: str) -> Outgoing:
+        path = self._staging.path("about") / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        return Outgoing.of(name, path)
+
+    def _remove(self, manifest: Manifest) -> None:
+        """Files that an earlier publish left, finished or not, and that the card does not name."""
+        stale = sorted(name for name in self._held if is_ours(name) and name not in manifest.entries)
+        if stale:
+            self._destination.remove(stale, "Remove what is no longer published")
+
+    def _check(self, manifest: Manifest, about: Sequence[Outgoing]) -> None:
+        entries = [Outgoing(e.name, self._staging.path(e.name), e.size, e.sha256) for e in manifest.entries.values()]
+        problems = self._destination.check([*entries, *about])
+        if problems:
+            raise LaionFaceError(
+                f"{self._request.target}: after publishing, {len(problems)} files are not what they should be: "
+                f"{'; '.join(problems[:5])}. Run the same command again."
+            )
+        size = human_size(sum(entry.size for entry in manifest.entries.values()))
+        logger.info(
+            "%s: %d files, %s of parts %s, checked; %s were sent",
+            self._request.target,
+            len(manifest.entries),
+            size,
+            ", ".join(map(str, manifest.parts)),
+            human_size(self._sent),
+        )
+
+
+def _check_rights(request: PublishRequest) -> None:
+    if not (request.with_images or request.preview):
+        return
+    logger.warning(
+        "Pictures belong to their owners: publish them to private repos only, or where you have the right to."
+    )
+    if not is_folder(request.target) and not (request.private or request.public_pictures):
+        raise OptionError(
+            f"{request.target}: pictures would become public. Add --private, or --public-pictures if you have the "
+            "right to show every one of them, or leave out --with-images and --preview"
+        )
+
+
+def _options(request: PublishRequest) -> Options:
+    """The parts to publish, checked to be there."""
+    fields = OptionFields(parts=request.parts, exclude=request.exclude, on_error="null")
+    everything = Options.of("50M", fields, request.data.root, request.token)
+    chosen = everything.parts
+    if request.parts is None:
+        chosen = tuple(part for part in ALL_PARTS if not _missing(request, part))
+    missing = {part: why for part in (chosen or ALL_PARTS) if (why := _missing(request, part))}
+    if missing:
+        raise NotPrepared(_not_there(request, missing))
+    return Options.of("50M", OptionFields(**{**vars(fields), "parts": chosen}), request.data.root, request.token)
+
+
+def _missing(request: PublishRequest, part: int) -> str:
+    if not request.data.index(part).exists():
+        return "index"
+    return "pictures" if request.with_images and not request.data.sidecar(part).exists() else ""
+
+
+def _not_there(request: PublishRequest, missing: dict[int, str]) -> str:
+    command = "prepare" if "index" in missing.values() else "download"
+    what = "index" if command == "prepare" else "pictures"
+    if request.parts is None:
+        return f"{request.data.root}: no part with its {what}. Run `laion-face {command}` there first."
+    parts = ",".join(str(part) for part, why in missing.items() if why == what)
+    return f"{request.data.root}: no {what} of parts {parts}. Run `laion-face {command}` with --parts {parts} first."
+
+
+def _already_there(request: PublishRequest) -> Manifest | None:
+    there = Place.at(request.target, request.revision, request.token).manifest()
+    if there is not None and there.kind != request.kind:
+        has = {"index": "the index without pictures", "examples": "parts with pictures"}[there.kind]
+        raise StateConflict(f"{request.target}: holds {has}. Publish to another place, or empty that one first.")
+    return there
+
+
+def _kept(there: Manifest | None, parts: Sequence[int], new_preview: bool) -> dict[str, Entry]:
+    """What stays of an earlier publish: other parts, and its preview unless there is a new one."""
+    if there is None:
+        return {}
+    return {
+        name: entry
+        for name, entry in there.entries.items()
+        if entry.part not in parts and not (name == PREVIEW_FILE and new_preview)
+    }
+
+
+def _address(request: PublishRequest) -> str:
+    if is_folder(request.target):
+        return str(Path(request.target).expanduser().absolute())
+    return f"{request.target}@{request.revision or 'main'}"

@@ -1,0 +1,48 @@
+"""`laion-face verify`: what is wrong with a DATA_DIR or a published place, a line each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from laion_face_builder.errors import NotPrepared
+from laion_face_builder.layout import DataDir
+from laion_face_builder.publish.destination import destination_at, is_folder
+from laion_face_builder.publish.manifest import CARD, MANIFEST
+from laion_face_builder.publish.place import Place
+from laion_face_builder.publish.verify_data import data_problems, prepared_parts
+from laion_face_builder.publish.verify_place import place_problems
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was looked at, for people, and the lines about it, found as they are read."""
+
+    about: str
+    problems: Iterator[str]
+
+
+def verify(place: str, *, deep: bool = False, revision: str | None = None, token: str | None = None) -> Verification:
+    """Looks at a DATA_DIR, a published folder or a Hub dataset "owner/name", whichever `place` is.
+
+    Args:
+        deep: hash every picture and read every page, rather than samples and footers.
+
+    Raises:
+        NotPrepared: it is neither; SourceError: the Hub does not answer.
+    """
+    if is_folder(place):
+        root = Path(place).expanduser()
+        if not any((root / name).exists() for name in (MANIFEST, CARD)):
+            return _of_data(DataDir.at(root), deep)
+    destination = destination_at(place, private=False, revision=revision, token=token)
+    found = Place.at(place, revision, token)
+    return Verification(f"{found.name}: published", place_problems(found, destination, deep))
+
+
+def _of_data(data: DataDir, deep: bool) -> Verification:
+    parts = prepared_parts(data)
+    if not parts:
+        raise NotPrepared(f"{data.root}: nothing is prepared or published there. Run `laion-face prepare` first.")
+    return Verification(f"{data.root}: parts {', '.join(map(str, parts))}", data_problems(data, deep))

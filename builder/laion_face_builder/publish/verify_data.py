@@ -1,0 +1,152 @@
+"""Is what is prepared what it should be? Every file of a DATA_DIR against its schema, its fingerprint and its neighbours.
+
+What can be computed again is: faces and their flat columns from the faces part, the order of rows in the sidecar from the index,
+the digest of the pictures, and where they lie from the tars' own headers. Page checksums find flipped bits in the rest.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from laion_face_builder.errors import LaionFaceError
+from laion_face_builder.files import Fingerprint, read_fingerprint
+from laion_face_builder.index.faces import FaceTable, flat_columns
+from laion_face_builder.layout import DataDir, row_group_bounds
+from laion_face_builder.publish.tables import FLAT, viewer_faults
+from laion_face_builder.publish.verify_pictures import picture_problems
+from laion_face_builder.schema import DETECTIONS, IDS, INDEX
+
+#: What reading a broken file raises.
+BROKEN = (LaionFaceError, pa.ArrowException, OSError, ValueError)
+
+
+def prepared_parts(data: DataDir) -> list[int]:
+    """The parts of which anything is there."""
+    folders = (data.ids(0).parent, data.faces(0).parent, data.index(0).parent, data.sidecar(0).parent)
+    found = (re.fullmatch(r"part-(\d{5})\.parquet", path.name) for folder in folders for path in folder.glob("*"))
+    return sorted({int(match[1]) for match in found if match})
+
+
+def data_problems(data: DataDir, deep: bool) -> Iterator[str]:
+    """What is wrong with a DATA_DIR, a line each: the file, and what was found.
+
+    Args:
+        deep: hash every picture, not a sample of them.
+    """
+    for part in prepared_parts(data):
+        for path in (data.ids(part), data.faces(part), data.index(part), data.sidecar(part)):
+            if path.exists():
+                try:
+                    yield from (f"{path}: {problem}" for problem in _problems(data, part, path, deep))
+                except BROKEN as error:
+                    yield f"{path}: cannot be read: {' '.join(str(error).split())[:300]}"
+
+
+def _problems(data: DataDir, part: int, path: Path, deep: bool) -> Iterator[str]:
+    if path == data.ids(part):
+        yield from _sorted_problems(path, IDS, "ids", part)
+    elif path == data.faces(part):
+        yield from _sorted_problems(path, DETECTIONS, "faces", part)
+    elif path == data.index(part):
+        yield from _index_problems(data, part)
+    else:
+        yield from picture_problems(data, part, deep)
+
+
+def _sorted_problems(path: Path, schema: pa.Schema, kind: str, part: int) -> Iterator[str]:
+    """Of ids and faces: schema, fingerprint, ids ascending."""
+    with opened(path) as file:
+        yield from stated_problems(file, schema, read_fingerprint(path), kind, part)
+        last = -1
+        for batch in file.iter_batches():
+            ids = batch.column("sample_id")
+            values = np.concatenate([[last], ids.fill_null(-1).to_numpy()])
+            if len(values) > 1 and not (np.diff(values) > 0).all():
+                yield f"sample ids do not ascend after {int(values[:-1][np.diff(values) <= 0][0])}"
+                return
+            last = int(values[-1])
+
+
+def opened(path: Path) -> pq.ParquetFile:
+    """The file for reading; pages are checked against their checksums, where the file has some."""
+    return pq.ParquetFile(path, page_checksum_verification=True)
+
+
+def stated_problems(
+    file: pq.ParquetFile, schema: pa.Schema, fingerprint: Fingerprint | None, kind: str, part: int
+) -> Iterator[str]:
+    """Other columns than `schema`, or the fingerprint of something else."""
+    found = file.schema_arrow.remove_metadata()
+    if not found.equals(schema):
+        yield f"columns are {', '.join(f'{field.name} {field.type}' for field in found)}; expected those of the {kind}"
+    stamp = {name: (fingerprint or {}).get(name) for name in ("kind", "part")}
+    if stamp != {"kind": kind, "part": part}:
+        yield f"its fingerprint says {stamp['kind']} of part {stamp['part']}, expected {kind} of part {part}"
+
+
+def _index_problems(data: DataDir, part: int) -> Iterator[str]:
+    path = data.index(part)
+    fingerprint = read_fingerprint(path) or {}
+    yield from viewer_faults(path)
+    yield from _chain_problems(data, part, fingerprint)
+    neighbours = _Neighbours.of(data, part)
+    with opened(path) as file:
+        yield from stated_problems(file, INDEX, fingerprint, "index", part)
+        metadata = file.metadata
+        sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        expected = [stop - start for start, stop in row_group_bounds(metadata.num_rows)]
+        if sizes != expected and metadata.num_rows:
+            yield f"{len(sizes)} row groups of {min(sizes)} to {max(sizes)} rows; expected {len(expected)} even ones"
+        for group in range(metadata.num_row_groups):
+            for problem in neighbours.problems(file.read_row_group(group), part):
+                yield f"row group {group}: {problem}"
+
+
+def _chain_problems(data: DataDir, part: int, index: Fingerprint) -> Iterator[str]:
+    for kind, path in (("ids", data.ids(part)), ("faces", data.faces(part))):
+        ours = read_fingerprint(path)
+        if ours is not None and ours.get("source") != index.get(kind):
+            yield f"made from {kind} of version {index.get(kind)}, but {path} is of {ours.get('source')}"
+
+
+@dataclass(frozen=True)
+class _Neighbours:
+    """What the index was made from, as far as it is still there."""
+
+    ids: np.ndarray | None
+    faces: FaceTable | None
+
+    @classmethod
+    def of(cls, data: DataDir, part: int) -> _Neighbours:
+        """Broken ones are reported by themselves and then not compared with."""
+        try:
+            ids = pq.read_table(data.ids(part))["sample_id"].to_numpy() if data.ids(part).exists() else None
+            return cls(ids, FaceTable.read(data.faces(part)) if data.faces(part).exists() else None)
+        except BROKEN:
+            return cls(None, None)
+
+    def problems(self, table: pa.Table, part: int) -> Iterator[str]:
+        """Of one row group of the index."""
+        ids = table["sample_id"].combine_chunks()
+        if ids.null_count or table["faces"].null_count:
+            yield "a sample id or a list of faces is null"
+            return
+        if not pc.all(pc.equal(table["part"], part)).as_py():
+            yield f"rows of another part than {part}"
+        if self.ids is not None and not np.isin(ids.to_numpy(), self.ids).all():
+            yield "a sample id that is not among the part's ids"
+        flat = flat_columns(table["faces"].combine_chunks())
+        computed = dict(zip(FLAT, flat, strict=True))
+        if self.faces is not None:
+            computed["faces"] = self.faces.columns_for(ids.to_numpy())[0]
+        for name, column in computed.items():
+            if not table[name].combine_chunks().equals(column):
+                yield f"{name} is not what the {'faces part says' if name == 'faces' else 'faces give'}"

@@ -1,0 +1,89 @@
+"""Is what is published what it should be? Every file of a folder or Hub dataset against its manifest and its fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from laion_face_builder.errors import BadFile
+from laion_face_builder.files import FINGERPRINT_KEY
+from laion_face_builder.publish.card import measured_head, schema_of, split_card
+from laion_face_builder.publish.destination import Destination, Outgoing
+from laion_face_builder.publish.manifest import CARD, MANIFEST, PREVIEW, PREVIEW_FILE, Entry, Manifest, is_ours
+from laion_face_builder.publish.place import Place
+from laion_face_builder.publish.tables import ids_bytes
+from laion_face_builder.publish.verify_data import BROKEN
+
+
+def place_problems(place: Place, destination: Destination, deep: bool) -> Iterator[str]:
+    """What is wrong with a published place, a line each: the file, and what was found.
+
+    Args:
+        deep: read every page of every file against its checksum. Without it a folder's files are hashed, and of a Hub
+            dataset's the SHA-256s that the Hub states are compared, and ids and footers are read.
+    """
+    try:
+        manifest = place.manifest()
+    except BadFile as error:
+        yield str(error)
+        return
+    if manifest is None:
+        yield f"{MANIFEST}: is missing, so that nothing is known of what should be here"
+        return
+    held = destination.listing()
+    yield from destination.check([_outgoing(entry) for entry in manifest.entries.values()])
+    yield from (
+        f"{name}: is not in the manifest" for name in sorted(held) if is_ours(name) and name not in manifest.entries
+    )
+    yield from (f"{CARD}: {problem}" for problem in _card_problems(place, manifest))
+    for name, entry in sorted(manifest.entries.items()):
+        if name in held:
+            yield from (f"{name}: {problem}" for problem in _file_problems(place, manifest, entry, deep))
+
+
+def _outgoing(entry: Entry) -> Outgoing:
+    return Outgoing(entry.name, Path(entry.name), entry.size, entry.sha256)
+
+
+def _card_problems(place: Place, manifest: Manifest) -> Iterator[str]:
+    text = place.read(CARD)
+    if text is None:
+        yield "is missing"
+        return
+    try:
+        head, _ = split_card(text.decode(), CARD)
+    except (BadFile, ValueError):
+        yield "has no YAML head"
+        return
+    for key, value in measured_head(manifest).items():
+        if head.get(key) != value:
+            yield f"{key} is not what the manifest gives"
+
+
+def _file_problems(place: Place, manifest: Manifest, entry: Entry, deep: bool) -> Iterator[str]:
+    try:
+        with place.parquet(entry.name) as file:
+            yield from _footer_problems(file, manifest, entry)
+            ids, columns = hashlib.sha256(), None if deep else ["sample_id"]
+            for group in range(file.num_row_groups):
+                ids.update(ids_bytes(file.read_row_group(group, columns=columns)["sample_id"]))
+            if ids.hexdigest() != entry.sample_ids:
+                yield "its sample ids, or their order, are not those of the manifest"
+    except BROKEN as error:
+        yield f"cannot be read: {' '.join(str(error).split())[:300]}"
+
+
+def _footer_problems(file: pq.ParquetFile, manifest: Manifest, entry: Entry) -> Iterator[str]:
+    schema = schema_of(manifest, PREVIEW if entry.name == PREVIEW_FILE else "")
+    if not file.schema_arrow.remove_metadata().equals(schema):
+        yield f"columns are {', '.join(file.schema_arrow.names)}; expected {', '.join(schema.names)}, of the index's types"
+    found = (file.metadata.num_rows, file.num_row_groups)
+    if found != (entry.rows, entry.row_groups):
+        yield f"{found[0]} rows in {found[1]} row groups; the manifest has {entry.rows} in {entry.row_groups}"
+    stamp = json.loads((file.metadata.metadata or {}).get(FINGERPRINT_KEY, b"null"))
+    if stamp != entry.fingerprint:
+        yield f"its fingerprint is {stamp}; the manifest has {entry.fingerprint}"

@@ -138,6 +138,10 @@ class IndexPart:
         missing = [name for name in INDEX.names if name not in parquet.schema_arrow.names]
         if missing:
             raise self._bad(f"no column {', '.join(missing)}")
+        stamp = json.loads((parquet.metadata.metadata or {}).get(FINGERPRINT_KEY, b"{}"))
+        if stamp.get("kind") == "examples":
+            # It has all the columns, but width, height and faces are those of the pictures in it.
+            raise self._bad("examples with pictures, which `datasets.load_dataset` reads without any code")
         return _Opened(os.getpid(), handle, parquet, _bounds(parquet.metadata))
 
     @property

@@ -1,4 +1,4 @@
-"""README.md of a published place: the card's text, and the YAML from which `datasets` and the viewer know what is there.
+"""README.md of a published place: the card's text, and the YAML that tells `datasets` and the viewer what is there.
 
 Everything in the YAML is measured: configs name the files that exist, sizes and counts are sums over the manifest.
 Features stand in a form that datasets 3.6 and 5.2 both read (`_feature`).
@@ -139,7 +139,7 @@ def _what_is_here(manifest: Manifest, target: str) -> str:
     ]
     for config in manifest.configs():
         entries = manifest.of_config(config)
-        parts = ", ".join(map(str, sorted({entry.part for entry in entries if entry.part >= 0}))) or "–"
+        parts = ", ".join(map(str, sorted({entry.part for entry in entries if entry.part >= 0}))) or "a few rows"
         rows, size = sum(entry.rows for entry in entries), sum(entry.size for entry in entries)
         lines.append(f"| `{config}` | {parts} | {rows:,} | {human_size(size)} |")
     return "\n".join([*lines, "", *_pictures(manifest), *_left_out(manifest), "", *_how_to_load(manifest, target)])
@@ -190,7 +190,8 @@ def _how_to_load(manifest: Manifest, target: str) -> list[str]:
             "",
             "import laion_face  # the same rows with their pictures, fetched as they are read",
             "",
-            f'ds = laion_face.load_dataset("{config}", split="train", streaming=True, index="{target}"{_parts(manifest, config)})',
+            f'ds = laion_face.load_dataset("{config}", split="train", streaming=True,',
+            f'                             index="{target}"{_parts(manifest, config)})',
         ]
     return [*lines, "```"]
 

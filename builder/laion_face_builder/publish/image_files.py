@@ -1,8 +1,8 @@
 """A part with its pictures, as Parquet files of bounded size: the examples that `laion_face.load_dataset` would give.
 
 Rows keep the index's order. A row whose picture failed, is excluded or no longer decodes has a null image, as with
-on_error="null"; every other picture is decoded once right before it is written. Where a file ends depends on nothing but
-the row that it starts with, so that a publish that was killed goes on behind its last whole file with the same bytes.
+on_error="null"; every other picture is decoded once right before it is written. Where a file ends depends on nothing
+but the row that it starts with, so that a publish that was killed goes on behind its last whole file, byte for byte.
 """
 
 from __future__ import annotations

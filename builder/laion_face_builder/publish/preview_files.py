@@ -28,7 +28,7 @@ def check_preview(options: Options, rows: int) -> None:
         raise OptionError(f"preview={rows}: expected 1 to {MOST_ROWS} rows")
     if not pictured_parts(options):
         raise NotPrepared(
-            f"{options.data.root}: no part has pictures to preview. Run `laion-face download` first, or leave --preview."
+            f"{options.data.root}: no part has pictures to show. Run `laion-face download` first, or drop --preview"
         )
 
 

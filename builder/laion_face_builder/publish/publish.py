@@ -1,7 +1,7 @@
 """`laion-face publish`: parts out, one after the other, the card last.
 
 Files are made, sent and freed in batches, so that a publish takes the disk of one batch and no more. What the target
-holds already, from an earlier publish, stays: parts may be published one by one, and a publish that was interrupted goes on.
+holds already, from an earlier publish, stays: parts may be published one by one, and an interrupted publish goes on.
 """
 
 from __future__ import annotations

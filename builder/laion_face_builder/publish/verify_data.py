@@ -1,7 +1,8 @@
-"""Is what is prepared what it should be? Every file of a DATA_DIR against its schema, its fingerprint and its neighbours.
+"""Is what is prepared what it should be? Every file of a DATA_DIR against schema, fingerprint and neighbours.
 
-What can be computed again is: faces and their flat columns from the faces part, the order of rows in the sidecar from the index,
-the digest of the pictures, and where they lie from the tars' own headers. Page checksums find flipped bits in the rest.
+What can be computed again is: faces and their flat columns from the faces part, the order of the sidecar's rows from
+the index, the digest of the pictures, and where they lie from the tars' own headers. Page checksums find flipped bits
+in the rest.
 """
 
 from __future__ import annotations

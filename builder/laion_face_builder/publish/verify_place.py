@@ -1,4 +1,4 @@
-"""Is what is published what it should be? Every file of a folder or Hub dataset against its manifest and its fingerprint."""
+"""Is what is published what it should be? Every file of a folder or Hub dataset against its manifest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,16 @@ from laion_face_builder.errors import BadFile
 from laion_face_builder.files import FINGERPRINT_KEY
 from laion_face_builder.publish.card import measured_head, schema_of, split_card
 from laion_face_builder.publish.destination import Destination, Outgoing
-from laion_face_builder.publish.manifest import CARD, MANIFEST, PREVIEW, PREVIEW_FILE, Entry, Manifest, is_ours
+from laion_face_builder.publish.manifest import (
+    CARD,
+    CROISSANT,
+    MANIFEST,
+    PREVIEW,
+    PREVIEW_FILE,
+    Entry,
+    Manifest,
+    is_ours,
+)
 from laion_face_builder.publish.place import Place
 from laion_face_builder.publish.tables import ids_bytes
 from laion_face_builder.publish.verify_data import BROKEN
@@ -35,6 +44,8 @@ def place_problems(place: Place, destination: Destination, deep: bool) -> Iterat
         yield f"{MANIFEST}: is missing, so that nothing is known of what should be here"
         return
     held = destination.listing()
+    if CROISSANT not in held:
+        yield f"{CROISSANT}: is missing"
     yield from destination.check([_outgoing(entry) for entry in manifest.entries.values()])
     yield from (
         f"{name}: is not in the manifest" for name in sorted(held) if is_ours(name) and name not in manifest.entries
@@ -80,10 +91,11 @@ def _file_problems(place: Place, manifest: Manifest, entry: Entry, deep: bool) -
 def _footer_problems(file: pq.ParquetFile, manifest: Manifest, entry: Entry) -> Iterator[str]:
     schema = schema_of(manifest, PREVIEW if entry.name == PREVIEW_FILE else "")
     if not file.schema_arrow.remove_metadata().equals(schema):
-        yield f"columns are {', '.join(file.schema_arrow.names)}; expected {', '.join(schema.names)}, of the index's types"
-    found = (file.metadata.num_rows, file.num_row_groups)
-    if found != (entry.rows, entry.row_groups):
-        yield f"{found[0]} rows in {found[1]} row groups; the manifest has {entry.rows} in {entry.row_groups}"
+        found = ", ".join(f"{field.name} {field.type}" for field in file.schema_arrow)
+        yield f"columns are {found}; expected {', '.join(schema.names)}"
+    rows, groups = file.metadata.num_rows, file.num_row_groups
+    if (rows, groups) != (entry.rows, entry.row_groups):
+        yield f"{rows} rows in {groups} row groups; the manifest has {entry.rows} in {entry.row_groups}"
     stamp = json.loads((file.metadata.metadata or {}).get(FINGERPRINT_KEY, b"null"))
     if stamp != entry.fingerprint:
         yield f"its fingerprint is {stamp}; the manifest has {entry.fingerprint}"

@@ -10,6 +10,7 @@ LaionFaceError
 │   └── UnsafePickle       a pickle names something that is not on the allow-list
 ├── NotPrepared            what is asked for has not been prepared or downloaded
 ├── StateConflict          going on would throw away, or mix, what took days to make
+├── PublishError           the place that is published to refuses, or cannot be reached
 ├── DownloadError          img2dataset ended without finishing its part
 └── PictureError           one picture cannot be used; `reason` is its short name in the counts
 """
@@ -79,6 +80,10 @@ class NotPrepared(LaionFaceError):
 
 class StateConflict(LaionFaceError):
     """Going on would throw away, or mix, what took days to make."""
+
+
+class PublishError(LaionFaceError):
+    """The place that is published to refuses, or cannot be reached. What was sent is kept; the same command goes on."""
 
 
 class DownloadError(LaionFaceError):

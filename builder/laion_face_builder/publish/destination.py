@@ -1,0 +1,160 @@
+"""Where a publish goes: a folder or a dataset repo on the Hub, by one interface.
+
+    place = destination_at("owner/laion-face", private=True)
+    place.send([Outgoing.of("data/part-00000.parquet", path)], "Add part 0")
+    assert place.check(everything) == []
+
+Both are made so that a publish which ended anywhere can simply be run again: what stands there whole, by size and
+SHA-256, is not sent again, and nothing half-sent is ever seen under its name. `folder` and `hub` are the two places.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from laion_face_builder.errors import OptionError
+from laion_face_builder.files import sha256_of
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """One local file that is to stand in the published place.
+
+    Args:
+        name: its posix path there, such as "data/part-00000.parquet" or "README.md".
+        path: the local file, whole; it may not change until it is sent.
+        size: bytes.
+        sha256: of its bytes, in hex.
+    """
+
+    name: str
+    path: Path
+    size: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        # Hidden files are the place's own: half-written files and locks in a folder, .gitattributes on the Hub.
+        if "\\" in self.name or any(part.startswith(".") or not part for part in self.name.split("/")):
+            raise OptionError(f"{self.name!r} is no name of a published file; expected a path like data/x.parquet")
+
+    @classmethod
+    def of(cls, name: str, path: Path) -> Outgoing:
+        """`path` under `name`, measured and hashed: 1.5 GB take about a second.
+
+        Raises:
+            OptionError: `name` leads out of the place, or is no path of it.
+        """
+        return cls(name, path, path.stat().st_size, sha256_of(path))
+
+
+@dataclass(frozen=True)
+class Held:
+    """One file that stands in the published place.
+
+    Args:
+        size: bytes.
+        sha256: in hex; None where it is not known without reading the file.
+        git_sha1: what git names the content by; the Hub states it for the small files that are not in LFS.
+    """
+
+    size: int
+    sha256: str | None = None
+    git_sha1: str | None = None
+
+
+def missing(files: Sequence[Outgoing], held: Mapping[str, Held]) -> list[Outgoing]:
+    """Those of `files` that do not stand there, by name, size and SHA-256, in their order.
+
+    Raises:
+        OptionError: two files have one name.
+    """
+    if len({file.name for file in files}) < len(files):
+        twice = sorted({file.name for file in files if [other.name for other in files].count(file.name) > 1})
+        raise OptionError(f"two files to publish under one name: {', '.join(twice)}")
+    return [file for file in files if problem(file, held.get(file.name))]
+
+
+def problem(file: Outgoing, held: Held | None) -> str | None:
+    """In one line what keeps `held` from being `file`; None if it is."""
+    if held is None:
+        return f"{file.name}: is not there"
+    if held.size != file.size:
+        return f"{file.name}: found {held.size} bytes, expected {file.size}"
+    if held.sha256 != file.sha256:
+        return f"{file.name}: found SHA-256 {held.sha256 or 'unknown (other content)'}, expected {file.sha256}"
+    return None
+
+
+def problems(files: Sequence[Outgoing], held: Mapping[str, Held]) -> list[str]:
+    """Every `problem` of `files`, in their order."""
+    return [line for file in files if (line := problem(file, held.get(file.name)))]
+
+
+class Destination(Protocol):
+    """A published place. All methods raise a LaionFaceError that says what to do."""
+
+    def listing(self) -> dict[str, Held]:
+        """What is there now, by name; {} if the place does not exist yet."""
+        ...
+
+    def send(self, files: Sequence[Outgoing], message: str) -> int:
+        """Puts those files that are not there yet, by size and SHA-256, all in one commit; makes the place if need be.
+
+        Args:
+            files: no two of one name.
+            message: the commit's.
+
+        Returns:
+            How many bytes of files were sent: 0 if all stood there.
+        """
+        ...
+
+    def remove(self, names: Sequence[str], message: str) -> None:
+        """Takes away files of an earlier publish, in one commit; names that are not there are passed over."""
+        ...
+
+    def check(self, files: Sequence[Outgoing]) -> list[str]:
+        """Problems, one line each: a file missing, of another size or of another SHA-256; [] if all is as it should be."""
+        ...
+
+
+def destination_at(
+    target: str, *, private: bool = False, revision: str | None = None, token: str | None = None
+) -> Destination:
+    """The place that `target` names; nothing is asked or made yet.
+
+    Args:
+        target: a folder if it is written like one (begins with "/", "." or "~", or ends with "/") or if such a folder
+            is there; else "owner/name", a dataset on the Hub. "./owner/name" is always a folder.
+        private: a Hub repo that has to be made is made private.
+        revision: the branch on the Hub, made if need be; None means "main".
+        token: None means the one that `hf auth login` or HF_TOKEN gave.
+
+    Raises:
+        OptionError: the target can be neither, or the other arguments do not go with a folder.
+    """
+    if _is_folder(target):
+        given = {"--private": private, "--revision": revision, "--token": token}
+        if unfit := [name for name, value in given.items() if value]:
+            raise OptionError(
+                f"{target} is a folder: {', '.join(unfit)} can only be used with a Hub id like owner/name"
+            )
+        from laion_face_builder.publish.folder import FolderDestination
+
+        return FolderDestination(Path(target).expanduser())
+    if not _HUB_ID.fullmatch(target):
+        raise OptionError(f"{target!r} is neither a Hub id (owner/name) nor a folder that is there; write ./{target}")
+    from laion_face_builder.publish.hub import HubDestination
+
+    return HubDestination(target, private=private, revision=revision or "main", token=token)
+
+
+def _is_folder(target: str) -> bool:
+    return target.startswith((os.sep, ".", "~")) or target.endswith(("/", os.sep)) or Path(target).is_dir()

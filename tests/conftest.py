@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -117,3 +117,38 @@ def prepared(sandbox: Sandbox) -> Prepared:
     results = list(parts.download(options, parts.download_options(options, processes_count=1, stuck_after=60.0)))
     assert [part for part, _ in results] == [0, 2]
     return Prepared(options.data, sandbox)
+
+
+class Published(NamedTuple):
+    """Parts 0 and 2 of `sandbox` published to `folder`. For reading: copy it to change it."""
+
+    folder: Path
+    data: DataDir
+
+    @property
+    def files(self) -> dict[str, bytes | Path]:
+        """Every file by its name, as the stand-in Hub takes them."""
+        paths = [path for path in sorted(self.folder.rglob("*")) if path.is_file()]
+        return {path.relative_to(self.folder).as_posix(): path for path in paths}
+
+
+def _published(prepared: Prepared, name: str, **how: Any) -> Published:
+    from laion_face_builder.publish.publish import PublishRequest, publish
+
+    publish(PublishRequest(prepared.data, str(_FOLDER / name), **how))
+    return Published(_FOLDER / name, prepared.data)
+
+
+@pytest.fixture(scope="session")
+def published(prepared: Prepared) -> Published:
+    """The index, and a preview of five pictures."""
+    return _published(prepared, "published", preview=5)
+
+
+@pytest.fixture(scope="session")
+def published_pictures(prepared: Prepared) -> Published:
+    """With pictures, in several files a part."""
+    from laion_face_builder.publish.image_files import Bounds
+
+    bounds = Bounds(row_group_bytes=300_000, row_group_rows=40, file_bytes=900_000)
+    return _published(prepared, "published-pictures", with_images=True, bounds=bounds)

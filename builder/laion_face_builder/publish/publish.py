@@ -225,10 +225,12 @@ def _missing(request: PublishRequest, part: int) -> str:
 
 
 def _not_there(request: PublishRequest, missing: dict[int, str]) -> str:
-    command = "prepare" if "index" in missing.values() else "download"
-    what = "index" if command == "prepare" else "pictures"
+    # Without --parts nothing at all is there: then the first step that is missing everywhere is to be done.
+    values = missing.values()
+    what = "index" if (request.parts is not None and "index" in values) or set(values) == {"index"} else "pictures"
+    command = {"index": "prepare", "pictures": "download"}[what]
     if request.parts is None:
-        return f"{request.data.root}: no part with its {what}. Run `laion-face {command}` there first."
+        return f"{request.data.root}: no part has its {what}. Run `laion-face {command}` there first."
     parts = ",".join(str(part) for part, why in missing.items() if why == what)
     return f"{request.data.root}: no {what} of parts {parts}. Run `laion-face {command}` with --parts {parts} first."
 

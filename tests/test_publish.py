@@ -1,0 +1,366 @@
+"""What a publish writes: the viewer's rules hold on the files, and whatever interrupts it, the same bytes come out."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from laion_face_builder import cli
+from laion_face_builder.errors import BadFile, NotPrepared, OptionError, StateConflict
+from laion_face_builder.files import sha256_of
+from laion_face_builder.images import pictures
+from laion_face_builder.index.prepare import prepare
+from laion_face_builder.index.reader import IndexPart
+from laion_face_builder.layout import DataDir
+from laion_face_builder.publish.card import split_card
+from laion_face_builder.publish.image_files import Bounds
+from laion_face_builder.publish.manifest import Manifest
+from laion_face_builder.publish.publish import PublishRequest, publish
+from laion_face_builder.publish.tables import EXAMPLES
+from laion_face_builder.sandbox import SandboxSpec
+from laion_face_builder.schema import INDEX
+from laion_face_builder.upstream.sources import Upstream
+
+SMALL = Bounds(row_group_bytes=300_000, row_group_rows=40, file_bytes=900_000)
+
+
+def tree(folder):
+    """{name: bytes} of every file that readers see."""
+    paths = [path for path in Path(folder).rglob("*") if path.is_file() and not path.name.startswith(".")]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def parquet_files(folder):
+    return sorted(Path(folder).rglob("*.parquet"))
+
+
+def head_of(folder):
+    return split_card((folder / "README.md").read_text(encoding="utf-8"), "README.md")[0]
+
+
+@pytest.fixture
+def data(prepared, tmp_path):
+    """A DATA_DIR of this test's own."""
+    shutil.copytree(prepared.data.root, tmp_path / "data", ignore=shutil.ignore_patterns("sources", "publish"))
+    return DataDir.at(tmp_path / "data")
+
+
+@pytest.fixture(params=["published", "published_pictures"])
+def either(request):
+    return request.getfixturevalue(request.param)
+
+
+# The viewer's rules, on the files that were written.
+
+
+def test_every_page_can_be_found(either):
+    for path in parquet_files(either.folder):
+        metadata = pq.read_metadata(path)
+        for group in range(metadata.num_row_groups):
+            row_group = metadata.row_group(group)
+            columns = [row_group.column(number) for number in range(row_group.num_columns)]
+            assert [column.path_in_schema for column in columns if not column.has_offset_index] == []
+            assert row_group.total_byte_size < 300_000_000
+        assert path.stat().st_size < 200_000_000_000
+
+
+def test_columns_are_the_schema_and_the_card_knows_them_all(either):
+    head = head_of(either.folder)
+    infos = {info["config_name"]: info for info in head["dataset_info"]}
+    for config in head["configs"]:
+        (files,) = config["data_files"]
+        assert files["split"] == "train"
+        info = infos.pop(config["config_name"])
+        rows = 0
+        for name in files["path"]:
+            file = pq.ParquetFile(either.folder / name)
+            kind = EXAMPLES if name.startswith("preview") or "pictures" in either.folder.name else INDEX
+            assert file.schema_arrow.remove_metadata().equals(kind)
+            assert file.schema_arrow.names == [feature["name"] for feature in info["features"]]
+            rows += file.metadata.num_rows
+        assert info["splits"] == [{"name": "train", "num_bytes": info["dataset_size"], "num_examples": rows}]
+        assert info["download_size"] == sum((either.folder / name).stat().st_size for name in files["path"])
+        assert info["dataset_size"] == sum(pq.read_table(either.folder / name).nbytes for name in files["path"])
+    assert infos == {}
+
+
+def test_no_fixed_size_list_is_null(either):
+    for path in parquet_files(either.folder):
+        faces = pq.read_table(path, columns=["faces"])["faces"].combine_chunks()
+        assert faces.null_count == 0
+        flat = faces.flatten()
+        points = flat.field("landmarks")
+        assert (flat.null_count, flat.field("box").null_count, points.null_count, points.flatten().null_count) == (0,) * 4
+
+
+def test_pictures_are_null_or_decode_unturned(published_pictures):
+    count = Counter()
+    for path in parquet_files(published_pictures.folder):
+        for row in pq.read_table(path, columns=["image", "width", "height"]).to_pylist():
+            count[row["image"] is not None] += 1
+            if row["image"] is not None:
+                assert row["image"]["path"] is None
+                found = pictures.inspect(row["image"]["bytes"])
+                assert (found.width, found.height, found.orientation) == (row["width"], row["height"], 1)
+    assert count == {True: 640, False: 160}
+
+
+def test_a_row_of_the_index_is_short(published):
+    for path in parquet_files(published.folder / "data"):
+        rows = pq.read_table(path).to_pylist()
+        assert np.median([len(json.dumps(row)) for row in rows]) < 2000
+
+
+def test_rows_are_not_sorted_by_anything_that_matters(either):
+    for path in parquet_files(either.folder / "data"):
+        table = pq.read_table(path)
+        for name in ("url", "caption", "nsfw", "similarity", "n_faces", "max_face_score", "max_face_size"):
+            values = [value for value in table[name].to_pylist() if value is not None]
+            assert values not in (sorted(values), sorted(values, reverse=True))
+
+
+def test_no_script_and_nothing_else_stands_in_the_way(either):
+    names = {Path(name).name for name in tree(either.folder)}
+    assert {name for name in names if not name.endswith(".parquet")} == {
+        "README.md",
+        "croissant.json",
+        "laion_face_manifest.json",
+    }
+
+
+def pages_of(path):
+    """All but the footer."""
+    content = path.read_bytes()
+    return content[: -8 - int.from_bytes(content[-8:-4], "little")]
+
+
+def test_chunks_follow_their_content(either, tmp_path):
+    """The footer does not say so, but the same rows written without it are other bytes, and with it the same."""
+    for path in parquet_files(either.folder)[:1]:
+        groups = pq.ParquetFile(path)
+        for is_on in (True, False):
+            pictures_too = {"write_batch_size": 16} if "image" in groups.schema_arrow.names else {}
+            how = {"write_page_index": True, "write_page_checksum": True, "use_content_defined_chunking": is_on}
+            again = tmp_path / f"{is_on}.parquet"
+            with pq.ParquetWriter(again, groups.schema_arrow, compression="zstd", **how, **pictures_too) as writer:
+                for group in range(groups.num_row_groups):
+                    table = groups.read_row_group(group)
+                    writer.write_table(table, row_group_size=table.num_rows)
+            assert (pages_of(again) == pages_of(path)) == is_on
+
+
+# What is published.
+
+
+def test_the_index_is_published_as_it_is(published):
+    for part in (0, 2):
+        assert sha256_of(published.folder / f"data/part-{part:05d}.parquet") == sha256_of(published.data.index(part))
+
+
+def test_files_of_a_part_follow_one_another(published_pictures, data, tmp_path):
+    publish(PublishRequest(data, str(tmp_path / "whole"), with_images=True))
+    assert len(parquet_files(tmp_path / "whole")) == 2
+    for part in (0, 2):
+        files = sorted((published_pictures.folder / "data").glob(f"part-{part:05d}-*.parquet"))
+        assert len(files) > 2
+        pieces = pa.concat_tables([pq.read_table(file) for file in files])
+        whole = pq.read_table(tmp_path / "whole" / "data" / f"part-{part:05d}-00000.parquet")
+        assert pieces.equals(whole)
+        for file in files:
+            metadata = pq.read_metadata(file)
+            sizes = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+            assert max(group.num_rows for group in sizes) <= SMALL.row_group_rows
+            assert file.stat().st_size < SMALL.file_bytes + 2 * SMALL.row_group_bytes
+
+
+def test_one_part_after_the_other_is_as_all_at_once(published, data, tmp_path):
+    for part in ("2", "0"):
+        publish(PublishRequest(data, str(tmp_path / "out"), parts=part, preview=5 if part == "0" else 0))
+    both = tree(tmp_path / "out")
+    publish(PublishRequest(data, str(tmp_path / "at-once"), preview=5))
+    assert tree(tmp_path / "at-once") == tree(published.folder)
+    # The preview was made when part 0 alone was asked for.
+    assert {name: both[name] for name in both if name.startswith("data/")} == {
+        name: content for name, content in tree(published.folder).items() if name.startswith("data/")
+    }
+    assert Manifest.from_text(both["laion_face_manifest.json"], "").parts == (0, 2)
+
+
+def test_only_configs_with_parts_are_there(make_sandbox, tmp_path):
+    box = make_sandbox(SandboxSpec(parts=(1,), rows=90))
+    data = DataDir.at(tmp_path / "data")
+    prepare(data, [1], Upstream(box.repo, None, str(box.metadata_folder)))
+    publish(PublishRequest(data, str(tmp_path / "out")))
+    head = head_of(tmp_path / "out")
+    assert [config["config_name"] for config in head["configs"]] == ["50M"]
+    assert head["configs"][0]["default"] is True
+    text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "0 of the 13 parts of 20M and 1 of the 32 parts of 50M" in text
+    assert "Missing are the parts 0, 2-31." in text
+
+
+def test_nothing_is_made_or_sent_twice(data, tmp_path, capsys):
+    command = ["publish", "--data-dir", str(data.root), str(tmp_path / "out"), "--with-images", "--preview", "3"]
+    assert cli.main(command) == 0
+    first = tree(tmp_path / "out")
+    times = {path: path.stat().st_mtime_ns for path in parquet_files(tmp_path / "out")}
+    (data.tars(0)).rename(tmp_path / "gone")  # whoever reads a picture of part 0 now finds none
+    capsys.readouterr()
+    assert cli.main(command) == 0
+    assert "0 B were sent" in capsys.readouterr().err
+    assert tree(tmp_path / "out") == first
+    assert {path: path.stat().st_mtime_ns for path in parquet_files(tmp_path / "out")} == times
+    assert list((data.root / "publish").glob("*/*")) == []
+
+
+def test_excluded_rows_are_not_published(data, prepared, tmp_path):
+    truth = prepared.truth
+    hosts = {truth[3].sample_id, truth[450].sample_id}
+    served = next(one for one in truth if one.ok and one.sample_id not in hosts)
+    (tmp_path / "list.txt").write_text(f"{truth[3].sample_id}\n{truth[450].url}\n{hashlib.sha256(served.served).hexdigest()}\n")
+    exclude = str(tmp_path / "list.txt")
+    publish(PublishRequest(data, str(tmp_path / "out"), exclude=exclude))
+    rows = [row for path in parquet_files(tmp_path / "out") for row in pq.read_table(path).to_pylist()]
+    urls = {truth[450].url}
+    assert [row["sample_id"] for row in rows] == [
+        one.sample_id for one in truth if one.sample_id != truth[3].sample_id and one.url not in urls
+    ]
+    for path in parquet_files(tmp_path / "out"):
+        assert pq.read_metadata(path).num_row_groups == 128
+    assert "Rows on the publisher's exclusion list are left out." in (tmp_path / "out" / "README.md").read_text()
+    assert cli.main(["verify", str(tmp_path / "out")]) == 0
+    publish(PublishRequest(data, str(tmp_path / "pictures"), exclude=exclude, with_images=True))
+    pictured = [row for path in parquet_files(tmp_path / "pictures") for row in pq.read_table(path).to_pylist()]
+    assert [row["sample_id"] for row in pictured] == [row["sample_id"] for row in rows]
+    by_hash = next(row for row in pictured if row["sample_id"] == served.sample_id)
+    assert by_hash["image"] is None
+
+
+def test_an_index_without_page_index_is_written_anew(data, tmp_path):
+    """As versions before this one, or other writers, may have left it."""
+    table = pq.read_table(data.index(0))
+    pq.write_table(table, data.index(0), compression="snappy")
+    publish(PublishRequest(data, str(tmp_path / "out"), parts="0"))
+    (file,) = parquet_files(tmp_path / "out")
+    assert pq.read_table(file).equals(table)
+    assert pq.read_metadata(file).num_row_groups == 128
+    assert pq.read_metadata(file).row_group(5).column(3).has_offset_index
+
+
+def test_a_picture_that_rotted_is_left_out(data, tmp_path, caplog):
+    sidecar = pq.read_table(data.sidecar(0)).to_pylist()
+    row = next(row for row in sidecar if row["status"] == "ok")
+    with (data.tars(0) / row["tar"]).open("r+b") as tar:
+        tar.seek(row["offset"])
+        tar.write(bytes(row["length"]))
+    publish(PublishRequest(data, str(tmp_path / "out"), parts="0", with_images=True))
+    (file,) = parquet_files(tmp_path / "out")
+    found = {one["sample_id"]: one for one in pq.read_table(file).to_pylist()}[row["sample_id"]]
+    assert (found["image"], found["width"], found["faces_aligned"]) == (None, None, False)
+    assert "published without its picture" in caplog.text
+
+
+# What is refused.
+
+
+def test_pictures_do_not_become_public_by_accident(data, capsys):
+    for extra in (["--with-images"], ["--preview", "3"]):
+        assert cli.main(["publish", "--data-dir", str(data.root), "somebody/faces", *extra]) == 1
+        said = capsys.readouterr().err
+        assert "belong to their owners" in said
+        assert "--private" in said
+
+
+def test_the_two_kinds_are_not_mixed(data, published, tmp_path):
+    shutil.copytree(published.folder, tmp_path / "out")
+    with pytest.raises(StateConflict, match="holds the index without pictures"):
+        publish(PublishRequest(data, str(tmp_path / "out"), with_images=True))
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "message"),
+    [
+        ({"parts": "0,5"}, NotPrepared, "no index of parts 5"),
+        ({"parts": "99"}, OptionError, "parts='99'"),
+        ({"preview": 5000}, OptionError, "1 to 1000 rows"),
+        ({"exclude": "nowhere.txt"}, OptionError, "no such file"),
+    ],
+)
+def test_what_is_not_there_is_named(prepared, tmp_path, how, error, message):
+    with pytest.raises(error, match=message):
+        publish(PublishRequest(prepared.data, str(tmp_path / "out"), **how))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_data_dir_has_nothing_to_publish(tmp_path):
+    with pytest.raises(NotPrepared, match="laion-face prepare"):
+        publish(PublishRequest(DataDir.at(tmp_path / "data"), str(tmp_path / "out")))
+
+
+def test_an_index_alone_has_no_pictures_to_publish(data, tmp_path):
+    shutil.rmtree(data.root / "images")
+    for how in ({"with_images": True}, {"preview": 3}):
+        with pytest.raises(NotPrepared, match="laion-face download"):
+            publish(PublishRequest(data, str(tmp_path / "out"), **how))
+
+
+def test_examples_are_not_read_as_an_index(published_pictures):
+    file = parquet_files(published_pictures.folder)[0]
+    with pytest.raises(BadFile, match="examples with pictures"), IndexPart.open(file) as part:
+        part.read(0, 1)
+
+
+# Law 3.
+
+CHILD = """
+import json, sys
+from laion_face_builder.layout import DataDir
+from laion_face_builder.publish.image_files import Bounds
+from laion_face_builder.publish.publish import PublishRequest, publish
+bounds, batch = Bounds(**json.loads(sys.argv[3])), int(sys.argv[4])
+publish(PublishRequest(DataDir.at(sys.argv[1]), sys.argv[2], with_images=True, preview=4, bounds=bounds, batch_bytes=batch))
+"""
+
+
+def child(data, target):
+    # Several commits of several files each.
+    bounds = json.dumps(dataclasses.asdict(SMALL))
+    command = [sys.executable, "-c", CHILD, str(data.root), str(target), bounds, "1500000"]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def test_killed_anywhere_the_same_bytes_come_out(data, tmp_path):
+    """Killed when the first staged file, a later one, and files at the target appear."""
+    publish(PublishRequest(data, str(tmp_path / "undisturbed"), with_images=True, preview=4, bounds=SMALL))
+    out, staged = tmp_path / "out", data.root / "publish"
+    for there in (
+        lambda: list(staged.rglob("part-00000-00000.parquet")),
+        lambda: list(staged.rglob(".part-00000-00002*.partial")),
+        lambda: list(out.rglob("part-00002-00000.parquet")),
+    ):
+        process = child(data, out)
+        until = time.monotonic() + 60
+        while process.poll() is None and not there():
+            assert time.monotonic() < until
+            time.sleep(0.002)
+        assert process.poll() is None, process.stderr.read().decode()
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert not (out / "README.md").exists()
+    process = child(data, out)
+    _, said = process.communicate()
+    assert process.returncode == 0, said.decode()
+    assert tree(out) == tree(tmp_path / "undisturbed")
+    assert list(staged.glob("*/*")) == []

@@ -1,0 +1,311 @@
+"""What is wrong is found and named; what is right is left in peace."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from laion_face_builder import cli
+from laion_face_builder.files import read_fingerprint, sha256_of, stamped
+from laion_face_builder.index.writer import _writer as index_writer
+from laion_face_builder.layout import DataDir, row_group_bounds
+from laion_face_builder.publish.destination import destination_at
+from laion_face_builder.publish.manifest import MANIFEST
+from laion_face_builder.publish.place import Place
+from laion_face_builder.publish.verify_place import place_problems
+from laion_face_builder.schema import INDEX
+
+
+def verified(capsys, *arguments):
+    """Exit code and lines on stdout."""
+    capsys.readouterr()
+    code = cli.main(["verify", *map(str, arguments)])
+    return code, capsys.readouterr().out.splitlines()
+
+
+def flip(path, at):
+    with Path(path).open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 0x10]))
+
+
+@pytest.fixture
+def data(prepared, tmp_path):
+    shutil.copytree(prepared.data.root, tmp_path / "data", ignore=shutil.ignore_patterns("sources", "publish"))
+    return DataDir.at(tmp_path / "data")
+
+
+def rewritten(path, change):
+    """The index part at `path` with other rows, and all the rest as `prepare` writes it."""
+    fingerprint = read_fingerprint(path)
+    table = change(pq.read_table(path).replace_schema_metadata())
+    schema = stamped(INDEX, fingerprint)
+    with index_writer(path, schema) as writer:
+        for start, stop in row_group_bounds(table.num_rows):
+            writer.write_table(table.slice(start, stop - start).cast(schema), row_group_size=stop - start)
+
+
+# A DATA_DIR.
+
+
+@pytest.mark.parametrize("deep", [[], ["--deep"]])
+def test_what_prepare_and_download_made_is_right(prepared, capsys, deep):
+    assert verified(capsys, prepared.data.root, *deep) == (0, [])
+    assert verified(capsys, "--data-dir", prepared.data.root, *deep) == (0, [])
+
+
+def last_page_byte(path, column):
+    """The last byte of a column's data in the middle row group."""
+    metadata = pq.read_metadata(path)
+    chunk = metadata.row_group(metadata.num_row_groups // 2).column(column)
+    return chunk.data_page_offset + chunk.total_compressed_size - (
+        chunk.data_page_offset - chunk.dictionary_page_offset if chunk.has_dictionary_page else 0
+    ) - 1
+
+
+@pytest.mark.parametrize("kind", ["ids", "faces", "index", "sidecar"])
+def test_a_flipped_bit_in_any_column_is_found(data, capsys, kind):
+    path = getattr(data, kind)(0)
+    whole = path.read_bytes()
+    for other in (data.ids(2), data.faces(2), data.index(2), data.sidecar(2)):
+        other.unlink()
+    if kind != "sidecar":
+        data.sidecar(0).unlink()
+    for column in range(pq.read_metadata(path).num_columns):
+        path.write_bytes(whole)
+        flip(path, last_page_byte(path, column))
+        code, lines = verified(capsys, data.root)
+        assert code == 1
+        assert any(str(path) in line for line in lines), column
+        assert all("\n" not in line for line in lines)
+
+
+@pytest.mark.parametrize("kind", ["ids", "faces", "index", "sidecar"])
+def test_a_cut_file_is_found(data, capsys, kind):
+    path = getattr(data, kind)(2)
+    os.truncate(path, path.stat().st_size // 2)
+    code, lines = verified(capsys, data.root)
+    assert code == 1
+    assert any(line.startswith(f"{path}: cannot be read") for line in lines)
+
+
+def test_rows_in_another_order_are_found(data, capsys):
+    rewritten(data.index(0), lambda table: table.take(pa.array([1, 0, *range(2, table.num_rows)])))
+    code, lines = verified(capsys, data.root)
+    assert code == 1
+    assert lines == [f"{data.sidecar(0)}: its rows are in another order than the index's"]
+
+
+@pytest.mark.parametrize("name", ["n_faces", "max_face_score", "max_face_size"])
+def test_a_flat_column_that_does_not_follow_from_faces_is_found(data, capsys, name):
+    def change(table):
+        place = table.schema.get_field_index(name)
+        values = table[name].to_pylist()
+        values[200] = (values[200] or 0) + 1
+        return table.set_column(place, name, pa.array(values, table.schema.field(name).type))
+
+    rewritten(data.index(0), change)
+    code, lines = verified(capsys, data.root)
+    assert code == 1
+    (line,) = lines
+    assert line == f"{data.index(0)}: row group 64: {name} is not what the faces give"
+
+
+def test_faces_that_are_not_the_faces_part_are_found(data, capsys):
+    def change(table):
+        faces = table["faces"].to_pylist()
+        place = next(row for row, some in enumerate(faces) if some)
+        faces[place][0]["box"][0] -= 1
+        column = pa.array(faces, table.schema.field("faces").type)
+        return table.set_column(table.schema.get_field_index("faces"), "faces", column)
+
+    rewritten(data.index(0), change)
+    code, lines = verified(capsys, data.root)
+    assert code == 1
+    assert any("faces is not what the faces part says" in line for line in lines)
+
+
+def test_files_of_another_part_are_found(data, capsys):
+    for kind in ("ids", "faces", "index"):
+        shutil.copyfile(getattr(data, kind)(2), getattr(data, kind)(0))
+    code, lines = verified(capsys, data.root)
+    assert code == 1
+    for kind in ("ids", "faces", "index"):
+        said = f"{getattr(data, kind)(0)}: its fingerprint says {kind} of part 2, expected {kind} of part 0"
+        assert said in lines
+
+
+def test_an_index_from_other_sources_is_found(data, capsys):
+    path = data.faces(0)
+    table = pq.read_table(path)
+    stamp = {**read_fingerprint(path), "source": "sha256:other"}
+    pq.write_table(table.cast(stamped(table.schema.remove_metadata(), stamp)), path)
+    code, lines = verified(capsys, data.root)
+    assert code == 1
+    assert len(lines) == 1
+    assert lines[0].startswith(f"{data.index(0)}: made from faces of version")
+
+
+def test_uneven_row_groups_are_found(data, capsys):
+    table = pq.read_table(data.index(0))
+    pq.write_table(table, data.index(0), row_group_size=100, write_page_index=True)
+    code, lines = verified(capsys, data.root)
+    assert code == 1
+    assert lines == [f"{data.index(0)}: 4 row groups of 100 to 100 rows; expected 128 even ones"]
+
+
+def stored(data, part):
+    rows = pq.read_table(data.sidecar(part)).to_pylist()
+    return [row for row in rows if row["status"] == "ok"]
+
+
+def test_a_flipped_bit_in_a_picture_is_found_by_looking_deep(data, capsys):
+    row = stored(data, 0)[17]
+    flip(data.tars(0) / row["tar"], row["offset"] + row["length"] // 2)
+    code, lines = verified(capsys, data.root, "--deep")
+    assert code == 1
+    assert lines == [
+        f"{data.sidecar(0)}: {row['tar']}: sample {row['sample_id']}: another SHA-256 than when it was downloaded"
+    ]
+
+
+def test_a_sample_of_pictures_is_hashed_without(data, capsys):
+    for row in stored(data, 0):
+        flip(data.tars(0) / row["tar"], row["offset"] + row["length"] // 2)
+    code, lines = verified(capsys, data.root)
+    assert code == 1
+    assert 5 <= len(lines) < len(stored(data, 0))
+
+
+def test_tars_that_are_gone_cut_or_changed_are_found(data, capsys):
+    tars = sorted({row["tar"] for row in stored(data, 0)})
+    (data.tars(0) / tars[0]).unlink()
+    cut = data.tars(2) / stored(data, 2)[0]["tar"]
+    os.truncate(cut, cut.stat().st_size // 2)
+    code, lines = verified(capsys, data.root)
+    assert code == 1
+    assert any(f"{tars[0]}: is missing" in line for line in lines)
+    assert any(str(data.sidecar(2)) in line and "expected a whole tar" in line for line in lines)
+
+
+def test_an_index_alone_is_enough(data, capsys):
+    for folder in ("ids", "faces", "images"):
+        shutil.rmtree(data.root / folder)
+    assert verified(capsys, data.root) == (0, [])
+
+
+def test_nothing_to_verify_is_an_error(tmp_path, capsys):
+    assert cli.main(["verify", str(tmp_path)]) == 1
+    assert "nothing is prepared or published there" in capsys.readouterr().err
+
+
+# A published place.
+
+
+@pytest.fixture(params=["published", "published_pictures"])
+def copy(request, tmp_path):
+    shutil.copytree(request.getfixturevalue(request.param).folder, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def test_what_was_published_is_right(copy, capsys):
+    assert verified(capsys, copy) == (0, [])
+    assert verified(capsys, copy, "--deep") == (0, [])
+
+
+def problems_of(folder):
+    return list(place_problems(Place.at(str(folder)), destination_at(str(folder)), deep=False))
+
+
+@settings(max_examples=25, deadline=None)
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_any_flipped_bit_in_any_published_file_is_found(published, tmp_path_factory, place, bit):
+    folder = tmp_path_factory.getbasetemp() / "flipped"
+    if not folder.exists():
+        shutil.copytree(published.folder, folder)
+    paths = sorted(folder.rglob("*.parquet"))
+    at = int(place * sum(path.stat().st_size for path in paths))
+    for path in paths:
+        if at < path.stat().st_size:
+            break
+        at -= path.stat().st_size
+    before = path.read_bytes()
+    path.write_bytes(before[:at] + bytes([before[at] ^ (1 << bit)]) + before[at + 1 :])
+    try:
+        assert any(path.name in line for line in problems_of(folder))
+    finally:
+        path.write_bytes(before)
+
+
+def test_missing_and_foreign_files_are_found(copy, capsys):
+    first, *_ = sorted((copy / "data").iterdir())
+    first.rename(copy / "data" / "part-00031.parquet")
+    code, lines = verified(capsys, copy)
+    assert code == 1
+    assert any(line.startswith(f"data/{first.name}:") for line in lines)
+    assert "data/part-00031.parquet: is not in the manifest" in lines
+
+
+def changed_manifest(folder, name, **values):
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["files"][name] |= values
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+def test_other_rows_than_the_manifest_says_are_found(published, tmp_path, capsys):
+    """A part that was written anew, in another order and with its hash and size put right."""
+    folder, name = tmp_path / "copy", "data/part-00000.parquet"
+    shutil.copytree(published.folder, folder)
+    path = folder / name
+    rewritten(path, lambda table: table.take(pa.array(np.arange(table.num_rows)[::-1])))
+    changed_manifest(folder, name, sha256=sha256_of(path), size=path.stat().st_size)
+    code, lines = verified(capsys, folder)
+    assert code == 1
+    assert f"{name}: its sample ids, or their order, are not those of the manifest" in lines
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"rows": 399}, "400 rows in 128 row groups; the manifest has 399 in 128"),
+        ({"row_groups": 1}, "400 rows in 128 row groups; the manifest has 400 in 1"),
+        ({"fingerprint": {"kind": "index"}}, "its fingerprint is"),
+        ({"sha256": "0" * 64}, "0000"),
+    ],
+)
+def test_a_manifest_that_says_something_else_is_found(published, tmp_path, capsys, values, said):
+    shutil.copytree(published.folder, tmp_path / "copy")
+    changed_manifest(tmp_path / "copy", "data/part-00000.parquet", **values)
+    code, lines = verified(capsys, tmp_path / "copy")
+    assert code == 1
+    assert any(line.startswith("data/part-00000.parquet: ") and said in line for line in lines)
+
+
+def test_a_card_that_names_something_else_is_found(copy, capsys):
+    text = (copy / "README.md").read_text()
+    (copy / "README.md").write_text(text.replace("num_examples: 800", "num_examples: 801"))
+    assert verified(capsys, copy) == (1, ["README.md: dataset_info is not what the manifest gives"])
+    (copy / "README.md").write_text("no head")
+    assert verified(capsys, copy) == (1, ["README.md: has no YAML head"])
+    (copy / "README.md").unlink()
+    assert verified(capsys, copy) == (1, ["README.md: is missing"])
+
+
+def test_a_manifest_that_is_none_is_found(copy, capsys):
+    (copy / MANIFEST).write_text('{"format": 99}')
+    code, lines = verified(capsys, copy)
+    assert code == 1
+    assert "expected a manifest of format 1" in lines[0]
+    (copy / MANIFEST).unlink()
+    code, lines = verified(capsys, copy)
+    assert (code, len(lines)) == (1, 1)
+    assert lines[0].startswith(f"{MANIFEST}: is missing")

@@ -121,7 +121,7 @@ class Destination(Protocol):
         ...
 
     def check(self, files: Sequence[Outgoing]) -> list[str]:
-        """Problems, one line each: a file missing, of another size or of another SHA-256; [] if all is as it should be."""
+        """Problems, one line each: a file missing, of another size or of another SHA-256; [] if all is well."""
         ...
 
 
@@ -143,9 +143,7 @@ def destination_at(
     if _is_folder(target):
         given = {"--private": private, "--revision": revision, "--token": token}
         if unfit := [name for name, value in given.items() if value]:
-            raise OptionError(
-                f"{target} is a folder: {', '.join(unfit)} can only be used with a Hub id like owner/name"
-            )
+            raise OptionError(f"{target} is a folder: {', '.join(unfit)} only go with a Hub id like owner/name")
         from laion_face_builder.publish.folder import FolderDestination
 
         return FolderDestination(Path(target).expanduser())

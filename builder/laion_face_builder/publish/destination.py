@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from laion_face_builder.errors import OptionError
+from laion_face_builder.errors import BadFile, OptionError
 from laion_face_builder.files import sha256_of
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
@@ -52,6 +52,12 @@ class Outgoing:
             OptionError: `name` leads out of the place, or is no path of it.
         """
         return cls(name, path, path.stat().st_size, sha256_of(path))
+
+    def changed(self, found: str) -> BadFile:
+        """The error that the file now has the SHA-256 `found`."""
+        expected = f"{self.sha256}, as it was when the publish began"
+        way_out = "Let nothing else write to it and publish again."
+        return BadFile(self.path, found=f"SHA-256 {found}", expected=expected, way_out=way_out)
 
 
 @dataclass(frozen=True)
@@ -155,4 +161,5 @@ def destination_at(
 
 
 def _is_folder(target: str) -> bool:
-    return target.startswith((os.sep, ".", "~")) or target.endswith(("/", os.sep)) or Path(target).is_dir()
+    written_so = target.startswith((os.sep, ".", "~")) or target.endswith(("/", os.sep))
+    return written_so or (target != "" and Path(target).is_dir())

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from laion_face_builder.errors import BadFile, PublishError
+from laion_face_builder.errors import PublishError
 from laion_face_builder.files import locked, remove_partials, sha256_of, written_whole
 from laion_face_builder.publish.destination import Held, Outgoing, missing, problems
 
@@ -90,12 +90,7 @@ class FolderDestination:
                     copy.write(piece)
                     bar.update(len(piece))
             if hasher.hexdigest() != file.sha256:
-                raise BadFile(
-                    file.path,
-                    found=f"SHA-256 {hasher.hexdigest()}",
-                    expected=f"{file.sha256}, as it was when the publish began",
-                    way_out="Let nothing else write to it and publish again.",
-                )
+                raise file.changed(hasher.hexdigest())
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -83,6 +83,7 @@ class HubDestination:
 
         Raises:
             PublishError: no answer in the end, no access, or the Hub refuses.
+            BadFile: a file is no longer what it was when it was hashed; nothing is committed.
             StateConflict: `private` is asked for, and the repo is public.
         """
         if not (left := missing(files, self._stated(files, self._made()))):
@@ -179,6 +180,8 @@ class HubDestination:
         with tqdm(total=total, desc=message, unit="B", unit_scale=True, disable=None, file=sys.stderr) as bar:
             for file in files:
                 self._asked(partial(upload, self.repo, [additions[file.name]]), file.name)
+                if (sent := additions[file.name].upload_info.sha256.hex()) != file.sha256:
+                    raise file.changed(sent)
                 bar.update(file.size)
 
     def _commit(self, plan: Callable[[dict[str, Held]], list[Any]], files: Sequence[Outgoing], message: str) -> None:

@@ -19,7 +19,18 @@ from typing import Any, NamedTuple
 import pytest
 
 from laion_face_builder.layout import DataDir
-from laion_face_builder.sandbox import Hub, Sandbox, SandboxSpec, Truth, environment_for, make_content, write_upstream
+from laion_face_builder.sandbox import (
+    STRANGER,
+    TOKEN,
+    WRITER,
+    Hub,
+    Sandbox,
+    SandboxSpec,
+    Truth,
+    environment_for,
+    make_content,
+    write_upstream,
+)
 from laion_face_builder.sandbox.content import Content
 from laion_face_builder.sandbox.serving import LoopbackServer
 
@@ -44,6 +55,14 @@ def no_faults_left() -> Iterator[None]:
     yield
     for server in _SERVERS:
         server.faults.clear()
+
+
+@pytest.fixture(scope="session")
+def hub() -> Hub:
+    """The stand-in Hub alone. The token in the environment may write to the namespace WRITER, STRANGER's to nothing."""
+    _HUB.tokens.setdefault(STRANGER, set())
+    _HUB.writers.setdefault(TOKEN, (WRITER,))
+    return _HUB
 
 
 @pytest.fixture(scope="session")

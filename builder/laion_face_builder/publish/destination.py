@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from laion_face_builder.errors import OptionError
+from laion_face_builder.errors import BadFile, OptionError
 from laion_face_builder.files import sha256_of
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
@@ -52,6 +52,12 @@ class Outgoing:
             OptionError: `name` leads out of the place, or is no path of it.
         """
         return cls(name, path, path.stat().st_size, sha256_of(path))
+
+    def changed(self, found: str) -> BadFile:
+        """The error that the file now has the SHA-256 `found`."""
+        expected = f"{self.sha256}, as it was when the publish began"
+        way_out = "Let nothing else write to it and publish again."
+        return BadFile(self.path, found=f"SHA-256 {found}", expected=expected, way_out=way_out)
 
 
 @dataclass(frozen=True)
@@ -121,7 +127,7 @@ class Destination(Protocol):
         ...
 
     def check(self, files: Sequence[Outgoing]) -> list[str]:
-        """Problems, one line each: a file missing, of another size or of another SHA-256; [] if all is as it should be."""
+        """Problems, one line each: a file missing, of another size or of another SHA-256; [] if all is well."""
         ...
 
 
@@ -140,12 +146,10 @@ def destination_at(
     Raises:
         OptionError: the target can be neither, or the other arguments do not go with a folder.
     """
-    if _is_folder(target):
+    if is_folder(target):
         given = {"--private": private, "--revision": revision, "--token": token}
         if unfit := [name for name, value in given.items() if value]:
-            raise OptionError(
-                f"{target} is a folder: {', '.join(unfit)} can only be used with a Hub id like owner/name"
-            )
+            raise OptionError(f"{target} is a folder: {', '.join(unfit)} only go with a Hub id like owner/name")
         from laion_face_builder.publish.folder import FolderDestination
 
         return FolderDestination(Path(target).expanduser())
@@ -156,5 +160,7 @@ def destination_at(
     return HubDestination(target, private=private, revision=revision or "main", token=token)
 
 
-def _is_folder(target: str) -> bool:
-    return target.startswith((os.sep, ".", "~")) or target.endswith(("/", os.sep)) or Path(target).is_dir()
+def is_folder(target: str) -> bool:
+    """Whether `target` means a folder; see `destination_at`."""
+    written_so = target.startswith((os.sep, ".", "~")) or target.endswith(("/", os.sep))
+    return written_so or (target != "" and Path(target).is_dir())

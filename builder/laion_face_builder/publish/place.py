@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from laion_face_builder.errors import SourceNotFound
-from laion_face_builder.publish.destination import _is_folder as is_folder
+from laion_face_builder.publish.destination import is_folder
 from laion_face_builder.publish.manifest import MANIFEST, Manifest
 from laion_face_builder.upstream.retrying import TransientError, retried
 from laion_face_builder.upstream.source_fsspec import filesystem_of

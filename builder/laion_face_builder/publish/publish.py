@@ -20,11 +20,11 @@ from laion_face_builder.layout import ALL_PARTS, DataDir
 from laion_face_builder.options import OptionFields, Options
 from laion_face_builder.publish.card import card_of
 from laion_face_builder.publish.croissant import croissant_of
-from laion_face_builder.publish.destination import Destination, Outgoing, destination_at
+from laion_face_builder.publish.destination import Destination, Outgoing, destination_at, is_folder
 from laion_face_builder.publish.image_files import Bounds
 from laion_face_builder.publish.making import made_examples, made_index, made_preview
 from laion_face_builder.publish.manifest import CARD, CROISSANT, MANIFEST, PREVIEW_FILE, Entry, Kind, Manifest, is_ours
-from laion_face_builder.publish.place import Place, is_folder
+from laion_face_builder.publish.place import Place
 from laion_face_builder.publish.preview_files import check_preview
 from laion_face_builder.publish.staging import Staging
 
@@ -179,7 +179,7 @@ class _Job:
         if problems:
             raise LaionFaceError(
                 f"{self._request.target}: after publishing, {len(problems)} files are not what they should be: "
-                f"{'; '.join(problems[:5])}. Run the same command again."
+                f"{'; '.join(problems[:5])}. Delete them there and run the same command again."
             )
         size = human_size(sum(entry.size for entry in manifest.entries.values()))
         logger.info(

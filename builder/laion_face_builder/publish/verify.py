@@ -8,9 +8,9 @@ from pathlib import Path
 
 from laion_face_builder.errors import NotPrepared
 from laion_face_builder.layout import DataDir
-from laion_face_builder.publish.destination import destination_at
+from laion_face_builder.publish.destination import destination_at, is_folder
 from laion_face_builder.publish.manifest import CARD, MANIFEST
-from laion_face_builder.publish.place import Place, is_folder
+from laion_face_builder.publish.place import Place
 from laion_face_builder.publish.verify_data import data_problems, prepared_parts
 from laion_face_builder.publish.verify_place import place_problems
 

@@ -34,6 +34,7 @@ __all__ = [
     "STRANGER",
     "TOKEN",
     "TWISTS",
+    "WRITER",
     "Answer",
     "Content",
     "Face",
@@ -52,8 +53,9 @@ __all__ = [
     "write_upstream",
 ]
 
-#: The token that may read the gated metadata.
+#: The token that may read the gated metadata, and write to the namespace WRITER.
 TOKEN = "hf_sandbox"  # noqa: S105 - it opens nothing but the sandbox
+WRITER = "sandbox"
 #: A token that the Hub knows, but that was not granted anything.
 STRANGER = "hf_stranger"
 
@@ -105,6 +107,7 @@ class Sandbox:
             hub.add_repo(metadata_repo, _files(folder / "metadata"), gated=True)
             hub.tokens.setdefault(TOKEN, set()).add(metadata_repo)
             hub.tokens.setdefault(STRANGER, set())
+            hub.writers.setdefault(TOKEN, (WRITER,))
             yield cls(folder, content, hub, pictures, metadata, repo, metadata_repo)
 
     @property

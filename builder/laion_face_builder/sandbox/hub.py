@@ -1,8 +1,8 @@
-"""A stand-in for the Hugging Face Hub: enough of its HTTP interface for huggingface_hub to read dataset repos from.
+"""A stand-in for the Hugging Face Hub: as much of its HTTP interface as huggingface_hub needs for dataset repos.
 
 Repo info, tree listings in pages, paths-info, and resolve, which answers small files itself and sends clients of LFS
-files to another host name (as the Hub does, so that tokens and metadata take the same ways). Writing is not there; a
-route more in `_ROUTES` and a commit more in `HubRepo` is all that it needs.
+files to another host name (as the Hub does, so that tokens and metadata take the same ways). `hub_writing` has the
+routes that change something.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlencode
 
+from laion_face_builder.sandbox.hub_answers import Refused, json_answer, refusal
+from laion_face_builder.sandbox.hub_writing import WRITING_ROUTES, Upload
 from laion_face_builder.sandbox.messages import Answer, Request, ranged, redirect
 from laion_face_builder.sandbox.repos import HubFile, HubRepo
 from laion_face_builder.sandbox.serving import LoopbackServer
@@ -23,13 +26,21 @@ _NO_ACCESS = "Access to dataset {} is restricted. Visit https://huggingface.co/d
 
 
 class Hub(LoopbackServer):
-    """Serves `repos`. `tokens` maps each known token to the gated repos that it may read; listings have `page_size`."""
+    """Serves `repos`; listings come in pages of `page_size`.
 
-    def __init__(self, page_size: int = 4) -> None:
+    `tokens` maps each known token to the gated or private repos that it may read, `writers` to the namespaces that it
+    may write to, the user's own name first. LFS objects of more than `multipart_over` bytes are uploaded in parts.
+    """
+
+    def __init__(self, page_size: int = 4, multipart_over: int = 16 << 20) -> None:
         super().__init__()
         self.repos: dict[str, HubRepo] = {}
         self.tokens: dict[str, set[str]] = {}
+        self.writers: dict[str, tuple[str, ...]] = {}
         self.page_size = page_size
+        self.multipart_over = multipart_over
+        self.uploads: dict[str, Upload] = {}
+        self.writing = threading.Lock()
 
     def add_repo(self, repo_id: str, files: Mapping[str, bytes | Path], *, gated: bool = False) -> HubRepo:
         """A new dataset repo with one commit on main."""
@@ -42,53 +53,63 @@ class Hub(LoopbackServer):
         for method, pattern, route in _ROUTES:
             if request.method in method.split() and (found := re.fullmatch(pattern, request.path)):
                 try:
+                    self.check_sight(request, found.groupdict().get("repo"))
                     return route(self, request, **found.groupdict())
-                except _Refused as refused:
+                except Refused as refused:
                     return refused.answer
-        return _error(404, "NotFound", f"no such page: {request.path}")
+        return refusal(404, "NotFound", f"no such page: {request.path}")
 
     def repo(self, repo_id: str) -> HubRepo:
         """The repo; a 404 to the client if there is none."""
         if repo_id not in self.repos:
-            raise _Refused(404, "RepoNotFound", "Repository not found")
+            raise Refused(404, "RepoNotFound", "Repository not found")
         return self.repos[repo_id]
 
     def revision(self, repo_id: str, revision: str | None) -> tuple[HubRepo, str]:
         """The repo and the commit's sha; a 404 to the client if there is none."""
         repo = self.repo(repo_id)
         if (sha := repo.sha(revision or "main")) is None:
-            raise _Refused(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+            raise Refused(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return repo, sha
 
     def check_access(self, repo: HubRepo, request: Request) -> None:
         """401 without a known token, 403 with one that was not granted the repo. Listings are open to all."""
-        token = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if repo.gated and repo.id not in self.tokens.get(token, set()):
-            status = 403 if token in self.tokens else 401
-            raise _Refused(status, "GatedRepo", _NO_ACCESS.format(repo.id, repo.id))
+        if repo.gated and repo.id not in self.tokens.get(request.token, set()):
+            status = 403 if self.knows(request.token) else 401
+            raise Refused(status, "GatedRepo", _NO_ACCESS.format(repo.id, repo.id))
 
+    def knows(self, token: str) -> bool:
+        """Whether the token is one of ours."""
+        return token in self.tokens or token in self.writers
 
-class _Refused(Exception):
-    def __init__(self, status: int, code: str, message: str) -> None:
-        self.answer = _error(status, code, message)
-        super().__init__(message)
+    def check_sight(self, request: Request, repo_id: str | None) -> None:
+        """Private repos are as if they were not there: 401 without a token, 404 with one that may not see them."""
+        repo = self.repos.get(repo_id or "")
+        if repo is None or not repo.private or request.path.startswith("/lfs/"):  # storage addresses are signed
+            return
+        may_write = repo.id.partition("/")[0] in self.writers.get(request.token, ())
+        if not may_write and repo.id not in self.tokens.get(request.token, set()):
+            message = "Repository not found" if request.token else "Invalid username or password."
+            raise Refused(404 if self.knows(request.token) else 401, "RepoNotFound", message)
 
-
-def _error(status: int, code: str, message: str) -> Answer:
-    headers = {"X-Error-Code": code, "X-Error-Message": message, "Content-Type": "application/json"}
-    return Answer(status, json.dumps({"error": message}).encode(), headers)
-
-
-def _json(value: object, **headers: str) -> Answer:
-    return Answer(body=json.dumps(value).encode(), headers={"Content-Type": "application/json", **headers})
+    def check_write(self, request: Request, namespace: str) -> None:
+        """401 without a known token, 403 with one that may not write to `namespace`."""
+        if not self.knows(request.token):
+            message = (
+                "Invalid credentials in Authorization header" if request.token else "Invalid username or password."
+            )
+            raise Refused(401, "Unauthorized", message)
+        if namespace not in self.writers.get(request.token, ()):
+            raise Refused(403, "Forbidden", f'You don\'t have the rights to write to the namespace "{namespace}"')
 
 
 def _info(hub: Hub, request: Request, *, repo: str, revision: str | None) -> Answer:
     found, sha = hub.revision(repo, revision)
     files = [found.tree(sha)[path] for path in sorted(found.tree(sha))]
     siblings = [file.as_sibling() if request.query.get("blobs") else {"rfilename": file.path} for file in files]
-    about: dict[str, Any] = {"private": False, "gated": "auto" if found.gated else False, "disabled": False, "tags": []}
-    return _json(
+    gated = "auto" if found.gated else False
+    about: dict[str, Any] = {"private": found.private, "gated": gated, "disabled": False, "tags": []}
+    return json_answer(
         {"_id": sha[:24], "id": repo, "author": repo.partition("/")[0], "sha": sha, "siblings": siblings, **about}
     )
 
@@ -98,13 +119,13 @@ def _tree(hub: Hub, request: Request, *, repo: str, revision: str, path: str | N
     recursive = request.query.get("recursive", "").lower() in ("true", "1")
     entries = list(_listing(found.tree(sha).values(), f"{path}/" if path else "", recursive))
     if path and not entries:
-        raise _Refused(404, "EntryNotFound", f"{path} does not exist on {revision}")
+        raise Refused(404, "EntryNotFound", f"{path} does not exist on {revision}")
     start = int(request.query.get("cursor", 0))
     stop = start + hub.page_size
     if stop >= len(entries):
-        return _json(entries[start:])
+        return json_answer(entries[start:])
     target = f"{hub.url()}{request.split.path}?{urlencode({**request.query, 'cursor': stop})}"
-    return _json(entries[start:stop], Link=f'<{target}>; rel="next"')
+    return json_answer(entries[start:stop], Link=f'<{target}>; rel="next"')
 
 
 def _listing(files: Iterable[HubFile], prefix: str, recursive: bool) -> Iterable[dict[str, Any]]:
@@ -134,7 +155,7 @@ def _paths_info(hub: Hub, request: Request, *, repo: str, revision: str) -> Answ
     else:
         wanted = parse_qs(request.body.decode()).get("paths", [])
     everything = {entry["path"]: entry for entry in _listing(found.tree(sha).values(), "", recursive=True)}
-    return _json([everything[path] for path in wanted if path in everything])
+    return json_answer([everything[path] for path in wanted if path in everything])
 
 
 def _resolve(hub: Hub, request: Request, *, repo: str, revision: str, path: str) -> Answer:
@@ -142,7 +163,7 @@ def _resolve(hub: Hub, request: Request, *, repo: str, revision: str, path: str)
     hub.check_access(found, request)
     file = found.tree(sha).get(path)
     if file is None:
-        raise _Refused(404, "EntryNotFound", f"Entry not found: {path}")
+        raise Refused(404, "EntryNotFound", f"Entry not found: {path}")
     headers = {"X-Repo-Commit": sha, "ETag": f'"{file.oid}"'}
     if not file.is_lfs:
         return ranged(Answer(body=file.content, headers=headers), request.headers.get("range"))
@@ -158,9 +179,11 @@ def _lfs(hub: Hub, request: Request, *, repo: str, revision: str, path: str) -> 
 
 
 def _whoami(hub: Hub, request: Request) -> Answer:
-    if request.headers.get("authorization", "").removeprefix("Bearer ") not in hub.tokens:
-        return _error(401, "Unauthorized", "Invalid credentials in Authorization header")
-    return _json({"type": "user", "name": "sandbox", "auth": {"accessToken": {"role": "write"}}, "orgs": []})
+    if not hub.knows(request.token):
+        return refusal(401, "Unauthorized", "Invalid credentials in Authorization header")
+    name, *organisations = hub.writers.get(request.token, ("sandbox-reader",))
+    role = {"accessToken": {"role": "write" if request.token in hub.writers else "read"}}
+    return json_answer({"type": "user", "name": name, "auth": role, "orgs": [{"name": org} for org in organisations]})
 
 
 _REPO = r"(?P<repo>[^/]+/[^/]+)"
@@ -172,4 +195,5 @@ _ROUTES: tuple[tuple[str, str, _Route], ...] = (
     ("GET HEAD", rf"/datasets/{_REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", _resolve),
     ("GET HEAD", rf"/lfs/{_REPO}/(?P<revision>[^/]+)/(?P<path>.+)", _lfs),
     ("GET", r"/api/whoami-v2", _whoami),
+    *WRITING_ROUTES,
 )

@@ -83,12 +83,13 @@ def ranged(answer: Answer, wanted: str | None, if_range: str | None = None) -> A
 
 @dataclass
 class Request:
-    """One request as it came in, and in `sent` how many bytes of body went back."""
+    """One request as it came in: `received` bytes of body came, `sent` went back; the log keeps no PUT's body."""
 
     method: str
     target: str
     headers: Mapping[str, str]
     body: bytes = b""
+    received: int = 0
     sent: int = 0
 
     @property
@@ -102,6 +103,11 @@ class Request:
         return unquote(self.split.path)
 
     @property
+    def token(self) -> str:
+        """The bearer's token; "" if none came."""
+        return self.headers.get("authorization", "").removeprefix("Bearer ")
+
+    @property
     def query(self) -> dict[str, str]:
         """The query's names and values."""
         return dict(parse_qsl(self.split.query))
@@ -113,12 +119,19 @@ class Fault:
 
     `spoil` holds fields of `Answer` to replace: `{"status": 503}`, `{"cut_after": 1000}`, `{"flip": 7}`. A status of
     400 and up goes without the body and the headers of the true answer, but for those named in `spoil`.
+
+    What goes wrong before there is an answer: `unheard`, the request is not acted on (else a planted 503 comes after
+    the commit that it denies); `take`, after that many bytes of its body the connection ends, and it is not acted on;
+    `take_rate`, its body is taken in at so many bytes a second.
     """
 
     path: str
     spoil: Mapping[str, Any]
     calls: Container[int] = (1,)
     method: str = "GET"
+    unheard: bool = False
+    take: int | None = None
+    take_rate: float | None = None
     seen: int = 0
 
     def applied(self, answer: Answer) -> Answer:

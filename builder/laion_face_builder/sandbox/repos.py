@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,15 +17,16 @@ _LFS_SUFFIXES = (".bin", ".jpg", ".parquet", ".png", ".pt", ".pth", ".tar", ".we
 
 @dataclass(frozen=True)
 class HubFile:
-    """One file of a commit."""
+    """One file of a commit. `lfs`: whether the commit said that it is in LFS; None means as its name says."""
 
     path: str
     content: bytes | Path
+    lfs: bool | None = None
 
     @property
     def is_lfs(self) -> bool:
         """Whether git holds only a pointer to it."""
-        return self.path.endswith(_LFS_SUFFIXES)
+        return self.path.endswith(_LFS_SUFFIXES) if self.lfs is None else self.lfs
 
     @cached_property
     def data(self) -> Answer:
@@ -58,17 +59,29 @@ class HubFile:
 
 @dataclass
 class HubRepo:
-    """A dataset repo: commits by their sha, and branches that point to them."""
+    """A dataset repo: commits by their sha, and branches that point to them.
+
+    `objects` are the LFS objects that were uploaded, by SHA-256, committed or not; `messages` those of its commits.
+    """
 
     id: str
     gated: bool = False
+    private: bool = False
+    objects: dict[str, bytes] = field(default_factory=dict, repr=False)
     commits: dict[str, dict[str, HubFile]] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
+    messages: dict[str, str] = field(default_factory=dict)
 
     def commit(self, files: Mapping[str, bytes | Path], branch: str = "main") -> str:
         """Adds or replaces files on top of `branch`; gives the new commit's sha."""
-        tree = dict(self.commits.get(self.branches.get(branch, ""), {}))
-        tree.update({path: HubFile(path, content) for path, content in files.items()})
+        return self.commit_files([HubFile(path, content) for path, content in files.items()], (), branch)
+
+    def commit_files(self, files: Iterable[HubFile], removed: Iterable[str], branch: str) -> str:
+        """Takes the `removed` paths out of `branch`, adds or replaces `files`; gives the new commit's sha."""
+        removed = set(removed)
+        before = self.commits.get(self.branches.get(branch, ""), {})
+        tree = {path: file for path, file in before.items() if path not in removed}
+        tree.update({file.path: file for file in files})
         text = "\n".join([self.branches.get(branch, ""), *(f"{path} {tree[path].oid}" for path in sorted(tree))])
         sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
         self.commits[sha], self.branches[branch] = tree, sha

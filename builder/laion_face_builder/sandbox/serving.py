@@ -63,9 +63,19 @@ class LoopbackServer(ThreadingHTTPServer):
             self._changed.wait_for(lambda: not self.open, timeout=5)
         self.server_close()
 
-    def plant(self, path: str, *, calls: Container[int] = (1,), method: str = "GET", **spoil: Any) -> Fault:
+    def plant(
+        self,
+        path: str,
+        *,
+        calls: Container[int] = (1,),
+        method: str = "GET",
+        unheard: bool = False,
+        take: int | None = None,
+        take_rate: float | None = None,
+        **spoil: Any,
+    ) -> Fault:
         """Makes the `calls`-th requests (from 1) for paths with `path` in them go wrong; see `Fault`."""
-        fault = Fault(path, spoil, calls, method)
+        fault = Fault(path, spoil, calls, method, unheard, take, take_rate)
         self.faults.append(fault)
         return fault
 
@@ -77,14 +87,20 @@ class LoopbackServer(ThreadingHTTPServer):
         """How many bytes of body went out for paths with `path` in them."""
         return sum(request.sent for request in self.log if path in request.path)
 
-    def spoiled(self, request: Request, answer: Answer) -> Answer:
-        """`answer` after all planted faults."""
+    def bytes_received(self, path: str = "", method: str | None = None) -> int:
+        """How many bytes of body came in for paths with `path` in them."""
+        fitting = (request for request in self.log if path in request.path and method in (None, request.method))
+        return sum(request.received for request in fitting)
+
+    def faults_of(self, request: Request) -> list[Fault]:
+        """The planted faults whose turn it is; every fault that fits counts the request."""
+        due = []
         with self._changed:
             for fault in self.faults:
                 if fault.path in request.path and fault.method == request.method:
                     fault.seen += 1
-                    answer = fault.applied(answer) if fault.seen in fault.calls else answer
-        return answer
+                    due += [fault] if fault.seen in fault.calls else []
+        return due
 
     def server_bind(self) -> None:
         """Binds without http.server's look-up of the full host name, which can take seconds."""
@@ -123,13 +139,35 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
 
     def do_GET(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        request = Request(self.command, self.path, {name.lower(): text for name, text in self.headers.items()}, body)
+        request = Request(self.command, self.path, {name.lower(): text for name, text in self.headers.items()})
         self.server.log.append(request)
-        answer = self.server.spoiled(request, self.server.answer(request))
+        faults = self.server.faults_of(request)
+        if not self._take_body(request, faults):
+            self.close_connection = True
+            return _hang_up(self.connection)
+        answer = Answer() if any(fault.unheard for fault in faults) else self.server.answer(request)
+        for fault in faults:
+            answer = fault.applied(answer)
+        if request.method == "PUT":
+            request.body = b""  # an upload would stay in memory twice
         if answer.delay:
             self.server.stopping.wait(answer.delay)
         self._send(request, answer)
+
+    def _take_body(self, request: Request, faults: list[Fault]) -> bool:
+        """Reads the body; False if the client went away in the middle of it, or a fault ends the connection there."""
+        length = int(self.headers.get("Content-Length") or 0)
+        stop = min([length, *(fault.take for fault in faults if fault.take is not None)])
+        rate = min([fault.take_rate for fault in faults if fault.take_rate], default=None)
+        pieces = []
+        while request.received < stop:
+            piece = self.rfile.read(min(stop - request.received, max(1, int(rate / 20)) if rate else 1 << 20))
+            if not piece or (rate and self.server.stopping.wait(len(piece) / rate)):
+                return False
+            request.received += len(piece)
+            pieces.append(piece)
+        request.body = b"".join(pieces)
+        return not any(fault.take is not None for fault in faults)
 
     do_HEAD = do_POST = do_PUT = do_GET  # the server's `answer` looks at the method
 

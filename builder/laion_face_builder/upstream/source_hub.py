@@ -16,18 +16,17 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from laion_face_builder.errors import GatedSource, LaionFaceError, SourceError, SourceNotFound
+from laion_face_builder.errors import GatedSource, SourceError, SourceNotFound
 from laion_face_builder.files import sha256_of
-from laion_face_builder.upstream.retrying import TransientError, retried
+from laion_face_builder.upstream.hub_errors import in_our_words, status_of
+from laion_face_builder.upstream.retrying import retried
 from laion_face_builder.upstream.source_files import CopiedFile
-from laion_face_builder.upstream.source_url import PASSING_STATUS, open_url, ranged_pieces
+from laion_face_builder.upstream.source_url import open_url, ranged_pieces
 
 T = TypeVar("T")
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-#: The HTTP libraries under huggingface_hub, by version; the errors of the last two are not OSErrors.
-_HTTP_LIBRARIES = frozenset({"requests", "httpx", "httpx2"})
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ class HubRepo:
         from huggingface_hub import errors as hub
 
         where = f"Hub dataset {self.repo}" + (f", file {path}" if path else "")
-        status = getattr(getattr(error, "response", None), "status_code", None)
+        status = status_of(error)
         if isinstance(error, hub.OfflineModeIsEnabled):
             return SourceError(f"{where}: HF_HUB_OFFLINE is set, so the Hub cannot be asked")
         if isinstance(error, hub.GatedRepoError) or (
@@ -141,7 +140,7 @@ class HubRepo:
             )
         if isinstance(error, hub.EntryNotFoundError):
             return SourceNotFound(f"{where}: there is no such file at {self.revision or 'main'}")
-        return self._passing(error, where, status)
+        return in_our_words(error, where)
 
     def _gated(self, where: str, status: int | None) -> GatedSource:
         found = "the token that was given has no access" if status == 403 else "no valid token was given"
@@ -149,16 +148,6 @@ class HubRepo:
             f"{where}: the repo is gated and {found}. Accept its terms at https://huggingface.co/datasets/{self.repo} "
             "and give the token of that account: `hf auth login`, the variable HF_TOKEN, or token=…"
         )
-
-    def _passing(self, error: Exception, where: str, status: int | None) -> Exception:
-        short = " ".join(str(error).split())[:300] or type(error).__name__
-        if status in PASSING_STATUS:
-            after = str(getattr(error, "response").headers.get("Retry-After", ""))  # noqa: B009 - its class varies
-            return TransientError(f"HTTP {status}", float(after) if after.isdigit() else 0.0)
-        library = type(error).__module__.partition(".")[0]
-        if status is None and (isinstance(error, OSError) or library in _HTTP_LIBRARIES):
-            return TransientError(short)
-        return SourceError(f"{where}: {short}") if not isinstance(error, LaionFaceError) else error
 
 
 @dataclass(frozen=True)
@@ -192,7 +181,7 @@ class HubFile(CopiedFile):
         if self.size is not None and size != self.size:
             return f"{size} bytes came, the Hub states {self.size}"
         kind, _, stated = self.version.partition(":")
-        found = sha256_of(path) if kind == "sha256" else _git_hash(path)
+        found = sha256_of(path) if kind == "sha256" else git_hash(path)
         return None if found == stated else f"its {kind} hash is {found}, the Hub states {stated}"
 
 
@@ -203,7 +192,7 @@ def _safe_parts(path: str) -> list[str]:
     return parts
 
 
-def _git_hash(path: Path) -> str:
+def git_hash(path: Path) -> str:
     """Git's name for small files that are not in LFS: SHA-1 of a header and the bytes."""
     content = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()

@@ -1,0 +1,233 @@
+"""A dataset repo on the Hub that is published to, through huggingface_hub.
+
+A send lists the repo, uploads what is not there file by file, and commits all of it at once. Killed in between, the
+uploaded files are the Hub's already, and it does not take them again; the repo is as before until the commit. A commit
+whose answer is lost may have been made: the repo is listed anew before it is tried again, on top of the listed commit.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tqdm import tqdm
+
+from laion_face_builder.errors import LaionFaceError, OptionError, PublishError, SourceError, StateConflict
+from laion_face_builder.publish.destination import Held, Outgoing, missing, problems
+from laion_face_builder.publish.refusals import refused, root_of
+from laion_face_builder.upstream.hub_errors import short, status_of
+from laion_face_builder.upstream.retrying import retried
+from laion_face_builder.upstream.source_hub import git_hash
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+T = TypeVar("T")
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class _Head:
+    """A branch at one moment: its commit and what that holds; None and {} where there is no such repo or branch."""
+
+    commit: str | None
+    held: dict[str, Held]
+
+
+@dataclass(frozen=True)
+class HubDestination:
+    """The dataset `repo`, "owner/name", at the branch `revision`; both are made when something is sent.
+
+    Args:
+        private: a repo that is made is made private, and one that is public is refused.
+        token: None means the one that `hf auth login` or HF_TOKEN gave.
+    """
+
+    repo: str
+    private: bool = False
+    revision: str = "main"
+    token: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils._validators import validate_repo_id
+
+        try:
+            validate_repo_id(self.repo)
+        except HFValidationError as error:
+            raise OptionError(f"{self.repo!r} is no name of a Hub dataset: {short(error)}") from error
+        if _COMMIT.fullmatch(self.revision):
+            raise OptionError(
+                f"--revision {self.revision} is a commit, which stays as it is; give the name of a branch"
+            )
+
+    def listing(self) -> dict[str, Held]:
+        """Every file but hidden ones such as .gitattributes, which is the Hub's own.
+
+        Raises:
+            PublishError: no answer, or no access.
+        """
+        return self._head().held
+
+    def send(self, files: Sequence[Outgoing], message: str) -> int:
+        """Uploads and commits what is not there yet; no commit if all is. 429, 5xx and cut connections are retried.
+
+        Returns:
+            The bytes of the files that were committed, of which the Hub may have had some from a send that was killed.
+
+        Raises:
+            PublishError: no answer in the end, no access, or the Hub refuses.
+            BadFile: a file is no longer what it was when it was hashed; nothing is committed.
+            StateConflict: `private` is asked for, and the repo is public.
+        """
+        if not (left := missing(files, self._stated(files, self._made()))):
+            return 0
+        from huggingface_hub import CommitOperationAdd
+
+        with _quiet_unless_terminal():
+            additions = {file.name: CommitOperationAdd(file.name, file.path) for file in left}
+            self._upload(left, additions, message)
+            self._commit(lambda held: [additions[file.name] for file in missing(left, held)], left, message)
+        return sum(file.size for file in left)
+
+    def remove(self, names: Sequence[str], message: str) -> None:
+        """Commits that those of `names` that are there are gone.
+
+        Raises:
+            PublishError: no answer in the end, no access, or the Hub refuses.
+        """
+        from huggingface_hub import CommitOperationDelete
+
+        def plan(held: dict[str, Held]) -> list[Any]:
+            return [CommitOperationDelete(name, is_folder=False) for name in sorted(held.keys() & set(names))]
+
+        self._commit(plan, (), message)
+
+    def check(self, files: Sequence[Outgoing]) -> list[str]:
+        """Problems, one line each: lists the repo again and compares sizes and the hashes that the Hub states.
+
+        Raises:
+            PublishError: no answer, or no access.
+        """
+        return problems(files, self._stated(files, self._head()))
+
+    @cached_property
+    def _api(self) -> HfApi:
+        from huggingface_hub import HfApi
+
+        return HfApi(token=self.token)
+
+    def _head(self) -> _Head:
+        from huggingface_hub import errors as hub
+
+        try:
+            return self._asked(self._look)
+        except PublishError as error:
+            cause = error.__cause__
+            absent = isinstance(cause, (hub.RepositoryNotFoundError, hub.RevisionNotFoundError))
+            if cause and absent and status_of(cause) == 404:  # a 401 can mean that we may not see it
+                return _Head(None, {})
+            raise
+
+    def _look(self) -> _Head:
+        """The branch as it is now; all of it at one commit, however many pages the listing has."""
+        from huggingface_hub.hf_api import RepoFile
+
+        about = self._api.dataset_info(self.repo, revision=self.revision)
+        if self.private and not about.private:
+            raise StateConflict(
+                f"Hub dataset {self.repo}: --private is asked for, but the repo is public. Make it private in its "
+                f"settings, or give another name"
+            )
+        tree = self._api.list_repo_tree(self.repo, recursive=True, revision=about.sha, repo_type="dataset")
+        files = [entry for entry in tree if isinstance(entry, RepoFile) and not entry.path.startswith(".")]
+        held = {file.path: Held(file.size, file.lfs.sha256 if file.lfs else None, file.blob_id) for file in files}
+        return _Head(about.sha, held)
+
+    def _made(self) -> _Head:
+        """The branch, and the repo, made if there is none."""
+        if (head := self._head()).commit is not None:
+            return head
+        self._asked(
+            lambda: self._api.create_repo(self.repo, repo_type="dataset", private=self.private or None, exist_ok=True)
+        )
+        if self.revision != "main":
+            self._asked(
+                lambda: self._api.create_branch(self.repo, branch=self.revision, repo_type="dataset", exist_ok=True)
+            )
+        return self._asked(self._look)
+
+    @staticmethod
+    def _stated(files: Sequence[Outgoing], head: _Head) -> dict[str, Held]:
+        """What is there, with the SHA-256 of those small files that git's hash shows to be ours."""
+        held = dict(head.held)
+        for file in files:
+            there = held.get(file.name)
+            if there and there.sha256 is None and there.size == file.size and there.git_sha1 == git_hash(file.path):
+                held[file.name] = Held(there.size, file.sha256, there.git_sha1)
+        return held
+
+    def _upload(self, files: Sequence[Outgoing], additions: dict[str, Any], message: str) -> None:
+        """File by file, so that one that fails does not take the others along; small ones travel in the commit."""
+        upload = partial(self._api.preupload_lfs_files, repo_type="dataset", revision=self.revision)
+        total = sum(file.size for file in files)
+        with tqdm(total=total, desc=message, unit="B", unit_scale=True, disable=None, file=sys.stderr) as bar:
+            for file in files:
+                self._asked(partial(upload, self.repo, [additions[file.name]]), file.name)
+                if (sent := additions[file.name].upload_info.sha256.hex()) != file.sha256:
+                    raise file.changed(sent)
+                bar.update(file.size)
+
+    def _commit(self, plan: Callable[[dict[str, Held]], list[Any]], files: Sequence[Outgoing], message: str) -> None:
+        """Commits what `plan` makes of what is there, until there is nothing left to commit."""
+
+        def once() -> None:
+            head = self._head()
+            if operations := plan(self._stated(files, head)):
+                self._api.create_commit(
+                    self.repo,
+                    operations,
+                    commit_message=message,
+                    repo_type="dataset",
+                    revision=self.revision,
+                    parent_commit=head.commit,
+                )
+
+        self._asked(once, "commit")
+
+    def _asked(self, ask: Callable[[], T], what: str = "") -> T:
+        where = f"Hub dataset {self.repo}" + (f", {what}" if what else "")
+
+        def once() -> T:
+            try:
+                return ask()
+            except LaionFaceError:
+                raise
+            except Exception as error:  # Which library's errors these are depends on the version of huggingface_hub.
+                raise refused(error, where, self.repo, self.revision) from root_of(error)
+
+        try:
+            return retried(once, where)
+        except SourceError as error:
+            raise PublishError(f"{error} What was sent is kept: the same command goes on from there.") from error
+
+
+@contextmanager
+def _quiet_unless_terminal() -> Iterator[None]:
+    """huggingface_hub draws its bars into log files too; ours know better."""
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    change = not sys.stderr.isatty() and not are_progress_bars_disabled()
+    if change:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if change:
+            enable_progress_bars()

@@ -1,0 +1,51 @@
+"""What huggingface_hub raises, in our words: what may pass, to be tried again, and what will not.
+
+Which library's errors these are depends on the version of huggingface_hub: they are known by their parts.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+
+from laion_face_builder.errors import LaionFaceError, SourceError
+from laion_face_builder.upstream.retrying import TransientError
+from laion_face_builder.upstream.source_url import PASSING_STATUS
+
+#: The HTTP libraries under huggingface_hub, by version; the errors of the last two are not OSErrors.
+_HTTP_LIBRARIES = frozenset({"requests", "httpx", "httpx2"})
+
+
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status of the answer that `error` is about; None if there was no answer."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status if isinstance(status, int) else None
+
+
+def in_our_words(error: Exception, where: str) -> Exception:
+    """A TransientError for what may pass, with the pause that is asked for; else a SourceError; ours as they are."""
+    if isinstance(error, LaionFaceError):
+        return error
+    status = status_of(error)
+    if status in PASSING_STATUS:
+        return TransientError(f"HTTP {status}", _wait_asked(getattr(error, "response").headers))  # noqa: B009 - varies
+    library = type(error).__module__.partition(".")[0]
+    if status is None and (isinstance(error, OSError) or library in _HTTP_LIBRARIES):
+        return TransientError(short(error))
+    if isinstance(error, json.JSONDecodeError):
+        return TransientError("the answer is not JSON, as from a gateway that has no answer")
+    return SourceError(f"{where}: {short(error)}")
+
+
+def _wait_asked(headers: Mapping[str, str]) -> float:
+    """Seconds: of Retry-After, or the `t` of the Hub's RateLimit, `"api";r=0;t=55`."""
+    found = re.search(r"^\d+$", headers.get("Retry-After", "")) or re.search(
+        r"(?<=;t=)\d+", headers.get("RateLimit", "")
+    )
+    return float(found[0]) if found else 0.0
+
+
+def short(error: BaseException) -> str:
+    """The error's text in one line of at most 300 characters."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

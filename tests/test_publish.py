@@ -102,7 +102,9 @@ def test_no_fixed_size_list_is_null(either):
         assert faces.null_count == 0
         flat = faces.flatten()
         points = flat.field("landmarks")
-        assert (flat.null_count, flat.field("box").null_count, points.null_count, points.flatten().null_count) == (0,) * 4
+        assert (flat.null_count, flat.field("box").null_count, points.null_count, points.flatten().null_count) == (
+            0,
+        ) * 4
 
 
 def test_pictures_are_null_or_decode_unturned(published_pictures):
@@ -228,7 +230,9 @@ def test_excluded_rows_are_not_published(data, prepared, tmp_path):
     truth = prepared.truth
     hosts = {truth[3].sample_id, truth[450].sample_id}
     served = next(one for one in truth if one.ok and one.sample_id not in hosts)
-    (tmp_path / "list.txt").write_text(f"{truth[3].sample_id}\n{truth[450].url}\n{hashlib.sha256(served.served).hexdigest()}\n")
+    (tmp_path / "list.txt").write_text(
+        f"{truth[3].sample_id}\n{truth[450].url}\n{hashlib.sha256(served.served).hexdigest()}\n"
+    )
     exclude = str(tmp_path / "list.txt")
     publish(PublishRequest(data, str(tmp_path / "out"), exclude=exclude))
     rows = [row for path in parquet_files(tmp_path / "out") for row in pq.read_table(path).to_pylist()]

@@ -67,9 +67,12 @@ def last_page_byte(path, column):
     """The last byte of a column's data in the middle row group."""
     metadata = pq.read_metadata(path)
     chunk = metadata.row_group(metadata.num_row_groups // 2).column(column)
-    return chunk.data_page_offset + chunk.total_compressed_size - (
-        chunk.data_page_offset - chunk.dictionary_page_offset if chunk.has_dictionary_page else 0
-    ) - 1
+    return (
+        chunk.data_page_offset
+        + chunk.total_compressed_size
+        - (chunk.data_page_offset - chunk.dictionary_page_offset if chunk.has_dictionary_page else 0)
+        - 1
+    )
 
 
 @pytest.mark.parametrize("kind", ["ids", "faces", "index", "sidecar"])

@@ -14,7 +14,8 @@ demo: $(VENV)/ready
 
 test: $(VENV)/ready $(VENV_36)/ready
 	$(VENV)/bin/python -m pytest
-	$(VENV_36)/bin/python -m pytest tests/test_builder.py tests/test_streaming.py tests/test_fetching.py
+	$(VENV_36)/bin/python -m pytest tests/test_builder.py tests/test_streaming.py tests/test_fetching.py \
+		tests/test_published.py tests/test_publish_hub.py
 
 check: $(VENV)/ready
 	$(VENV)/bin/ruff check .

@@ -333,7 +333,8 @@ from laion_face_builder.layout import DataDir
 from laion_face_builder.publish.image_files import Bounds
 from laion_face_builder.publish.publish import PublishRequest, publish
 bounds, batch = Bounds(**json.loads(sys.argv[3])), int(sys.argv[4])
-publish(PublishRequest(DataDir.at(sys.argv[1]), sys.argv[2], with_images=True, preview=4, bounds=bounds, batch_bytes=batch))
+data = DataDir.at(sys.argv[1])
+publish(PublishRequest(data, sys.argv[2], with_images=True, preview=4, bounds=bounds, batch_bytes=batch))
 """
 
 

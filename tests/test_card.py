@@ -1,0 +1,154 @@
+"""The card is complete, true of what is there, and understood by `datasets`, the Hub and Croissant's own validator."""
+
+import datasets
+import mlcroissant
+import pyarrow as pa
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from laion_face_builder.errors import BadFile
+from laion_face_builder.layout import CONFIG_PARTS
+from laion_face_builder.publish import card
+from laion_face_builder.publish.manifest import Entry, Manifest, index_name
+from laion_face_builder.publish.tables import EXAMPLES
+from laion_face_builder.schema import INDEX, example_features
+
+#: The sections of the Hub's dataset card template, without the optional ones that say nothing here.
+TEMPLATE = """
+Dataset Details|Dataset Description|Dataset Sources|Uses|Direct Use|Out-of-Scope Use|Dataset Structure|Dataset Creation
+Curation Rationale|Source Data|Data Collection and Processing|Who are the source data producers?|Annotations
+Annotation process|Who are the annotators?|Personal and Sensitive Information|Bias, Risks, and Limitations
+Recommendations|Citation|Glossary|Dataset Card Contact
+"""
+
+
+def entry(part, rows=100, size=1000):
+    return Entry(index_name(part), part, rows, 0, rows, 1, size, 2 * size, "0" * 64, "0" * 64, {"kind": "index"})
+
+
+def manifest_of(parts, rows=100):
+    return Manifest("index", {index_name(part): entry(part, rows) for part in parts})
+
+
+def test_the_card_has_every_section_of_the_template(published):
+    text = (published.folder / "README.md").read_text(encoding="utf-8")
+    headings = {line.lstrip("# ") for line in text.splitlines() if line.startswith("#")}
+    wanted = {name for line in TEMPLATE.split("\n") for name in line.split("|") if name}
+    assert wanted - headings == set()
+    assert "[More Information Needed]" not in text
+    assert card.PLACE not in text
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CC-BY-4.0",
+        "LAION's terms",
+        "their owners'",
+        "biometric",
+        "Not for identifying people",
+        "withdrawn in December 2023",
+    ]
+    + ["false positives", "--exclude", "zheng2021farl", "threshold 0.5", "not clipped"],
+)
+def test_the_card_says(said, published):
+    assert said in (published.folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_datasets_reads_the_features_as_they_are():
+    """On this version, from the YAML alone."""
+    read = datasets.Features._from_yaml_list(card.features_of(EXAMPLES))
+    features = {**example_features(), **datasets.Features.from_arrow_schema(INDEX)}
+    assert read == datasets.Features({name: features[name] for name in EXAMPLES.names})
+    assert read.arrow_schema.remove_metadata().field("faces").type == INDEX.field("faces").type
+    assert datasets.Features._from_yaml_list(card.features_of(INDEX)) == datasets.Features.from_arrow_schema(INDEX)
+
+
+def test_no_tag_switches_the_viewer_off(published, published_pictures):
+    for place in (published, published_pictures):
+        head, _ = card.split_card((place.folder / "README.md").read_text(encoding="utf-8"), "README.md")
+        assert not card.FORBIDDEN_TAGS & {str(tag).lower() for tag in head["tags"]}
+        assert {key for key in head if "gated" in key} == set()
+
+
+def test_a_copy_with_pictures_is_not_said_to_be_under_one_licence(published, published_pictures):
+    for place in (published, published_pictures):
+        head, text = card.split_card((place.folder / "README.md").read_text(encoding="utf-8"), "README.md")
+        assert (head["license"], head["license_name"]) == ("other", "mixed")
+        assert "their owners" in text
+    assert yaml.safe_load(card.card_of(manifest_of([0]), "x").split("---\n")[1])["license"] == "cc-by-4.0"
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sets(st.integers(0, 31), min_size=1), st.integers(0, 2_000_000))
+def test_the_card_is_true_of_any_set_of_parts(parts, rows):
+    head, text = card.split_card(card.card_of(manifest_of(parts, rows), "owner/name"), "README.md")
+    for name, of in CONFIG_PARTS.items():
+        there = sorted(parts & set(of))
+        assert f"{len(there)} of the {len(of)} parts of {name}" in text
+        configs = [config for config in head["configs"] if config["config_name"] == name]
+        assert [c["data_files"][0]["path"] for c in configs] == ([[index_name(p) for p in there]] if there else [])
+        for info in head["dataset_info"]:
+            if info["config_name"] == name:
+                assert info["splits"][0]["num_examples"] == rows * len(there)
+                assert info["download_size"] == 1000 * len(there)
+    assert sum(config.get("default", False) for config in head["configs"]) == 1
+    assert head["configs"][0]["config_name"] == ("20M" if parts & set(CONFIG_PARTS["20M"]) else "50M")
+    assert ("Missing" in text.split("###")[1]) == (len(parts) < 32)
+
+
+@pytest.mark.parametrize(
+    ("rows", "category"),
+    [(999, "n<1K"), (1000, "1K<n<10K"), (800_000, "100K<n<1M"), (1_560_000, "1M<n<10M"), (49_920_000, "10M<n<100M")],
+)
+def test_the_size_category_is_measured(rows, category):
+    assert card.measured_head(manifest_of([3], rows))["size_categories"] == [category]
+
+
+def test_a_head_that_is_none_is_an_error():
+    for text in ("", "# no head", "---\n- a list\n---\n", "---\n: : :\n---\n"):
+        with pytest.raises(BadFile, match="no YAML head"):
+            card.split_card(text, "README.md")
+
+
+# Croissant.
+
+
+@pytest.fixture(params=["published", "published_pictures"])
+def place(request):
+    return request.getfixturevalue(request.param)
+
+
+# rdflib reads JSON-LD with a class of its own that it calls deprecated.
+@pytest.mark.filterwarnings("ignore:ConjunctiveGraph:DeprecationWarning")
+def test_croissant_is_valid_and_reads_the_rows(place):
+    dataset = mlcroissant.Dataset(str(place.folder / "croissant.json"))
+    assert not dataset.metadata.issues.errors
+    assert not dataset.metadata.issues.warnings
+    assert {record_set.name for record_set in dataset.metadata.record_sets} >= {"20M", "50M"}
+    rows = datasets.load_dataset(str(place.folder), "20M", split="train", streaming=True)
+    compared = faces = 0
+    for found, row in zip(dataset.records("20M"), rows.take(60), strict=False):
+        compared, faces = compared + 1, faces + len(row["faces"])
+        assert found["20M/sample_id"] == row["sample_id"]
+        assert text(found["20M/url"]) == row["url"]
+        assert text(found["20M/caption"]) == (row["caption"] or None)
+        assert found["20M/n_faces"] == len(row["faces"])
+        boxes = [face["20M/faces/box"] for face in found["20M/faces"] if face]
+        assert [list(map(float, box)) for box in boxes] == [face["box"] for face in row["faces"]]
+        if "image" in row:
+            assert (found["20M/image"] and found["20M/image"].size) == (row["image"] and row["image"].size)
+    assert compared == 60
+    assert faces > 60
+
+
+def text(value):
+    return value.decode() if isinstance(value, bytes) and value else value or None
+
+
+def test_flat_columns_keep_arrow_types():
+    assert pa.schema([EXAMPLES.field(name) for name in ("n_faces", "max_face_score", "max_face_size")]).equals(
+        pa.schema([INDEX.field(name) for name in ("n_faces", "max_face_score", "max_face_size")])
+    )

@@ -152,7 +152,8 @@ class Published(NamedTuple):
 
 
 def _published(prepared: Prepared, name: str, **how: Any) -> Published:
-    from laion_face_builder.publish.publish import PublishRequest, publish
+    from laion_face_builder.publish.publish import publish
+    from laion_face_builder.publish.request import PublishRequest
 
     publish(PublishRequest(prepared.data, str(_FOLDER / name), **how))
     return Published(_FOLDER / name, prepared.data)

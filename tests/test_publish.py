@@ -18,16 +18,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from laion_face_builder import cli
-from laion_face_builder.errors import BadFile, NotPrepared, OptionError, StateConflict
+from laion_face_builder.errors import BadFile, LaionFaceError, NotPrepared, OptionError, StateConflict
 from laion_face_builder.files import sha256_of
 from laion_face_builder.images import pictures
 from laion_face_builder.index.prepare import prepare
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.layout import DataDir
 from laion_face_builder.publish.card import split_card
-from laion_face_builder.publish.image_files import Bounds
+from laion_face_builder.publish.image_files import Bounds, PartExamples
 from laion_face_builder.publish.manifest import Manifest
-from laion_face_builder.publish.publish import PublishRequest, publish
+from laion_face_builder.publish.publish import publish
+from laion_face_builder.publish.request import PublishRequest, options_of
 from laion_face_builder.publish.tables import EXAMPLES, writer_of
 from laion_face_builder.sandbox import SandboxSpec
 from laion_face_builder.schema import INDEX
@@ -186,6 +187,35 @@ def test_files_of_a_part_follow_one_another(published_pictures, data, tmp_path):
             assert file.stat().st_size < SMALL.file_bytes + 2 * SMALL.row_group_bytes
 
 
+def test_a_file_is_the_same_whatever_was_written_before_it(published_pictures, tmp_path):
+    """So that a publish that was killed goes on behind its last whole file."""
+    data = published_pictures.data
+    manifest = Manifest.from_text((published_pictures.folder / "laion_face_manifest.json").read_bytes(), "")
+    options = options_of(PublishRequest(data, "", with_images=True))
+    for name, entry in manifest.entries.items():
+        writer = PartExamples(options, entry.part, entry.first, 400, SMALL)
+        assert writer.write(tmp_path / "again.parquet", entry.fingerprint) == entry.stop
+        assert sha256_of(tmp_path / "again.parquet") == entry.sha256, name
+        assert writer.done == (entry.stop == 400)
+
+
+def test_a_disk_without_room_is_said_before_anything_is_made(data, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))
+    with pytest.raises(LaionFaceError, match=r"5\.\d MB are needed .* 1\.0 MB are free"):
+        publish(PublishRequest(data, str(tmp_path / "out"), with_images=True))
+    publish(PublishRequest(data, str(tmp_path / "out")))  # an index is copied from where it lies
+
+
+def test_a_rotted_copy_is_made_good(data, tmp_path):
+    publish(PublishRequest(data, str(tmp_path / "out")))
+    whole = tree(tmp_path / "out")
+    file = tmp_path / "out" / "data" / "part-00002.parquet"
+    file.write_bytes(bytes(file.stat().st_size))
+    publish(PublishRequest(data, str(tmp_path / "out")))
+    assert tree(tmp_path / "out") == whole
+
+
 def test_one_part_after_the_other_is_as_all_at_once(published, data, tmp_path):
     for part in ("2", "0"):
         publish(PublishRequest(data, str(tmp_path / "out"), parts=part, preview=5 if part == "0" else 0))
@@ -330,8 +360,9 @@ def test_examples_are_not_read_as_an_index(published_pictures):
 CHILD = """
 import json, sys
 from laion_face_builder.layout import DataDir
-from laion_face_builder.publish.image_files import Bounds
-from laion_face_builder.publish.publish import PublishRequest, publish
+from laion_face_builder.publish.image_files import Bounds, PartExamples
+from laion_face_builder.publish.publish import publish
+from laion_face_builder.publish.request import PublishRequest, options_of
 bounds, batch = Bounds(**json.loads(sys.argv[3])), int(sys.argv[4])
 data = DataDir.at(sys.argv[1])
 publish(PublishRequest(data, sys.argv[2], with_images=True, preview=4, bounds=bounds, batch_bytes=batch))

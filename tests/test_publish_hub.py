@@ -14,7 +14,8 @@ import pytest
 from laion_face_builder import cli
 from laion_face_builder.errors import StateConflict
 from laion_face_builder.publish.image_files import Bounds
-from laion_face_builder.publish.publish import PublishRequest, publish
+from laion_face_builder.publish.publish import publish
+from laion_face_builder.publish.request import PublishRequest
 from laion_face_builder.sandbox import WRITER
 
 # huggingface_hub's own call of its HTTP library.
@@ -108,7 +109,8 @@ CHILD = """
 import json, sys
 from laion_face_builder.layout import DataDir
 from laion_face_builder.publish.image_files import Bounds
-from laion_face_builder.publish.publish import PublishRequest, publish
+from laion_face_builder.publish.publish import publish
+from laion_face_builder.publish.request import PublishRequest
 publish(PublishRequest(DataDir.at(sys.argv[1]), sys.argv[2], with_images=True, private=True,
                        bounds=Bounds(**json.loads(sys.argv[3])), batch_bytes=1_500_000))
 """

@@ -210,7 +210,8 @@ def _status(given: argparse.Namespace) -> None:
 
 
 def _publish(given: argparse.Namespace) -> None:
-    from laion_face_builder.publish.publish import PublishRequest, publish
+    from laion_face_builder.publish.publish import publish
+    from laion_face_builder.publish.request import PublishRequest
 
     names = ("target", "parts", "with_images", "preview", "private", "public_pictures", "revision", "token", "exclude")
     publish(PublishRequest(DataDir.at(given.data_dir), **{name: getattr(given, name) for name in names}))

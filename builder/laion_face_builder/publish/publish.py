@@ -9,61 +9,24 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
 
-from laion_face_builder.errors import LaionFaceError, NotPrepared, OptionError, StateConflict
+from laion_face_builder.errors import LaionFaceError, StateConflict
 from laion_face_builder.files import human_size
-from laion_face_builder.layout import ALL_PARTS, DataDir
-from laion_face_builder.options import OptionFields, Options
+from laion_face_builder.options import Options
 from laion_face_builder.publish.card import card_of
 from laion_face_builder.publish.croissant import croissant_of
 from laion_face_builder.publish.destination import Destination, Outgoing, destination_at, is_folder
-from laion_face_builder.publish.image_files import Bounds
 from laion_face_builder.publish.making import made_examples, made_index, made_preview
-from laion_face_builder.publish.manifest import CARD, CROISSANT, MANIFEST, PREVIEW_FILE, Entry, Kind, Manifest, is_ours
+from laion_face_builder.publish.manifest import CARD, CROISSANT, MANIFEST, PREVIEW_FILE, Entry, Manifest, is_ours
 from laion_face_builder.publish.place import Place
 from laion_face_builder.publish.preview_files import check_preview
+from laion_face_builder.publish.request import PublishRequest, check_rights, check_room, options_of
 from laion_face_builder.publish.staging import Staging
 
 logger = logging.getLogger("laion_face")
-
-
-@dataclass(frozen=True)
-class PublishRequest:
-    """What is to be published where.
-
-    Args:
-        data: where the parts are prepared.
-        target: a folder, or a Hub dataset "owner/name".
-        parts: such as "0,2,5-7"; None means those that are there.
-        with_images: pictures too, from the tars.
-        preview: rows of the config `preview`; 0 means none.
-        private: the Hub repo is made private.
-        public_pictures: the user has the right to show the pictures to everybody.
-        exclude: file of sample ids, URLs, hosts or SHA-256s to leave out.
-        bounds, batch_bytes: how large files and commits get; one commit is up to so many bytes.
-    """
-
-    data: DataDir
-    target: str
-    parts: str | None = None
-    with_images: bool = False
-    preview: int = 0
-    private: bool = False
-    public_pictures: bool = False
-    revision: str | None = None
-    token: str | None = field(default=None, repr=False)
-    exclude: str | None = None
-    bounds: Bounds = Bounds()
-    batch_bytes: int = 4_000_000_000
-
-    @property
-    def kind(self) -> Kind:
-        """Which columns the parts will have."""
-        return "examples" if self.with_images else "index"
 
 
 def publish(request: PublishRequest) -> Manifest:
@@ -74,8 +37,9 @@ def publish(request: PublishRequest) -> Manifest:
         StateConflict: the target holds the other kind of files.
         SourceError: the Hub refuses or does not answer.
     """
-    _check_rights(request)
-    options = _options(request)
+    check_rights(request)
+    options = options_of(request)
+    check_room(request, options)
     if request.preview:
         check_preview(options, request.preview)
     destination = destination_at(
@@ -129,7 +93,8 @@ class _Job:
 
     def _queued(self, made: Iterator[tuple[Entry, Path]]) -> Iterator[Entry]:
         for entry, path in made:
-            if not self._is_held(entry):
+            # Of what is here too, the target itself tells best whether it has it: it compares the bytes.
+            if not self._is_held(entry) or path.exists():
                 self._waiting.append(Outgoing(entry.name, path, entry.size, entry.sha256))
                 if sum(file.size for file in self._waiting) >= self._request.batch_bytes:
                     self._flush()
@@ -190,49 +155,6 @@ class _Job:
             ", ".join(map(str, manifest.parts)),
             human_size(self._sent),
         )
-
-
-def _check_rights(request: PublishRequest) -> None:
-    if not (request.with_images or request.preview):
-        return
-    logger.warning(
-        "Pictures belong to their owners: publish them to private repos only, or where you have the right to."
-    )
-    if not is_folder(request.target) and not (request.private or request.public_pictures):
-        raise OptionError(
-            f"{request.target}: pictures would become public. Add --private, or --public-pictures if you have the "
-            "right to show every one of them, or leave out --with-images and --preview"
-        )
-
-
-def _options(request: PublishRequest) -> Options:
-    """The parts to publish, checked to be there."""
-    fields = OptionFields(parts=request.parts, exclude=request.exclude, on_error="null")
-    everything = Options.of("50M", fields, request.data.root, request.token)
-    chosen = everything.parts
-    if request.parts is None:
-        chosen = tuple(part for part in ALL_PARTS if not _missing(request, part))
-    missing = {part: why for part in (chosen or ALL_PARTS) if (why := _missing(request, part))}
-    if missing:
-        raise NotPrepared(_not_there(request, missing))
-    return Options.of("50M", OptionFields(**{**vars(fields), "parts": chosen}), request.data.root, request.token)
-
-
-def _missing(request: PublishRequest, part: int) -> str:
-    if not request.data.index(part).exists():
-        return "index"
-    return "pictures" if request.with_images and not request.data.sidecar(part).exists() else ""
-
-
-def _not_there(request: PublishRequest, missing: dict[int, str]) -> str:
-    # Without --parts nothing at all is there: then the first step that is missing everywhere is to be done.
-    values = missing.values()
-    what = "index" if (request.parts is not None and "index" in values) or set(values) == {"index"} else "pictures"
-    command = {"index": "prepare", "pictures": "download"}[what]
-    if request.parts is None:
-        return f"{request.data.root}: no part has its {what}. Run `laion-face {command}` there first."
-    parts = ",".join(str(part) for part, why in missing.items() if why == what)
-    return f"{request.data.root}: no {what} of parts {parts}. Run `laion-face {command}` with --parts {parts} first."
 
 
 def _already_there(request: PublishRequest) -> Manifest | None:

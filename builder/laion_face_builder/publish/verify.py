@@ -34,8 +34,9 @@ def verify(place: str, *, deep: bool = False, revision: str | None = None, token
     """
     if is_folder(place):
         root = Path(place).expanduser()
-        if not any((root / name).exists() for name in (MANIFEST, CARD)):
-            return _of_data(DataDir.at(root), deep)
+        data = DataDir.at(root)
+        if not (root / MANIFEST).exists() and (prepared_parts(data) or not (root / CARD).exists()):
+            return _of_data(data, deep)
     destination = destination_at(place, private=False, revision=revision, token=token)
     found = Place.at(place, revision, token)
     return Verification(f"{found.name}: published", place_problems(found, destination, deep))

@@ -1,0 +1,128 @@
+"""What is to be published where: the request, and whether it can and may be done."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import dataclass, field
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from laion_face_builder.errors import LaionFaceError, NotPrepared, OptionError
+from laion_face_builder.files import human_size
+from laion_face_builder.layout import ALL_PARTS, DataDir
+from laion_face_builder.options import OptionFields, Options
+from laion_face_builder.publish.destination import is_folder
+from laion_face_builder.publish.image_files import Bounds
+from laion_face_builder.publish.manifest import Kind
+
+logger = logging.getLogger("laion_face")
+
+
+@dataclass(frozen=True)
+class PublishRequest:
+    """What is to be published where.
+
+    Args:
+        data: where the parts are prepared.
+        target: a folder, or a Hub dataset "owner/name".
+        parts: such as "0,2,5-7"; None means those that are there.
+        with_images: pictures too, from the tars.
+        preview: rows of the config `preview`; 0 means none.
+        private: the Hub repo is made private.
+        public_pictures: the user has the right to show the pictures to everybody.
+        exclude: file of sample ids, URLs, hosts or SHA-256s to leave out.
+        bounds, batch_bytes: how large files and commits get; one commit is up to so many bytes.
+    """
+
+    data: DataDir
+    target: str
+    parts: str | None = None
+    with_images: bool = False
+    preview: int = 0
+    private: bool = False
+    public_pictures: bool = False
+    revision: str | None = None
+    token: str | None = field(default=None, repr=False)
+    exclude: str | None = None
+    bounds: Bounds = Bounds()
+    batch_bytes: int = 4_000_000_000
+
+    @property
+    def kind(self) -> Kind:
+        """Which columns the parts will have."""
+        return "examples" if self.with_images else "index"
+
+
+def check_rights(request: PublishRequest) -> None:
+    """Refuses to make pictures public by accident, and says whose they are.
+
+    Raises:
+        OptionError: says how it is meant.
+    """
+    if not (request.with_images or request.preview):
+        return
+    logger.warning(
+        "Pictures belong to their owners: publish them to private repos only, or where you have the right to."
+    )
+    if not is_folder(request.target) and not (request.private or request.public_pictures):
+        raise OptionError(
+            f"{request.target}: pictures would become public. Add --private, or --public-pictures if you have the "
+            "right to show every one of them, or leave out --with-images and --preview"
+        )
+
+
+def options_of(request: PublishRequest) -> Options:
+    """The parts to publish, checked to be there, and how their examples are made.
+
+    Raises:
+        OptionError: not parts, or no such exclusion list; NotPrepared: a part or its pictures are missing.
+    """
+    fields = OptionFields(parts=request.parts, exclude=request.exclude, on_error="null")
+    everything = Options.of("50M", fields, request.data.root, request.token)
+    chosen = everything.parts
+    if request.parts is None:
+        chosen = tuple(part for part in ALL_PARTS if not _missing(request, part))
+    missing = {part: why for part in (chosen or ALL_PARTS) if (why := _missing(request, part))}
+    if missing:
+        raise NotPrepared(_not_there(request, missing))
+    return Options.of("50M", OptionFields(**{**vars(fields), "parts": chosen}), request.data.root, request.token)
+
+
+def check_room(request: PublishRequest, options: Options) -> None:
+    """Whether the disk has room for what is made before it is sent: a batch and a file, or all pictures if fewer.
+
+    Raises:
+        LaionFaceError: it has not.
+    """
+    if not request.with_images:
+        return
+    needed = request.batch_bytes + request.bounds.file_bytes + request.bounds.row_group_bytes
+    sidecars = [request.data.sidecar(part) for part in options.parts]
+    needed = min(
+        needed, sum(pc.sum(pq.read_table(path, columns=["length"])["length"]).as_py() or 0 for path in sidecars)
+    )
+    free = shutil.disk_usage(request.data.root).free
+    if needed > free:
+        raise LaionFaceError(
+            f"{request.data.root}: {human_size(needed)} are needed for files that are made and not yet sent, "
+            f"{human_size(free)} are free. Make room there"
+        )
+
+
+def _missing(request: PublishRequest, part: int) -> str:
+    if not request.data.index(part).exists():
+        return "index"
+    return "pictures" if request.with_images and not request.data.sidecar(part).exists() else ""
+
+
+def _not_there(request: PublishRequest, missing: dict[int, str]) -> str:
+    # Without --parts nothing at all is there: then the first step that is missing everywhere is to be done.
+    values = missing.values()
+    what = "index" if (request.parts is not None and "index" in values) or set(values) == {"index"} else "pictures"
+    command = {"index": "prepare", "pictures": "download"}[what]
+    if request.parts is None:
+        return f"{request.data.root}: no part has its {what}. Run `laion-face {command}` there first."
+    parts = ",".join(str(part) for part, why in missing.items() if why == what)
+    return f"{request.data.root}: no {what} of parts {parts}. Run `laion-face {command}` with --parts {parts} first."

@@ -94,7 +94,8 @@ def problem(file: Outgoing, held: Held | None) -> str | None:
     if held.size != file.size:
         return f"{file.name}: found {held.size} bytes, expected {file.size}"
     if held.sha256 != file.sha256:
-        return f"{file.name}: found SHA-256 {held.sha256 or 'unknown (other content)'}, expected {file.sha256}"
+        found = f"SHA-256 {held.sha256}" if held.sha256 else "other content, or none that can be compared"
+        return f"{file.name}: found {found}, expected SHA-256 {file.sha256}"
     return None
 
 
@@ -127,7 +128,12 @@ class Destination(Protocol):
         ...
 
     def check(self, files: Sequence[Outgoing]) -> list[str]:
-        """Problems, one line each: a file missing, of another size or of another SHA-256; [] if all is well."""
+        """Problems, one line each: a file missing, of another size or of another SHA-256; [] if all is well.
+
+        Args:
+            files: what is to be there. Of Parquet files the local ones may be gone; of what the Hub keeps without a
+                SHA-256, small texts, they are read.
+        """
         ...
 
 
@@ -146,7 +152,7 @@ def destination_at(
     Raises:
         OptionError: the target can be neither, or the other arguments do not go with a folder.
     """
-    if _is_folder(target):
+    if is_folder(target):
         given = {"--private": private, "--revision": revision, "--token": token}
         if unfit := [name for name, value in given.items() if value]:
             raise OptionError(f"{target} is a folder: {', '.join(unfit)} only go with a Hub id like owner/name")
@@ -160,6 +166,7 @@ def destination_at(
     return HubDestination(target, private=private, revision=revision or "main", token=token)
 
 
-def _is_folder(target: str) -> bool:
+def is_folder(target: str) -> bool:
+    """Whether `target` means a folder; see `destination_at`."""
     written_so = target.startswith((os.sep, ".", "~")) or target.endswith(("/", os.sep))
     return written_so or (target != "" and Path(target).is_dir())

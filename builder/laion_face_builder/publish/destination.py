@@ -94,7 +94,8 @@ def problem(file: Outgoing, held: Held | None) -> str | None:
     if held.size != file.size:
         return f"{file.name}: found {held.size} bytes, expected {file.size}"
     if held.sha256 != file.sha256:
-        return f"{file.name}: found SHA-256 {held.sha256 or 'unknown (other content)'}, expected {file.sha256}"
+        found = f"SHA-256 {held.sha256}" if held.sha256 else "other content, or none that can be compared"
+        return f"{file.name}: found {found}, expected SHA-256 {file.sha256}"
     return None
 
 
@@ -127,7 +128,12 @@ class Destination(Protocol):
         ...
 
     def check(self, files: Sequence[Outgoing]) -> list[str]:
-        """Problems, one line each: a file missing, of another size or of another SHA-256; [] if all is well."""
+        """Problems, one line each: a file missing, of another size or of another SHA-256; [] if all is well.
+
+        Args:
+            files: what is to be there. Of Parquet files the local ones may be gone; of what the Hub keeps without a
+                SHA-256, small texts, they are read.
+        """
         ...
 
 

@@ -169,7 +169,8 @@ class HubDestination:
         held = dict(head.held)
         for file in files:
             there = held.get(file.name)
-            if there and there.sha256 is None and there.size == file.size and there.git_sha1 == git_hash(file.path):
+            comparable = there and there.sha256 is None and there.size == file.size and file.path.is_file()
+            if there and comparable and there.git_sha1 == git_hash(file.path):
                 held[file.name] = Held(there.size, file.sha256, there.git_sha1)
         return held
 

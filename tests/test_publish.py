@@ -256,7 +256,7 @@ def test_nothing_is_made_or_sent_twice(data, tmp_path, capsys):
     assert list((data.root / "publish").glob("*/*")) == []
 
 
-def test_excluded_rows_are_not_published(data, prepared, tmp_path):
+def test_excluded_rows_are_not_published(data, prepared, tmp_path, caplog):
     truth = prepared.truth
     hosts = {truth[3].sample_id, truth[450].sample_id}
     served = next(one for one in truth if one.ok and one.sample_id not in hosts)
@@ -265,6 +265,7 @@ def test_excluded_rows_are_not_published(data, prepared, tmp_path):
     )
     exclude = str(tmp_path / "list.txt")
     publish(PublishRequest(data, str(tmp_path / "out"), exclude=exclude))
+    assert "SHA-256s leave out nothing of an index" in caplog.text
     rows = [row for path in parquet_files(tmp_path / "out") for row in pq.read_table(path).to_pylist()]
     urls = {truth[450].url}
     assert [row["sample_id"] for row in rows] == [

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from laion_face_builder.errors import LaionFaceError, NotPrepared, OptionError
 from laion_face_builder.files import human_size
+from laion_face_builder.index.filters import read_exclusion
 from laion_face_builder.layout import ALL_PARTS, DataDir
 from laion_face_builder.options import OptionFields, Options
 from laion_face_builder.publish.destination import is_folder
@@ -87,7 +88,11 @@ def options_of(request: PublishRequest) -> Options:
     missing = {part: why for part in (chosen or ALL_PARTS) if (why := _missing(request, part))}
     if missing:
         raise NotPrepared(_not_there(request, missing))
-    return Options.of("50M", OptionFields(**{**vars(fields), "parts": chosen}), request.data.root, request.token)
+    options = Options.of("50M", OptionFields(**{**vars(fields), "parts": chosen}), request.data.root, request.token)
+    exclude = options.filters.exclude
+    if exclude is not None and not request.with_images and read_exclusion(exclude).sha256s:
+        logger.warning("%s: SHA-256s leave out nothing of an index, which has no pictures: give their ids too", exclude)
+    return options
 
 
 def check_room(request: PublishRequest, options: Options) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from laion_face_builder import cli
 from laion_face_builder.options import OptionFields
+from laion_face_builder.publish.card import card_template
 from laion_face_builder.schema import EXAMPLE_COLUMNS, INDEX
 
 ROOT = Path(__file__).parents[1]
@@ -24,7 +25,7 @@ def test_the_readme_lists_every_option_with_its_default_and_meaning():
 
 def test_the_readme_lists_every_column():
     assert [name for name in EXAMPLE_COLUMNS if f"`{name}`" not in README] == []
-    card = (ROOT / "dataset_card.md").read_text(encoding="utf-8")
+    card = card_template()
     assert [name for name in INDEX.names if f"`{name}`" not in card] == []
 
 

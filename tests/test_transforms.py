@@ -208,6 +208,21 @@ def test_fine_patterns_are_averaged_when_scaled_down(shrink):
         assert image.std() < 16
 
 
+@pytest.mark.parametrize("shrink", [1, 2, 3.4, 5, 8])
+def test_scaling_down_moves_nothing_by_a_part_of_a_pixel(shrink):
+    side = round(112 * shrink) + 60
+    landmarks = alignment.ARCFACE_112 * shrink + 13.5
+    away = np.indices((side, side)).transpose(1, 2, 0)[..., ::-1] - landmarks[2]
+    blob = (255 * np.exp(-(away**2).sum(axis=-1) / (2 * (5 * shrink) ** 2))).round().astype(np.uint8)
+    box = [13.0, 13.0, 13.0 + 112 * shrink, 13.0 + 112 * shrink]
+    face = {"box": box, "landmarks": landmarks, "score": 1.0}
+    for moved in (laion_face.align_face(blob, landmarks), laion_face.crop_face(blob, face, 0, 112)):
+        weights = moved.image / moved.image.sum()
+        rows, columns = np.indices(weights.shape)
+        centre = (columns * weights).sum(), (rows * weights).sum()
+        assert math.hypot(*(moved.landmarks[2] - centre)) < 0.1
+
+
 def test_a_face_that_sticks_out_is_filled():
     picture = np.full((100, 100, 3), 200, np.uint8)
     face = {"box": [-40.0, 20.0, 40.0, 80.0], "landmarks": [[-20, 40], [20, 40], [0, 50], [-15, 65], [15, 65]]}

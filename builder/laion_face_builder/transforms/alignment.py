@@ -67,8 +67,8 @@ def template_points(template: str, size: int) -> Floats:
 def similarity(source: Floats, target: Floats) -> Floats:
     """float64[2, 3]: the similarity without reflection that brings `source` [n, 2] nearest to `target`.
 
-    By least squares. That is Umeyama's (1991) transform, which in the plane is a regression with one complex factor: a turn by its angle,
-    a scale by its length.
+    By least squares. That is Umeyama's (1991) transform, which in the plane is a regression with one complex factor: a
+    turn by its angle, a scale by its length.
 
     Raises:
         TransformError: the points fall together, or fit no turn better than another.

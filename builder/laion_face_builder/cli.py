@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import logging
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -81,6 +82,25 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("config", metavar="CONFIG", nargs="?", default="50M", choices=sorted(CONFIG_PARTS))
     _add_data_dir(status)
 
+    show = _command(commands, "show", _show, "a contact sheet: pictures, boxes, landmarks, scores, captions")
+    _add_config(show)
+    _add_options(show, "source", "which", "filter", "pictures", "transfer")
+    show.add_argument("--count", type=int, default=24, help="examples; default: %(default)s")
+    show.add_argument("--columns", type=int, default=4, help="of the sheet; default: %(default)s")
+    show.add_argument(
+        "--out",
+        type=Path,
+        default=Path("contact-sheet"),
+        help="a .png picture, an .html page; both without a suffix; default: %(default)s",
+    )
+
+    stats = _command(commands, "stats", _stats, "what a filter keeps, and how faces, sizes and failures are spread")
+    _add_config(stats)
+    _add_options(stats, "source", "which", "filter")
+    _add_option(stats, next(f for f in _option_fields() if f.name == "images"))
+    stats.add_argument("--out", type=Path, default=Path("stats.html"), help="the page; default: %(default)s")
+    stats.add_argument("--json", action="store_true", help="the numbers as JSON instead of a table")
+
     demo = _command(commands, "demo", _demo, "the whole job on a miniature upstream on this machine")
     demo.add_argument("folder", nargs="?", default="demo", type=Path, help="where to; default: %(default)s")
     return parser
@@ -106,13 +126,17 @@ def _add_data_dir(command: argparse.ArgumentParser) -> None:
 
 def _add_options(command: argparse.ArgumentParser, *groups: str) -> None:
     """The options of these groups, under the config's names with dashes."""
-    from laion_face_builder.options import OptionFields
-
     for name in groups:
         group = command.add_argument_group(_GROUPS[name])
-        for spec in dataclasses.fields(OptionFields):
+        for spec in _option_fields():
             if spec.metadata["group"] == name:
                 _add_option(group, spec)
+
+
+def _option_fields() -> tuple[dataclasses.Field[Any], ...]:
+    from laion_face_builder.options import OptionFields
+
+    return dataclasses.fields(OptionFields)
 
 
 def _add_option(group: Any, spec: dataclasses.Field[Any]) -> None:
@@ -173,6 +197,51 @@ def _status(given: argparse.Namespace) -> None:
 
     for line in status.lines(DataDir.at(given.data_dir), CONFIG_PARTS[given.config]):
         print(line)
+
+
+def _show(given: argparse.Namespace) -> None:
+    from laion_face_builder.looks.show import Sheet, show
+
+    wanted = Sheet(given.out, given.count, given.columns, _as_typed("show", given))
+    for file in show(_options_to_look_at(given), wanted):
+        print(file)
+
+
+def _stats(given: argparse.Namespace) -> None:
+    from laion_face_builder.files import written_whole
+    from laion_face_builder.looks.counts import count
+    from laion_face_builder.looks.stats import as_json, lines, stats_page
+
+    options = _options_to_look_at(given)
+    stats = count(options)
+    with written_whole(given.out) as partial:
+        partial.write_text(stats_page(stats, _as_typed("stats", given)), encoding="utf-8")
+    for line in [json.dumps(as_json(stats))] if given.json else lines(stats):
+        print(line)
+    logger.info("%s: the same with plots", given.out)
+
+
+def _options_to_look_at(given: argparse.Namespace) -> Any:
+    """All parts that were named, else those that are there."""
+    from laion_face_builder.examples import parts
+
+    options = _options(given)
+    if given.parts is None:
+        return parts.of_those_prepared(options)
+    parts.require_prepared(options)
+    return options
+
+
+def _as_typed(command: str, given: argparse.Namespace) -> str:
+    """The command without what is the default, and without the token."""
+    shown = ["laion-face", command, given.config]
+    if given.data_dir is not None:
+        shown += ["--data-dir", str(given.data_dir)]
+    for spec in _option_fields():
+        value = getattr(given, spec.name, spec.default)
+        if value != spec.default:
+            shown += [f"--{spec.name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return shlex.join(shown)
 
 
 def _demo(given: argparse.Namespace) -> None:

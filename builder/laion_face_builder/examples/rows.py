@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -73,7 +73,7 @@ class Step(NamedTuple):
     row: Row
 
 
-def walk(plan: Plan, shards: Sequence[Shard], start: Position, tally: Tally) -> Iterator[Step]:
+def walk(plan: Plan, shards: Sequence[Shard], start: Position, tally: Tally) -> Generator[Step, None, None]:
     """Every index row of `shards` from `start` on. Files are open only while this generator lives."""
     with ExitStack() as stack:
         here: int | None = None
@@ -106,7 +106,7 @@ def _values(options: Options, index: IndexPart, start: int, stop: int) -> Iterat
             yield first + offset, next(wanted) if kept else None
 
 
-def fetched(plan: Plan, steps: Iterator[Step]) -> Iterator[Step]:
+def fetched(plan: Plan, steps: Iterator[Step]) -> Generator[Step, None, None]:
     """`steps` with the pictures that have to be fetched, in order; fetching runs ahead across shards and parts.
 
     A thread does it, from the first picture that is needed until this generator ends or is dropped.

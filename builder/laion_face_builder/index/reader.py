@@ -72,6 +72,13 @@ class IndexPart:
         """First row and the row after the last of each row group."""
         return list(self._here.bounds)
 
+    @property
+    def row_group_bytes(self) -> list[int]:
+        """Compressed bytes of each row group, all columns, as they lie in the file and as a client would fetch them."""
+        metadata = self._parquet.metadata
+        groups = (metadata.row_group(group) for group in range(metadata.num_row_groups))
+        return [sum(group.column(i).total_compressed_size for i in range(group.num_columns)) for group in groups]
+
     def read(self, start: int, stop: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Rows start … stop, as in `schema.INDEX`; only the row groups and columns that are needed are read.
 

@@ -1,0 +1,177 @@
+"""`laion-face stats`: the counts as a table, as JSON, and as a page with plots that is whole in itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from laion_face_builder.files import human_size
+from laion_face_builder.looks import plots
+from laion_face_builder.looks.counts import Kept, Spread, Stats
+from laion_face_builder.looks.html import escaped, page, table
+
+MOST_SHOWN = 15
+#: Name in `counts.EDGES`, title, unit, and what is counted.
+_SPREADS = (
+    ("faces a picture", "Faces per picture", "faces in the picture", "samples"),
+    ("face size", "Face size", "short side of the box, pixels", "faces"),
+    ("score", "Detection score", "score", "faces"),
+    ("picture size", "Picture size", "short side of the original, pixels", "samples"),
+)
+_NO_PICTURES = "No pictures have been downloaded here yet"
+_STYLE = """
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); gap: 1rem; margin: 1.4rem 0; }
+.tile { background: var(--paper); border: 1px solid var(--line); border-radius: 8px; padding: .9rem 1.1rem; }
+.tile b { display: block; font-size: 1.55rem; line-height: 1.25; font-variant-numeric: tabular-nums; }
+.tile span { color: var(--faint); font-size: .9rem; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(30rem, 100%), 1fr)); gap: 1rem; }
+figure { margin: 0; background: var(--paper); border: 1px solid var(--line); border-radius: 8px; padding: 1rem 1.1rem; }
+figcaption { font-weight: 600; margin-bottom: .5rem; }
+figure svg { display: block; width: 100%; height: auto; }
+details { margin: 1rem 0; } summary { cursor: pointer; color: var(--faint); }
+"""
+
+
+def lines(stats: Stats) -> Iterator[str]:
+    """The table for a terminal."""
+    total, filters = stats.total, stats.options.filters.as_dict()
+    chosen = ", ".join(f"{name}={value}" for name, value in filters.items()) or "no filter"
+    yield f"{stats.options.config}, parts {','.join(map(str, stats.options.parts))}; {chosen}"
+    yield f"\n{'':28}{'all':>15}{'kept':>15}{'share':>9}"
+    for name, both, show in _figures(stats):
+        yield f"{name:28}{show(both.all):>15}{show(both.kept):>15}{both.share:>9.1%}"
+    for key, title, unit, of in _SPREADS:
+        yield f"\n{title} ({unit}): {of}"
+        yield from (f"  {label:26}{every:>15,.0f}{kept:>15,.0f}" for label, every, kept in _bins(total.spreads[key]))
+    if not total.asked:
+        yield f"\n{_NO_PICTURES}"
+        return
+    yield f"\n{'Usable pictures, of kept':28}{'asked for':>15}{'usable':>15}{'share':>9}"
+    yield f"{'all parts':28}{total.asked:>15,}{total.usable:>15,}{total.usable / total.asked:>9.1%}"
+    for part, (asked, usable) in stats.by_part.items():
+        yield f"{f'part {part}':28}{asked:>15,}{usable:>15,}{usable / asked:>9.1%}"
+    yield "\nWhy the others failed"
+    yield from (f"  {reason:26}{number:>15,}" for reason, number in total.reasons.most_common())
+    yield f"\n{'Hosts with the most pictures':38}{'asked for':>15}{'usable':>15}"
+    yield from (f"  {host:36}{asked:>15,}{usable:>15,}" for host, asked, usable in _hosts(stats))
+
+
+def as_json(stats: Stats) -> dict[str, Any]:
+    """Everything as plain values; of the hosts those that are shown."""
+    total = stats.total
+    return {
+        "config": stats.options.config,
+        "parts": list(stats.options.parts),
+        "filters": stats.options.filters.as_dict(),
+        **{name: vars(both) for name, both, _ in _figures(stats)},
+        "spreads": {
+            key: [{"bin": label, "all": int(every), "kept": int(kept)} for label, every, kept in _bins(spread)]
+            for key, spread in total.spreads.items()
+        },
+        "asked": total.asked,
+        "usable": total.usable,
+        "failed": dict(total.reasons.most_common()),
+        "by_part": {part: {"asked": asked, "usable": usable} for part, (asked, usable) in stats.by_part.items()},
+        "hosts": [{"host": host, "asked": asked, "usable": usable} for host, asked, usable in _hosts(stats)],
+    }
+
+
+def stats_page(stats: Stats, command: str) -> str:
+    """The page.
+
+    Args:
+        command: what it was made with, shown in it.
+    """
+    filtered = not stats.options.filters.is_empty
+    spreads = [
+        plots.spread_plot(title, unit, of, stats.total.spreads[key], is_filtered=filtered)
+        for key, title, unit, of in _SPREADS
+    ]
+    parts = ", ".join(map(str, stats.options.parts))
+    head = [
+        "<header><h1>LAION-Face in numbers</h1>",
+        f"<p>Config {stats.options.config}, parts {parts}.</p>\n<pre>$ {escaped(command)}</pre></header>",
+    ]
+    body = [*head, _tiles(stats), "<h2>Faces and pictures</h2>", _drawn(spreads), _spread_tables(stats)]
+    return page("LAION-Face in numbers", [*body, "<h2>What became of the pictures</h2>", *_pictures(stats)], _STYLE)
+
+
+def _pictures(stats: Stats) -> Iterator[str]:
+    total = stats.total
+    if not total.asked:
+        yield f'<p class="empty">{_NO_PICTURES}: run <code>laion-face download</code>, then this again.</p>'
+        return
+    of = "kept samples whose picture was asked for" if not stats.options.filters.is_empty else "samples"
+    yield f"<p>{total.usable:,} of {total.asked:,} pictures can be used ({total.usable / total.asked:.1%} of {of}).</p>"
+    reasons, hosts = total.reasons.most_common(MOST_SHOWN), _hosts(stats)
+    drawn = []
+    if reasons:
+        failed = [number for _, number in reasons]
+        drawn.append(
+            plots.bars("Why pictures failed", "samples", [why for why, _ in reasons], [0] * len(failed), failed)
+        )
+    names, usable = [host for host, _, _ in hosts], [good for _, _, good in hosts]
+    bad = [asked - good for _, asked, good in hosts]
+    drawn.append(plots.bars("Hosts with the most pictures", "samples", names, usable, bad))
+    rates = [good / every for every, good in stats.by_part.values()]
+    drawn.append(plots.shares("Usable pictures by part (link rot)", "part", list(map(str, stats.by_part)), rates))
+    yield _drawn(drawn)
+    yield "<details><summary>The numbers as tables</summary>"
+    yield table(("part", "asked for", "usable"), ((part, *map(_number, both)) for part, both in stats.by_part.items()))
+    yield table(("reason", "samples"), ((reason, _number(number)) for reason, number in total.reasons.most_common()))
+    yield table(("host", "asked for", "usable"), ((host, _number(a), _number(u)) for host, a, u in hosts))
+    yield "</details>"
+
+
+def _tiles(stats: Stats) -> str:
+    tiles = []
+    filtered = not stats.options.filters.is_empty
+    for name, both, show in _figures(stats):
+        below = f"of {show(both.all)} {name}, {both.share:.1%}" if filtered else name
+        tiles.append(f'<div class="tile"><b>{show(both.kept)}</b><span>{below}</span></div>')
+    about = (
+        "Index bytes are compressed, a sample having its row group's average. Picture bytes are the number of samples, "
+        f"times {human_size(stats.bytes_a_picture)} a picture: "
+        + ("the average of those that are here." if stats.total.pictures.all else "what such pictures usually have.")
+    )
+    return f'<div class="tiles">{"".join(tiles)}</div>\n<p class="faint">{escaped(about)}</p>'
+
+
+def _drawn(shown: Iterable[plots.Plot]) -> str:
+    figures = (f"<figure><figcaption>{escaped(plot.title)}</figcaption>\n{plot.svg}</figure>" for plot in shown)
+    return f'<div class="plots">\n{"".join(figures)}\n</div>'
+
+
+def _spread_tables(stats: Stats) -> str:
+    pieces = ["<details><summary>The numbers as tables</summary>"]
+    for key, title, unit, of in _SPREADS:
+        rows = ((label, _number(every), _number(kept)) for label, every, kept in _bins(stats.total.spreads[key]))
+        pieces += [f"<h3>{title}</h3>", table((unit, f"{of}, all", "kept"), rows)]
+    return "\n".join([*pieces, "</details>"])
+
+
+def _figures(stats: Stats) -> Iterator[tuple[str, Kept, Any]]:
+    """What is counted, of everything and of what is kept, and how it is written."""
+    total, size = stats.total, stats.bytes_a_picture
+    yield "samples", total.samples, _number
+    yield "faces", total.faces, _number
+    yield "bytes of the index", total.index_bytes, human_size
+    yield "bytes of pictures, about", Kept(total.samples.all * size, total.samples.kept * size), human_size
+
+
+def _bins(spread: Spread) -> Iterator[tuple[str, int, int]]:
+    """Label, all and kept of each bin."""
+    yield from zip(spread.labels, spread.all.tolist(), spread.kept.tolist(), strict=True)
+    if spread.unknown.all:
+        yield "unknown", int(spread.unknown.all), int(spread.unknown.kept)
+
+
+def _hosts(stats: Stats) -> list[tuple[str, int, int]]:
+    total = stats.total
+    return [(host, asked, total.usable_hosts[host]) for host, asked in total.hosts.most_common(MOST_SHOWN)]
+
+
+def _number(value: float | np.number[Any]) -> str:
+    return f"{value:,.0f}"

@@ -202,7 +202,7 @@ def _status(given: argparse.Namespace) -> None:
 def _show(given: argparse.Namespace) -> None:
     from laion_face_builder.looks.show import Sheet, show
 
-    wanted = Sheet(given.out, given.count, given.columns, _as_typed("show", given))
+    wanted = Sheet(given.out, given.count, given.columns, f"{_as_typed('show', given)} --count {given.count}")
     for file in show(_options_to_look_at(given), wanted):
         print(file)
 
@@ -240,8 +240,12 @@ def _as_typed(command: str, given: argparse.Namespace) -> str:
     for spec in _option_fields():
         value = getattr(given, spec.name, spec.default)
         if value != spec.default:
-            shown += [f"--{spec.name.replace('_', '-')}", *([] if value is True else [str(value)])]
+            shown += [f"--{spec.name.replace('_', '-')}", *([] if value is True else [_plain(value)])]
     return shlex.join(shown)
+
+
+def _plain(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _demo(given: argparse.Namespace) -> None:

@@ -82,8 +82,16 @@ class Spread:
         self.unknown.add(Kept(int((~known).sum()), int((~known & keep).sum())))
 
     @property
-    def labels(self) -> list[str]:
-        """Of the bins: "16 to 24", "512 and more"; single numbers where bins hold one."""
+    def bins(self) -> list[tuple[str, int, int]]:
+        """Label, all and kept of each bin, from the first to the last that is not empty; unknown ones last."""
+        bins = list(zip(self._labels, self.all.tolist(), self.kept.tolist(), strict=True))
+        used = np.flatnonzero(self.all)
+        shown = bins[used[0] : used[-1] + 1] if len(used) else []
+        return [*shown, ("unknown", int(self.unknown.all), int(self.unknown.kept))] if self.unknown.all else shown
+
+    @property
+    def _labels(self) -> list[str]:
+        """Such as "16 to 24", "512 and more"; single numbers where bins hold one."""
         named = []
         for low, high in zip(self.edges, (*self.edges[1:], None), strict=True):
             if high is None:

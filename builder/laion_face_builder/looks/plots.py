@@ -22,7 +22,7 @@ _SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: it can be read aloud, found and copied
     "font.family": ["sans-serif"],
     "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 10,
+    "font.size": 11,
     "text.parse_math": False,  # hosts are other people's text
     "text.color": _INK,
     "axes.labelcolor": _INK,
@@ -56,12 +56,9 @@ def spread_plot(title: str, unit: str, of: str, spread: Spread, *, is_filtered: 
 
     The bins are not equally wide, hence bars side by side and not an area.
     """
-    labels = [*spread.labels, "unknown"] if spread.unknown.all else spread.labels
-    counts = [*spread.all.tolist(), spread.unknown.all][: len(labels)]
-    kept = [*spread.kept.tolist(), spread.unknown.kept][: len(labels)]
-    shown = [number for number, count in enumerate(counts) if count]
-    first, last = (shown[0], shown[-1] + 1) if shown else (0, len(labels))
-    labels, counts, kept = labels[first:last], counts[first:last], kept[first:last]
+    labels = [label for label, _, _ in spread.bins]
+    counts = [every for _, every, _ in spread.bins]
+    kept = [number for _, _, number in spread.bins]
 
     def draw(axes: Axes) -> None:
         places = range(len(labels))
@@ -69,7 +66,8 @@ def spread_plot(title: str, unit: str, of: str, spread: Spread, *, is_filtered: 
         if is_filtered:
             axes.bar(places, kept, width=0.82, color=_KEPT, label="kept by the filter")
             axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2)
-        axes.set_xticks(places, labels, rotation=35, ha="right", rotation_mode="anchor")
+        leaning: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
+        axes.set_xticks(places, labels, **(leaning if max(map(len, labels), default=0) > 3 else {}))
         _whole_numbers(axes.yaxis)
         axes.set_xlabel(unit)
         axes.set_ylabel(of)
@@ -132,7 +130,7 @@ def named(name: str) -> str:
 def _whole_numbers(axis: Axis) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    axis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10]))
     axis.set_major_formatter(lambda value, _: f"{value:,.0f}")
 
 

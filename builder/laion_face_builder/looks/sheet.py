@@ -109,6 +109,8 @@ def _facts(example: Example) -> Iterator[tuple[str, str]]:
 
 
 def _size(width: int | None, height: int | None) -> str:
+    if width is None and height is None:
+        return "unknown size"
     return f"{'?' if width is None else width} x {'?' if height is None else height}"
 
 
@@ -123,7 +125,7 @@ def _picture(example: Example) -> str:
     kind = "faces" if image is None or example["faces_aligned"] else "faces unsure"
     place = attributes({"x": 0, "y": 0, "width": width, "height": height})
     inner = f'<image {place} href="{_thumbnail(image)}"/>' if image is not None else f'<rect class="blank" {place}/>'
-    drawn = "".join(_face(face, max(width, height)) for face in faces)
+    drawn = "".join(_face(face, width, height) for face in faces)
     return (
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{told}"><title>{told}</title>{inner}'
         f'<g class="{kind}">{drawn}</g></svg>'
@@ -138,17 +140,19 @@ def _thumbnail(image: Image.Image) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(out.getvalue()).decode()}"
 
 
-def _face(face: dict[str, Any], longest: int) -> str:
+def _face(face: dict[str, Any], width: int, height: int) -> str:
     """Box, landmarks and score; whole numbers are pixels' centres, SVG's are their corners: hence the halves."""
     with suppress(TransformError):  # a box without area cannot be drawn; its score is among the facts
         x1, y1, x2, y2 = (np.clip(checked_box(face["box"]), -_FAR, _FAR) + 0.5).tolist()
         points = (np.clip(checked_landmarks(face["landmarks"]), -_FAR, _FAR) + 0.5).tolist()
-        letter = longest / 24
+        letter = max(width, height) / 24
+        # The label stays where it is seen, also when the box sticks out.
+        left, top = min(max(x1, 0), width - 2.8 * letter), min(max(y1, 0), height - 1.25 * letter)
         box = attributes({"class": "box", "x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1})
-        label = attributes({"class": "label", "x": x1, "y": y1, "width": 2.3 * letter, "height": 1.25 * letter})
-        at = attributes({"class": "score", "x": x1 + 0.2 * letter, "y": y1 + letter, "font_size": letter})
+        label = attributes({"class": "label", "x": left, "y": top, "width": 2.8 * letter, "height": 1.25 * letter})
+        at = attributes({"class": "score", "x": left + 0.2 * letter, "y": top + letter, "font_size": letter})
         dots = "".join(
-            f"<circle {attributes({'class': f'point point-{n}', 'cx': x, 'cy': y, 'r': longest / 90})}/>"
+            f"<circle {attributes({'class': f'point point-{n}', 'cx': x, 'cy': y, 'r': letter / 4})}/>"
             for n, (x, y) in enumerate(points)
         )
         return f"<rect {box}/>{dots}<rect {label}/><text {at}>{face['score']:.2f}</text>"

@@ -9,7 +9,7 @@ import numpy as np
 
 from laion_face_builder.files import human_size
 from laion_face_builder.looks import plots
-from laion_face_builder.looks.counts import Kept, Spread, Stats
+from laion_face_builder.looks.counts import Kept, Stats
 from laion_face_builder.looks.html import escaped, page, table
 
 MOST_SHOWN = 15
@@ -26,7 +26,8 @@ _STYLE = """
 .tile { background: var(--paper); border: 1px solid var(--line); border-radius: 8px; padding: .9rem 1.1rem; }
 .tile b { display: block; font-size: 1.55rem; line-height: 1.25; font-variant-numeric: tabular-nums; }
 .tile span { color: var(--faint); font-size: .9rem; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(30rem, 100%), 1fr)); gap: 1rem; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(30rem, 100%), 1fr)); gap: 1rem;
+  align-items: start; }
 figure { margin: 0; background: var(--paper); border: 1px solid var(--line); border-radius: 8px; padding: 1rem 1.1rem; }
 figcaption { font-weight: 600; margin-bottom: .5rem; }
 figure svg { display: block; width: 100%; height: auto; }
@@ -37,14 +38,14 @@ details { margin: 1rem 0; } summary { cursor: pointer; color: var(--faint); }
 def lines(stats: Stats) -> Iterator[str]:
     """The table for a terminal."""
     total, filters = stats.total, stats.options.filters.as_dict()
-    chosen = ", ".join(f"{name}={value}" for name, value in filters.items()) or "no filter"
-    yield f"{stats.options.config}, parts {','.join(map(str, stats.options.parts))}; {chosen}"
+    chosen = ", ".join(f"{name}={v:g}" if isinstance(v, float) else f"{name}={v}" for name, v in filters.items())
+    yield f"{stats.options.config}, parts {','.join(map(str, stats.options.parts))}; {chosen or 'no filter'}"
     yield f"\n{'':28}{'all':>15}{'kept':>15}{'share':>9}"
-    for name, both, show in _figures(stats):
+    for _, name, both, show in _figures(stats):
         yield f"{name:28}{show(both.all):>15}{show(both.kept):>15}{both.share:>9.1%}"
     for key, title, unit, of in _SPREADS:
         yield f"\n{title} ({unit}): {of}"
-        yield from (f"  {label:26}{every:>15,.0f}{kept:>15,.0f}" for label, every, kept in _bins(total.spreads[key]))
+        yield from (f"  {label:26}{every:>15,.0f}{kept:>15,.0f}" for label, every, kept in total.spreads[key].bins)
     if not total.asked:
         yield f"\n{_NO_PICTURES}"
         return
@@ -65,9 +66,9 @@ def as_json(stats: Stats) -> dict[str, Any]:
         "config": stats.options.config,
         "parts": list(stats.options.parts),
         "filters": stats.options.filters.as_dict(),
-        **{name: vars(both) for name, both, _ in _figures(stats)},
+        **{key: {"all": round(both.all), "kept": round(both.kept)} for key, _, both, _ in _figures(stats)},
         "spreads": {
-            key: [{"bin": label, "all": int(every), "kept": int(kept)} for label, every, kept in _bins(spread)]
+            key: [{"bin": label, "all": int(every), "kept": int(kept)} for label, every, kept in spread.bins]
             for key, spread in total.spreads.items()
         },
         "asked": total.asked,
@@ -128,8 +129,8 @@ def _pictures(stats: Stats) -> Iterator[str]:
 def _tiles(stats: Stats) -> str:
     tiles = []
     filtered = not stats.options.filters.is_empty
-    for name, both, show in _figures(stats):
-        below = f"of {show(both.all)} {name}, {both.share:.1%}" if filtered else name
+    for _, name, both, show in _figures(stats):
+        below = f"{name}, of {show(both.all)} ({both.share:.1%})" if filtered else name
         tiles.append(f'<div class="tile"><b>{show(both.kept)}</b><span>{below}</span></div>')
     about = (
         "Index bytes are compressed, a sample having its row group's average. Picture bytes are the number of samples, "
@@ -147,25 +148,18 @@ def _drawn(shown: Iterable[plots.Plot]) -> str:
 def _spread_tables(stats: Stats) -> str:
     pieces = ["<details><summary>The numbers as tables</summary>"]
     for key, title, unit, of in _SPREADS:
-        rows = ((label, _number(every), _number(kept)) for label, every, kept in _bins(stats.total.spreads[key]))
+        rows = ((label, _number(every), _number(kept)) for label, every, kept in stats.total.spreads[key].bins)
         pieces += [f"<h3>{title}</h3>", table((unit, f"{of}, all", "kept"), rows)]
     return "\n".join([*pieces, "</details>"])
 
 
-def _figures(stats: Stats) -> Iterator[tuple[str, Kept, Any]]:
-    """What is counted, of everything and of what is kept, and how it is written."""
+def _figures(stats: Stats) -> Iterator[tuple[str, str, Kept, Any]]:
+    """What is counted: its key, its name, of everything and of what is kept, and how it is written."""
     total, size = stats.total, stats.bytes_a_picture
-    yield "samples", total.samples, _number
-    yield "faces", total.faces, _number
-    yield "bytes of the index", total.index_bytes, human_size
-    yield "bytes of pictures, about", Kept(total.samples.all * size, total.samples.kept * size), human_size
-
-
-def _bins(spread: Spread) -> Iterator[tuple[str, int, int]]:
-    """Label, all and kept of each bin."""
-    yield from zip(spread.labels, spread.all.tolist(), spread.kept.tolist(), strict=True)
-    if spread.unknown.all:
-        yield "unknown", int(spread.unknown.all), int(spread.unknown.kept)
+    yield "samples", "samples", total.samples, _number
+    yield "faces", "faces", total.faces, _number
+    yield "index_bytes", "index", total.index_bytes, human_size
+    yield "picture_bytes", "pictures, about", Kept(total.samples.all * size, total.samples.kept * size), human_size
 
 
 def _hosts(stats: Stats) -> list[tuple[str, int, int]]:

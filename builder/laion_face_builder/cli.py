@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import json
 import logging
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ _GROUPS = {
     "which": "which parts",
     "filter": "which samples",
     "pictures": "pictures",
+    "images": "pictures",
     "stream": "fetching ahead",
     "transfer": "fetching",
 }
@@ -96,8 +96,7 @@ def _parser() -> argparse.ArgumentParser:
 
     stats = _command(commands, "stats", _stats, "what a filter keeps, and how faces, sizes and failures are spread")
     _add_config(stats)
-    _add_options(stats, "source", "which", "filter")
-    _add_option(stats, next(f for f in _option_fields() if f.name == "images"))
+    _add_options(stats, "source", "which", "filter", "images")
     stats.add_argument("--out", type=Path, default=Path("stats.html"), help="the page; default: %(default)s")
     stats.add_argument("--json", action="store_true", help="the numbers as JSON instead of a table")
 
@@ -125,18 +124,14 @@ def _add_data_dir(command: argparse.ArgumentParser) -> None:
 
 
 def _add_options(command: argparse.ArgumentParser, *groups: str) -> None:
-    """The options of these groups, under the config's names with dashes."""
-    for name in groups:
-        group = command.add_argument_group(_GROUPS[name])
-        for spec in _option_fields():
-            if spec.metadata["group"] == name:
-                _add_option(group, spec)
-
-
-def _option_fields() -> tuple[dataclasses.Field[Any], ...]:
+    """The options of these groups, or of that name, under the config's names with dashes."""
     from laion_face_builder.options import OptionFields
 
-    return dataclasses.fields(OptionFields)
+    for name in groups:
+        group = command.add_argument_group(_GROUPS[name])
+        for spec in dataclasses.fields(OptionFields):
+            if name in (spec.metadata["group"], spec.name):
+                _add_option(group, spec)
 
 
 def _add_option(group: Any, spec: dataclasses.Field[Any]) -> None:
@@ -201,51 +196,23 @@ def _status(given: argparse.Namespace) -> None:
 
 def _show(given: argparse.Namespace) -> None:
     from laion_face_builder.looks.show import Sheet, show
+    from laion_face_builder.looks.typed import as_typed, to_look_at
 
-    wanted = Sheet(given.out, given.count, given.columns, f"{_as_typed('show', given)} --count {given.count}")
-    for file in show(_options_to_look_at(given), wanted):
+    wanted = Sheet(given.out, given.count, given.columns, f"{as_typed('show', vars(given))} --count {given.count}")
+    for file in show(to_look_at(_options(given), given.parts), wanted):
         print(file)
 
 
 def _stats(given: argparse.Namespace) -> None:
-    from laion_face_builder.files import written_whole
     from laion_face_builder.looks.counts import count
-    from laion_face_builder.looks.stats import as_json, lines, stats_page
+    from laion_face_builder.looks.stats import as_json, lines, write_page
+    from laion_face_builder.looks.typed import as_typed, to_look_at
 
-    options = _options_to_look_at(given)
-    stats = count(options)
-    with written_whole(given.out) as partial:
-        partial.write_text(stats_page(stats, _as_typed("stats", given)), encoding="utf-8")
+    stats = count(to_look_at(_options(given), given.parts))
+    write_page(given.out, stats, as_typed("stats", vars(given)))
     for line in [json.dumps(as_json(stats))] if given.json else lines(stats):
         print(line)
     logger.info("%s: the same with plots", given.out)
-
-
-def _options_to_look_at(given: argparse.Namespace) -> Any:
-    """All parts that were named, else those that are there."""
-    from laion_face_builder.examples import parts
-
-    options = _options(given)
-    if given.parts is None:
-        return parts.of_those_prepared(options)
-    parts.require_prepared(options)
-    return options
-
-
-def _as_typed(command: str, given: argparse.Namespace) -> str:
-    """The command without what is the default, and without the token."""
-    shown = ["laion-face", command, given.config]
-    if given.data_dir is not None:
-        shown += ["--data-dir", str(given.data_dir)]
-    for spec in _option_fields():
-        value = getattr(given, spec.name, spec.default)
-        if value != spec.default:
-            shown += [f"--{spec.name.replace('_', '-')}", *([] if value is True else [_plain(value)])]
-    return shlex.join(shown)
-
-
-def _plain(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _demo(given: argparse.Namespace) -> None:

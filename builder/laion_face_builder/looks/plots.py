@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from laion_face_builder.looks.counts import Spread
 from laion_face_builder.looks.html import escaped
+from laion_face_builder.looks.tallies import Spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

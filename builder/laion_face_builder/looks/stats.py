@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from laion_face_builder.files import human_size
+from laion_face_builder.files import human_size, written_whole
 from laion_face_builder.looks import plots
-from laion_face_builder.looks.counts import Kept, Stats
+from laion_face_builder.looks.counts import Stats
 from laion_face_builder.looks.html import escaped, page, table
+from laion_face_builder.looks.tallies import Kept
 
 MOST_SHOWN = 15
-#: Name in `counts.EDGES`, title, unit, and what is counted.
+#: Name in `tallies.EDGES`, title, unit, and what is counted.
 _SPREADS = (
     ("faces a picture", "Faces per picture", "faces in the picture", "samples"),
     ("face size", "Face size", "short side of the box, pixels", "faces"),
@@ -77,6 +79,12 @@ def as_json(stats: Stats) -> dict[str, Any]:
         "by_part": {part: {"asked": asked, "usable": usable} for part, (asked, usable) in stats.by_part.items()},
         "hosts": [{"host": host, "asked": asked, "usable": usable} for host, asked, usable in _hosts(stats)],
     }
+
+
+def write_page(file: Path, stats: Stats, command: str) -> None:
+    """Writes the page to `file`."""
+    with written_whole(file) as partial:
+        partial.write_text(stats_page(stats, command), encoding="utf-8")
 
 
 def stats_page(stats: Stats, command: str) -> str:

@@ -93,9 +93,10 @@ def warp(pixels: Pixels, matrix: Floats, size: tuple[int, int], fill: int) -> Pi
     import cv2
 
     left, top, right, bottom = _seen(matrix, size, pixels.shape)
-    part = np.ascontiguousarray(pixels[top:bottom, left:right])
     # Down to twice the final size at least: measured against exact averages, more blurs and less aliases.
     factor = max(1, int(1 / float(np.hypot(*matrix[:, 0])) + 1e-9))
+    # Whole blocks, where the picture has them: nothing then has to be filled up, and so copied.
+    part = pixels[top : bottom + -(bottom - top) % factor, left : right + -(right - left) % factor]
     part = _reduced(part, factor, fill)
     # From the reduced part's frame to the picture's: pixels are averaged around their middle.
     back = np.array([[factor, 0, left + (factor - 1) / 2], [0, factor, top + (factor - 1) / 2], [0, 0, 1.0]])
@@ -127,6 +128,7 @@ def _reduced(part: Pixels, factor: int, fill: int) -> Pixels:
         return part
     height, width = part.shape[:2]
     below, right = -height % factor, -width % factor
-    filled = cv2.copyMakeBorder(part, 0, below, 0, right, cv2.BORDER_CONSTANT, value=[fill] * 3)
+    if below or right:
+        part = np.asarray(cv2.copyMakeBorder(part, 0, below, 0, right, cv2.BORDER_CONSTANT, value=[fill] * 3), np.uint8)
     smaller = ((width + right) // factor, (height + below) // factor)
-    return np.asarray(cv2.resize(filled, smaller, interpolation=cv2.INTER_AREA), np.uint8)
+    return np.asarray(cv2.resize(part, smaller, interpolation=cv2.INTER_AREA), np.uint8)

@@ -83,7 +83,7 @@ def _cut(pixels: Pixels, rect: Rect, fill: int) -> Pixels:
 
     left, top, right, bottom = rect
     height, width = pixels.shape[:2]
-    inside = np.ascontiguousarray(pixels[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)])
+    inside = pixels[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
     if 0 in inside.shape:
         raise TransformError(f"box: it lies outside of the picture of {width} x {height} pixels, at {list(rect)}")
     borders = max(-top, 0), max(bottom - height, 0), max(-left, 0), max(right - width, 0)
@@ -101,7 +101,7 @@ def _scaled(cut: Pixels, rect: Rect, size: tuple[int, ...]) -> tuple[Pixels, Flo
     shift = scale * (0.5 - np.array(rect[:2])) - 0.5
     matrix = np.column_stack([np.diag(scale), shift])
     if tuple(size) == cut.shape[1::-1]:
-        return cut, matrix
+        return cut.copy(), matrix
     how = cv2.INTER_AREA if scale.min() < 1 else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(cut, (size[0], size[1]), interpolation=how), np.uint8), matrix
 

@@ -234,6 +234,7 @@ def test_before_any_download_the_page_says_so(prepared, tmp_path, capsys):
 def test_nothing_kept_is_a_page_too(prepared):
     page = stats_page(counted(prepared.data.root, min_faces=99), "command")
     assert page.count("<figure>") == 4
+    assert "No picture of a sample that is kept was asked for" in page
     assert "<b>0</b>" in page
 
 

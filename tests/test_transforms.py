@@ -18,7 +18,7 @@ from laion_face_builder.transforms.drawing import POINTS, SURE, UNSURE
 from laion_face_builder.transforms.moved import MOST_PIXELS_A_SIDE
 
 seeds = st.integers(0, 10_000)
-quick = settings(deadline=None, max_examples=60)
+quick = settings(deadline=None, max_examples=40)
 
 
 def drawn(seed, faces=1, enlarged=3):

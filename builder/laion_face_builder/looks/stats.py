@@ -12,7 +12,7 @@ from laion_face_builder.files import human_size, written_whole
 from laion_face_builder.looks import plots
 from laion_face_builder.looks.counts import Stats
 from laion_face_builder.looks.html import escaped, page, table
-from laion_face_builder.looks.tallies import Kept
+from laion_face_builder.looks.tallies import OTHER_HOSTS, Kept
 
 MOST_SHOWN = 15
 #: Name in `tallies.EDGES`, title, unit, and what is counted.
@@ -22,15 +22,14 @@ _SPREADS = (
     ("score", "Detection score", "score", "faces"),
     ("picture size", "Picture size", "short side of the original, pixels", "samples"),
 )
-_NO_PICTURES = "No pictures have been downloaded here yet"
 _STYLE = """
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); gap: 1rem; margin: 1.4rem 0; }
 .tile { background: var(--paper); border: 1px solid var(--line); border-radius: 8px; padding: .9rem 1.1rem; }
 .tile b { display: block; font-size: 1.55rem; line-height: 1.25; font-variant-numeric: tabular-nums; }
 .tile span { color: var(--faint); font-size: .9rem; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(30rem, 100%), 1fr)); gap: 1rem;
-  align-items: start; }
-figure { margin: 0; background: var(--paper); border: 1px solid var(--line); border-radius: 8px; padding: 1rem 1.1rem; }
+.plots { columns: 2 26rem; column-gap: 1rem; }
+figure { margin: 0 0 1rem; break-inside: avoid;
+  background: var(--paper); border: 1px solid var(--line); border-radius: 8px; padding: 1rem 1.1rem; }
 figcaption { font-weight: 600; margin-bottom: .5rem; }
 figure svg { display: block; width: 100%; height: auto; }
 details { margin: 1rem 0; } summary { cursor: pointer; color: var(--faint); }
@@ -49,7 +48,7 @@ def lines(stats: Stats) -> Iterator[str]:
         yield f"\n{title} ({unit}): {of}"
         yield from (f"  {label:26}{every:>15,.0f}{kept:>15,.0f}" for label, every, kept in total.spreads[key].bins)
     if not total.asked:
-        yield f"\n{_NO_PICTURES}"
+        yield f"\n{_why_no_pictures(stats)}"
         return
     yield f"\n{'Usable pictures, of kept':28}{'asked for':>15}{'usable':>15}{'share':>9}"
     yield f"{'all parts':28}{total.asked:>15,}{total.usable:>15,}{total.usable / total.asked:>9.1%}"
@@ -98,10 +97,11 @@ def stats_page(stats: Stats, command: str) -> str:
         plots.spread_plot(title, unit, of, stats.total.spreads[key], is_filtered=filtered)
         for key, title, unit, of in _SPREADS
     ]
-    parts = ", ".join(map(str, stats.options.parts))
+    numbers = stats.options.parts
+    parts = f"part{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
     head = [
         "<header><h1>LAION-Face in numbers</h1>",
-        f"<p>Config {stats.options.config}, parts {parts}.</p>\n<pre>$ {escaped(command)}</pre></header>",
+        f"<p>Config {stats.options.config}, {parts}.</p>\n<pre>$ {escaped(command)}</pre></header>",
     ]
     body = [*head, _tiles(stats), "<h2>Faces and pictures</h2>", _drawn(spreads), _spread_tables(stats)]
     return page("LAION-Face in numbers", [*body, "<h2>What became of the pictures</h2>", *_pictures(stats)], _STYLE)
@@ -110,28 +110,44 @@ def stats_page(stats: Stats, command: str) -> str:
 def _pictures(stats: Stats) -> Iterator[str]:
     total = stats.total
     if not total.asked:
-        yield f'<p class="empty">{_NO_PICTURES}: run <code>laion-face download</code>, then this again.</p>'
+        yield f'<p class="empty">{escaped(_why_no_pictures(stats))}</p>'
         return
-    of = "kept samples whose picture was asked for" if not stats.options.filters.is_empty else "samples"
-    yield f"<p>{total.usable:,} of {total.asked:,} pictures can be used ({total.usable / total.asked:.1%} of {of}).</p>"
+    kept = "" if stats.options.filters.is_empty else " of kept samples"
     reasons, hosts = total.reasons.most_common(MOST_SHOWN), _hosts(stats)
-    drawn = []
-    if reasons:
-        failed = [number for _, number in reasons]
-        drawn.append(
-            plots.bars("Why pictures failed", "samples", [why for why, _ in reasons], [0] * len(failed), failed)
-        )
-    names, usable = [host for host, _, _ in hosts], [good for _, _, good in hosts]
-    bad = [asked - good for _, asked, good in hosts]
-    drawn.append(plots.bars("Hosts with the most pictures", "samples", names, usable, bad))
-    rates = [good / every for every, good in stats.by_part.values()]
-    drawn.append(plots.shares("Usable pictures by part (link rot)", "part", list(map(str, stats.by_part)), rates))
-    yield _drawn(drawn)
+    at_these = sum(asked for _, asked, _ in hosts) / total.asked
+    yield (
+        f"<p>{total.usable:,} of {total.asked:,} pictures{kept} can be used ({total.usable / total.asked:.1%}). "
+        f"The hosts below have {at_these:.1%} of them all.</p>"
+    )
+    yield _drawn([*_reason_plots(reasons), _part_plot(stats), _host_plot(hosts)])
     yield "<details><summary>The numbers as tables</summary>"
     yield table(("part", "asked for", "usable"), ((part, *map(_number, both)) for part, both in stats.by_part.items()))
     yield table(("reason", "samples"), ((reason, _number(number)) for reason, number in total.reasons.most_common()))
     yield table(("host", "asked for", "usable"), ((host, _number(a), _number(u)) for host, a, u in hosts))
     yield "</details>"
+
+
+def _why_no_pictures(stats: Stats) -> str:
+    if stats.total.pictures.all:
+        return "No picture of a sample that is kept was asked for."
+    return "No pictures have been downloaded here yet: run laion-face download, then this again."
+
+
+def _reason_plots(reasons: list[tuple[str, int]]) -> Iterator[plots.Plot]:
+    if reasons:
+        failed = [number for _, number in reasons]
+        yield plots.bars("Why pictures failed", "samples", [why for why, _ in reasons], [0] * len(failed), failed)
+
+
+def _part_plot(stats: Stats) -> plots.Plot:
+    rates = [usable / asked for asked, usable in stats.by_part.values()]
+    return plots.shares("Usable pictures by part (link rot)", "part", list(map(str, stats.by_part)), rates)
+
+
+def _host_plot(hosts: list[tuple[str, int, int]]) -> plots.Plot:
+    names, usable = [host for host, _, _ in hosts], [good for _, _, good in hosts]
+    bad = [asked - good for _, asked, good in hosts]
+    return plots.bars("Hosts with the most pictures", "samples", names, usable, bad)
 
 
 def _tiles(stats: Stats) -> str:
@@ -172,7 +188,8 @@ def _figures(stats: Stats) -> Iterator[tuple[str, str, Kept, Any]]:
 
 def _hosts(stats: Stats) -> list[tuple[str, int, int]]:
     total = stats.total
-    return [(host, asked, total.usable_hosts[host]) for host, asked in total.hosts.most_common(MOST_SHOWN)]
+    named = [(host, asked) for host, asked in total.hosts.most_common(MOST_SHOWN + 1) if host != OTHER_HOSTS]
+    return [(host, asked, total.usable_hosts[host]) for host, asked in named[:MOST_SHOWN]]
 
 
 def _number(value: float | np.number[Any]) -> str:

@@ -32,8 +32,9 @@ def contact_sheet(examples: Sequence[Example], columns: int = 4) -> Image.Image:
     """One RGB picture with a card for each example.
 
     Args:
-        examples: dicts with image (a PIL picture of any mode, or None), faces (dicts of box, landmarks, score in the
-            picture's frame), caption, width, height, faces_aligned. Boxes that may not fit are drawn in amber.
+        examples: dicts with image (a PIL picture of any mode, or None; a smaller copy will do), width and height of the
+            whole picture, faces (dicts of box, landmarks, score in the whole picture's frame), caption, faces_aligned.
+            Boxes that may not fit are drawn in amber.
         columns: cards in a row.
     """
     lines = max(1, math.ceil(len(examples) / columns))
@@ -76,7 +77,7 @@ def _card(example: Example) -> Image.Image:
 def _facts(example: Example) -> str:
     facts = [_counted(len(example["faces"]), "face")]
     if example["image"] is not None:
-        facts.append(f"{example['image'].width} x {example['image'].height} {example['image'].mode}")
+        facts.append(f"{example['width']} x {example['height']}")
         if not example.get("faces_aligned", True):
             facts.append("not aligned")
     return "  |  ".join(facts)
@@ -84,8 +85,9 @@ def _facts(example: Example) -> str:
 
 def _place_picture(card: Image.Image, example: Example) -> None:
     picture = to_rgb(example["image"])
-    scale = min(_CARD / picture.width, _PICTURE / picture.height, _ENLARGED_AT_MOST)
-    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    width, height = example["width"], example["height"]
+    scale = min(_CARD / width, _PICTURE / height, _ENLARGED_AT_MOST)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
     left, top = (_CARD - size[0]) // 2, (_PICTURE - size[1]) // 2
     card.paste(picture.resize(size, Image.Resampling.LANCZOS), (left, top))
     # Boxes may stick out of the picture: they are drawn over the mat too, but not over the text.

@@ -52,7 +52,8 @@ def sheet(examples: Sequence[Example], command: str, counts: str, columns: int =
     """The page.
 
     Args:
-        examples: as datasets yields them, pictures decoded (or None); see `schema.EXAMPLE_COLUMNS`.
+        examples: as datasets yields them, pictures decoded (or None; a smaller copy will do); see
+            `schema.EXAMPLE_COLUMNS`.
         command: what the page was made with, shown in it.
         counts: a sentence about the rows that were read.
         columns: cards in a row, on a wide screen.
@@ -83,7 +84,7 @@ def _legend() -> str:
 
 def _card(example: Example) -> str:
     caption = example["caption"]
-    said = f"<bdi>{escaped(caption)}</bdi>" if caption else '<span class="faint">no caption</span>'
+    said = escaped(caption) if caption else '<span class="faint">no caption</span>'
     facts = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in _facts(example))
     return (
         f'<figure>\n<div class="frame">{_picture(example)}</div>\n'
@@ -117,18 +118,23 @@ def _size(width: int | None, height: int | None) -> str:
 def _picture(example: Example) -> str:
     """One SVG in the picture's own frame, so that faces and pixels cannot drift apart."""
     image = example["image"]
-    width, height = image.size if image is not None else (example["original_width"], example["original_height"])
+    kind = "original_" if image is None else ""
+    width, height = example[f"{kind}width"], example[f"{kind}height"]
     if width is None or height is None or min(width, height) < 1:
         return '<span class="faint">no picture, and its size is not known</span>'
     faces = example["faces"]
     told = f"{'picture' if image is not None else 'no picture'}, {width} x {height} pixels, {len(faces)} faces"
-    kind = "faces" if image is None or example["faces_aligned"] else "faces unsure"
+    fit = "faces" if image is None or example["faces_aligned"] else "faces unsure"
     place = attributes({"x": 0, "y": 0, "width": width, "height": height})
-    inner = f'<image {place} href="{_thumbnail(image)}"/>' if image is not None else f'<rect class="blank" {place}/>'
+    inner = (
+        f'<image {place} preserveAspectRatio="none" href="{_thumbnail(image)}"/>'
+        if image is not None
+        else f'<rect class="blank" {place}/>'
+    )
     drawn = "".join(_face(face, width, height) for face in faces)
     return (
         f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{told}"><title>{told}</title>{inner}'
-        f'<g class="{kind}">{drawn}</g></svg>'
+        f'<g class="{fit}">{drawn}</g></svg>'
     )
 
 

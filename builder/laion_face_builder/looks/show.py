@@ -16,13 +16,14 @@ from laion_face_builder.examples.example import Example
 from laion_face_builder.examples.report import Report, Tally
 from laion_face_builder.examples.rows import Plan, Position, fetched, walk
 from laion_face_builder.files import written_whole
-from laion_face_builder.looks.sheet import sheet
+from laion_face_builder.looks.sheet import THUMBNAIL, sheet
 from laion_face_builder.options import Options
 from laion_face_builder.preview import contact_sheet
+from laion_face_builder.transforms.pixels import to_rgb
 
 logger = logging.getLogger("laion_face")
 
-MOST_EXAMPLES = 1000
+MOST_EXAMPLES = 500
 _SUFFIXES = {".png": (".png",), ".html": (".html",), ".htm": (".htm",), "": (".png", ".html")}
 #: Pictures in flight for a sheet: the first few dozen rows are wanted soon, and no others.
 _IN_FLIGHT = 64
@@ -80,7 +81,10 @@ def show(options: Options, wanted: Sheet) -> list[Path]:
 
 
 def take(options: Options, count: int) -> tuple[list[Example], Report]:
-    """The first `count` examples, pictures decoded, and what became of the rows up to there; nothing is left open."""
+    """The first `count` examples, and what became of the rows up to there; nothing is left open.
+
+    Pictures are decoded and reduced one by one: width and height stay those of the whole.
+    """
     ahead = replace(options.ahead, concurrency=min(_IN_FLIGHT, options.ahead.concurrency), lookahead=2 * count)
     plan = Plan(replace(options, ahead=ahead), None)
     examples: list[Example] = []
@@ -91,18 +95,19 @@ def take(options: Options, count: int) -> tuple[list[Example], Report]:
     ):
         for step in steps:
             if (example := step.row.example()) is not None:
-                examples.append({**example, "image": _decoded(example)})
+                examples.append({**example, "image": _thumbnail(example)})
             if len(examples) == count:
                 break
     return examples, tally.counts
 
 
-def _decoded(example: Example) -> Image.Image | None:
+def _thumbnail(example: Example) -> Image.Image | None:
     if example["image"] is None:
         return None
     with Image.open(BytesIO(example["image"]["bytes"])) as image:
-        image.load()
-        return image.copy()
+        small = to_rgb(image)
+    small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    return small
 
 
 def _drawn(file: Path, examples: Sequence[Example], counts: Report, wanted: Sheet) -> bytes:

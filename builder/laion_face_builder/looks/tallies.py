@@ -92,7 +92,7 @@ class PartStats:
     """One part, or several added up.
 
     Attributes:
-        samples, faces: rows of the index and faces in them.
+        samples, faces: rows of the index and all faces in them; of a sample that is kept all faces are.
         index_bytes: of the index, compressed; a row has its row group's average.
         asked, usable: kept samples whose picture was asked for, and those whose picture can be used.
         picture_bytes: of the usable pictures, of everything and of what is kept.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Generic
 
 import numpy as np
@@ -99,6 +100,6 @@ def checked_size(size: int | tuple[int, int]) -> tuple[int, int]:
         TransformError: not whole numbers from 1 to `MOST_PIXELS_A_SIDE`.
     """
     sides = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
-    if len(sides) != 2 or not all(isinstance(s, int) and 1 <= s <= MOST_PIXELS_A_SIDE for s in sides):
+    if len(sides) != 2 or not all(isinstance(s, Integral) and 1 <= s <= MOST_PIXELS_A_SIDE for s in sides):
         raise TransformError(f"size: expected pixels, or (width, height), up to {MOST_PIXELS_A_SIDE}; found {size!r}")
-    return sides[0], sides[1]
+    return int(sides[0]), int(sides[1])

@@ -1,7 +1,7 @@
 """From an index row and its picture to an example, and what became of it: the last room before `datasets`.
 
-Reading a row and making its example are two steps. datasets counts rows of the first kind in the state of a stream, so
-that a resumed stream repeats and skips nothing whatever fails then or now; only the second touches the picture.
+Reading a row and making its example are two steps. The state of a stream counts rows of the first kind, so that a
+resumed stream repeats and skips nothing whatever fails then or now; only the second touches the picture.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ from laion_face_builder.web.fetcher import FetchedPicture
 
 Example = dict[str, Any]
 
-#: What stands for a row that is not wanted, in the streams that `is_wanted` cleans.
-NOTHING: Example = dict.fromkeys(EXAMPLE_COLUMNS)
 #: The columns of the index that an example is made from.
 INDEX_COLUMNS = ("sample_id", "url", "caption", "width", "height", "part", "license", "nsfw", "similarity", "faces")
 
@@ -133,13 +131,3 @@ def _without_picture(values: Example) -> Example:
 def _filled(values: Example, **made: Any) -> Example:
     known = {**values, "original_width": values["width"], "original_height": values["height"], **made}
     return {name: known[name] for name in EXAMPLE_COLUMNS}
-
-
-def to_example(item: dict[str, Row]) -> Example:
-    """For `.map` over a stream of rows: the example, `NOTHING` for a row that is not wanted."""
-    return item["row"].example() or NOTHING
-
-
-def is_wanted(example: Example) -> bool:
-    """For `.filter` behind it."""
-    return example["sample_id"] is not None

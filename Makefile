@@ -5,6 +5,8 @@
 PYTHON ?= python3
 VENV := .venv
 VENV_36 := .venv-datasets-3.6
+# Two workers: every test has servers, folders and processes of its own.
+SPREAD := --numprocesses 2 --dist worksteal
 INSTALL := -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test check browser clean
@@ -13,8 +15,8 @@ demo: $(VENV)/ready
 	$(VENV)/bin/laion-face demo demo
 
 test: $(VENV)/ready $(VENV_36)/ready browser
-	$(VENV)/bin/python -m pytest
-	$(VENV_36)/bin/python -m pytest tests/test_builder.py tests/test_streaming.py tests/test_fetching.py
+	$(VENV)/bin/python -m pytest $(SPREAD)
+	$(VENV_36)/bin/python -m pytest $(SPREAD) tests/test_builder.py tests/test_streaming.py tests/test_fetching.py
 
 # The tests open our pages in a real browser: $CHROMIUM, else one that is installed, else one that apt-get can install.
 browser:

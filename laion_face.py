@@ -101,12 +101,12 @@ class LaionFace(datasets.GeneratorBasedBuilder):
         loading.check_call(config_name, custom_features, given)
         return super()._create_builder_config(config_name, custom_features, **given)
 
-    def _get_examples_iterable_for_split(self, split_generator: Any) -> stream.RowStream:
+    def _get_examples_iterable_for_split(self, split_generator: Any) -> stream.ExampleStream:
         return loading.iterable(**split_generator.gen_kwargs)
 
     def _as_streaming_dataset_single(self, splits_generator: Any, *args: Any) -> datasets.IterableDataset:
         rows = super()._as_streaming_dataset_single(splits_generator, *args)
-        return loading.joined(rows, self._report_folder)
+        return loading.noted(rows, self._report_folder)
 
     def as_streaming_dataset(self, *args: Any, **kwargs: Any) -> Any:
         """The stream(s). Nothing is prepared before the first example is asked for."""

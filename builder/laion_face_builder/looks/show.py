@@ -93,8 +93,8 @@ def take(options: Options, count: int) -> tuple[list[Example], Report]:
         closing(walk(plan, plan.shards(), Position(), tally)) as rows,
         closing(fetched(plan, rows)) as steps,
     ):
-        for step in steps:
-            if (example := step.row.example()) is not None:
+        for step, picture in steps:
+            if (example := step.row.example(picture)) is not None:
                 examples.append({**example, "image": _thumbnail(example)})
             if len(examples) == count:
                 break

@@ -26,8 +26,22 @@ from laion_face_builder.options import Options  # From: laion-face
 from laion_face_builder.examples.rows import Plan  # From: laion-face
 from laion_face_builder.examples.rows import Shard  # From: laion-face
 from laion_face_builder.schema import example_features  # From: laion-face
+from laion_face_builder.transforms.alignment import align_face  # From: laion-face
+from laion_face_builder.transforms.crops import crop_face  # From: laion-face
+from laion_face_builder.transforms.crops import crop_faces  # From: laion-face
+from laion_face_builder.transforms.drawing import draw_faces  # From: laion-face
 
-__all__ = ["LaionFace", "LaionFaceConfig", "collate", "load_dataset", "report"]
+__all__ = [
+    "LaionFace",
+    "LaionFaceConfig",
+    "align_face",
+    "collate",
+    "crop_face",
+    "crop_faces",
+    "draw_faces",
+    "load_dataset",
+    "report",
+]
 
 _DESCRIPTION = "The human-face subset of LAION-400M with face boxes, five landmarks and detection scores."
 _HOMEPAGE = "https://github.com/FacePerceiver/LAION-Face"
@@ -87,12 +101,12 @@ class LaionFace(datasets.GeneratorBasedBuilder):
         loading.check_call(config_name, custom_features, given)
         return super()._create_builder_config(config_name, custom_features, **given)
 
-    def _get_examples_iterable_for_split(self, split_generator: Any) -> stream.RowStream:
+    def _get_examples_iterable_for_split(self, split_generator: Any) -> stream.ExampleStream:
         return loading.iterable(**split_generator.gen_kwargs)
 
     def _as_streaming_dataset_single(self, splits_generator: Any, *args: Any) -> datasets.IterableDataset:
         rows = super()._as_streaming_dataset_single(splits_generator, *args)
-        return loading.joined(rows, self._report_folder)
+        return loading.noted(rows, self._report_folder)
 
     def as_streaming_dataset(self, *args: Any, **kwargs: Any) -> Any:
         """The stream(s). Nothing is prepared before the first example is asked for."""

@@ -50,7 +50,10 @@ def test_every_command_in_the_readme_exists(command, capsys):
     assert "usage: laion-face" in capsys.readouterr().out
 
 
-FLOORS = ["ground", "upstream", "index", "images", "options", "web", "proxy", "download", "examples", "publish"]
+FLOORS = [
+    *("ground", "upstream", "index", "images", "transforms", "options", "web", "proxy", "download", "examples"),
+    "publish",
+]
 GROUND = {"errors", "schema", "files", "layout"}
 
 

@@ -84,13 +84,17 @@ EXAMPLE_COLUMNS = (
 )
 
 
-def example_features() -> Features:
-    """The `datasets.Features` of an example; types come from `INDEX`. Image() is the only addition to Arrow's own."""
+def example_features(*, decode: bool = True) -> Features:
+    """The `datasets.Features` of an example; types come from `INDEX`. Image() is the only addition to Arrow's own.
+
+    Args:
+        decode: whether pictures come decoded, or as {"bytes", "path"}.
+    """
     from datasets import Features, Image, Value
 
     index = Features.from_arrow_schema(INDEX)
     own = {
-        "image": Image(),
+        "image": Image(decode=decode),
         "original_width": index["width"],
         "original_height": index["height"],
         "faces_aligned": Value("bool"),

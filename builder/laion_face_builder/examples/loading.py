@@ -12,13 +12,11 @@ import datasets
 
 from laion_face_builder.errors import NotPrepared, OptionError
 from laion_face_builder.examples import parts, report
-from laion_face_builder.examples.example import is_wanted, to_example
 from laion_face_builder.examples.rows import Plan, Shard, shards_per_part_for, world_size
-from laion_face_builder.examples.stream import ExampleStream, RowStream
+from laion_face_builder.examples.stream import DecodedStream, ExampleStream
 from laion_face_builder.files import digest
 from laion_face_builder.layout import CONFIG_PARTS
 from laion_face_builder.options import Options, refuse_unknown
-from laion_face_builder.schema import example_features
 
 logger = logging.getLogger("laion_face")
 
@@ -126,20 +124,13 @@ def check_ranks(options: Options) -> None:
         )
 
 
-def iterable(plan: Plan, shards: list[Shard]) -> RowStream:
+def iterable(plan: Plan, shards: list[Shard]) -> ExampleStream:
     """What the stream's dataset is made of, in this version of datasets."""
-    return ExampleStream(plan, shards) if _IS_OLD else RowStream(plan, shards)
+    return DecodedStream(plan, shards) if _IS_OLD else ExampleStream(plan, shards)
 
 
-def joined(stream: datasets.IterableDataset, report_folder: Path | None) -> datasets.IterableDataset:
-    """A stream of examples from a dataset of `iterable`.
-
-    datasets counts, in `state_dict`, the rows that the iterable gives; `.map` and `.filter` after it run only on rows
-    that are really read. The features are set last, since datasets would decode every picture before `.filter`.
-    """
-    if not _IS_OLD:
-        stream.info.features = None
-        stream = stream.map(to_example, remove_columns=["row"]).filter(is_wanted).cast(example_features())
+def noted(stream: datasets.IterableDataset, report_folder: Path | None) -> datasets.IterableDataset:
+    """`stream`, which now says where its report is, and still does after `.map` and the like."""
     stream.info.download_checksums = {REPORT_KEY: str(report_folder)}
     return stream
 

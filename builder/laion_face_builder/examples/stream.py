@@ -1,8 +1,9 @@
-"""The iterable that `datasets` drives when it streams.
+"""The iterables that `datasets` drives when it streams.
 
-datasets' own iterable over a generator can only start a shard from its beginning and throw rows away. This one starts
-at any row, so that a resumed stream reads nothing that it skips, and it walks on from shard to shard without a pause.
-Its state has the form of datasets' own: the place of the shard, and how many of its rows are done.
+datasets' own iterable over a generator can only start a shard from its beginning and throw rows away. These start at
+any row, so that a resumed stream reads nothing that it skips, and walk on from shard to shard without a pause. Their
+state has the form of datasets' own: the place of the shard, and how many of its index rows are done, whatever became
+of them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from copy import deepcopy
 from typing import Any
 
 import pyarrow as pa
+from datasets import Features
 from datasets.iterable_dataset import _BaseExamplesIterable
 
 from laion_face_builder.examples.example import Example
@@ -20,8 +22,12 @@ from laion_face_builder.examples.rows import Plan, Position, Shard, Step, fetche
 from laion_face_builder.schema import example_features
 
 
-class RowStream(_BaseExamplesIterable):  # type: ignore[misc]  # datasets has no types that mypy could follow
-    """Keys and {"row": Row} of every index row of `shards`, in order."""
+class ExampleStream(_BaseExamplesIterable):  # type: ignore[misc]  # datasets has no types that mypy could follow
+    """Keys and examples of the rows of `shards` that are wanted, in order; a picture as {"bytes", "path"}.
+
+    datasets (newer than 3.6) asks what features the examples have, and encodes and decodes them if the dataset has
+    others. These are those of `.decode(False)`, which is then free; a dataset that decodes gets its pictures decoded.
+    """
 
     # datasets asks for it when iteration ends; there are no threads of Arrow's to wait for.
     _sleep_on_threads_shutdown = False
@@ -36,23 +42,29 @@ class RowStream(_BaseExamplesIterable):  # type: ignore[misc]  # datasets has no
         """How many shards can be shared out."""
         return len(self._shards)
 
-    def __iter__(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        with Tally(self._plan.report_folder) as tally:
-            for step in fetched(self._plan, walk(self._plan, self._shards, self._start(), tally)):
-                self._note(step)
-                yield step.key, {"row": step.row}
+    @property
+    def features(self) -> Features:
+        """Those of what is yielded: pictures are not decoded."""
+        return example_features(decode=False)
 
-    def shuffle_data_sources(self, generator: Any) -> RowStream:
+    def __iter__(self) -> Iterator[tuple[int, Example]]:
+        with Tally(self._plan.report_folder) as tally:
+            for step, picture in fetched(self._plan, walk(self._plan, self._shards, self._start(), tally)):
+                self._note(step)
+                if (example := step.row.example(picture)) is not None:
+                    yield step.key, example
+
+    def shuffle_data_sources(self, generator: Any) -> ExampleStream:
         """The same rows with the shards in another order."""
         order = deepcopy(generator).permutation(len(self._shards))
         return type(self)(self._plan, [self._shards[place] for place in order])
 
-    def shard_data_sources(self, num_shards: int, index: int, contiguous: bool = True) -> RowStream:
+    def shard_data_sources(self, num_shards: int, index: int, contiguous: bool = True) -> ExampleStream:
         """The share of one worker or rank of several."""
         places = self.split_shard_indices_by_worker(num_shards, index, contiguous=contiguous)
         return type(self)(self._plan, [self._shards[place] for place in places])
 
-    def reshard_data_sources(self) -> RowStream:
+    def reshard_data_sources(self) -> ExampleStream:
         """The same rows in twice as many shards."""
         return type(self)(self._plan, [half for shard in self._shards for half in shard.halves()])
 
@@ -69,8 +81,8 @@ class RowStream(_BaseExamplesIterable):  # type: ignore[misc]  # datasets has no
             self._state_dict["shard_idx"], self._state_dict["shard_example_idx"] = step.after
 
 
-class ExampleStream(RowStream):
-    """Keys and examples as datasets 3.6 hands them to the user: picture decoded, without the rows that are not wanted.
+class DecodedStream(ExampleStream):
+    """Keys and examples as datasets 3.6 hands them to the user: picture decoded.
 
     datasets 3.6 passes whatever has not the dataset's features through Arrow batches, and after a resume throws away as
     many *examples* as it had seen since its last note: if other pictures fail now, those are the wrong ones. What has
@@ -84,7 +96,7 @@ class ExampleStream(RowStream):
         self._features = example_features()
 
     @property
-    def features(self) -> Any:
+    def features(self) -> Features:
         """Those of the dataset."""
         return self._features
 
@@ -94,22 +106,17 @@ class ExampleStream(RowStream):
         return self._tables
 
     def __iter__(self) -> Iterator[tuple[int, Example]]:
-        for key, encoded in self._encoded():
-            yield key, self._features.decode_example(encoded)
+        for key, example in super().__iter__():
+            yield key, self._features.decode_example(example)
 
     def _tables(self) -> Iterator[tuple[int, pa.Table]]:
-        for key, encoded in self._encoded():
-            yield key, pa.Table.from_pylist([encoded], schema=self._features.arrow_schema)
-
-    def _encoded(self) -> Iterator[tuple[int, Example]]:
-        for key, item in super().__iter__():
-            if (example := item["row"].example()) is not None:
-                yield key, self._features.encode_example(example)
+        for key, example in super().__iter__():
+            yield key, pa.Table.from_pylist([example], schema=self._features.arrow_schema)
 
 
 def examples(plan: Plan, shards: Sequence[Shard]) -> Iterator[tuple[int, Example]]:
     """Keys and examples of `shards`, without the rows that are not wanted: what goes into Arrow files."""
     with Tally(plan.report_folder) as tally:
-        for step in fetched(plan, walk(plan, shards, Position(), tally)):
-            if (example := step.row.example()) is not None:
+        for step, picture in fetched(plan, walk(plan, shards, Position(), tally)):
+            if (example := step.row.example(picture)) is not None:
                 yield step.key, example

@@ -101,7 +101,7 @@ def example_steps(options: Options, part: int, first: int) -> Iterator[Step]:
 def checked_example(row: Row, max_pixels: int) -> Example | None:
     """The row's example, None if the filters drop it. What does not decode, or would be turned, has no picture."""
     example = row.example()
-    if example is None or example["image"] is None or row.values is None:
+    if example is None or example["image"] is None or row.batch is None:
         return example
     try:
         found = pictures.inspect(example["image"]["bytes"], max_pixels=max_pixels)
@@ -110,7 +110,7 @@ def checked_example(row: Row, max_pixels: int) -> Example | None:
         raise PictureError("turned", f"orientation {found.orientation}")
     except PictureError as error:
         logger.warning("sample %d: published without its picture: %s", example["sample_id"], error)
-        return without_picture(row.values)
+        return without_picture(row.batch[row.place])
 
 
 def as_table(examples: list[Example]) -> pa.Table:

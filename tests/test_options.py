@@ -29,7 +29,7 @@ def test_no_option_has_a_name_that_datasets_takes():
 def test_every_option_says_what_it_means():
     for field in dataclasses.fields(OptionFields):
         assert len(field.metadata["help"]) > 10
-        assert field.metadata["group"] in {"source", "which", "filter", "pictures", "stream", "transfer"}
+        assert field.metadata["group"] in {"source", "which", "filter", "pictures", "resize", "stream", "transfer"}
 
 
 def of(**given):

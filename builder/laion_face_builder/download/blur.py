@@ -1,8 +1,12 @@
 """Faces made unrecognisable by img2dataset's own blurring, while downloading and on the way to an example alike.
 
-It blurs each box and a tenth around it with one Gaussian a picture, whose sigma is about 3 % of the largest box (1.47
-with albumentations 1.4.24). In a picture of another aspect than the one in which the faces were found it would blur
-something else: such pictures have to be left out (`reasons.CANNOT_BLUR`).
+It blurs each box and a tenth around it, with one Gaussian for the whole picture that goes by the largest box. The
+method that it follows takes a tenth of that box for sigma; img2dataset 1.47 with albumentations 1.4.24 comes to 3 %,
+and eyes and mouth can still be seen. So one more box goes along, 10/3 as large and upside down: it blurs nothing
+itself, and makes sigma what it should be.
+
+In a picture of another aspect than the one in which the faces were found it would blur something else: such pictures
+have to be left out (`reasons.CANNOT_BLUR`).
 """
 
 from __future__ import annotations
@@ -27,60 +31,74 @@ JPEG_QUALITY = 95
 #: The column of img2dataset's list with the boxes to blur.
 BOXES_COLUMN = "blur_boxes"
 
+#: Larger pictures are not blurred: the work grows with their size times that of the largest face, to a minute here.
+MOST_PIXELS = 8_000_000
+#: Shares of the largest box: what sigma is to be, and what img2dataset makes of it.
+_SIGMA, _IMG2DATASETS_SIGMA = 0.1, 0.03
+#: Pixels; bounds the Gaussian to about a thousand.
+_MOST_REACH = 5000.0
+#: Picture heights: where the upside-down box begins and ends, so that there is nothing between.
+_FAR = 1000.0
+
 Floats = np.ndarray[Any, np.dtype[Any]]
 Pixels = np.ndarray[Any, np.dtype[Any]]
 
 
 def boxes_to_blur(table: pa.Table) -> pa.Array:
-    """list<float64[4]>[n]: for each index row its boxes as img2dataset wants them, null if it cannot be blurred.
+    """list<list<float64>[4]>[n]: for each index row its boxes as img2dataset wants them, null if it cannot be blurred.
 
     Args:
         table: index rows with width, height and faces.
     """
     faces = table["faces"].combine_chunks()
     counts = pc.fill_null(pc.list_value_length(faces), 0).to_numpy()
-    boxes = pc.struct_field(pc.list_flatten(faces), "box")
-    numbers = pc.list_flatten(boxes).to_numpy(zero_copy_only=False).reshape(-1, 4)
-    rows = np.repeat(np.arange(len(counts)), counts)
+    numbers = pc.list_flatten(pc.struct_field(pc.list_flatten(faces), "box")).to_numpy(zero_copy_only=False)
     sizes = np.stack([pc.fill_null(table[name], 0).to_numpy() for name in ("width", "height")], axis=1)
-    shares = _shares(numbers, sizes[rows])
-    lost = np.zeros(len(counts), dtype=bool)
-    lost[rows[~np.isfinite(shares).all(axis=1)]] = True
-    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
-    values = pa.FixedSizeListArray.from_arrays(pa.array(shares.ravel(), pa.float64()), 4)
-    return pa.ListArray.from_arrays(pa.array(offsets), values, mask=pa.array(lost))
+    ends = np.cumsum(counts)
+    apart = np.split(numbers.reshape(-1, 4), ends[:-1])
+    boxes = [_shares(of_row, size) for of_row, size in zip(apart, sizes, strict=True)]
+    return pa.array([None if found is None else found.tolist() for found in boxes], pa.list_(pa.list_(pa.float64(), 4)))
 
 
-def _shares(boxes: Floats, sizes: Floats) -> Floats:
-    """float64[n, 4]: boxes in pixels as shares of width and height, clipped to the picture; NaN where that is nothing.
+def _shares(boxes: Floats, size: Floats | Size) -> Floats | None:
+    """Boxes in pixels, float[n, 4], as shares of width and height, and the upside-down one; None if that is no number.
 
-    Clipped, since a box that reaches far beyond the picture would make the blurring take for ever.
+    They are clipped to the picture, since one that reaches far beyond it would make the blurring take for ever.
     """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        shares = boxes.astype(np.float64).reshape(-1, 2, 2) / sizes.reshape(-1, 1, 2)
-    shares[~(sizes > 0).all(axis=1) | ~np.isfinite(shares).all(axis=(1, 2))] = np.nan
-    return np.sort(shares.clip(0, 1), axis=1).reshape(-1, 4)
+    width, height = (float(side) for side in size)
+    if not len(boxes):
+        return boxes
+    if min(width, height) <= 0 or not np.isfinite(boxes).all():
+        return None
+    corners = (boxes.astype(np.float64).reshape(-1, 2, 2) / (width, height)).clip(0, 1)
+    shares = np.sort(corners, axis=1).reshape(-1, 4)
+    largest = ((shares[:, 2:] - shares[:, :2]) * (width, height)).max()
+    reach = min(largest / _IMG2DATASETS_SIGMA * _SIGMA, _MOST_REACH)
+    return np.concatenate([shares, [[0.0, _FAR, reach / width, -_FAR]]])
 
 
-def blurred(data: bytes, faces: Sequence[Face], size: Size) -> bytes:
+def blurred(data: bytes, faces: Sequence[Face], within: Size, size: Size) -> bytes:
     """A JPEG of the picture with its faces blurred, in the frame that `pictures.neutral` gives.
 
     Args:
         data: a picture that `pictures.inspect` passed.
-        faces: in its frame, pixels; none at all give `neutral(data)`.
-        size: its width and height.
+        faces: none at all give `neutral(data)`.
+        within: width and height of the frame that they are in, pixels; the picture may be a scaled copy of it.
+        size: width and height of the picture.
 
     Raises:
-        PictureError: "cannot_blur": a box is not a number, or OpenCV does not see the same picture.
+        PictureError: "cannot_blur": a box is not a number, the picture is too large, or OpenCV sees another.
     """
     if not faces:
         return pictures.neutral(data)
     import cv2
 
-    shares = _shares(np.array([face["box"] for face in faces]), np.tile(size, (len(faces), 1)))
+    shares = _shares(np.array([face["box"] for face in faces]), within)
+    if shares is None or size[0] * size[1] > MOST_PIXELS:
+        raise PictureError(reasons.CANNOT_BLUR, f"{size[0]} x {size[1]}, {len(faces)} boxes")
     pixels = _decoded(data)
-    if not np.isfinite(shares).all() or pixels.shape[1::-1] != size:
-        raise PictureError(reasons.CANNOT_BLUR, f"boxes {shares.tolist()} in {pixels.shape[1::-1]}, expected {size}")
+    if pixels.shape[1::-1] != size:
+        raise PictureError(reasons.CANNOT_BLUR, f"OpenCV sees {pixels.shape[1::-1]}, expected {size}")
     with _untouched_random():
         changed = _blurrer()(pixels, shares.tolist())
     written = cv2.imencode(".jpg", changed, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from laion_face_builder.download.blur import BOXES_COLUMN, JPEG_QUALITY
+from laion_face_builder.download.blur import BOXES_COLUMN, JPEG_QUALITY, MOST_PIXELS
 from laion_face_builder.errors import OptionError
 from laion_face_builder.images.frames import RESIZE_MODES, Resizing
 from laion_face_builder.images.pictures import MAX_PIXELS
@@ -28,8 +28,8 @@ def _one_a_core() -> int:
 class DownloadOptions:
     """How a part is downloaded.
 
-    `samples_per_shard`, `disallowed_header_directives`, `resizing`, `blur_faces` and the encoding define what is on
-    disk: they cannot change once a part has been started. Everything else may differ from run to run. Without resizing
+    `samples_per_shard`, `disallowed_header_directives`, resizing, blurring and the encoding define what is on disk: they
+    cannot change once a part has been started. Everything else may differ from run to run. Without resizing
     and blurring every original byte is kept; with them img2dataset decodes each picture and encodes it again.
 
     Args:
@@ -44,7 +44,9 @@ class DownloadOptions:
         per_host: connections to one host at a time.
         user_agent_token: a name under which sites may address or refuse you.
         disallowed_header_directives: words in `X-Robots-Tag` by which a site opts out; () fetches all the same.
-        resizing: what img2dataset does to the size of each picture.
+        resize_mode: what img2dataset does to the size of each picture, one of `frames.RESIZE_MODES`.
+        image_size: the size that it then has, pixels.
+        resize_only_if_bigger: smaller pictures keep their size.
         blur_faces: whether it blurs faces. Pictures whose boxes may not fit are left out, on disk too.
         encode_format: of pictures that are encoded again: jpg, png or webp.
         encode_quality: likewise, 1 to 100, of png zlib's effort, 0 to 9; by default 95, of png 6.
@@ -66,7 +68,9 @@ class DownloadOptions:
     per_host: int = 8
     user_agent_token: str | None = None
     disallowed_header_directives: tuple[str, ...] = OPT_OUT_DIRECTIVES
-    resizing: Resizing = field(default_factory=Resizing)
+    resize_mode: str = "no"
+    image_size: int = 256
+    resize_only_if_bigger: bool = False
     blur_faces: bool = False
     encode_format: str = "jpg"
     encode_quality: int | None = None
@@ -87,8 +91,8 @@ class DownloadOptions:
         self._check_encoding()
 
     def _check_encoding(self) -> None:
-        if self.resizing.mode not in RESIZE_MODES:
-            raise OptionError(f"resize_mode={self.resizing.mode!r}: valid are {', '.join(RESIZE_MODES)}")
+        if self.resize_mode not in RESIZE_MODES:
+            raise OptionError(f"resize_mode={self.resize_mode!r}: valid are {', '.join(RESIZE_MODES)}")
         if self.encode_format not in ENCODE_FORMATS:
             raise OptionError(f"encode_format={self.encode_format!r}: valid are {', '.join(ENCODE_FORMATS)}")
         least, most, _ = _QUALITIES[self.encode_format]
@@ -98,6 +102,11 @@ class DownloadOptions:
             raise OptionError(
                 "encode_format and encode_quality go with resize_mode or blur_faces: else every original byte is kept"
             )
+
+    @property
+    def resizing(self) -> Resizing:
+        """The three options on size, as one."""
+        return Resizing(self.resize_mode, self.image_size, self.resize_only_if_bigger)
 
     @property
     def encodes_again(self) -> bool:
@@ -149,12 +158,12 @@ class DownloadOptions:
         return {
             "encode_format": self.encode_format,
             "encode_quality": self._quality,
-            "resize_mode": self.resizing.mode,
-            "image_size": self.resizing.size,
-            "resize_only_if_bigger": self.resizing.only_if_bigger,
+            "resize_mode": self.resize_mode,
+            "image_size": self.image_size,
+            "resize_only_if_bigger": self.resize_only_if_bigger,
             "bbox_col": BOXES_COLUMN if self.blur_faces else None,
             # Our pass sees only what comes out; this is for what goes in.
-            "max_image_area": self.max_pixels,
+            "max_image_area": self.max_pixels if self.resizing else min(self.max_pixels, MOST_PIXELS),
         }
 
 
@@ -166,6 +175,7 @@ _POSITIVE = (
     "max_bytes",
     "max_pixels",
     "per_host",
+    "image_size",
     "stuck_after",
     "check_processes",
 )

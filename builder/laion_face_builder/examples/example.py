@@ -152,8 +152,15 @@ class ExampleMaker:
             if frame is None:
                 raise PictureError(reasons.CANNOT_BLUR, "the faces may be elsewhere in this picture")
             if self.pictures is None or not self.pictures.are_blurred:
-                return blurred(data, frame.faces(values["faces"]), (stored.width, stored.height))
+                return self._blurred(values, stored, frame)
         return pictures.neutral(data) if stored.orientation != 1 else data
+
+    def _blurred(self, values: Example, stored: StoredPicture | FetchedPicture, frame: Frame) -> bytes:
+        faces, within = values["faces"], (values["width"], values["height"])
+        now = (stored.width, stored.height)
+        if self._is_resized:  # else img2dataset would do it by the original's boxes
+            faces, within = frame.faces(faces), now
+        return blurred(stored.data or b"", faces, within, now)
 
     def _without_picture(self, values: Example) -> Example:
         return self._filled(values, image=None, width=None, height=None, faces_aligned=False)

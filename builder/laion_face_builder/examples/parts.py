@@ -86,7 +86,15 @@ def identity(options: Options, part: int) -> dict[str, Any]:
 def download_options(options: Options, **how: Any) -> DownloadOptions:
     """How to download, by the options; `how` are further fields of DownloadOptions, None meaning its default."""
     given = {name: value for name, value in how.items() if value is not None}
-    return DownloadOptions(**vars(options.transfer), resizing=options.resizing, blur_faces=options.blur_faces, **given)
+    size = options.resizing
+    return DownloadOptions(
+        **vars(options.transfer),
+        resize_mode=size.mode,
+        image_size=size.size,
+        resize_only_if_bigger=size.only_if_bigger,
+        blur_faces=options.blur_faces,
+        **given,
+    )
 
 
 def download(options: Options, how: DownloadOptions, retry_failed: int = 0) -> Iterator[tuple[int, PartResult]]:

@@ -28,9 +28,9 @@ def _one_a_core() -> int:
 class DownloadOptions:
     """How a part is downloaded.
 
-    `samples_per_shard`, `disallowed_header_directives`, resizing, blurring and the encoding define what is on disk: they
-    cannot change once a part has been started. Everything else may differ from run to run. Without resizing
-    and blurring every original byte is kept; with them img2dataset decodes each picture and encodes it again.
+    `samples_per_shard`, `disallowed_header_directives`, resizing, blurring and the encoding define what is on disk:
+    they cannot change once a part has been started. Everything else may differ from run to run. Without resizing and
+    blurring every original byte is kept; with them img2dataset decodes each picture and encodes it again.
 
     Args:
         processes_count: processes of img2dataset; one a core, 16 at most, by default.

@@ -53,6 +53,10 @@ def of(**given):
         ({"shards_per_part": 0}, "more than 0"),
         ({"allow_private_hosts": "no"}, "True or False"),
         ({"exclude": "no/such/file"}, "no such file"),
+        ({"resize_mode": "stretch"}, "valid are 'no', 'keep_ratio'"),
+        ({"resize_mode": "border", "images": "fetch"}, "keep their size"),
+        ({"image_size": 0}, "more than 0"),
+        ({"cache_images": "kept", "blur_faces": True}, "faces and all"),
     ],
 )
 def test_a_wrong_value_is_an_error_that_lists_the_valid_ones(given, said):

@@ -179,11 +179,7 @@ class Options:
         if config not in CONFIG_PARTS:
             raise OptionError(f"config {config!r}: valid are {', '.join(CONFIG_PARTS)}")
         _check_numbers(given)
-        _one_of("resize_mode", given.resize_mode, RESIZE_MODES)
-        if given.resize_mode != "no" and given.images == "fetch":
-            raise OptionError(
-                f"resize_mode={given.resize_mode!r}: pictures that are fetched keep their size; valid is 'no'"
-            )
+        _check_remaking(given)
         return cls(
             config=config,
             data=DataDir.at(data_dir),
@@ -246,6 +242,16 @@ def _check_numbers(given: OptionFields) -> None:
             raise OptionError(f"{name}={getattr(given, name)!r}: expected more than 0")
     if given.min_faces is not None and given.max_faces is not None and given.min_faces > given.max_faces:
         raise OptionError(f"min_faces={given.min_faces} is more than max_faces={given.max_faces}: nothing would pass")
+
+
+def _check_remaking(given: OptionFields) -> None:
+    mode = _one_of("resize_mode", given.resize_mode, RESIZE_MODES)
+    if mode != "no" and given.images == "fetch":
+        raise OptionError(f"resize_mode={mode!r}: pictures that are fetched keep their size; valid is 'no'")
+    if given.blur_faces and given.cache_images is not None:
+        raise OptionError(
+            "cache_images keeps pictures as they came, faces and all: it does not go with blur_faces. Leave one out"
+        )
 
 
 def _check_number(name: str, value: Any, kind: type) -> None:

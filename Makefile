@@ -5,16 +5,28 @@
 PYTHON ?= python3
 VENV := .venv
 VENV_36 := .venv-datasets-3.6
+# Two workers: every test has servers, folders and processes of its own.
+SPREAD := --numprocesses 2 --dist worksteal
 INSTALL := -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check clean
+.PHONY: demo test check browser clean
 
 demo: $(VENV)/ready
 	$(VENV)/bin/laion-face demo demo
 
-test: $(VENV)/ready $(VENV_36)/ready
-	$(VENV)/bin/python -m pytest
-	$(VENV_36)/bin/python -m pytest tests/test_builder.py tests/test_streaming.py tests/test_fetching.py
+test: $(VENV)/ready $(VENV_36)/ready browser
+	$(VENV)/bin/python -m pytest $(SPREAD)
+	$(VENV_36)/bin/python -m pytest $(SPREAD) tests/test_builder.py tests/test_streaming.py tests/test_fetching.py
+
+# The tests open our pages in a real browser: $CHROMIUM, else one that is installed, else one that apt-get can install.
+browser:
+	@for name in "$$CHROMIUM" chromium chromium-browser google-chrome google-chrome-stable; do \
+	  command -v "$$name" >/dev/null 2>&1 && exit 0; \
+	done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null && exit 0; \
+	fi; \
+	echo "make test needs Chromium or Chrome: install one, or name its command in CHROMIUM" >&2; exit 1
 
 check: $(VENV)/ready
 	$(VENV)/bin/ruff check .

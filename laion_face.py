@@ -26,8 +26,22 @@ from laion_face_builder.options import Options  # From: laion-face
 from laion_face_builder.examples.rows import Plan  # From: laion-face
 from laion_face_builder.examples.rows import Shard  # From: laion-face
 from laion_face_builder.schema import example_features  # From: laion-face
+from laion_face_builder.transforms.alignment import align_face  # From: laion-face
+from laion_face_builder.transforms.crops import crop_face  # From: laion-face
+from laion_face_builder.transforms.crops import crop_faces  # From: laion-face
+from laion_face_builder.transforms.drawing import draw_faces  # From: laion-face
 
-__all__ = ["LaionFace", "LaionFaceConfig", "collate", "load_dataset", "report"]
+__all__ = [
+    "LaionFace",
+    "LaionFaceConfig",
+    "align_face",
+    "collate",
+    "crop_face",
+    "crop_faces",
+    "draw_faces",
+    "load_dataset",
+    "report",
+]
 
 _DESCRIPTION = "The human-face subset of LAION-400M with face boxes, five landmarks and detection scores."
 _HOMEPAGE = "https://github.com/FacePerceiver/LAION-Face"

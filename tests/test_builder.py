@@ -15,7 +15,7 @@ import laion_face
 from laion_face_builder.errors import NotPrepared, OptionError, PictureError
 from laion_face_builder.files import canonical_json
 from laion_face_builder.sandbox import SandboxSpec
-from laion_face_builder.schema import EXAMPLE_COLUMNS
+from laion_face_builder.schema import EXAMPLE_COLUMNS, example_features
 
 
 @pytest.fixture
@@ -101,6 +101,33 @@ def test_faces_follow_a_rescaled_picture(prepared, streamed):
             assert np.allclose(found["landmarks"], (np.array(face.landmarks) + 0.5) * scale - 0.5, atol=1e-3)
             assert found["score"] == face.score
     assert rescaled > 2
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_one_example_a_face_by_map(load, streamed, streaming):
+    """The recipe of the README; on a stream it is done batch by batch, while the pictures arrive."""
+    wanted = [
+        (example["sample_id"], laion_face.crop_face(example["image"], face, size=96))
+        for example in streamed
+        if example["faces_aligned"]
+        for face in example["faces"]
+    ]
+    made = load(streaming=streaming).map(
+        laion_face.crop_faces, batched=True, batch_size=16, fn_kwargs={"size": 96}, **features_unless(streaming)
+    )
+    crops = list(made)
+    assert [crop["sample_id"] for crop in crops] == [sample_id for sample_id, _ in wanted]
+    for crop, (_, expected) in zip(crops, wanted, strict=True):
+        assert tuple(crop) == EXAMPLE_COLUMNS
+        assert picture_of(crop["image"].convert("RGB")) == picture_of(expected.image.convert("RGB"))
+        assert crop["faces"] == [expected.face]
+        assert (crop["width"], crop["height"]) == (96, 96)
+    assert laion_face.collate(crops[:3])["faces"][0]["boxes"].shape == (1, 4)
+
+
+def features_unless(streaming):
+    """Arrow has to be told that a batch may have no face at all, and that pictures are pictures."""
+    return {} if streaming else {"features": example_features()}
 
 
 def test_numbers_are_plain_python_numbers(streamed):
@@ -274,7 +301,9 @@ def test_the_builder_itself(prepared, streamed, tmp_path):
 
 
 def test_the_public_surface():
-    assert sorted(laion_face.__all__) == ["LaionFace", "LaionFaceConfig", "collate", "load_dataset", "report"]
+    builders, functions = ["LaionFace", "LaionFaceConfig"], ["collate", "load_dataset", "report"]
+    transforms = ["align_face", "crop_face", "crop_faces", "draw_faces"]
+    assert laion_face.__all__ == sorted([*builders, *functions, *transforms])
     assert all(hasattr(laion_face, name) for name in laion_face.__all__)
     assert json.loads(json.dumps(list(laion_face.LaionFace.builder_configs))) == ["20M", "50M"]
     assert Path(laion_face.__file__).read_text().count("\n") < 200

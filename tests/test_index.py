@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from laion_face_builder.errors import BadFile, NotPrepared, OptionError, SourceNotFound
 from laion_face_builder.files import FINGERPRINT_KEY
-from laion_face_builder.index.reader import IndexPart, as_dicts, find_published
+from laion_face_builder.index.reader import IndexPart, find_published, in_batches
 from laion_face_builder.index.writer import IndexInputs, _in_groups, index_fingerprint, write_index
 from laion_face_builder.layout import row_group_bounds
 from laion_face_builder.sandbox import FolderHost, Sandbox
@@ -308,9 +308,12 @@ def test_a_published_index_in_memory(index):
         assert part.num_rows == 300
 
 
-def test_rows_as_dicts_are_what_arrow_says(tmp_path):
+def test_rows_in_batches_are_what_arrow_says(tmp_path):
     face = {"box": [1.5, 2.0, 3.25, 0.1], "landmarks": [[float(i), 0.7] for i in range(5)], "score": 0.9}
-    rows = [dict.fromkeys(INDEX.names) | {"sample_id": i, "faces": [face] * (i % 3)} for i in range(700)]
+    rows = [
+        dict.fromkeys(INDEX.names) | {"sample_id": i, "url": f"http://h/{i}", "faces": [face] * (i % 3)}
+        for i in range(700)
+    ]
     table = pa.Table.from_pylist(rows, schema=INDEX)
     for part in (
         table,
@@ -318,7 +321,9 @@ def test_rows_as_dicts_are_what_arrow_says(tmp_path):
         table.filter(pa.array([i % 2 == 0 for i in range(700)])),
         table.slice(0, 0),
     ):
-        assert list(as_dicts(part)) == part.to_pylist()
+        batches = list(in_batches(part))
+        assert [url for batch in batches for url in batch.urls] == part["url"].to_pylist()
+        assert [batch[place] for batch in batches for place in range(len(batch))] == part.to_pylist()
 
 
 def test_a_data_dir_is_a_published_index_too(tmp_path):

@@ -124,6 +124,15 @@ def test_a_half_written_note_means_unchecked(sandbox: Sandbox, tmp_path):
     assert sandbox.hub.count("/lfs/") == before
 
 
+def test_what_a_kill_left_of_a_note_is_removed(sandbox: Sandbox, tmp_path):
+    file = Upstream(sandbox.repo).id_list()
+    place = file.place(tmp_path)
+    place.parent.mkdir(parents=True)
+    place.with_name(f"..{place.name}.checked.0123abcd.partial").write_text('{"mtime')
+    file.fetch(tmp_path)
+    assert leftovers(tmp_path) == [f".{place.name}.checked", place.name]
+
+
 def test_small_files_outside_lfs_are_checked_by_gits_hash(sandbox: Sandbox, tmp_path):
     from laion_face_builder.upstream.source_hub import HubRepo
 

@@ -49,7 +49,7 @@ def test_every_command_in_the_readme_exists(command, capsys):
     assert "usage: laion-face" in capsys.readouterr().out
 
 
-FLOORS = ["ground", "upstream", "index", "images", "options", "web", "proxy", "download", "examples"]
+FLOORS = ["ground", "upstream", "index", "images", "transforms", "options", "web", "proxy", "download", "examples"]
 GROUND = {"errors", "schema", "files", "layout"}
 
 

@@ -23,6 +23,7 @@ _GROUPS = {
     "filter": "which samples",
     "pictures": "pictures",
     "resize": "resizing and blurring",
+    "images": "pictures",
     "stream": "fetching ahead",
     "transfer": "fetching",
 }
@@ -88,6 +89,24 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("config", metavar="CONFIG", nargs="?", default="50M", choices=sorted(CONFIG_PARTS))
     _add_data_dir(status)
 
+    show = _command(commands, "show", _show, "a contact sheet: pictures, boxes, landmarks, scores, captions")
+    _add_config(show)
+    _add_options(show, "source", "which", "filter", "pictures", "resize", "transfer")
+    show.add_argument("--count", type=int, default=24, help="examples; default: %(default)s")
+    show.add_argument("--columns", type=int, default=4, help="of the sheet; default: %(default)s")
+    show.add_argument(
+        "--out",
+        type=Path,
+        default=Path("contact-sheet"),
+        help="a .png picture, an .html page; both without a suffix; default: %(default)s",
+    )
+
+    stats = _command(commands, "stats", _stats, "what a filter keeps, and how faces, sizes and failures are spread")
+    _add_config(stats)
+    _add_options(stats, "source", "which", "filter", "images")
+    stats.add_argument("--out", type=Path, default=Path("stats.html"), help="the page; default: %(default)s")
+    stats.add_argument("--json", action="store_true", help="the numbers as JSON instead of a table")
+
     demo = _command(commands, "demo", _demo, "the whole job on a miniature upstream on this machine")
     demo.add_argument("folder", nargs="?", default="demo", type=Path, help="where to; default: %(default)s")
     return parser
@@ -112,13 +131,13 @@ def _add_data_dir(command: argparse.ArgumentParser) -> None:
 
 
 def _add_options(command: argparse.ArgumentParser, *groups: str) -> None:
-    """The options of these groups, under the config's names with dashes."""
+    """The options of these groups, or of that name, under the config's names with dashes."""
     from laion_face_builder.options import OptionFields
 
     for name in groups:
         group = command.add_argument_group(_GROUPS[name])
         for spec in dataclasses.fields(OptionFields):
-            if spec.metadata["group"] == name:
+            if name in (spec.metadata["group"], spec.name):
                 _add_option(group, spec)
 
 
@@ -182,6 +201,27 @@ def _status(given: argparse.Namespace) -> None:
 
     for line in status.lines(DataDir.at(given.data_dir), CONFIG_PARTS[given.config]):
         print(line)
+
+
+def _show(given: argparse.Namespace) -> None:
+    from laion_face_builder.looks.show import Sheet, show
+    from laion_face_builder.looks.typed import as_typed, to_look_at
+
+    wanted = Sheet(given.out, given.count, given.columns, f"{as_typed('show', vars(given))} --count {given.count}")
+    for file in show(to_look_at(_options(given), given.parts), wanted):
+        print(file)
+
+
+def _stats(given: argparse.Namespace) -> None:
+    from laion_face_builder.looks.counts import count
+    from laion_face_builder.looks.stats import as_json, lines, write_page
+    from laion_face_builder.looks.typed import as_typed, to_look_at
+
+    stats = count(to_look_at(_options(given), given.parts))
+    write_page(given.out, stats, as_typed("stats", vars(given)))
+    for line in [json.dumps(as_json(stats))] if given.json else lines(stats):
+        print(line)
+    logger.info("%s: the same with plots", given.out)
 
 
 def _demo(given: argparse.Namespace) -> None:

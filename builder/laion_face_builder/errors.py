@@ -11,7 +11,8 @@ LaionFaceError
 ├── NotPrepared            what is asked for has not been prepared or downloaded
 ├── StateConflict          going on would throw away, or mix, what took days to make
 ├── DownloadError          img2dataset ended without finishing its part
-└── PictureError           one picture cannot be used; `reason` is its short name in the counts
+├── PictureError           one picture cannot be used; `reason` is its short name in the counts
+└── TransformError         a face or a picture that cannot be cropped, aligned or drawn (also a ValueError)
 """
 
 from __future__ import annotations
@@ -100,3 +101,7 @@ class PictureError(LaionFaceError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return (type(self), (self.reason, self.detail))
+
+
+class TransformError(LaionFaceError, ValueError):
+    """A face or a picture that cannot be cropped, aligned or drawn. The message says what it would have to be."""

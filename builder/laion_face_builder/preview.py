@@ -6,6 +6,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from itertools import groupby
 from typing import Any
@@ -13,16 +14,17 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from laion_face_builder.errors import TransformError
+from laion_face_builder.transforms.drawing import SURE, UNSURE, Marker
+from laion_face_builder.transforms.moved import moved_face
+from laion_face_builder.transforms.pixels import to_rgb
+
 Example = dict[str, Any]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 _CARD, _PICTURE, _TEXT, _GAP, _HEAD = 264, 224, 76, 16, 56
 _PAGE, _PAPER, _LINE, _MAT = (242, 242, 239), (255, 255, 255), (218, 218, 214), (232, 233, 236)
 _INK, _FAINT = (34, 36, 40), (118, 122, 130)
-#: A box that is known to fit the picture, and one that is not.
-_SURE, _UNSURE = (0, 158, 96), (222, 138, 0)
-#: Left eye, right eye, nose, left and right mouth corner.
-_POINTS = ((30, 136, 229), (0, 188, 212), (255, 193, 7), (233, 30, 99), (171, 71, 188))
 _ENLARGED_AT_MOST = 2.0
 
 
@@ -30,8 +32,9 @@ def contact_sheet(examples: Sequence[Example], columns: int = 4) -> Image.Image:
     """One RGB picture with a card for each example.
 
     Args:
-        examples: dicts with image (a PIL picture of any mode, or None), faces (dicts of box, landmarks, score in the
-            picture's frame), caption, width, height, faces_aligned. Boxes that may not fit are drawn in amber.
+        examples: dicts with image (a PIL picture of any mode, or None; a smaller copy will do), width and height of the
+            whole picture, faces (dicts of box, landmarks, score in the whole picture's frame), caption, faces_aligned.
+            Boxes that may not fit are drawn in amber.
         columns: cards in a row.
     """
     lines = max(1, math.ceil(len(examples) / columns))
@@ -74,7 +77,7 @@ def _card(example: Example) -> Image.Image:
 def _facts(example: Example) -> str:
     facts = [_counted(len(example["faces"]), "face")]
     if example["image"] is not None:
-        facts.append(f"{example['image'].width} x {example['image'].height} {example['image'].mode}")
+        facts.append(f"{example['width']} x {example['height']}")
         if not example.get("faces_aligned", True):
             facts.append("not aligned")
     return "  |  ".join(facts)
@@ -82,45 +85,20 @@ def _facts(example: Example) -> str:
 
 def _place_picture(card: Image.Image, example: Example) -> None:
     picture = to_rgb(example["image"])
-    scale = min(_CARD / picture.width, _PICTURE / picture.height, _ENLARGED_AT_MOST)
-    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    width, height = example["width"], example["height"]
+    scale = min(_CARD / width, _PICTURE / height, _ENLARGED_AT_MOST)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
     left, top = (_CARD - size[0]) // 2, (_PICTURE - size[1]) // 2
     card.paste(picture.resize(size, Image.Resampling.LANCZOS), (left, top))
     # Boxes may stick out of the picture: they are drawn over the mat too, but not over the text.
     area = card.crop((0, 0, _CARD, _PICTURE))
     pen = ImageDraw.Draw(area)
-    colour = _SURE if example.get("faces_aligned", True) else _UNSURE
+    marker = Marker(pen, SURE if example.get("faces_aligned", True) else UNSURE, _font(11))
+    to_card = np.array([[scale, 0, left], [0, scale, top]])
     for face in example["faces"]:
-        _draw_face(pen, face, np.asarray((left, top)), scale, colour)
+        with suppress(TransformError):  # a box without area cannot be drawn; the count under the picture has it
+            marker.draw(moved_face(face, to_card), _CARD)
     card.paste(area, (0, 0))
-
-
-def _draw_face(
-    pen: ImageDraw.ImageDraw, face: dict[str, Any], origin: np.ndarray, scale: float, colour: tuple[int, int, int]
-) -> None:
-    x1, y1, x2, y2 = (np.asarray(face["box"], np.float64).reshape(2, 2) * scale + origin).ravel().tolist()
-    pen.rectangle((x1, y1, x2, y2), outline=colour, width=2)
-    for (x, y), fill in zip(np.asarray(face["landmarks"], np.float64) * scale + origin, _POINTS, strict=True):
-        pen.ellipse((x - 3, y - 3, x + 3, y + 3), fill=fill, outline="white")
-    label, font = f"{face['score']:.2f}", _font(11)
-    at = (min(max(x1, 0), _CARD - 28) + 3, max(y1, 1) + 2)
-    around = pen.textbbox(at, label, font=font)
-    pen.rectangle((around[0] - 3, around[1] - 2, around[2] + 2, around[3] + 2), fill=colour)
-    pen.text(at, label, fill="white", font=font)
-
-
-def to_rgb(picture: Image.Image) -> Image.Image:
-    """The picture as one sees it: 16 bits and floats brought down to 8, transparency over white."""
-    if picture.mode.startswith("I") or picture.mode == "F":
-        values = np.asarray(picture, np.float64)
-        highest = (
-            1.0 if picture.mode == "F" and values.max(initial=0) <= 1 else 65535.0 if values.max() > 255 else 255.0
-        )
-        return Image.fromarray((values / highest * 255).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
-        clear = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), clear).convert("RGB")
-    return picture.convert("RGB")
 
 
 def showable(text: str) -> str:

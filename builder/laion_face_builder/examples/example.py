@@ -7,7 +7,7 @@ resumed stream repeats and skips nothing whatever fails then or now; only the se
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from laion_face_builder.download.blur import blurred
 from laion_face_builder.download.tars import PartPictures, StoredPicture
@@ -16,6 +16,7 @@ from laion_face_builder.examples.report import Tally
 from laion_face_builder.images import pictures, reasons
 from laion_face_builder.images.frames import Frame, frame_of, rescaled
 from laion_face_builder.index.filters import read_exclusion
+from laion_face_builder.index.reader import RowBatch
 from laion_face_builder.options import Options
 from laion_face_builder.schema import BLURRED_COLUMN, example_columns
 from laion_face_builder.web.fetcher import FetchedPicture
@@ -26,29 +27,41 @@ Example = dict[str, Any]
 INDEX_COLUMNS = ("sample_id", "url", "caption", "width", "height", "part", "license", "nsfw", "similarity", "faces")
 
 
-@dataclass(frozen=True)
-class Row:
-    """One index row on its way to an example; `values` is None if the filters drop it."""
+class Row(NamedTuple):
+    """One index row on its way to an example.
+
+    Attributes:
+        maker: makes the example.
+        number: of the row in its part.
+        batch: has the row's values; None if the filters drop the row.
+        place: of the row in `batch`.
+    """
 
     maker: ExampleMaker
     number: int
-    values: Example | None
-    fetched: FetchedPicture | PictureError | None = None
+    batch: RowBatch | None
+    place: int
 
     @property
     def url_to_fetch(self) -> str | None:
         """Where its picture has to be fetched from; None if it is filtered, or its picture is not fetched."""
-        if self.values is None or not self.maker.is_fetched:
+        if self.batch is None or not self.maker.is_fetched:
             return None
-        return self.values["url"] or ""
+        return self.batch.urls[self.place] or ""
 
-    def example(self) -> Example | None:
+    def example(self, fetched: FetchedPicture | PictureError | None = None) -> Example | None:
         """The example, None if the row is filtered or its picture failed; counted either way.
+
+        Args:
+            fetched: its picture, or why there is none, if it was fetched.
 
         Raises:
             PictureError: the picture failed and on_error is "raise".
         """
-        return self.maker.example(self)
+        if self.batch is None:
+            self.maker.tally.filtered()
+            return None
+        return self.maker.example(self.number, self.batch[self.place], fetched)
 
 
 @dataclass(frozen=True)
@@ -67,25 +80,26 @@ class ExampleMaker:
     is_fetched: bool
     tally: Tally
 
-    def example(self, row: Row) -> Example | None:
-        """See `Row.example`."""
-        if row.values is None:
-            self.tally.filtered()
-            return None
+    def example(
+        self, number: int, values: Example, fetched: FetchedPicture | PictureError | None = None
+    ) -> Example | None:
+        """The example of row `number` with these values; see `Row.example`."""
         try:
-            picture = self._picture(row)
-            example = self._with_picture(row.values, picture) if picture else self._without_picture(row.values)
+            picture = self._picture(number, fetched)
+            example = self._with_picture(values, picture) if picture is not None else self._without_picture(values)
         except PictureError as error:
-            return self._failed(row.values, error)
+            return self._failed(values, error)
         self.tally.yielded()
         return example
 
-    def _picture(self, row: Row) -> StoredPicture | FetchedPicture | None:
-        if isinstance(row.fetched, PictureError):
-            raise row.fetched
-        if row.fetched is not None:
-            return row.fetched
-        return self.pictures.get(row.number) if self.pictures is not None else None
+    def _picture(
+        self, number: int, fetched: FetchedPicture | PictureError | None
+    ) -> StoredPicture | FetchedPicture | None:
+        if isinstance(fetched, PictureError):
+            raise fetched
+        if fetched is not None:
+            return fetched
+        return self.pictures.get(number) if self.pictures is not None else None
 
     def _failed(self, values: Example, error: PictureError) -> Example | None:
         self.tally.failed(error.reason, values["url"])

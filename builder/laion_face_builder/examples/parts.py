@@ -9,7 +9,7 @@ import functools
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,32 @@ def open_part(options: Options, part: int) -> Iterator[OpenPart]:
             yield OpenPart(index, pictures, is_fetched=pictures is None and options.images != "none")
 
 
+def require_prepared(options: Options) -> None:
+    """For what reads, or downloads, but does not prepare.
+
+    Raises:
+        NotPrepared: a part has no index.
+    """
+    missing = [part for part in options.parts if not is_prepared(options, part)]
+    if missing:
+        raise NotPrepared(
+            f"{options.data.root}: no index of parts {_listed(missing)}. Run `laion-face prepare {options.config} "
+            f"--parts {_listed(missing)} --data-dir {options.data.root}` first."
+        )
+
+
+def of_those_prepared(options: Options) -> Options:
+    """The options for the parts that are prepared, of those chosen: what there is to be looked at.
+
+    Raises:
+        NotPrepared: none is.
+    """
+    there = tuple(part for part in options.parts if is_prepared(options, part))
+    if not there:
+        require_prepared(options)
+    return replace(options, parts=there)
+
+
 def make_ready(options: Options) -> None:
     """Makes what is missing before all parts can be read: indexes, pictures if images="download", sidecars.
 
@@ -103,12 +129,7 @@ def download(options: Options, how: DownloadOptions, retry_failed: int = 0) -> I
     Raises:
         NotPrepared: a part has no index.
     """
-    missing = [part for part in options.parts if not is_prepared(options, part)]
-    if missing:
-        raise NotPrepared(
-            f"{options.data.root}: no index of parts {_listed(missing)}. Run `laion-face prepare {options.config} "
-            f"--parts {_listed(missing)} --data-dir {options.data.root}` first."
-        )
+    require_prepared(options)
     for part in options.parts:
         with _index_of(options, part) as index:
             yield part, download_part(options.data, part, how, options.filters, retry_failed, index=index)

@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
 
+from laion_face_builder.errors import PictureError
 from laion_face_builder.examples import parts
-from laion_face_builder.examples.example import INDEX_COLUMNS, Example, ExampleMaker, Row
+from laion_face_builder.examples.example import INDEX_COLUMNS, ExampleMaker, Row
 from laion_face_builder.examples.report import Tally
-from laion_face_builder.index.reader import IndexPart, as_dicts
+from laion_face_builder.index.reader import IndexPart, RowBatch, in_batches
 from laion_face_builder.layout import ROW_GROUPS
 from laion_face_builder.options import Options
 from laion_face_builder.web.ahead import ordered
 from laion_face_builder.web.cache import PictureCache
-from laion_face_builder.web.fetcher import Fetcher
+from laion_face_builder.web.fetcher import FetchedPicture, Fetcher
 from laion_face_builder.web.limits import FetchLimits
 
 
@@ -73,7 +74,11 @@ class Step(NamedTuple):
     row: Row
 
 
-def walk(plan: Plan, shards: Sequence[Shard], start: Position, tally: Tally) -> Iterator[Step]:
+#: A row and its picture, why there is none, or None if it is not fetched.
+Fetched = tuple[Step, FetchedPicture | PictureError | None]
+
+
+def walk(plan: Plan, shards: Sequence[Shard], start: Position, tally: Tally) -> Generator[Step, None, None]:
     """Every index row of `shards` from `start` on. Files are open only while this generator lives."""
     with ExitStack() as stack:
         here: int | None = None
@@ -85,48 +90,53 @@ def walk(plan: Plan, shards: Sequence[Shard], start: Position, tally: Tally) -> 
                 maker, here = _maker(plan.options, part, tally), shard.part
             first, stop = shard.bounds(part.index.num_rows)
             skipped = start.rows if place == start.shard else 0
-            for number, values in _values(plan.options, part.index, min(first + skipped, stop), stop):
+            for number, batch, at in _rows(plan.options, part.index, min(first + skipped, stop), stop):
                 after = Position(place, number + 1 - first)
-                yield Step(after, (shard.part << 40) + number, Row(maker, number, values))
+                yield Step(after, (shard.part << 40) + number, Row(maker, number, batch, at))
 
 
 def _maker(options: Options, part: parts.OpenPart, tally: Tally) -> ExampleMaker:
     return ExampleMaker(options, part.pictures, part.is_fetched, tally)
 
 
-def _values(options: Options, index: IndexPart, start: int, stop: int) -> Iterator[tuple[int, Example | None]]:
-    """Number and columns of each row, None for one that the filters drop; at most one row group at a time."""
+def _rows(options: Options, index: IndexPart, start: int, stop: int) -> Iterator[tuple[int, RowBatch | None, int]]:
+    """Number of each row, and where its values are: nowhere if the filters drop it. One row group at a time is read."""
     columns = list(dict.fromkeys((*INDEX_COLUMNS, *options.filters.columns)))
     size = max(1, math.ceil(index.num_rows / ROW_GROUPS))
     for first in range(start, stop, size):
         table = index.read(first, min(first + size, stop), columns)
         keep = options.filters.mask(table)
-        wanted = as_dicts(table.select(INDEX_COLUMNS).filter(pa.array(keep)))
-        for offset, kept in enumerate(keep):
-            yield first + offset, next(wanted) if kept else None
+        wanted = _places(table.select(INDEX_COLUMNS).filter(pa.array(keep)))
+        for number, kept in enumerate(keep.tolist(), first):
+            batch, place = next(wanted) if kept else (None, 0)
+            yield number, batch, place
 
 
-def fetched(plan: Plan, steps: Iterator[Step]) -> Iterator[Step]:
-    """`steps` with the pictures that have to be fetched, in order; fetching runs ahead across shards and parts.
+def _places(table: pa.Table) -> Iterator[tuple[RowBatch, int]]:
+    return ((batch, place) for batch in in_batches(table) for place in range(len(batch)))
 
-    A thread does it, from the first picture that is needed until this generator ends or is dropped.
+
+def fetched(plan: Plan, steps: Iterator[Step]) -> Generator[Fetched, None, None]:
+    """`steps`, in order, with their pictures, or why there is none; None with those whose picture is not fetched.
+
+    A thread does it, from the first picture that is needed until this generator ends or is dropped. It runs ahead
+    across shards and parts.
     """
     options = plan.options
     if options.images not in ("auto", "fetch"):
-        yield from steps
+        yield from ((step, None) for step in steps)
         return
     limits = FetchLimits.of(options.transfer, concurrency=options.ahead.concurrency)
     keep = options.ahead.cache_images
     cache = PictureCache(keep, options.ahead.cache_bytes) if keep is not None else None
     with Fetcher(limits, cache) as fetcher:
-        for step, outcome in ordered(
+        yield from ordered(
             steps,
             fetcher,
             url_of=lambda step: step.row.url_to_fetch,
             lookahead=options.ahead.lookahead,
             max_buffer_bytes=options.ahead.max_buffer_bytes,
-        ):
-            yield step if outcome is None else step._replace(row=replace(step.row, fetched=outcome))
+        )
 
 
 def world_size() -> int:

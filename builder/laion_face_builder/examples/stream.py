@@ -49,9 +49,9 @@ class ExampleStream(_BaseExamplesIterable):  # type: ignore[misc]  # datasets ha
 
     def __iter__(self) -> Iterator[tuple[int, Example]]:
         with Tally(self._plan.report_folder) as tally:
-            for step in fetched(self._plan, walk(self._plan, self._shards, self._start(), tally)):
+            for step, picture in fetched(self._plan, walk(self._plan, self._shards, self._start(), tally)):
                 self._note(step)
-                if (example := step.row.example()) is not None:
+                if (example := step.row.example(picture)) is not None:
                     yield step.key, example
 
     def shuffle_data_sources(self, generator: Any) -> ExampleStream:
@@ -117,6 +117,6 @@ class DecodedStream(ExampleStream):
 def examples(plan: Plan, shards: Sequence[Shard]) -> Iterator[tuple[int, Example]]:
     """Keys and examples of `shards`, without the rows that are not wanted: what goes into Arrow files."""
     with Tally(plan.report_folder) as tally:
-        for step in fetched(plan, walk(plan, shards, Position(), tally)):
-            if (example := step.row.example()) is not None:
+        for step, picture in fetched(plan, walk(plan, shards, Position(), tally)):
+            if (example := step.row.example(picture)) is not None:
                 yield step.key, example

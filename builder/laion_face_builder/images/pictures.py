@@ -44,7 +44,7 @@ _UNDO = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Picture:
     """A picture that decodes.
 

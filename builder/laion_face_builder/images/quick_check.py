@@ -10,7 +10,6 @@ else (other formats, odd samplings, 12 bits, CMYK, arithmetic coding, several pi
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -80,7 +79,6 @@ def _require(condition: object) -> None:
 
 def _walk(data: bytes, frame: _Frame) -> None:
     position, scans = 2, 0
-    ends: Iterator[int] = iter(())
     for _ in range(_MAX_SEGMENTS):
         _require(data[position] == 0xFF)
         marker = data[position + 1]
@@ -94,8 +92,7 @@ def _walk(data: bytes, frame: _Frame) -> None:
             scans += 1
             _require(scans == 1 or (frame.is_progressive and scans <= _MAX_SCANS))
             _scan(body, frame)
-            ends = _ends_of_pixels(data, end) if scans == 1 else ends
-            position = next((found for found in ends if found >= end), len(data))
+            position = _end_of_pixels(data, end)
         else:
             _require(scans == 0 or marker == _DHT)
             _segment(marker, body, frame)
@@ -103,12 +100,13 @@ def _walk(data: bytes, frame: _Frame) -> None:
     raise _InDoubt
 
 
-def _ends_of_pixels(data: bytes, start: int) -> Iterator[int]:
-    """Where markers may stand from `start` on: no stuffed bytes, no restarts. Reads the bytes once for all scans.
+def _end_of_pixels(data: bytes, start: int) -> int:
+    """Where the next marker stands from `start` on: no stuffed byte, no restart.
 
     NumPy would be as fast, but lets go of the GIL and has to win it back from the consumer, for every picture.
     """
-    return (found.start() for found in _MARKER.finditer(data, start))
+    found = _MARKER.search(data, start)
+    return found.start() if found is not None else len(data)
 
 
 def _segment(marker: int, body: bytes, frame: _Frame) -> None:

@@ -29,7 +29,7 @@ from laion_face_builder.upstream.sources import hub_id
 
 T = TypeVar("T")
 
-_ROWS_AT_ONCE = 256
+_ROWS_AT_ONCE = 32
 
 
 class IndexPart:
@@ -71,6 +71,13 @@ class IndexPart:
     def row_groups(self) -> list[tuple[int, int]]:
         """First row and the row after the last of each row group."""
         return list(self._here.bounds)
+
+    @property
+    def row_group_bytes(self) -> list[int]:
+        """Compressed bytes of each row group, all columns, as they lie in the file and as a client would fetch them."""
+        metadata = self._parquet.metadata
+        groups = (metadata.row_group(group) for group in range(metadata.num_row_groups))
+        return [sum(group.column(i).total_compressed_size for i in range(group.num_columns)) for group in groups]
 
     def read(self, start: int, stop: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Rows start … stop, as in `schema.INDEX`; only the row groups and columns that are needed are read.
@@ -177,12 +184,39 @@ class IndexPart:
         )
 
 
-def as_dicts(table: pa.Table) -> Iterator[dict[str, Any]]:
-    """Index rows as plain Python values, a few hundred at a time: the first comes soon, and few wait in memory.
+class RowBatch:
+    """A few hundred index rows; their Python values are made, all at once, when those of the first one are asked for.
 
-    Faces go by way of NumPy, since Arrow makes every nested number an object of its own first.
+    Until then they are columns. Rows wait by the thousand for their pictures, and that many dicts, lists and floats
+    would be walked again and again by Python's garbage collector: half of what a stream's consumer thread did.
     """
-    for batch in table.to_batches(max_chunksize=_ROWS_AT_ONCE):
+
+    __slots__ = ("_rows", "_table", "urls")
+
+    def __init__(self, table: pa.Table) -> None:
+        self._table, self._rows = table, list[dict[str, Any]]()
+        #: The addresses, without the rest.
+        self.urls: list[str | None] = table["url"].to_pylist()
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        """One row as plain Python values."""
+        if self._table is not None:
+            self._rows, self._table = list(_as_dicts(self._table)), None
+        return self._rows[place]
+
+    def __len__(self) -> int:
+        return len(self.urls)
+
+
+def in_batches(table: pa.Table) -> Iterator[RowBatch]:
+    """The rows of `table` (with at least the column `url`), a few hundred at a time: the first comes soon."""
+    for start in range(0, table.num_rows, _ROWS_AT_ONCE):
+        yield RowBatch(table.slice(start, _ROWS_AT_ONCE))
+
+
+def _as_dicts(table: pa.Table) -> Iterator[dict[str, Any]]:
+    """Faces go by way of NumPy, since Arrow makes every nested number an object of its own first."""
+    for batch in table.to_batches():
         columns = [_faces(column) if name == "faces" else column.to_pylist() for name, column in _columns(batch)]
         for values in zip(*columns, strict=True):
             yield dict(zip(batch.schema.names, values, strict=True))

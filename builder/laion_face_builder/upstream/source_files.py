@@ -23,7 +23,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from laion_face_builder.errors import ChecksumError, SourceError
-from laion_face_builder.files import canonical_json, digest, locked, written_whole
+from laion_face_builder.files import canonical_json, digest, locked, remove_partials, written_whole
 from laion_face_builder.upstream.retrying import TransientError, pause
 
 logger = logging.getLogger("laion_face")
@@ -233,7 +233,9 @@ class CopiedFile(RemoteFile):
             return False
 
     def _remember(self, target: Path) -> None:
-        with written_whole(_checked_file(target)) as partial:
+        note = _checked_file(target)
+        remove_partials(note.parent, note.name)
+        with written_whole(note) as partial:
             partial.write_text(canonical_json(self._note(target)))
 
     def _note(self, target: Path) -> dict[str, str | int]:

@@ -28,25 +28,97 @@ _NEVER = float("inf")
 WORKING = threading.RLock()
 
 
+class Sockets:
+    """The sockets that libcurl waits for, in a selector of their own.
+
+    A connection that has answered is idle until the next request, mostly a moment later. Taking it out of the selector
+    and putting it back would be two system calls a picture; so it stays in, and is taken out once the host closes it.
+    When libcurl closes an idle connection, it does not say so. Its number then stands for nothing, or soon for another
+    connection: so a number is trusted only if no connection was opened since it fell idle.
+
+    In a forked child the connections live on, and so they do in the selector, even when libcurl has closed them here:
+    from the first fork on nothing idle is left in.
+
+    Args:
+        keeps_idle: False if nobody counts `opened`.
+    """
+
+    def __init__(self, *, keeps_idle: bool) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._watched: dict[int, int] = {}
+        self._idle: dict[int, tuple[int, int]] = {}
+        self._keeps_idle = keeps_idle
+        #: How many connections were opened so far.
+        self.opened = 0
+
+    def fileno(self) -> int:
+        """Ready when any of them is."""
+        return self._selector.fileno()
+
+    def watch(self, socket: int, events: int) -> None:
+        """Waits for `events` at a socket."""
+        known = self._watched.get(socket)
+        if known is None and socket in self._idle:
+            known, opened = self._idle.pop(socket)
+            if opened != self.opened:
+                self._selector.unregister(socket)  # whatever it was, it may be another one now
+                known = None
+        if known is None:
+            self._selector.register(socket, events)
+        elif known != events:
+            self._selector.modify(socket, events)
+        self._watched[socket] = events
+
+    def idle(self, socket: int) -> None:
+        """Waits for nothing at a socket for now."""
+        events = self._watched.pop(socket, None)
+        if events is None:
+            return
+        if self._keeps_idle:
+            self._idle[socket] = events, self.opened
+        else:
+            self._selector.unregister(socket)
+
+    def ready(self) -> list[tuple[int, int]]:
+        """The sockets where something happened, and what."""
+        found = []
+        for key, events in self._selector.select(0):
+            if key.fd in self._watched:
+                found.append((key.fd, events))
+            elif self._idle.pop(key.fd, None) is not None:
+                self._selector.unregister(key.fd)
+        return found
+
+    def forget_idle(self) -> None:
+        """Takes out what is idle, now and from now on."""
+        self._keeps_idle = False
+        while self._idle:
+            self._selector.unregister(self._idle.popitem()[0])
+
+    def close(self) -> None:
+        """Lets go of the sockets, which stay open."""
+        self._selector.close()
+
+
 class CurlLoop:
     """Runs easy handles; belongs to the running event loop. `close` it when done.
 
     Args:
         connections: idle ones to keep alive.
+        hears_of_sockets: whether `socket_opened` is called for every new connection.
     """
 
-    def __init__(self, connections: int) -> None:
+    def __init__(self, connections: int, *, hears_of_sockets: bool) -> None:
         self._loop = asyncio.get_running_loop()
-        self._ready = selectors.DefaultSelector()
+        self._sockets = Sockets(keeps_idle=hears_of_sockets)
         self._transfers: dict[pycurl.Curl, asyncio.Future[int]] = {}
-        self._watched: set[int] = set()
         self._deadline = _NEVER
         self._timer: asyncio.Handle | None = None
         self._multi = pycurl.CurlMulti()
         self._multi.setopt(pycurl.M_SOCKETFUNCTION, self._on_socket)
         self._multi.setopt(pycurl.M_TIMERFUNCTION, self._on_timer)
         self._multi.setopt(pycurl.M_MAXCONNECTS, connections)
-        self._loop.add_reader(self._ready, self._on_ready)
+        self._loop.add_reader(self._sockets, self._on_ready)
 
     async def perform(self, curl: pycurl.Curl) -> int:
         """Runs one transfer and gives its curl error number, 0 if it went well."""
@@ -68,18 +140,26 @@ class CurlLoop:
             self._timer.cancel()
         with WORKING:
             self._multi.close()
-        self._loop.remove_reader(self._ready)
-        self._ready.close()
+        self._loop.remove_reader(self._sockets)
+        self._sockets.close()
+
+    def socket_opened(self) -> None:
+        """To be told of every new connection: see `Sockets`."""
+        self._sockets.opened += 1
+
+    def before_fork(self) -> None:
+        """To be told, while `WORKING` is held, that there will be a child: see `Sockets`."""
+        self._sockets.forget_idle()
 
     def inherited(self) -> list[Any]:
         """For a forked child: lets go of the sockets' selector and gives what must never be freed there."""
-        self._ready.close()
+        self._sockets.close()
         return [self._multi, *self._transfers]
 
     def _on_ready(self) -> None:
         with WORKING:
-            for key, events in self._ready.select(0):
-                self._multi.socket_action(key.fd, _TO_CURL[events])
+            for socket, events in self._sockets.ready():
+                self._multi.socket_action(socket, _TO_CURL[events])
         self._collect()
 
     def _on_time(self) -> None:
@@ -111,14 +191,9 @@ class CurlLoop:
 
     def _on_socket(self, what: int, socket: int, _multi: object, _data: object) -> None:
         if what == pycurl.POLL_REMOVE:
-            if socket in self._watched:
-                self._watched.discard(socket)
-                self._ready.unregister(socket)
-        elif socket in self._watched:
-            self._ready.modify(socket, _FROM_CURL[what])
+            self._sockets.idle(socket)
         else:
-            self._watched.add(socket)
-            self._ready.register(socket, _FROM_CURL[what])
+            self._sockets.watch(socket, _FROM_CURL[what])
 
     def _collect(self) -> None:
         more = 1

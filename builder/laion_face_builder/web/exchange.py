@@ -62,7 +62,7 @@ class Exchanges:
 
     def __init__(self, limits: FetchLimits, resolver: guard.Resolver) -> None:
         self._limits, self._resolver = limits, resolver
-        self._curls = CurlLoop(limits.concurrency)
+        self._curls = CurlLoop(limits.concurrency, hears_of_sockets=limits.proxy is None)
         self._idle: list[_Handle] = []
 
     async def get(self, url: str, host: str, port: int, seconds: float, grow: Grow) -> Answer:
@@ -80,7 +80,7 @@ class Exchanges:
                 "reset", "incomplete", "too_large", "other", or NO_ROOM.
         """
         pinned = [] if self._limits.proxy else await self._pinned(host, port)
-        handle = self._idle.pop() if self._idle else _Handle(self._limits)
+        handle = self._idle.pop() if self._idle else _Handle(self._limits, self._curls.socket_opened)
         handle.prepare(wire_url(url), pinned, seconds, grow)
         number = await self._curls.perform(handle.curl)
         # Not reached when this was cancelled: a handle in an unknown state is not used again.
@@ -96,6 +96,10 @@ class Exchanges:
         for handle in self._idle:
             handle.curl.close()
         self._idle.clear()
+
+    def before_fork(self) -> None:
+        """As `CurlLoop.before_fork`."""
+        self._curls.before_fork()
 
     def inherited(self) -> list[object]:
         """As `CurlLoop.inherited`."""
@@ -113,8 +117,8 @@ class Exchanges:
 class _Handle:
     """A curl handle with its options set once, and what is arriving in it."""
 
-    def __init__(self, limits: FetchLimits) -> None:
-        self._limits = limits
+    def __init__(self, limits: FetchLimits, opened: Callable[[], None]) -> None:
+        self._limits, self._opened = limits, opened
         self._pieces: list[bytes] = []
         self._headers: list[bytes] = []
         self._has_pins = False
@@ -169,6 +173,7 @@ class _Handle:
         if not self._limits.allow(host):
             self._refusal, self._detail = "private_address", f"the host is at {host}"
             return int(pycurl.SOCKET_BAD)
+        self._opened()
         return _Handed(family, kind, protocol)
 
     def _on_header(self, line: bytes) -> int | None:

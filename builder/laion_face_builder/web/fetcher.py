@@ -83,6 +83,10 @@ class Fetcher:
                 self._lane = Stream(thread, float("inf"))
             return self._lane
 
+    def _before_fork(self) -> None:
+        if self._thread is not None:
+            self._thread.before_fork()
+
     def _after_fork(self) -> None:
         if self._stop is not None:
             self._stop.detach()
@@ -125,6 +129,12 @@ class Stream:
 _ALL: weakref.WeakSet[Fetcher] = weakref.WeakSet()
 
 
+def _before_fork() -> None:
+    WORKING.acquire()
+    for fetcher in list(_ALL):
+        fetcher._before_fork()
+
+
 def _in_child() -> None:
     WORKING._at_fork_reinit()  # type: ignore[attr-defined]  # as the standard library's own locks
     for fetcher in list(_ALL):
@@ -132,4 +142,4 @@ def _in_child() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=WORKING.acquire, after_in_parent=WORKING.release, after_in_child=_in_child)
+    os.register_at_fork(before=_before_fork, after_in_parent=WORKING.release, after_in_child=_in_child)

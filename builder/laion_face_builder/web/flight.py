@@ -57,6 +57,10 @@ class Flights:
         self._resolver.close()
         self._helpers.shutdown(wait=True, cancel_futures=True)
 
+    def before_fork(self) -> None:
+        """As `CurlLoop.before_fork`."""
+        self._exchanges.before_fork()
+
     def inherited(self) -> list[object]:
         """For a forked child: what must never be freed there."""
         return [self, *self._exchanges.inherited()]

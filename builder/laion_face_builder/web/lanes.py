@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
-from functools import cached_property
 from hashlib import sha256
 
 from laion_face_builder.images.pictures import Picture
@@ -25,7 +24,7 @@ from laion_face_builder.web.fetch import Course
 _FIRST_GUESS = 100_000.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FetchedPicture:
     """A picture that was fetched (or kept from an earlier epoch) and decodes."""
 
@@ -56,9 +55,9 @@ class FetchedPicture:
         """See `pictures.Picture`."""
         return self.picture.orientation
 
-    @cached_property
+    @property
     def sha256(self) -> str:
-        """Of the bytes, in hex; worked out when first asked for."""
+        """Of the bytes, in hex; worked out when asked for."""
         return sha256(self.data).hexdigest()
 
 

@@ -85,6 +85,11 @@ class FetchThread:
                 self.post(self._halt)
                 self._thread.join()
 
+    def before_fork(self) -> None:
+        """As `CurlLoop.before_fork`."""
+        if self._flights is not None:
+            self._flights.before_fork()
+
     def inherited(self) -> list[object]:
         """For a forked child: what must never be freed there, because the parent's connections hang on it."""
         return [self, *(self._flights.inherited() if self._flights else [])]

@@ -1,0 +1,118 @@
+"""`laion-face show`: what the dataset looks like, as a contact sheet: a picture, and a page that is whole in itself."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+from laion_face_builder.errors import OptionError
+from laion_face_builder.examples.example import Example
+from laion_face_builder.examples.report import Report, Tally
+from laion_face_builder.examples.rows import Plan, Position, fetched, walk
+from laion_face_builder.files import written_whole
+from laion_face_builder.looks.sheet import THUMBNAIL, sheet
+from laion_face_builder.options import Options
+from laion_face_builder.preview import contact_sheet
+from laion_face_builder.transforms.pixels import to_rgb
+
+logger = logging.getLogger("laion_face")
+
+MOST_EXAMPLES = 500
+_SUFFIXES = {".png": (".png",), ".html": (".html",), ".htm": (".htm",), "": (".png", ".html")}
+#: Pictures in flight for a sheet: the first few dozen rows are wanted soon, and no others.
+_IN_FLIGHT = 64
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """What is asked for.
+
+    Attributes:
+        out: .png or .html; without a suffix both are written.
+        count: examples, up to `MOST_EXAMPLES`.
+        columns: cards in a row.
+        command: how the user typed it, shown in the page.
+    """
+
+    out: Path
+    count: int = 24
+    columns: int = 4
+    command: str = "laion-face show"
+
+    @property
+    def files(self) -> list[Path]:
+        """The files to be written.
+
+        Raises:
+            OptionError: the suffix is another, or the numbers make no sheet.
+        """
+        if not 1 <= self.count <= MOST_EXAMPLES or not 1 <= self.columns <= 24:
+            raise OptionError(
+                f"count={self.count}, columns={self.columns}: expected 1 to {MOST_EXAMPLES} examples in 1 to 24 columns"
+            )
+        suffix = self.out.suffix.lower()
+        if suffix not in _SUFFIXES:
+            raise OptionError(f"out={self.out}: expected .png, .html, or no suffix for both")
+        return [self.out.with_suffix(made) for made in _SUFFIXES[suffix]]
+
+
+def show(options: Options, wanted: Sheet) -> list[Path]:
+    """Writes the sheet of the first examples that `load_dataset` would yield with these options; gives its files.
+
+    Raises:
+        OptionError: see `Sheet.files`; images="download" is the business of `laion-face download`.
+    """
+    files = wanted.files
+    if options.images == "download":
+        raise OptionError("images='download': run `laion-face download` first; show reads what is there, or fetches")
+    examples, counts = take(options, wanted.count)
+    if not examples:
+        logger.warning("no example to show: %s", counts)
+    for file in files:
+        with written_whole(file) as partial:
+            partial.write_bytes(_drawn(file, examples, counts, wanted))
+    return files
+
+
+def take(options: Options, count: int) -> tuple[list[Example], Report]:
+    """The first `count` examples, and what became of the rows up to there; nothing is left open.
+
+    Pictures are decoded and reduced one by one: width and height stay those of the whole.
+    """
+    ahead = replace(options.ahead, concurrency=min(_IN_FLIGHT, options.ahead.concurrency), lookahead=2 * count)
+    plan = Plan(replace(options, ahead=ahead), None)
+    examples: list[Example] = []
+    with (
+        Tally(None) as tally,
+        closing(walk(plan, plan.shards(), Position(), tally)) as rows,
+        closing(fetched(plan, rows)) as steps,
+    ):
+        for step, picture in steps:
+            if (example := step.row.example(picture)) is not None:
+                examples.append({**example, "image": _thumbnail(example)})
+            if len(examples) == count:
+                break
+    return examples, tally.counts
+
+
+def _thumbnail(example: Example) -> Image.Image | None:
+    if example["image"] is None:
+        return None
+    with Image.open(BytesIO(example["image"]["bytes"])) as image:
+        small = to_rgb(image)
+    small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    return small
+
+
+def _drawn(file: Path, examples: Sequence[Example], counts: Report, wanted: Sheet) -> bytes:
+    if file.suffix.lower() != ".png":
+        return sheet(examples, wanted.command, f"Read: {counts}", wanted.columns).encode()
+    out = BytesIO()
+    contact_sheet(examples, wanted.columns).save(out, "PNG", optimize=True)
+    return out.getvalue()

@@ -80,7 +80,7 @@ class LaionFace(datasets.GeneratorBasedBuilder):
     def _info(self) -> datasets.DatasetInfo:
         return datasets.DatasetInfo(
             description=_DESCRIPTION,
-            features=example_features(),
+            features=example_features(blur_faces=self.config.blur_faces),
             homepage=_HOMEPAGE,
             license=_LICENSE,
             citation=_CITATION,

@@ -96,8 +96,9 @@ def test_faces_follow_a_rescaled_picture(prepared, streamed):
         rescaled += bool(truth.faces) and not np.allclose(scale, 1)
         assert len(example["faces"]) == len(truth.faces)
         for found, face in zip(example["faces"], truth.faces, strict=True):
-            assert np.allclose(found["box"], np.array(face.box) * np.tile(scale, 2), atol=1e-3)
-            assert np.allclose(found["landmarks"], np.array(face.landmarks) * scale, atol=1e-3)
+            box = (np.array(face.box) + 0.5) * np.tile(scale, 2) - 0.5  # a pixel's centre is a whole number
+            assert np.allclose(found["box"], box, atol=1e-3)
+            assert np.allclose(found["landmarks"], (np.array(face.landmarks) + 0.5) * scale - 0.5, atol=1e-3)
             assert found["score"] == face.score
     assert rescaled > 2
 

@@ -29,7 +29,7 @@ def test_no_option_has_a_name_that_datasets_takes():
 def test_every_option_says_what_it_means():
     for field in dataclasses.fields(OptionFields):
         assert len(field.metadata["help"]) > 10
-        assert field.metadata["group"] in {"source", "which", "filter", "pictures", "stream", "transfer"}
+        assert field.metadata["group"] in {"source", "which", "filter", "pictures", "resize", "stream", "transfer"}
 
 
 def of(**given):
@@ -53,6 +53,10 @@ def of(**given):
         ({"shards_per_part": 0}, "more than 0"),
         ({"allow_private_hosts": "no"}, "True or False"),
         ({"exclude": "no/such/file"}, "no such file"),
+        ({"resize_mode": "stretch"}, "valid are 'no', 'keep_ratio'"),
+        ({"resize_mode": "border", "images": "fetch"}, "keep their size"),
+        ({"image_size": 0}, "more than 0"),
+        ({"cache_images": "kept", "blur_faces": True}, "faces and all"),
     ],
 )
 def test_a_wrong_value_is_an_error_that_lists_the_valid_ones(given, said):

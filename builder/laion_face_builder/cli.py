@@ -22,6 +22,7 @@ _GROUPS = {
     "which": "which parts",
     "filter": "which samples",
     "pictures": "pictures",
+    "resize": "resizing and blurring",
     "images": "pictures",
     "stream": "fetching ahead",
     "transfer": "fetching",
@@ -60,7 +61,13 @@ def _parser() -> argparse.ArgumentParser:
 
     download = _command(commands, "download", _download, "pictures, by img2dataset")
     _add_config(download)
-    _add_options(download, "source", "which", "filter", "transfer")
+    _add_options(download, "source", "which", "filter", "resize", "transfer")
+    download.add_argument(
+        "--encode-format", default=None, help="of resized or blurred pictures: jpg (default), png, webp"
+    )
+    download.add_argument(
+        "--encode-quality", type=int, default=None, help="likewise, 1 to 100, of png 0 to 9; default: 95, of png 6"
+    )
     download.add_argument("--processes", type=int, default=None, help="processes of img2dataset; default: one a core")
     download.add_argument("--threads", type=int, default=64, help="threads of each; default: %(default)s")
     download.add_argument(
@@ -99,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
 
     show = _command(commands, "show", _show, "a contact sheet: pictures, boxes, landmarks, scores, captions")
     _add_config(show)
-    _add_options(show, "source", "which", "filter", "pictures", "transfer")
+    _add_options(show, "source", "which", "filter", "pictures", "resize", "transfer")
     show.add_argument("--count", type=int, default=24, help="examples; default: %(default)s")
     show.add_argument("--columns", type=int, default=4, help="of the sheet; default: %(default)s")
     show.add_argument(
@@ -202,6 +209,8 @@ def _download(given: argparse.Namespace) -> None:
         processes_count=given.processes,
         thread_count=given.threads,
         samples_per_shard=given.samples_per_shard,
+        encode_format=given.encode_format,
+        encode_quality=given.encode_quality,
     )
     for part, result in parts.download(options, how, given.retry_failed):
         print(json.dumps({"part": part, **vars(result)}))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from laion_face_builder.errors import OptionError
+from laion_face_builder.images.frames import RESIZE_MODES, Resizing
 from laion_face_builder.images.pictures import MAX_PIXELS
 from laion_face_builder.index.filters import Filters
 from laion_face_builder.layout import CONFIG_PARTS, ROW_GROUPS, DataDir, parse_parts
@@ -35,6 +36,7 @@ _POSITIVE = (
     "max_bytes",
     "max_pixels",
     "per_host",
+    "image_size",
 )
 
 
@@ -85,6 +87,14 @@ class OptionFields:
     on_error: str = option("skip", 'a picture that failed: "skip", "null" (image None) or "raise"', group="pictures")
     on_size_change: str = option(
         "rescale", 'a picture that changed its size: "rescale", "drop" or "keep"', group="pictures"
+    )
+    resize_mode: str = option(
+        "no", f"how pictures are resized when downloaded, as img2dataset: {', '.join(RESIZE_MODES)}", group="resize"
+    )
+    image_size: int = option(256, "the size that they are resized to, pixels", kind=int, group="resize")
+    resize_only_if_bigger: bool = option(False, "smaller pictures keep their size", kind=bool, group="resize")
+    blur_faces: bool = option(
+        False, "faces are blurred; pictures whose boxes may not fit are left out", kind=bool, group="resize"
     )
     concurrency: int = option(256, "pictures that are fetched at the same time", kind=int, group="stream")
     lookahead: int = option(
@@ -148,6 +158,8 @@ class Options:
     images: str
     on_error: str
     on_size_change: str
+    resizing: Resizing
+    blur_faces: bool
     transfer: Transfer
     ahead: Ahead
 
@@ -167,6 +179,7 @@ class Options:
         if config not in CONFIG_PARTS:
             raise OptionError(f"config {config!r}: valid are {', '.join(CONFIG_PARTS)}")
         _check_numbers(given)
+        _check_remaking(given)
         return cls(
             config=config,
             data=DataDir.at(data_dir),
@@ -180,18 +193,23 @@ class Options:
             images=_images(given.images),
             on_error=_one_of("on_error", given.on_error, ON_ERROR),
             on_size_change=_one_of("on_size_change", given.on_size_change, ON_SIZE_CHANGE),
+            resizing=Resizing(given.resize_mode, given.image_size, given.resize_only_if_bigger),
+            blur_faces=given.blur_faces,
             transfer=Transfer(**{f.name: getattr(given, f.name) for f in dataclasses.fields(Transfer)}),
             ahead=Ahead(**{f.name: getattr(given, f.name) for f in dataclasses.fields(Ahead)}),
         )
 
     def defining(self) -> dict[str, Any]:
         """The options that define which examples come out and how: never where from, how fast or under which name."""
+        # Only what is not the default: caches of earlier versions stay good.
+        changed = {"resize": self.resizing.as_dict(), "blur_faces": self.blur_faces}
         return {
             "parts": self.parts,
             "filters": self.filters.as_dict(),
             "images": self.images if self.images in ("none", "fetch") else "stored",
             "on_error": self.on_error,
             "on_size_change": self.on_size_change,
+            **{name: value for name, value in changed.items() if value},
         }
 
 
@@ -224,6 +242,16 @@ def _check_numbers(given: OptionFields) -> None:
             raise OptionError(f"{name}={getattr(given, name)!r}: expected more than 0")
     if given.min_faces is not None and given.max_faces is not None and given.min_faces > given.max_faces:
         raise OptionError(f"min_faces={given.min_faces} is more than max_faces={given.max_faces}: nothing would pass")
+
+
+def _check_remaking(given: OptionFields) -> None:
+    mode = _one_of("resize_mode", given.resize_mode, RESIZE_MODES)
+    if mode != "no" and given.images == "fetch":
+        raise OptionError(f"resize_mode={mode!r}: pictures that are fetched keep their size; valid is 'no'")
+    if given.blur_faces and given.cache_images is not None:
+        raise OptionError(
+            "cache_images keeps pictures as they came, faces and all: it does not go with blur_faces. Leave one out"
+        )
 
 
 def _check_number(name: str, value: Any, kind: type) -> None:

@@ -48,7 +48,9 @@ INDEX = pa.schema(
 #: images/part-000NN.parquet, the sidecar: row r speaks of row r of the index. `status` is "ok" or why there is no
 #: picture; `tar` is relative to the folder that img2dataset wrote; offset and length are the picture's bytes inside it.
 #: width and height are those of the stored pixels; orientation is the EXIF value (1 to 8) that a viewer would apply and
-#: that is neutralised when the picture is yielded; sha256 is of the stored bytes.
+#: that is neutralised when the picture is yielded; sha256 is of the stored bytes. Of pictures that img2dataset encoded
+#: again, fetched_width, fetched_height and fetched_sha256 are those of what the host gave; null elsewhere. Sidecars
+#: that were written before there was resizing lack these three.
 SIDECAR = pa.schema(
     [
         ("sample_id", pa.int64()),
@@ -62,6 +64,9 @@ SIDECAR = pa.schema(
         ("height", pa.int32()),
         ("orientation", pa.int8()),
         ("sha256", pa.string()),
+        ("fetched_width", pa.int32()),
+        ("fetched_height", pa.int32()),
+        ("fetched_sha256", pa.string()),
     ]
 )
 
@@ -82,13 +87,21 @@ EXAMPLE_COLUMNS = (
     "similarity",
     "license",
 )
+#: The last one where faces are blurred: whether those of this picture are.
+BLURRED_COLUMN = "faces_blurred"
 
 
-def example_features(*, decode: bool = True) -> Features:
+def example_columns(blur_faces: bool = False) -> tuple[str, ...]:
+    """The columns of an example, with and without blurring."""
+    return (*EXAMPLE_COLUMNS, BLURRED_COLUMN) if blur_faces else EXAMPLE_COLUMNS
+
+
+def example_features(*, decode: bool = True, blur_faces: bool = False) -> Features:
     """The `datasets.Features` of an example; types come from `INDEX`. Image() is the only addition to Arrow's own.
 
     Args:
         decode: whether pictures come decoded, or as {"bytes", "path"}.
+        blur_faces: whether faces are blurred, which an example then says in a last column.
     """
     from datasets import Features, Image, Value
 
@@ -98,5 +111,6 @@ def example_features(*, decode: bool = True) -> Features:
         "original_width": index["width"],
         "original_height": index["height"],
         "faces_aligned": Value("bool"),
+        BLURRED_COLUMN: Value("bool"),
     }
-    return Features({name: own.get(name) or index[name] for name in EXAMPLE_COLUMNS})
+    return Features({name: own.get(name) or index[name] for name in example_columns(blur_faces)})

@@ -6,7 +6,8 @@ DATA_DIR/adopted/
 
 The keys in such tars are row positions of whatever list was downloaded, so they are never joined on: the sample id is
 in each sample's `.json` and in the `.parquet` beside the tar. Nothing is written into the folder itself. Resized and
-re-encoded pictures are welcome, since sizes come from the bytes.
+re-encoded pictures are welcome: sizes come from the bytes, and the size before resizing from img2dataset's
+`original_width` and `original_height`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +36,7 @@ from laion_face_builder.download.sidecar import CheckedTar, assemble, write_side
 from laion_face_builder.errors import BadFile, NotPrepared
 from laion_face_builder.files import Fingerprint, digest, locked, make_fingerprint, read_fingerprint
 from laion_face_builder.images import reasons
+from laion_face_builder.images.frames import Resizing
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.layout import DataDir
 
@@ -63,7 +66,25 @@ class _Tar:
         return hasher.hexdigest()[:32]
 
 
-def adopted(folder: Path, data: DataDir, part: int, index: IndexPart | None, max_pixels: int) -> tuple[Path, Path]:
+@dataclass(frozen=True)
+class _How:
+    """How tars are looked through. What is not the default only goes into fingerprints: older passes stay good."""
+
+    max_pixels: int
+    resizing: Resizing
+
+    def for_sidecar(self) -> dict[str, Any]:
+        resize = self.resizing.as_dict()
+        return {"max_pixels": self.max_pixels, **({"resize": resize} if resize else {})}
+
+    def for_pass(self) -> dict[str, Any]:
+        # Older passes do not know what size a picture had before.
+        return {"max_pixels": self.max_pixels, **({"fetched_size": True} if self.resizing else {})}
+
+
+def adopted(
+    folder: Path, data: DataDir, part: int, index: IndexPart | None, *, max_pixels: int, resizing: Resizing
+) -> tuple[Path, Path]:
     """The part's folder below `folder` and the sidecar for it, made on first use and again when the tars change.
 
     Args:
@@ -72,6 +93,7 @@ def adopted(folder: Path, data: DataDir, part: int, index: IndexPart | None, max
         part: number of the part.
         index: the part's index, if it does not lie in `data`.
         max_pixels: larger pictures fail.
+        resizing: how the pictures were resized, by whoever made the folder.
 
     Raises:
         NotPrepared: no tar of this part is there, or none of its samples is in the index.
@@ -82,9 +104,9 @@ def adopted(folder: Path, data: DataDir, part: int, index: IndexPart | None, max
         raise NotPrepared(f"{place}: there is no .tar in it; expected img2dataset's output_format webdataset.")
     with opened_index(data, part, index) as rows:
         index_digest = digest(rows.fingerprint)
-        state = (data, part, index_digest, max_pixels, *tars)
+        state = (data, part, index_digest, max_pixels, resizing, *tars)
         if state not in _KNOWN or not _KNOWN[state].exists():
-            _KNOWN[state] = _sidecar(tars, data, part, rows, max_pixels)
+            _KNOWN[state] = _sidecar(tars, data, part, rows, _How(max_pixels, resizing))
         return place, _KNOWN[state]
 
 
@@ -114,15 +136,15 @@ def _tars(place: Path) -> Iterator[_Tar]:
         yield _Tar(path, path.relative_to(place).as_posix(), state.st_size, state.st_mtime_ns)
 
 
-def _sidecar(tars: list[_Tar], data: DataDir, part: int, index: IndexPart, max_pixels: int) -> Path:
+def _sidecar(tars: list[_Tar], data: DataDir, part: int, index: IndexPart, how: _How) -> Path:
     probes = [tar.probe() for tar in tars]
     fingerprint = make_fingerprint(
-        "adopted", part=part, index=digest(index.fingerprint), tars=digest(probes), max_pixels=max_pixels
+        "adopted", part=part, index=digest(index.fingerprint), tars=digest(probes), **how.for_sidecar()
     )
     sidecar = data.root / "adopted" / digest(fingerprint) / data.sidecar(part).name
     with locked(sidecar, f"part {part:05d}: another process looks through {tars[0].path.parent}; waiting for that"):
         if not _is_current(sidecar, fingerprint):
-            checked = _checked(tars, probes, data.root / "adopted" / "tars", max_pixels)
+            checked = _checked(tars, probes, data.root / "adopted" / "tars", how)
             write_sidecar(sidecar, _joined(checked, index, part, tars[0].path.parent), fingerprint, checked)
     return sidecar
 
@@ -135,10 +157,10 @@ def _is_current(sidecar: Path, fingerprint: Fingerprint) -> bool:
     return found is not None and {**found, "pictures": None} == {**fingerprint, "pictures": None}
 
 
-def _checked(tars: list[_Tar], probes: list[str], folder: Path, max_pixels: int) -> list[CheckedTar]:
+def _checked(tars: list[_Tar], probes: list[str], folder: Path, how: _How) -> list[CheckedTar]:
     """Looks through the tars that have not been looked through; leaves out those that cannot be read."""
     folder.mkdir(parents=True, exist_ok=True)
-    jobs = [_job(tar, probe, folder, max_pixels) for tar, probe in zip(tars, probes, strict=True)]
+    jobs = [_job(tar, probe, folder, how) for tar, probe in zip(tars, probes, strict=True)]
     new = [job for job in jobs if not job.is_done]
     if new:
         logger.info("%s: looking through %d tars, once", tars[0].path.parent, len(new))
@@ -157,10 +179,10 @@ def _checked(tars: list[_Tar], probes: list[str], folder: Path, max_pixels: int)
     return [CheckedTar(tar.name, Path(job.out)) for tar, job in zip(tars, jobs, strict=True) if tar.name not in skipped]
 
 
-def _job(tar: _Tar, probe: str, folder: Path, max_pixels: int) -> CheckJob:
-    fingerprint = make_fingerprint("checked", tar=probe, max_pixels=max_pixels)
+def _job(tar: _Tar, probe: str, folder: Path, how: _How) -> CheckJob:
+    fingerprint = make_fingerprint("checked", tar=probe, **how.for_pass())
     out = folder / f"{digest(fingerprint, 32)}.parquet"
-    return CheckJob(str(tar.path), str(out), "sample_id", None, False, max_pixels, fingerprint)
+    return CheckJob(str(tar.path), str(out), "sample_id", None, False, how.max_pixels, fingerprint)
 
 
 def _joined(checked: list[CheckedTar], index: IndexPart, part: int, place: Path) -> pa.Table:

@@ -4,6 +4,9 @@ With re-encoding disabled, img2dataset gives no sizes and counts whatever a host
 is decoded once, by the same check as in fetching, and a small Parquet file says for every sample where its picture lies
 or why there is none. A job whose tar is not whole gives no file. Each pass is a process of its own, so that decoding
 takes nothing from the download's threads; pools of `multiprocessing` would run an unguarded script of a user again.
+
+Where faces were to be blurred, and the host gave a picture of another aspect than the boxes are for, img2dataset has
+blurred something else. Such a picture is a failure, and in our own tars its bytes are overwritten with zeros.
 """
 
 from __future__ import annotations
@@ -22,12 +25,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from laion_face_builder.download.blur import BOXES_COLUMN
 from laion_face_builder.download.orphans import end_with_parent
 from laion_face_builder.download.shards import ShardFiles, pictures_in, require_whole
 from laion_face_builder.download.tarfiles import Member, read_members
 from laion_face_builder.errors import BadFile, PictureError
 from laion_face_builder.files import read_fingerprint, stamped, written_whole
-from laion_face_builder.images import pictures, reasons
+from laion_face_builder.images import frames, pictures, reasons
 
 #: One sample of a tar. `id` is the index row in our own downloads, the sample id in adopted ones.
 CHECKED = pa.schema(
@@ -42,9 +46,14 @@ CHECKED = pa.schema(
         ("height", pa.int32()),
         ("orientation", pa.int8()),
         ("sha256", pa.string()),
+        ("fetched_width", pa.int32()),
+        ("fetched_height", pa.int32()),
+        ("fetched_sha256", pa.string()),
     ]
 )
 _DETAIL_CHARACTERS = 200
+#: Columns of a shard's parquet that are of use if they are there.
+_ALSO_READ = ("original_width", "original_height", "sha256", "laion_width", "laion_height", BOXES_COLUMN)
 
 Row = dict[str, Any]
 
@@ -97,6 +106,8 @@ def check_tar(job: CheckJob) -> None:
         if job.samples is not None:
             _require_proxy(path, samples, job.strict)
         found = pictures_in(members)
+        if job.samples is not None:
+            _erase(path, [found[key] for key, sample in samples.items() if sample.is_lost and key in found])
         rows = [_row(tar.fileno(), sample, found.get(key), job.max_pixels) for key, sample in samples.items()]
     with written_whole(Path(job.out)) as partial:
         table = pa.Table.from_pylist(rows, schema=stamped(CHECKED, job.fingerprint))
@@ -114,12 +125,25 @@ def _require_proxy(path: Path, samples: Mapping[str, _Sample], strict: bool) -> 
         )
 
 
+def _erase(path: Path, members: list[Member]) -> None:
+    if not members:
+        return
+    with path.open("r+b") as tar:
+        for member in members:
+            tar.seek(member.offset)
+            tar.write(bytes(member.length))
+        tar.flush()
+        os.fsync(tar.fileno())
+
+
 def _row(tar: int, sample: _Sample, picture: Member | None, max_pixels: int) -> Row:
     row: Row = {"id": sample.id}
     if picture is None:
         if sample.message is None:
             return row | {"status": "missing_in_tar", "detail": "a success without a picture"}
         return row | {"status": reasons.short_name(sample.message), "detail": sample.message[:_DETAIL_CHARACTERS]}
+    if sample.is_lost:
+        return row | {"status": reasons.CANNOT_BLUR, "detail": f"boxes do not fit the fetched {sample.fetched}"}
     data = os.pread(tar, picture.length, picture.offset)
     row |= {"offset": picture.offset, "length": picture.length, "sha256": hashlib.sha256(data).hexdigest()}
     try:
@@ -127,15 +151,50 @@ def _row(tar: int, sample: _Sample, picture: Member | None, max_pixels: int) -> 
     except PictureError as error:
         return row | {"status": error.reason, "detail": error.detail[:_DETAIL_CHARACTERS]}
     size = {"width": seen.width, "height": seen.height}
-    return row | size | {"status": reasons.OK, "format": seen.format, "orientation": seen.orientation}
+    row |= size | {"status": reasons.OK, "format": seen.format, "orientation": seen.orientation}
+    return row | sample.fetched_columns(row["sha256"])
 
 
 @dataclass(frozen=True)
 class _Sample:
-    """What img2dataset says of a sample: its id, and the error message of a failed one."""
+    """What img2dataset says of a sample.
+
+    Args:
+        id: see `CHECKED`.
+        message: why it failed; None of a success.
+        fetched: width and height of what the host gave; None if it was not decoded.
+        sha256: of those bytes.
+        is_lost: its faces were to be blurred, but nobody knows where in this picture they are.
+    """
 
     id: int
-    message: str | None
+    message: str | None = None
+    fetched: frames.Size | None = None
+    sha256: str | None = None
+    is_lost: bool = False
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], id_column: str) -> _Sample | None:
+        """From a row of the shard's parquet or the sample's `.json`, names in lower case; None if it has no id."""
+        number = whole_number(values.get(id_column.lower()))
+        if number is None:
+            return None
+        fetched, original = _size(values, "original_"), _size(values, "laion_")
+        fits = fetched is not None and original is not None and frames.rescaled(original, fetched) is not None
+        lost = bool(values.get(BOXES_COLUMN)) and not fits
+        return cls(number, values.get("error_message"), fetched, values.get("sha256"), lost)
+
+    def fetched_columns(self, stored_sha256: str) -> Row:
+        """What the sidecar says of the fetched picture if the stored one is another."""
+        if self.fetched is None or self.sha256 == stored_sha256:
+            return {}
+        sha256 = self.sha256 if isinstance(self.sha256, str) else None
+        return {"fetched_width": self.fetched[0], "fetched_height": self.fetched[1], "fetched_sha256": sha256}
+
+
+def _size(values: Mapping[str, Any], prefix: str) -> frames.Size | None:
+    width, height = (whole_number(values.get(prefix + name)) for name in ("width", "height"))
+    return (width, height) if width and height and min(width, height) > 0 else None
 
 
 def _samples(path: Path, tar: int, members: list[Member], id_column: str) -> dict[str, _Sample]:
@@ -143,9 +202,9 @@ def _samples(path: Path, tar: int, members: list[Member], id_column: str) -> dic
     samples = dict(_samples_of_table(path.with_suffix(".parquet"), id_column))
     documents = [member for member in members if member.extension == "json" and member.key not in samples]
     for member in documents:
-        number = _id_of_document(os.pread(tar, member.length, member.offset), id_column)
-        if number is not None:
-            samples[member.key] = _Sample(number, None)
+        found = _of_document(os.pread(tar, member.length, member.offset), id_column)
+        if found is not None:
+            samples[member.key] = found
     if not samples and pictures_in(members):
         raise BadFile(
             path,
@@ -160,23 +219,24 @@ def _samples_of_table(path: Path, id_column: str) -> Iterator[tuple[str, _Sample
     try:
         names = {name.lower(): name for name in reversed(pq.read_schema(path).names)}
         columns = [names[name] for name in ("key", id_column.lower(), "error_message")]
+        columns += [names[name] for name in _ALSO_READ if name in names]
         table = pq.read_table(path, columns=columns).select(columns)
     except (OSError, KeyError, pa.ArrowInvalid):
         return  # The tar's own .json files say the same of what is in it.
-    for key, value, message in zip(*(column.to_pylist() for column in table.columns), strict=True):
-        number = whole_number(value)
-        if number is not None and key is not None:
-            yield key, _Sample(number, message)
+    for row in table.rename_columns([name.lower() for name in columns]).to_pylist():
+        sample = _Sample.of(row, id_column)
+        if sample is not None and row["key"] is not None:
+            yield row["key"], sample
 
 
-def _id_of_document(text: bytes, id_column: str) -> int | None:
+def _of_document(text: bytes, id_column: str) -> _Sample | None:
     try:
         values = json.loads(text)
     except ValueError:
         return None
     if not isinstance(values, dict):
         return None
-    return next((whole_number(v) for name, v in values.items() if name.lower() == id_column.lower()), None)
+    return _Sample.of({name.lower(): value for name, value in values.items()}, id_column)
 
 
 def whole_number(value: object) -> int | None:

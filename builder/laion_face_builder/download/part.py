@@ -85,7 +85,8 @@ def download_part(
 
     Raises:
         NotPrepared: there is no index.
-        StateConflict: the part was started with other filters, another index or another size of shards.
+        StateConflict: the part was started with other filters, another index, another size of shards, or with other
+            resizing or blurring.
         DownloadError: img2dataset does not get on, or the disk is too small.
         OptionError: the environment names a proxy that is not trusted, or img2dataset cannot write to such a path.
     """
@@ -97,7 +98,7 @@ def download_part(
     with opened_index(data, part, index) as rows, locked(data.images_fingerprint(part), waiting):
         made_with = _claim(files, rows, options, filters)
         _remove_leftovers(files)
-        _ensure_plan(files, rows, filters, made_with)
+        _ensure_plan(files, rows, filters, made_with, options.blur_faces)
         return _rounds(files, rows, options, made_with, retry_failed)
 
 
@@ -161,7 +162,10 @@ def _write_sidecar(files: PartFiles, index: IndexPart, made_with: Fingerprint, t
     without = pc.fill_null(pq.read_table(files.plan)["status"], reasons.NOT_DOWNLOADED)
     sample_ids = index.read(0, index.num_rows, ["sample_id"])["sample_id"]
     rows = np.arange(index.num_rows, dtype=np.int64)
-    fingerprint = make_fingerprint("sidecar", part=files.part, index=made_with["index"], images=digest(made_with))
+    how = {name: made_with[name] for name in ("resize", "blur_faces") if name in made_with}
+    fingerprint = make_fingerprint(
+        "sidecar", part=files.part, index=made_with["index"], images=digest(made_with), **how
+    )
     write_sidecar(path, assemble(sample_ids, rows, tars, without), fingerprint, tars)
 
 
@@ -206,10 +210,12 @@ def _require_same(files: PartFiles, wanted: Fingerprint) -> None:
         )
 
 
-def _ensure_plan(files: PartFiles, index: IndexPart, filters: RowFilters | None, made_with: Fingerprint) -> None:
+def _ensure_plan(
+    files: PartFiles, index: IndexPart, filters: RowFilters | None, made_with: Fingerprint, blur_faces: bool
+) -> None:
     fingerprint = make_fingerprint("plan", images=digest(made_with))
     if read_fingerprint(files.plan) != fingerprint:
-        write_plan(files, index, filters, fingerprint)
+        write_plan(files, index, filters, fingerprint, blur_faces)
 
 
 def _remove_leftovers(files: PartFiles) -> None:

@@ -120,7 +120,7 @@ class Round:
             "save_additional_columns": list(CARRIED),
         }
         try:
-            write_list(files.list, index, self._rows)
+            write_list(files.list, index, self._rows, options.blur_faces)
             with way_out(options) as proxy:
                 environment = img2dataset_environment(files.writers, proxy.url)
                 with Img2datasetChild(settings, environment, files.log) as child:

@@ -4,7 +4,8 @@ images/
   part-000NN.fingerprint            what the downloads were made with, as JSON
   part-000NN/00000.tar …            round 0; retry-1/00000.tar … are the later rounds, over what had failed
   part-000NN.checked/
-    plan.parquet                    a status for every index row: "filtered", "bad_url", or null if it is to be fetched
+    plan.parquet                    a status for every index row: "filtered", "bad_url", "cannot_blur", or null if it
+                                    is to be fetched
     round-1.parquet …               the index rows of each later round, fixed when it starts
     0-00000.parquet …               our pass over each finished shard: ROUND-SHARD
     0-00000.seen …                  the digest of its stats, if the guarding proxy was alive when they were there
@@ -28,6 +29,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from laion_face_builder.download.blur import BOXES_COLUMN, boxes_to_blur
 from laion_face_builder.errors import NotPrepared, PictureError
 from laion_face_builder.files import Fingerprint, stamped, written_whole
 from laion_face_builder.images import reasons
@@ -150,15 +152,20 @@ def opened_index(data: DataDir, part: int, index: IndexPart | None = None) -> It
         yield own
 
 
-def write_plan(files: PartFiles, index: IndexPart, filters: RowFilters | None, fingerprint: Fingerprint) -> None:
-    """Decides for every index row whether it is to be fetched."""
+def write_plan(
+    files: PartFiles, index: IndexPart, filters: RowFilters | None, fingerprint: Fingerprint, blur_faces: bool = False
+) -> None:
+    """Decides for every index row whether it is to be fetched; not if its faces are to be blurred and cannot be."""
     with written_whole(files.plan) as partial, pq.ParquetWriter(partial, stamped(PLAN, fingerprint)) as writer:
         for start, stop in index.row_groups:
             table = index.read(start, stop)
             keep = np.ones(stop - start, dtype=bool) if filters is None else filters.mask(table)
             urls = zip(table["url"].to_pylist(), keep, strict=True)
-            status = [_url_status(url) if kept else reasons.FILTERED for url, kept in urls]
-            writer.write_table(pa.table([pa.array(status, pa.string())], schema=writer.schema))
+            status = pa.array([_url_status(url) if kept else reasons.FILTERED for url, kept in urls], pa.string())
+            if blur_faces:
+                lost = pc.and_(pc.is_null(boxes_to_blur(table)), pc.is_null(status))
+                status = pc.if_else(lost, reasons.CANNOT_BLUR, status)
+            writer.write_table(pa.table([status], schema=writer.schema))
 
 
 def _url_status(url: str | None) -> str | None:
@@ -183,10 +190,10 @@ def rows_of_round(files: PartFiles, number: int) -> Rows:
     return np.flatnonzero(wanted.to_numpy())
 
 
-def write_list(path: Path, index: IndexPart, rows: Rows) -> None:
-    """img2dataset's input: url, caption and the columns in `CARRIED`, for these index rows."""
+def write_list(path: Path, index: IndexPart, rows: Rows, blur_faces: bool = False) -> None:
+    """img2dataset's input: url, caption and the columns in `CARRIED`, for these index rows; maybe the boxes to blur."""
     with written_whole(path) as partial:
-        tables = _listed(index, rows)
+        tables = _listed(index, rows, blur_faces)
         first = next(tables)
         with pq.ParquetWriter(partial, first.schema) as writer:
             writer.write_table(first)
@@ -194,7 +201,7 @@ def write_list(path: Path, index: IndexPart, rows: Rows) -> None:
                 writer.write_table(table)
 
 
-def _listed(index: IndexPart, rows: Rows) -> Iterator[pa.Table]:
+def _listed(index: IndexPart, rows: Rows, blur_faces: bool) -> Iterator[pa.Table]:
     for start, stop in index.row_groups:
         chosen = rows[np.searchsorted(rows, start) : np.searchsorted(rows, stop)]
         if not len(chosen):
@@ -209,6 +216,8 @@ def _listed(index: IndexPart, rows: Rows) -> Iterator[pa.Table]:
         # NaN is no JSON, and would make the sample's .json unreadable for strict readers.
         similarity = columns["similarity"]
         columns["similarity"] = pc.if_else(pc.is_nan(similarity), pa.scalar(None, pa.float64()), similarity)
+        if blur_faces:
+            columns[BOXES_COLUMN] = boxes_to_blur(table)
         yield pa.table(columns)
 
 

@@ -109,7 +109,8 @@ def assemble(sample_ids: pa.ChunkedArray, keys: Ids, tars: Sequence[CheckedTar],
 
 def _stacked(tars: Sequence[CheckedTar]) -> tuple[pa.Table, pa.Array]:
     tables = [pq.read_table(tar.file).replace_schema_metadata() for tar in tars]
-    table = pa.concat_tables([CHECKED.empty_table(), *tables])
+    # Passes that were made before there was resizing lack the columns on what was fetched.
+    table = pa.concat_tables([CHECKED.empty_table(), *tables], promote_options="default")
     numbers = np.repeat(np.arange(len(tables), dtype=np.int32), [t.num_rows for t in tables])
     names = pa.array([tar.name for tar in tars], pa.string())
     return table, names.take(pa.array(numbers))

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,11 +22,14 @@ from laion_face_builder.download.adopt import adopted
 from laion_face_builder.errors import NotPrepared, StateConflict
 from laion_face_builder.files import Fingerprint, digest, read_fingerprint
 from laion_face_builder.images import reasons
+from laion_face_builder.images.frames import Resizing, Size
 from laion_face_builder.images.pictures import MAX_PIXELS
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.layout import DataDir
 
 _COLUMNS = ("status", "tar", "offset", "length", "format", "width", "height", "orientation", "sha256")
+#: Not in older sidecars.
+_FETCHED_COLUMNS = ("fetched_width", "fetched_height", "fetched_sha256")
 _MOST_OPEN = 32
 #: What lies between two pictures in a tar is their captions and metadata: cheaper to read than to jump over.
 _GAP_BYTES = 64 << 10
@@ -47,6 +51,8 @@ class StoredPicture:
         height: likewise.
         orientation: EXIF's value, 1 to 8; 0 if it is broken. See `pictures.Picture`.
         sha256: of the stored bytes, in hex.
+        fetched: width and height of what the host gave, before img2dataset encoded it again; None if not known.
+        fetched_sha256: of the bytes that the host gave, "" if these are the stored ones, or not known.
     """
 
     status: str
@@ -56,6 +62,8 @@ class StoredPicture:
     height: int = 0
     orientation: int = 1
     sha256: str = ""
+    fetched: Size | None = None
+    fetched_sha256: str = ""
 
 
 class PartPictures:
@@ -103,10 +111,12 @@ class PartPictures:
         data: DataDir,
         part: int,
         index: IndexPart | None = None,
+        *,
         max_pixels: int = MAX_PIXELS,
+        resizing: Resizing | None = None,
     ) -> PartPictures:
         """The pictures in a folder that somebody else's img2dataset made; see `adopt.adopted`."""
-        return cls(*adopted(Path(folder), data, part, index, max_pixels))
+        return cls(*adopted(Path(folder), data, part, index, max_pixels=max_pixels, resizing=resizing or Resizing()))
 
     @property
     def num_rows(self) -> int:
@@ -117,6 +127,16 @@ class PartPictures:
     def fingerprint(self) -> Fingerprint:
         """What the sidecar was made from; names its pictures by their content."""
         return read_fingerprint(self.sidecar) or {}
+
+    @cached_property
+    def resizing(self) -> Resizing:
+        """How img2dataset resized them."""
+        return Resizing.from_dict(self.fingerprint.get("resize"))
+
+    @cached_property
+    def are_blurred(self) -> bool:
+        """Whether img2dataset blurred the faces."""
+        return bool(self.fingerprint.get("blur_faces"))
 
     def get(self, row: int) -> StoredPicture:
         """The picture of one index row; neighbours are cheap."""
@@ -182,7 +202,8 @@ class PartPictures:
                 raise IndexError(f"{self.sidecar}: row {row} of {self.num_rows}")
             group = next(number for number, (_, stop) in enumerate(bounds) if row < stop)
             with pq.ParquetFile(self.sidecar) as file:
-                rows = file.read_row_group(group, columns=list(_COLUMNS)).to_pylist()
+                columns = [name for name in (*_COLUMNS, *_FETCHED_COLUMNS) if name in file.schema_arrow.names]
+                rows = file.read_row_group(group, columns=columns).to_pylist()
             start = bounds[group][0]
             self._window = (start, rows)
         return rows[row - start]
@@ -206,8 +227,19 @@ class PartPictures:
             return StoredPicture(data)
         if data is not None and len(data) < row["length"]:
             return StoredPicture("tar_cut")
-        values = (row[name] for name in ("format", "width", "height", "orientation", "sha256"))
-        return StoredPicture(reasons.OK, data, *values)
+        width, height, fetched_sha256 = (row.get(name) for name in _FETCHED_COLUMNS)
+        fetched = (width, height) if width is not None and height is not None else None
+        return StoredPicture(
+            reasons.OK,
+            data,
+            row["format"],
+            row["width"],
+            row["height"],
+            row["orientation"],
+            row["sha256"],
+            fetched,
+            fetched_sha256 or "",
+        )
 
     def _bytes(self, tar: str, offset: int, length: int) -> bytes | str:
         """The bytes there, fewer if the tar is shorter; the status of all that should be in it if it cannot be read."""

@@ -9,15 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from laion_face_builder.download.blur import blurred
 from laion_face_builder.download.tars import PartPictures, StoredPicture
 from laion_face_builder.errors import PictureError
-from laion_face_builder.examples import frames
 from laion_face_builder.examples.report import Tally
-from laion_face_builder.images import pictures
+from laion_face_builder.images import pictures, reasons
+from laion_face_builder.images.frames import Frame, frame_of, rescaled
 from laion_face_builder.index.filters import read_exclusion
 from laion_face_builder.index.reader import RowBatch
 from laion_face_builder.options import Options
-from laion_face_builder.schema import EXAMPLE_COLUMNS
+from laion_face_builder.schema import BLURRED_COLUMN, example_columns
 from laion_face_builder.web.fetcher import FetchedPicture
 
 Example = dict[str, Any]
@@ -68,7 +69,7 @@ class ExampleMaker:
     """Joins a part's rows with its pictures and counts what becomes of them.
 
     Attributes:
-        options: what to do with failures and changed sizes.
+        options: what to do with failures, changed sizes and faces.
         pictures: those on disk, if these are used.
         is_fetched: whether rows come with a picture from the web.
         tally: the counts.
@@ -85,7 +86,7 @@ class ExampleMaker:
         """The example of row `number` with these values; see `Row.example`."""
         try:
             picture = self._picture(number, fetched)
-            example = self._with_picture(values, picture) if picture is not None else without_picture(values)
+            example = self._with_picture(values, picture) if picture is not None else self.without_picture(values)
         except PictureError as error:
             return self._failed(values, error)
         self.tally.yielded()
@@ -104,45 +105,82 @@ class ExampleMaker:
         self.tally.failed(error.reason, values["url"])
         if self.options.on_error == "raise":
             raise PictureError(error.reason, f"{error.detail or 'no picture'} ({values['url']})") from error
-        return without_picture(values) if self.options.on_error == "null" else None
+        return self.without_picture(values) if self.options.on_error == "null" else None
 
     def _with_picture(self, values: Example, stored: StoredPicture | FetchedPicture) -> Example:
         if stored.data is None:
             raise PictureError(stored.status)
-        exclude = self.options.filters.exclude
-        if exclude is not None and stored.sha256 in read_exclusion(exclude).sha256s:
-            raise PictureError("excluded")
-        frame, aligned = self._frame((values["width"], values["height"]), (stored.width, stored.height))
-        data = pictures.neutral(stored.data) if stored.orientation != 1 else stored.data
-        return _filled(
+        self._refuse_excluded(stored)
+        frame = self._frame(values, stored)
+        placed, aligned = self._placed(values, stored, frame)
+        return self._filled(
             values,
-            image={"bytes": data, "path": None},
-            faces=frame.faces(values["faces"]),
+            image={"bytes": self._data(values, stored, frame), "path": None},
+            faces=placed.faces(values["faces"]),
             width=stored.width,
             height=stored.height,
             faces_aligned=aligned,
         )
 
-    def _frame(self, original: tuple[int | None, int | None], now: tuple[int, int]) -> tuple[frames.Frame, bool]:
-        """How faces move, and whether they are known to fit."""
-        width, height = original
+    def _refuse_excluded(self, stored: StoredPicture | FetchedPicture) -> None:
+        exclude = self.options.filters.exclude
+        if exclude is None:
+            return
+        fetched = stored.fetched_sha256 if isinstance(stored, StoredPicture) else ""
+        if {stored.sha256, fetched} & read_exclusion(exclude).sha256s:
+            raise PictureError("excluded")
+
+    def _frame(self, values: Example, stored: StoredPicture | FetchedPicture) -> Frame | None:
+        """How points move from the original picture to this one; None if it is not known."""
+        width, height = values["width"], values["height"]
         if width is None or height is None:
-            return frames.Frame(), False
-        if (width, height) == now:
-            return frames.Frame(), True
-        if self.options.on_size_change == "keep":
-            return frames.Frame(), False
-        frame = frames.rescaled((width, height), now)
+            return None
+        now = (stored.width, stored.height)
+        if isinstance(stored, StoredPicture) and self.pictures is not None:
+            return frame_of((width, height), stored.fetched, self.pictures.resizing, now)
+        return rescaled((width, height), now)
+
+    def _placed(
+        self, values: Example, stored: StoredPicture | FetchedPicture, frame: Frame | None
+    ) -> tuple[Frame, bool]:
+        """How faces are moved, and whether they are then known to fit, as on_size_change says."""
+        width, height = values["width"], values["height"]
+        if width is None or height is None:
+            return Frame(), False
+        given = isinstance(stored, StoredPicture) and self._is_resized and stored.fetched
+        now = given or (stored.width, stored.height)
+        if (width, height) != now and self.options.on_size_change == "keep":
+            return Frame(), False
         if frame is None and self.options.on_size_change == "drop":
             raise PictureError("size_changed", f"{width}x{height} is now {now[0]}x{now[1]}")
-        return (frame, True) if frame is not None else (frames.Frame(), False)
+        return (frame, True) if frame is not None else (Frame(), False)
 
+    @property
+    def _is_resized(self) -> bool:
+        return self.pictures is not None and bool(self.pictures.resizing)
 
-def without_picture(values: Example) -> Example:
-    """The example of an index row whose picture is missing: image None, faces in the original frame."""
-    return _filled(values, image=None, width=None, height=None, faces_aligned=False)
+    def _data(self, values: Example, stored: StoredPicture | FetchedPicture, frame: Frame | None) -> bytes:
+        """The bytes to yield: nobody turns them, and faces are blurred if they are to be."""
+        data = stored.data or b""
+        if self.options.blur_faces and values["faces"]:
+            if frame is None:
+                raise PictureError(reasons.CANNOT_BLUR, "the faces may be elsewhere in this picture")
+            if self.pictures is None or not self.pictures.are_blurred:
+                return self._blurred(values, stored, frame)
+        return pictures.neutral(data) if stored.orientation != 1 else data
 
+    def _blurred(self, values: Example, stored: StoredPicture | FetchedPicture, frame: Frame) -> bytes:
+        faces, within = values["faces"], (values["width"], values["height"])
+        now = (stored.width, stored.height)
+        if self._is_resized:  # else img2dataset would do it by the original's boxes
+            faces, within = frame.faces(faces), now
+        return blurred(stored.data or b"", faces, within, now)
 
-def _filled(values: Example, **made: Any) -> Example:
-    known = {**values, "original_width": values["width"], "original_height": values["height"], **made}
-    return {name: known[name] for name in EXAMPLE_COLUMNS}
+    def without_picture(self, values: Example) -> Example:
+        """The example of an index row whose picture is missing: image None, faces in the original frame."""
+        return self._filled(values, image=None, width=None, height=None, faces_aligned=False)
+
+    def _filled(self, values: Example, **made: Any) -> Example:
+        known = {**values, "original_width": values["width"], "original_height": values["height"], **made}
+        known[BLURRED_COLUMN] = known["image"] is not None
+        return {name: known[name] for name in example_columns(self.options.blur_faces)}

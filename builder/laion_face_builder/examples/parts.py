@@ -15,7 +15,7 @@ from typing import Any
 
 from laion_face_builder.download.part import DownloadOptions, PartResult, download_part
 from laion_face_builder.download.tars import PartPictures
-from laion_face_builder.errors import NotPrepared
+from laion_face_builder.errors import NotPrepared, StateConflict
 from laion_face_builder.files import digest, human_size, read_fingerprint
 from laion_face_builder.index.prepare import prepare, prepare_part
 from laion_face_builder.index.reader import IndexPart, find_published
@@ -112,7 +112,15 @@ def identity(options: Options, part: int) -> dict[str, Any]:
 def download_options(options: Options, **how: Any) -> DownloadOptions:
     """How to download, by the options; `how` are further fields of DownloadOptions, None meaning its default."""
     given = {name: value for name, value in how.items() if value is not None}
-    return DownloadOptions(**vars(options.transfer), **given)
+    size = options.resizing
+    return DownloadOptions(
+        **vars(options.transfer),
+        resize_mode=size.mode,
+        image_size=size.size,
+        resize_only_if_bigger=size.only_if_bigger,
+        blur_faces=options.blur_faces,
+        **given,
+    )
 
 
 def download(options: Options, how: DownloadOptions, retry_failed: int = 0) -> Iterator[tuple[int, PartResult]]:
@@ -148,10 +156,36 @@ def _pictures_of(options: Options, part: int, index: IndexPart) -> PartPictures 
     if options.images in ("none", "fetch"):
         return None
     if options.images not in IMAGE_MODES:
-        return PartPictures.adopt(options.images, options.data, part, index, options.transfer.max_pixels)
+        how: dict[str, Any] = {"max_pixels": options.transfer.max_pixels, "resizing": options.resizing}
+        return PartPictures.adopt(options.images, options.data, part, index, **how)
     if read_fingerprint(options.data.sidecar(part)) is None:
+        _refuse_to_resize(options, part)
         return None
-    return PartPictures.open(options.data, part, index)
+    opened = PartPictures.open(options.data, part, index)
+    _require_as_wanted(options, opened)
+    return opened
+
+
+def _refuse_to_resize(options: Options, part: int) -> None:
+    if options.resizing:
+        raise NotPrepared(
+            f"{options.data.sidecar(part)}: there is none, and pictures that are fetched are not resized: "
+            f'{options.resizing} goes with `laion-face download` or images="download".'
+        )
+
+
+def _require_as_wanted(options: Options, stored: PartPictures) -> None:
+    """Whether what was downloaded is what the options ask for; no resizing asked for means as they are."""
+    if options.resizing and options.resizing != stored.resizing:
+        raise StateConflict(
+            f"{stored.sidecar}: its pictures were downloaded with {stored.resizing}, not with {options.resizing}. "
+            "Leave these options out, or use another data_dir."
+        )
+    if stored.are_blurred and not options.blur_faces:
+        raise StateConflict(
+            f"{stored.sidecar}: the faces in its pictures were blurred. Say blur_faces=True, so that each example says "
+            "so, or use another data_dir."
+        )
 
 
 def _require_pictures(options: Options) -> None:

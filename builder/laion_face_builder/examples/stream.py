@@ -45,7 +45,7 @@ class ExampleStream(_BaseExamplesIterable):  # type: ignore[misc]  # datasets ha
     @property
     def features(self) -> Features:
         """Those of what is yielded: pictures are not decoded."""
-        return example_features(decode=False)
+        return example_features(decode=False, blur_faces=self._plan.options.blur_faces)
 
     def __iter__(self) -> Iterator[tuple[int, Example]]:
         with Tally(self._plan.report_folder) as tally:
@@ -93,7 +93,7 @@ class DecodedStream(ExampleStream):
 
     def __init__(self, plan: Plan, shards: Sequence[Shard]) -> None:
         super().__init__(plan, shards)
-        self._features = example_features()
+        self._features = example_features(blur_faces=plan.options.blur_faces)
 
     @property
     def features(self) -> Features:

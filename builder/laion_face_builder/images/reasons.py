@@ -13,8 +13,10 @@ OK = "ok"
 FILTERED = "filtered"
 #: In none of the tars.
 NOT_DOWNLOADED = "not_downloaded"
+#: Its faces are to be blurred, and nobody knows where in this picture they are.
+CANNOT_BLUR = "cannot_blur"
 #: The same answer is certain however often it is asked for.
-FINAL = frozenset({FILTERED, "opt_out", "bad_url", "private_address"})
+FINAL = frozenset({FILTERED, "opt_out", "bad_url", "private_address", CANNOT_BLUR})
 
 _STATUS_LINE = re.compile(r"(?:HTTP Error|Tunnel connection failed:) (\d{3}):? ?(.*)", re.DOTALL)
 #: What the proxy may say in a reason phrase.
@@ -61,6 +63,7 @@ _FRAGMENTS = (
     ("codec failed", "bad_url"),
     ("label empty or too long", "bad_url"),
     ("image decoding error", "not_an_image"),
+    ("!buf.empty()", "empty"),
     ("image too small", "too_small"),
     ("image area too large", "too_many_pixels"),
     ("aspect ratio too large", "aspect_ratio"),

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from laion_face_builder.errors import PictureError
 from laion_face_builder.examples import parts
-from laion_face_builder.examples.example import Example, Row, without_picture
+from laion_face_builder.examples.example import Example, Row
 from laion_face_builder.examples.report import Tally
 from laion_face_builder.examples.rows import Plan, Position, Shard, Step, walk
 from laion_face_builder.files import Fingerprint, make_fingerprint, stamped, written_whole
@@ -110,7 +110,7 @@ def checked_example(row: Row, max_pixels: int) -> Example | None:
         raise PictureError("turned", f"orientation {found.orientation}")
     except PictureError as error:
         logger.warning("sample %d: published without its picture: %s", example["sample_id"], error)
-        return without_picture(row.batch[row.place])
+        return row.maker.without_picture(row.batch[row.place])
 
 
 def as_table(examples: list[Example]) -> pa.Table:

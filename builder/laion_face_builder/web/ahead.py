@@ -17,7 +17,7 @@ from laion_face_builder.web.fetcher import FetchedPicture, Fetcher, Stream, Tick
 Item = TypeVar("Item")
 
 #: Items pulled at once: one wake-up of the fetcher for all of them.
-_BATCH = 16
+_BATCH = 64
 #: Items without an address that may wait between those with one, for each of the look-ahead.
 _PASSING_THROUGH = 16
 

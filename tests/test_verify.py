@@ -20,7 +20,7 @@ from laion_face_builder.publish.destination import destination_at
 from laion_face_builder.publish.manifest import MANIFEST
 from laion_face_builder.publish.place import Place
 from laion_face_builder.publish.verify_place import place_problems
-from laion_face_builder.schema import INDEX
+from laion_face_builder.schema import INDEX, SIDECAR_LATER
 
 
 def verified(capsys, *arguments):
@@ -164,6 +164,16 @@ def test_uneven_row_groups_are_found(data, capsys):
     code, lines = verified(capsys, data.root)
     assert code == 1
     assert lines == [f"{data.index(0)}: 4 row groups of 100 to 100 rows; expected 128 even ones"]
+
+
+def test_a_sidecar_from_before_there_was_resizing_is_right(data, capsys):
+    older = pq.read_table(data.sidecar(0)).drop_columns(list(SIDECAR_LATER))
+    pq.write_table(older, data.sidecar(0))
+    assert verified(capsys, data.root)[0] == 0
+    pq.write_table(older.drop_columns(["tar"]), data.sidecar(0))
+    code, lines = verified(capsys, data.root)
+    assert code == 1
+    assert "expected those of a sidecar" in lines[0]
 
 
 def stored(data, part):

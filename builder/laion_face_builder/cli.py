@@ -52,28 +52,36 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    prepare = _command(commands, "prepare", _prepare, "ids, detections and metadata -> the index")
-    _add_config(prepare)
-    _add_options(prepare, "source", "which")
-    prepare.add_argument(
+    for add in _COMMANDS:
+        add(commands)
+    return parser
+
+
+def _add_prepare(commands: Any) -> None:
+    command = _command(commands, "prepare", _prepare, "ids, detections and metadata -> the index")
+    _add_config(command)
+    _add_options(command, "source", "which")
+    command.add_argument(
         "--discard-sources", action="store_true", help="delete each downloaded source once its part is written"
     )
 
-    download = _command(commands, "download", _download, "pictures, by img2dataset")
-    _add_config(download)
-    _add_options(download, "source", "which", "filter", "resize", "transfer")
-    download.add_argument(
+
+def _add_download(commands: Any) -> None:
+    command = _command(commands, "download", _download, "pictures, by img2dataset")
+    _add_config(command)
+    _add_options(command, "source", "which", "filter", "resize", "transfer")
+    command.add_argument(
         "--encode-format", default=None, help="of resized or blurred pictures: jpg (default), png, webp"
     )
-    download.add_argument(
+    command.add_argument(
         "--encode-quality", type=int, default=None, help="likewise, 1 to 100, of png 0 to 9; default: 95, of png 6"
     )
-    download.add_argument("--processes", type=int, default=None, help="processes of img2dataset; default: one a core")
-    download.add_argument("--threads", type=int, default=64, help="threads of each; default: %(default)s")
-    download.add_argument(
+    command.add_argument("--processes", type=int, default=None, help="processes of img2dataset; default: one a core")
+    command.add_argument("--threads", type=int, default=64, help="threads of each; default: %(default)s")
+    command.add_argument(
         "--samples-per-shard", type=int, default=10_000, help="samples in one tar; default: %(default)s"
     )
-    download.add_argument(
+    command.add_argument(
         "--retry-failed",
         type=int,
         default=0,
@@ -81,50 +89,77 @@ def _parser() -> argparse.ArgumentParser:
         help="rounds over the failed samples there are to be in all; default: %(default)s",
     )
 
-    faces = _command(commands, "faces", _faces, "detections of single samples, as JSON lines")
-    faces.add_argument("sample_ids", metavar="ID", nargs="+", type=int)
-    _add_data_dir(faces)
 
-    status = _command(commands, "status", _status, "what is prepared and downloaded")
-    status.add_argument("config", metavar="CONFIG", nargs="?", default="50M", choices=sorted(CONFIG_PARTS))
-    _add_data_dir(status)
+def _add_faces(commands: Any) -> None:
+    command = _command(commands, "faces", _faces, "detections of single samples, as JSON lines")
+    command.add_argument("sample_ids", metavar="ID", nargs="+", type=int)
+    _add_data_dir(command)
 
-    publish = _command(commands, "publish", _publish, "a no-code copy: a folder, or a Hub dataset")
-    publish.add_argument(
+
+def _add_status(commands: Any) -> None:
+    command = _command(commands, "status", _status, "what is prepared and downloaded")
+    command.add_argument("config", metavar="CONFIG", nargs="?", default="50M", choices=sorted(CONFIG_PARTS))
+    _add_data_dir(command)
+
+
+def _add_publish(commands: Any) -> None:
+    command = _command(commands, "publish", _publish, "a no-code copy: a folder, or a Hub dataset")
+    command.add_argument(
         "target", metavar="TARGET", help='a folder, or a Hub dataset "owner/name" ("./a/b" is a folder)'
     )
-    _add_data_dir(publish)
-    _add_publishing(publish)
+    _add_data_dir(command)
+    _add_publishing(command)
 
-    verify = _command(commands, "verify", _verify, "what is wrong with a DATA_DIR or a published place, a line each")
-    verify.add_argument(
+
+def _add_verify(commands: Any) -> None:
+    command = _command(commands, "verify", _verify, "what is wrong with a DATA_DIR or a published place, a line each")
+    command.add_argument(
         "place", metavar="PLACE", nargs="?", help="DATA_DIR, published folder or Hub dataset; default: --data-dir"
     )
-    _add_data_dir(verify)
-    verify.add_argument("--deep", action="store_true", help="hash every picture, read every page; default: samples")
-    _add_hub(verify)
+    _add_data_dir(command)
+    command.add_argument("--deep", action="store_true", help="hash every picture, read every page; default: samples")
+    _add_hub(command)
 
-    show = _command(commands, "show", _show, "a contact sheet: pictures, boxes, landmarks, scores, captions")
-    _add_config(show)
-    _add_options(show, "source", "which", "filter", "pictures", "resize", "transfer")
-    show.add_argument("--count", type=int, default=24, help="examples; default: %(default)s")
-    show.add_argument("--columns", type=int, default=4, help="of the sheet; default: %(default)s")
-    show.add_argument(
+
+def _add_show(commands: Any) -> None:
+    command = _command(commands, "show", _show, "a contact sheet: pictures, boxes, landmarks, scores, captions")
+    _add_config(command)
+    _add_options(command, "source", "which", "filter", "pictures", "resize", "transfer")
+    command.add_argument("--count", type=int, default=24, help="examples; default: %(default)s")
+    command.add_argument("--columns", type=int, default=4, help="of the sheet; default: %(default)s")
+    command.add_argument(
         "--out",
         type=Path,
         default=Path("contact-sheet"),
         help="a .png picture, an .html page; both without a suffix; default: %(default)s",
     )
 
-    stats = _command(commands, "stats", _stats, "what a filter keeps, and how faces, sizes and failures are spread")
-    _add_config(stats)
-    _add_options(stats, "source", "which", "filter", "images")
-    stats.add_argument("--out", type=Path, default=Path("stats.html"), help="the page; default: %(default)s")
-    stats.add_argument("--json", action="store_true", help="the numbers as JSON instead of a table")
 
-    demo = _command(commands, "demo", _demo, "the whole job on a miniature upstream on this machine")
-    demo.add_argument("folder", nargs="?", default="demo", type=Path, help="where to; default: %(default)s")
-    return parser
+def _add_stats(commands: Any) -> None:
+    command = _command(commands, "stats", _stats, "what a filter keeps, and how faces, sizes and failures are spread")
+    _add_config(command)
+    _add_options(command, "source", "which", "filter", "images")
+    command.add_argument("--out", type=Path, default=Path("stats.html"), help="the page; default: %(default)s")
+    command.add_argument("--json", action="store_true", help="the numbers as JSON instead of a table")
+
+
+def _add_demo(commands: Any) -> None:
+    command = _command(commands, "demo", _demo, "the whole job on a miniature upstream on this machine")
+    command.add_argument("folder", nargs="?", default="demo", type=Path, help="where to; default: %(default)s")
+
+
+#: In the order in which `--help` lists them.
+_COMMANDS = (
+    _add_prepare,
+    _add_download,
+    _add_faces,
+    _add_status,
+    _add_publish,
+    _add_verify,
+    _add_show,
+    _add_stats,
+    _add_demo,
+)
 
 
 def _command(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:

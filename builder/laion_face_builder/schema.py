@@ -49,8 +49,7 @@ INDEX = pa.schema(
 #: picture; `tar` is relative to the folder that img2dataset wrote; offset and length are the picture's bytes inside it.
 #: width and height are those of the stored pixels; orientation is the EXIF value (1 to 8) that a viewer would apply and
 #: that is neutralised when the picture is yielded; sha256 is of the stored bytes. Of pictures that img2dataset encoded
-#: again, fetched_width, fetched_height and fetched_sha256 are those of what the host gave; null elsewhere. Sidecars
-#: that were written before there was resizing lack these three.
+#: again, fetched_width, fetched_height and fetched_sha256 are those of what the host gave; null elsewhere.
 SIDECAR = pa.schema(
     [
         ("sample_id", pa.int64()),
@@ -69,6 +68,8 @@ SIDECAR = pa.schema(
         ("fetched_sha256", pa.string()),
     ]
 )
+#: What sidecars lack that were written before there was resizing.
+SIDECAR_LATER = ("fetched_width", "fetched_height", "fetched_sha256")
 
 #: The columns of an example, in the order in which they are yielded.
 EXAMPLE_COLUMNS = (

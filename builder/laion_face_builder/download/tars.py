@@ -26,10 +26,9 @@ from laion_face_builder.images.frames import Resizing, Size
 from laion_face_builder.images.pictures import MAX_PIXELS
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.layout import DataDir
+from laion_face_builder.schema import SIDECAR_LATER
 
 _COLUMNS = ("status", "tar", "offset", "length", "format", "width", "height", "orientation", "sha256")
-#: Not in older sidecars.
-_FETCHED_COLUMNS = ("fetched_width", "fetched_height", "fetched_sha256")
 _MOST_OPEN = 32
 #: What lies between two pictures in a tar is their captions and metadata: cheaper to read than to jump over.
 _GAP_BYTES = 64 << 10
@@ -202,7 +201,7 @@ class PartPictures:
                 raise IndexError(f"{self.sidecar}: row {row} of {self.num_rows}")
             group = next(number for number, (_, stop) in enumerate(bounds) if row < stop)
             with pq.ParquetFile(self.sidecar) as file:
-                columns = [name for name in (*_COLUMNS, *_FETCHED_COLUMNS) if name in file.schema_arrow.names]
+                columns = [name for name in (*_COLUMNS, *SIDECAR_LATER) if name in file.schema_arrow.names]
                 rows = file.read_row_group(group, columns=columns).to_pylist()
             start = bounds[group][0]
             self._window = (start, rows)
@@ -227,7 +226,7 @@ class PartPictures:
             return StoredPicture(data)
         if data is not None and len(data) < row["length"]:
             return StoredPicture("tar_cut")
-        width, height, fetched_sha256 = (row.get(name) for name in _FETCHED_COLUMNS)
+        width, height, fetched_sha256 = (row.get(name) for name in SIDECAR_LATER)
         fetched = (width, height) if width is not None and height is not None else None
         return StoredPicture(
             reasons.OK,

@@ -18,7 +18,7 @@ from laion_face_builder.errors import BadFile
 from laion_face_builder.files import digest, read_fingerprint
 from laion_face_builder.images import reasons
 from laion_face_builder.layout import DataDir
-from laion_face_builder.schema import SIDECAR
+from laion_face_builder.schema import SIDECAR, SIDECAR_LATER
 
 #: How many pictures of each tar are hashed unless all are.
 SAMPLE = 20
@@ -32,7 +32,8 @@ def picture_problems(data: DataDir, part: int, deep: bool) -> Iterator[str]:
     """
     path = data.sidecar(part)
     table = pq.read_table(path, page_checksum_verification=True)
-    if not table.schema.remove_metadata().equals(SIDECAR):
+    older = pa.schema([field for field in SIDECAR if field.name not in SIDECAR_LATER])
+    if table.schema.remove_metadata() not in (SIDECAR, older):
         yield f"columns are {', '.join(table.schema.names)}; expected those of a sidecar"
         return
     stamp = read_fingerprint(path) or {}

@@ -1,7 +1,8 @@
 """LAION-400M's metadata as it is found in the wild, read in batches under the index's names and types.
 
-Copies differ: SAMPLE_ID is int64, float64 or a string, with nulls; names come in any case; TEXT is called caption; the
-original converter leaked a pandas column. Accepted here, or refused with what was found and the ways out.
+Copies differ: the release of 2021 says SAMPLE_ID, URL, TEXT, WIDTH; that of today key, url, caption, original_width;
+img2dataset's shards have a row number as key and the size of the resized picture beside the original one; ids are whole
+numbers, floats or text, with nulls. Accepted here, by precedence, or refused with what was found and the ways out.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -18,22 +20,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from laion_face_builder.errors import BadFile
-from laion_face_builder.index.metadata_columns import SampleIds, as_floats, as_sizes, as_text, parse_ids
+from laion_face_builder.index.metadata_columns import SampleIds, as_floats, as_sizes, as_text, parse_ids, viewless
 from laion_face_builder.schema import INDEX
 
 logger = logging.getLogger("laion_face")
 
 #: Rows a batch: some 20 MB of text.
 BATCH_ROWS = 1 << 16
-#: The names that each column goes by, in small letters.
+#: The names that each column goes by; the first that is there wins. Each is matched in any case, blanks around it
+#: ignored; of names that differ by case only the spelling that comes first here wins, others come after it.
 ALIASES: dict[str, tuple[str, ...]] = {
-    "sample_id": ("sample_id",),
-    "url": ("url",),
-    "caption": ("text", "caption"),
-    "width": ("width",),
-    "height": ("height",),
-    "license": ("license",),
-    "nsfw": ("nsfw",),
+    "sample_id": ("SAMPLE_ID", "sample_id", "key", "id"),
+    "url": ("URL", "url"),
+    "caption": ("TEXT", "text", "caption"),
+    # In img2dataset's shards width is that of the resized picture.
+    "width": ("original_width", "WIDTH", "width"),
+    "height": ("original_height", "HEIGHT", "height"),
+    "license": ("LICENSE", "license"),
+    "nsfw": ("NSFW", "nsfw"),
     "similarity": ("similarity",),
 }
 _TEXTS = ("url", "caption", "license", "nsfw")
@@ -82,7 +86,7 @@ class MetadataFile:
             keep = ids.valid.copy()
             if wanted is not None:
                 keep[keep] = wanted(ids.values[keep])
-            rows, bad = self._converted(batch.filter(pa.array(keep)))
+            rows, bad = self._converted(viewless(batch).filter(pa.array(keep)))
             mended += bad
             yield ids.values[keep], rows
         if mended:
@@ -110,36 +114,60 @@ class MetadataFile:
 
 
 def open_metadata(path: Path) -> MetadataFile:
-    """The metadata file at `path`, its columns found.
+    """Open the metadata file at `path` and find its columns, by the precedence of `ALIASES`.
 
     Raises:
-        BadFile: not a whole Parquet file; no SAMPLE_ID or URL column; two columns for one.
+        BadFile: not a whole Parquet file; no column of ids or URLs; a column that is needed is there twice.
     """
     with _reading(path), pq.ParquetFile(path) as file:
-        names, rows = list(file.schema_arrow.names), file.metadata.num_rows
-    columns = {name: own for name, aliases in ALIASES.items() if (own := _one_of(aliases, names, path)) is not None}
+        names, rows = tuple(file.schema_arrow.names), file.metadata.num_rows
+    columns = _chosen(names)
     for required in ("sample_id", "url"):
         if required not in columns:
+            raise _missing(path, names, required)
+    for own in columns.values():
+        if (times := names.count(own)) > 1:
             raise BadFile(
                 path,
-                found=f"the columns {', '.join(names) or '(none)'}",
-                expected=f"a column {'SAMPLE_ID' if required == 'sample_id' else 'URL'} (any case)",
-                way_out="Use another copy of the metadata, a folder of converted files (laion_face_part_000NN.parquet) "
-                "with metadata=, or a published index with index=.",
+                found=f"{times} columns named {own!r}",
+                expected="one of them",
+                way_out="Rewrite the file with only the right one.",
             )
-    return MetadataFile(path, rows, columns)
+    return MetadataFile(path, rows, dict(columns))
 
 
-def _one_of(aliases: tuple[str, ...], names: list[str], path: Path) -> str | None:
-    matching = [name for name in names if name.strip().lower() in aliases]
-    if len(matching) > 1:
-        raise BadFile(
-            path,
-            found=f"the columns {' and '.join(map(repr, matching))}",
-            expected="one of them",
-            way_out="Rewrite the file with only the right one.",
-        )
-    return matching[0] if matching else None
+@lru_cache(maxsize=64)
+def _chosen(names: tuple[str, ...]) -> Mapping[str, str]:
+    """Index name -> name in the file. Remembered, so that a choice is logged once for 128 files of the same columns."""
+    columns, choices = {}, []
+    for name, aliases in ALIASES.items():
+        if found := _by_precedence(aliases, names):
+            columns[name] = found[0]
+        if len(found) > 1:
+            choices.append(f"{name} from {found[0]!r}, not {' or '.join(map(repr, found[1:]))}")
+    if choices:
+        logger.info("metadata is read: %s", "; ".join(choices))
+    return columns
+
+
+def _by_precedence(aliases: tuple[str, ...], names: tuple[str, ...]) -> list[str]:
+    order = [alias.lower() for alias in aliases]
+
+    def rank(name: str) -> tuple[int, int]:
+        return order.index(name.strip().lower()), aliases.index(name) if name in aliases else len(aliases)
+
+    return sorted((name for name in dict.fromkeys(names) if name.strip().lower() in order), key=rank)
+
+
+def _missing(path: Path, names: tuple[str, ...], required: str) -> BadFile:
+    wanted = "SAMPLE_ID, key or id" if required == "sample_id" else "URL"
+    return BadFile(
+        path,
+        found=f"the columns {', '.join(names) or '(none)'}",
+        expected=f"a column {wanted} (any case)",
+        way_out="Name another copy of the metadata with metadata= (laion/relaion400m, or a folder of converted files, "
+        "laion_face_part_000NN.parquet); a published index goes to index=, pictures of img2dataset's to images=.",
+    )
 
 
 @contextmanager

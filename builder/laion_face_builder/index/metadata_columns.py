@@ -14,8 +14,11 @@ from laion_face_builder.errors import BadFile
 
 #: From here on a float64 cannot tell neighbours apart, so no id of LAION's can be that large.
 ID_LIMIT = 2**53
+#: The same for floats that are narrower.
+_EXACT_BELOW = {pa.float16(): 2**11, pa.float32(): 2**24}
 _NO_ID = ("", "nan", "none", "null", "<na>")
 _PLAIN_ID = r"^[+-]?[0-9]{1,16}(\.0*)?$"
+_NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 
 
 class SampleIds(NamedTuple):
@@ -26,26 +29,41 @@ class SampleIds(NamedTuple):
 
 
 def parse_ids(array: pa.Array, file: str) -> SampleIds:
-    """Ids from whole numbers, floats or strings of either.
+    """Read ids from whole numbers, floats, decimals or text of either; null, NaN, "", "None" and the like are no id.
 
     Raises:
-        BadFile: an id with a fraction or of 2**53 and up, or a column of another type.
+        BadFile: an id with a fraction or of 2**53 and up, a float too narrow for its ids, or a column of another type.
     """
     array, kind = plain(array)
     if pa.types.is_null(kind):
         return SampleIds(np.zeros(len(array), np.int64), np.zeros(len(array), np.bool_))
     if is_text(kind):
         return _ids_of_texts(as_text(array, file, "SAMPLE_ID")[0], file)
-    if pa.types.is_float64(kind):
-        return _ids_of_floats(array.to_numpy(zero_copy_only=False), file)
+    if pa.types.is_floating(kind):
+        floats = array.to_numpy(zero_copy_only=False)
+        _refuse_rounded(floats, kind, file)
+        return _ids_of_floats(floats.astype(np.float64, copy=False), file)
     if pa.types.is_integer(kind):
         return _ids_of_integers(array, file)
+    if pa.types.is_decimal(kind):
+        return _ids_of_texts(array.cast(pa.string()), file)
     raise BadFile(
         file,
         found=f"sample ids of type {kind}",
-        expected="int64, float64 or string",
-        way_out="A type that is narrower has lost digits: use another copy of the metadata.",
+        expected="whole numbers, floats, decimals or text",
+        way_out="Use another copy of the metadata.",
     )
+
+
+def _refuse_rounded(floats: npt.NDArray[Any], kind: pa.DataType, file: str) -> None:
+    limit = _EXACT_BELOW.get(kind)
+    if limit is not None and (rounded := floats[np.isfinite(floats) & (np.abs(floats) >= limit)]).size:
+        raise BadFile(
+            file,
+            found=f"sample ids of type {kind}, such as {rounded[0].item():.0f}",
+            expected="int64, float64 or text",
+            way_out=f"From {limit} on this type has lost digits: use another copy of the metadata.",
+        )
 
 
 def _ids_of_integers(array: pa.Array, file: str) -> SampleIds:
@@ -127,10 +145,12 @@ def _mended(raw: pa.Array) -> tuple[pa.Array, int]:
 
 
 def as_sizes(array: pa.Array, file: str, column: str) -> pa.Array:
-    """int32 pixels; what no picture can have (0, negative, a fraction, NaN, 2**31 and up) is null: it is unknown.
+    """Read int32 pixels; what no picture can have is null: it is unknown.
+
+    That is 0, a negative number, a fraction, NaN, 2**31 and up, and text that is no number.
 
     Raises:
-        BadFile: the column is not of numbers.
+        BadFile: the column is neither of numbers nor of text.
     """
     values = _floats(array, file, column)
     with np.errstate(invalid="ignore"):
@@ -139,30 +159,55 @@ def as_sizes(array: pa.Array, file: str, column: str) -> pa.Array:
 
 
 def as_floats(array: pa.Array, file: str, column: str) -> pa.Array:
-    """float64, NaN is null.
+    """Read float64; NaN, infinity and text that is no number are null.
 
     Raises:
-        BadFile: the column is not of numbers.
+        BadFile: the column is neither of numbers nor of text.
     """
     values = _floats(array, file, column)
-    return pa.array(values, mask=np.isnan(values))
+    return pa.array(values, mask=~np.isfinite(values))
 
 
 def _floats(array: pa.Array, file: str, column: str) -> npt.NDArray[np.float64]:
+    """The numbers, NaN where there is none."""
     array, kind = plain(array)
     if is_text(kind):
-        array = as_text(array, file, column)[0]
-    try:
-        return np.asarray(array.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise _bad_type(file, column, kind, "numbers") from error
+        array = _numbers_of_texts(as_text(array, file, column)[0])
+    elif pa.types.is_decimal(kind):
+        array = array.cast(pa.string())  # Arrow's own way to float64 is off by a bit for a quarter of all values.
+    elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)):
+        raise _bad_type(file, column, kind, "numbers")
+    return np.asarray(array.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
+
+
+def _numbers_of_texts(texts: pa.Array) -> pa.Array:
+    texts = pc.utf8_trim_whitespace(texts)
+    return pc.if_else(pc.match_substring_regex(texts, _NUMBER), texts, None)
 
 
 def plain(array: pa.Array) -> tuple[pa.Array, pa.DataType]:
-    """The array without a dictionary, and its type."""
+    """The array without a dictionary or views, and its type."""
     if pa.types.is_dictionary(array.type):
+        if _is_view(array.type.value_type):
+            array = pa.DictionaryArray.from_arrays(array.indices, _viewless(array.dictionary))
         array = array.dictionary_decode()
+    array = _viewless(array)
     return array, array.type
+
+
+def viewless(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch with string views (of Polars and newer tools) as bytes: Arrow cannot filter or take views."""
+    if not any(map(_is_view, batch.schema.types)):
+        return batch
+    return pa.RecordBatch.from_arrays([_viewless(array) for array in batch.columns], batch.schema.names)
+
+
+def _viewless(array: pa.Array) -> pa.Array:
+    return array.cast(pa.binary()) if _is_view(array.type) else array
+
+
+def _is_view(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string_view(kind) or pa.types.is_binary_view(kind))
 
 
 def is_text(kind: pa.DataType) -> bool:

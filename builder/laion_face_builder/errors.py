@@ -8,6 +8,7 @@ LaionFaceError
 │   └── ChecksumError      the bytes are not those that upstream states
 ├── BadFile                a file is there, but is not what it has to be
 │   └── UnsafePickle       a pickle names something that is not on the allow-list
+├── JoinRefused            the metadata's rows are not those that the faces were found in
 ├── NotPrepared            what is asked for has not been prepared or downloaded
 ├── StateConflict          going on would throw away, or mix, what took days to make
 ├── PublishError           the place that is published to refuses, or cannot be reached
@@ -73,6 +74,10 @@ def _rebuild_bad_file(cls: type[BadFile], file: str, found: str, expected: str, 
 
 class UnsafePickle(BadFile):
     """A pickle asks for something that is not on the allow-list. Nothing of it was run."""
+
+
+class JoinRefused(LaionFaceError):
+    """The metadata's rows are not those that the faces were found in. The message has the figures."""
 
 
 class NotPrepared(LaionFaceError):

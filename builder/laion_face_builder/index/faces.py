@@ -1,4 +1,4 @@
-"""The faces part in memory, as flat arrays, to be joined to rows by sample id.
+"""The faces of a part in memory, as flat arrays, to be joined to rows by sample id.
 
 The metadata's order is random with respect to the ids, so all of a part's faces have to be at hand: about 0.2 GB.
 """
@@ -16,56 +16,79 @@ import pyarrow.parquet as pq
 from laion_face_builder.schema import FACE, FACES
 
 Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class FaceTable:
-    """Faces of a part.
+    """The faces of n samples, or of n rows of an index, m in all.
 
     Attributes:
-        sample_ids: int64[s], sorted.
-        offsets: int64[s + 1]; sample k has the faces offsets[k] … offsets[k + 1].
-        faces: StructArray[f] of `schema.FACE`.
-        scores: float32[f]. sizes: float32[f], the short side of each box in pixels.
+        sample_ids: int64[n].
+        offsets: int64[n + 1]; sample k has the faces offsets[k] … offsets[k + 1].
+        boxes: float32[m, 4], x1 y1 x2 y2 in pixels.
+        landmarks: float32[m, 10], five points x y.
+        scores: float32[m].
     """
 
     sample_ids: Ints
     offsets: Ints
-    faces: pa.StructArray
-    scores: npt.NDArray[np.float32]
-    sizes: npt.NDArray[np.float32]
+    boxes: Floats
+    landmarks: Floats
+    scores: Floats
 
     @classmethod
     def read(cls, path: Path) -> FaceTable:
-        """All faces of faces/part-000NN.parquet."""
+        """All faces of faces/part-000NN.parquet, by ascending sample id."""
         ids: list[Ints] = []
         lengths: list[Ints] = []
-        faces: list[pa.Array] = []
+        faces: list[list[Floats]] = [[], [], []]
         with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
-            for batch in file.iter_batches(1 << 16, columns=["sample_id", "faces"]):
+            for batch in file.iter_batches(1 << 16, columns=["sample_id", "faces"], use_threads=False):
                 lists = batch.column("faces")
                 ids.append(batch.column("sample_id").to_numpy())
                 lengths.append(np.diff(lists.offsets.to_numpy()).astype(np.int64))
-                faces.append(lists.flatten())
-        flat = pa.concat_arrays(faces) if faces else pa.array([], FACE)
-        counts = _joined(lengths)
-        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
-        return cls(_joined(ids), offsets, flat, flat.field("score").to_numpy(), _short_sides(flat))
+                for parts, part in zip(faces, _flat(lists.flatten()), strict=True):
+                    parts.append(part)
+        boxes, landmarks, scores = (np.concatenate([part[:0], *parts]) for part, parts in zip(_NONE, faces, strict=True))
+        return cls(_joined(ids), _starting_at_zero(_joined(lengths)), boxes, landmarks, scores)
 
-    def columns_for(self, sample_ids: Ints) -> tuple[pa.Array, pa.Array, pa.Array, pa.Array]:
-        """faces, n_faces, max_face_score, max_face_size of these ids' rows; [], 0, null, null where there are none."""
+    @property
+    def counts(self) -> Ints:
+        """int64[n], how many faces each has."""
+        return np.diff(self.offsets)
+
+    @property
+    def sizes(self) -> Floats:
+        """float32[m], the short side of each box in pixels, in float32 as the boxes are."""
+        return _short_sides(self.boxes)
+
+    def of_rows(self, sample_ids: Ints) -> FaceTable:
+        """The faces of the rows with these ids, in their order; none where an id is not here. Needs ascending ids."""
         starts, counts = self._find(sample_ids)
-        ends = np.cumsum(counts)
-        offsets = np.concatenate([np.zeros(1, np.int64), ends])
+        offsets = _starting_at_zero(counts)
         which = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], counts)
-        lists = pa.ListArray.from_arrays(
-            pa.array(offsets.astype(np.int32)), self.faces.take(pa.array(which)), type=FACES
-        )
+        return FaceTable(sample_ids, offsets, self.boxes[which], self.landmarks[which], self.scores[which])
+
+    def columns(self, start: int, stop: int) -> tuple[pa.Array, pa.Array, pa.Array, pa.Array]:
+        """faces, n_faces, max_face_score, max_face_size of rows start … stop; [], 0, null, null where there are none."""
+        offsets = self.offsets[start : stop + 1]
+        some = slice(int(offsets[0]), int(offsets[-1]))
+        boxes, offsets = self.boxes[some], offsets - offsets[0]
+        counts = np.diff(offsets)
+        points = FACE.field("landmarks").type
+        pairs = pa.FixedSizeListArray.from_arrays(pa.array(self.landmarks[some].reshape(-1)), type=points.value_type)
+        fields = [
+            pa.FixedSizeListArray.from_arrays(pa.array(boxes.reshape(-1)), type=FACE.field("box").type),
+            pa.FixedSizeListArray.from_arrays(pairs, type=points),
+            pa.array(self.scores[some]),
+        ]
+        faces = pa.StructArray.from_arrays(fields, fields=list(FACE))
         return (
-            lists,
+            pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), faces, type=FACES),
             pa.array(counts.astype(np.int32)),
-            _largest(self.scores[which], offsets, counts),
-            _largest(self.sizes[which], offsets, counts),
+            _largest(self.scores[some], offsets, counts),
+            _largest(_short_sides(boxes), offsets, counts),
         )
 
     def _find(self, sample_ids: Ints) -> tuple[Ints, Ints]:
@@ -80,24 +103,41 @@ class FaceTable:
 def flat_columns(faces: pa.ListArray) -> tuple[pa.Array, pa.Array, pa.Array]:
     """n_faces, max_face_score, max_face_size of n rows' `schema.FACES`; 0, null, null where a row has none."""
     offsets = faces.offsets.to_numpy().astype(np.int64)
-    flat, counts = faces.flatten(), np.diff(offsets)
-    scores, sizes = flat.field("score").to_numpy(), _short_sides(flat)
+    boxes, _, scores = _flat(faces.flatten())
     offsets = offsets - offsets[0]
-    return pa.array(counts.astype(np.int32)), _largest(scores, offsets, counts), _largest(sizes, offsets, counts)
+    counts = np.diff(offsets)
+    return (
+        pa.array(counts.astype(np.int32)),
+        _largest(scores, offsets, counts),
+        _largest(_short_sides(boxes), offsets, counts),
+    )
+
+
+_NONE = (np.empty((0, 4), np.float32), np.empty((0, 10), np.float32), np.empty(0, np.float32))
+
+
+def _flat(faces: pa.StructArray) -> tuple[Floats, Floats, Floats]:
+    """Boxes [m, 4], landmarks [m, 10] and scores [m] of a flat array of `schema.FACE`."""
+    boxes = faces.field("box").flatten().to_numpy().reshape(-1, 4)
+    landmarks = faces.field("landmarks").flatten().flatten().to_numpy().reshape(-1, 10)
+    return boxes, landmarks, faces.field("score").to_numpy()
 
 
 def _joined(arrays: list[Ints]) -> Ints:
-    return np.concatenate(arrays) if arrays else np.zeros(0, np.int64)
+    return np.concatenate([np.zeros(0, np.int64), *arrays])
 
 
-def _short_sides(faces: pa.StructArray) -> npt.NDArray[np.float32]:
-    """min(x2 - x1, y2 - y1) of every box, in float32 as the boxes are."""
-    boxes = faces.field("box").flatten().to_numpy().reshape(-1, 4)
-    short: npt.NDArray[np.float32] = np.minimum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1])
+def _starting_at_zero(counts: Ints) -> Ints:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+
+
+def _short_sides(boxes: Floats) -> Floats:
+    """min(x2 - x1, y2 - y1) of every box."""
+    short: Floats = np.minimum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1])
     return short
 
 
-def _largest(values: npt.NDArray[np.float32], offsets: Ints, counts: Ints) -> pa.Array:
+def _largest(values: Floats, offsets: Ints, counts: Ints) -> pa.Array:
     """The largest value of each run, null for empty runs."""
     some = counts > 0
     result = np.zeros(len(counts), np.float32)

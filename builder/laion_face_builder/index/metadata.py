@@ -7,6 +7,7 @@ numbers, floats or text, with nulls. Accepted here, by precedence, or refused wi
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from laion_face_builder.errors import BadFile
-from laion_face_builder.index.metadata_columns import SampleIds, as_floats, as_sizes, as_text, parse_ids, viewless
+from laion_face_builder.index.metadata_columns import as_floats, as_sizes, as_text, parse_ids, viewless
+from laion_face_builder.parallel import in_order
 from laion_face_builder.schema import INDEX
 
 logger = logging.getLogger("laion_face")
@@ -47,6 +49,8 @@ _COLUMNS = tuple(name for name in ALIASES if name != "sample_id")
 ROW_SCHEMA = pa.schema([INDEX.field(name) for name in _COLUMNS])
 
 Wanted = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.bool_]]
+#: Ids, rows, and how many of their texts were mended.
+_Converted = tuple[npt.NDArray[np.int64], pa.RecordBatch, int]
 
 
 @dataclass(frozen=True)
@@ -56,46 +60,56 @@ class MetadataFile:
     Attributes:
         num_rows: all of them, those without an id too.
         columns: index name -> name in the file; optional ones may be missing.
+        texts: those of them that Parquet holds as bytes.
     """
 
     path: Path
     num_rows: int
+    num_row_groups: int
     columns: Mapping[str, str]
+    texts: tuple[str, ...] = ()
 
-    def sample_ids(self) -> Iterator[SampleIds]:
-        """The ids of all rows in order, in batches of up to `BATCH_ROWS`.
-
-        Raises:
-            BadFile: ids that are none, or damaged pages.
-        """
-        for batch in self._raw(["sample_id"]):
-            yield parse_ids(batch.column(0), str(self.path))
-
-    def batches(self, wanted: Wanted | None = None) -> Iterator[tuple[npt.NDArray[np.int64], pa.RecordBatch]]:
+    def batches(
+        self, wanted: Wanted | None = None, threads: int = 1
+    ) -> Iterator[tuple[npt.NDArray[np.int64], pa.RecordBatch]]:
         """(ids int64[n], the other columns as in `ROW_SCHEMA`) of the rows that have an id, in order.
 
         Args:
             wanted: int64[n] -> bool[n]; only these rows are converted.
+            threads: row groups read at the same time; what is wanted of these is then in memory.
 
         Raises:
             BadFile: ids that are none, columns of a wrong type, or damaged pages.
         """
         mended = 0
-        for batch in self._raw(list(self.columns)):
-            ids = parse_ids(batch.column(self.columns["sample_id"]), str(self.path))
-            keep = ids.valid.copy()
-            if wanted is not None:
-                keep[keep] = wanted(ids.values[keep])
-            rows, bad = self._converted(viewless(batch).filter(pa.array(keep)))
+        for ids, rows, bad in self._read(wanted, threads):
             mended += bad
-            yield ids.values[keep], rows
+            yield ids, rows
         if mended:
             logger.warning("%s: %d texts were not UTF-8; their bad bytes are U+FFFD now", self.path, mended)
 
-    def _raw(self, names: list[str]) -> Iterator[pa.RecordBatch]:
-        # pre_buffer keeps the bytes of all row groups until the last is read: 1.8 GB.
-        with _reading(self.path), pq.ParquetFile(self.path, buffer_size=1 << 20, pre_buffer=False) as file:
-            yield from file.iter_batches(BATCH_ROWS, columns=[self.columns[name] for name in names])
+    def _read(self, wanted: Wanted | None, threads: int) -> Iterator[_Converted]:
+        groups = range(self.num_row_groups)
+        if threads == 1 or len(groups) < 2:
+            return itertools.chain.from_iterable(self._group(group, wanted) for group in groups)
+        whole = in_order(lambda group: list(self._group(group, wanted)), groups, threads)
+        return itertools.chain.from_iterable(whole)
+
+    def _group(self, group: int, wanted: Wanted | None) -> Iterator[_Converted]:
+        """The rows of one row group, and how many texts of each batch were mended."""
+        # pre_buffer keeps the bytes of a row group until its last batch; one thread, since groups and files go side by
+        # side; few values as dictionaries, which costs a fifth.
+        columns = list(self.columns.values())
+        few = [name for name in self.texts if name not in (self.columns["url"], self.columns.get("caption"))]
+        how = {"buffer_size": 1 << 20, "pre_buffer": False, "read_dictionary": few}
+        with _reading(self.path), pq.ParquetFile(self.path, **how) as file:
+            for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False):
+                ids = parse_ids(batch.column(self.columns["sample_id"]), str(self.path))
+                keep = ids.valid
+                if wanted is not None:
+                    keep = keep.copy()
+                    keep[keep] = wanted(ids.values[keep])
+                yield (ids.values[keep], *self._converted(viewless(batch).filter(pa.array(keep))))
 
     def _converted(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, int]:
         bad = 0
@@ -120,7 +134,7 @@ def open_metadata(path: Path) -> MetadataFile:
         BadFile: not a whole Parquet file; no column of ids or URLs; a column that is needed is there twice.
     """
     with _reading(path), pq.ParquetFile(path) as file:
-        names, rows = tuple(file.schema_arrow.names), file.metadata.num_rows
+        names, about, texts = tuple(file.schema_arrow.names), file.metadata, _texts(file.schema)
     columns = _chosen(names)
     for required in ("sample_id", "url"):
         if required not in columns:
@@ -133,7 +147,14 @@ def open_metadata(path: Path) -> MetadataFile:
                 expected="one of them",
                 way_out="Rewrite the file with only the right one.",
             )
-    return MetadataFile(path, rows, dict(columns))
+    read = tuple(own for own in columns.values() if own in texts)
+    return MetadataFile(path, about.num_rows, about.num_row_groups, dict(columns), read)
+
+
+def _texts(schema: pq.ParquetSchema) -> set[str]:
+    """The columns of bytes that are no decimals."""
+    columns = (schema.column(number) for number in range(len(schema)))
+    return {c.path for c in columns if c.physical_type == "BYTE_ARRAY" and c.logical_type.type != "DECIMAL"}
 
 
 @lru_cache(maxsize=64)

@@ -147,7 +147,7 @@ class _Neighbours:
         flat = flat_columns(table["faces"].combine_chunks())
         computed = dict(zip(FLAT, flat, strict=True))
         if self.faces is not None:
-            computed["faces"] = self.faces.columns_for(ids.to_numpy())[0]
+            computed["faces"] = self.faces.of_rows(ids.to_numpy()).columns(0, len(ids))[0]
         for name, column in computed.items():
             if not table[name].combine_chunks().equals(column):
                 yield f"{name} is not what the {'faces part says' if name == 'faces' else 'faces give'}"

@@ -1,0 +1,106 @@
+"""Metadata on its way to the index: the rows that some part wants, put in order by part.
+
+By part, the rows of one part come straight from its file. Whole metadata says nothing of parts: one pass over all files
+serves every part asked for. Each file's rows wait in a file of their own, so that a killed pass goes on with the next:
+
+    staging/IDS-PARTS/00017.parquet   of metadata file 17: row groups of one part each, rows in the file's order
+
+IDS is a digest of the id list, PARTS the parts in bits. A staged file carries the metadata file's SHA-256; all of them
+go once the last part is written.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from laion_face_builder.files import Fingerprint, make_fingerprint, stamped, written_whole
+from laion_face_builder.index.metadata import ROW_SCHEMA, open_metadata
+from laion_face_builder.index.part_ids import PartIds
+
+#: The columns that wait: an index row without its part's number and faces.
+STAGED = pa.schema([("part", pa.int16()), ("sample_id", pa.int64()), *ROW_SCHEMA])
+_ROWS = pa.schema([field for field in STAGED if field.name != "part"])
+#: Rows that are held before they are written; some 0.25 GB.
+_MOST_HELD = 1 << 20
+
+Counted = Callable[[int], object]
+
+
+def staged_fingerprint(ids: str, parts: Sequence[int], metadata: str) -> Fingerprint:
+    """Name what a staged file is made from: the contents of the id list and of the metadata file, and the parts."""
+    return make_fingerprint("staged", ids=ids, parts=list(parts), metadata=metadata)
+
+
+def rows_of_part(metadata: Path, ids: PartIds, threads: int) -> pa.Table:
+    """Read the rows of a file whose ids are wanted, in the file's order; all of them are in memory, as for one part.
+
+    Raises:
+        BadFile: the metadata cannot be used.
+    """
+    batches = [batch for batch in _wanted(metadata, ids, threads) if batch.num_rows]
+    return pa.Table.from_batches(batches, STAGED).select(_ROWS.names)
+
+
+def stage(target: Path, metadata: Path, ids: PartIds, fingerprint: Fingerprint) -> int:
+    """Write the rows of a metadata file that some part wants to `target`; gives how many there are.
+
+    Raises:
+        BadFile: the metadata cannot be used.
+    """
+    rows = 0
+    schema = stamped(STAGED, fingerprint)
+    with written_whole(target) as partial, _writer(partial, schema) as writer:
+        for table in _held(_wanted(metadata, ids, 1)):
+            parts = table["part"].to_numpy()
+            table = table.take(pa.array(np.argsort(parts, kind="stable"))).combine_chunks()
+            stops = np.cumsum(np.bincount(parts))
+            for start, stop in itertools.pairwise([0, *stops.tolist()]):
+                if stop > start:
+                    writer.write_table(table.slice(start, stop - start).cast(schema), row_group_size=stop - start)
+            rows += table.num_rows
+    return rows
+
+
+def staged_rows(files: Sequence[Path], part: int) -> pa.Table:
+    """Read the rows of a part from staged files, in the order of the files."""
+    tables = []
+    for path in files:
+        with pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True) as file:
+            groups = [group for group in range(file.num_row_groups) if _part_of(file.metadata, group) == part]
+            tables.append(file.read_row_groups(groups, columns=_ROWS.names, use_threads=False))
+    return pa.concat_tables([_ROWS.empty_table(), *(table.replace_schema_metadata(None) for table in tables)])
+
+
+def _wanted(metadata: Path, ids: PartIds, threads: int) -> Iterator[pa.RecordBatch]:
+    """The wanted rows as in `STAGED`; a row that several parts want comes once for each."""
+    for values, rows in open_metadata(metadata).batches(ids.maybe, threads):
+        which, parts = ids.find(values)
+        rows = rows if len(which) == len(values) else rows.take(pa.array(which))
+        yield pa.RecordBatch.from_arrays([pa.array(parts), pa.array(values[which]), *rows.columns], schema=STAGED)
+
+
+def _held(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """The same rows, many at a time."""
+    held: list[pa.RecordBatch] = []
+    for batch in batches:
+        held.append(batch)
+        if sum(one.num_rows for one in held) >= _MOST_HELD:
+            yield pa.Table.from_batches(held)
+            held = []
+    if held:
+        yield pa.Table.from_batches(held)
+
+
+def _part_of(metadata: pq.FileMetaData, group: int) -> int:
+    return int(metadata.row_group(group).column(0).statistics.min)
+
+
+def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    how = {"use_dictionary": ["license", "nsfw"], "write_statistics": ["part"], "write_page_checksum": True}
+    return pq.ParquetWriter(path, schema, compression="lz4", **how)

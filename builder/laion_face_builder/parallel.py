@@ -1,0 +1,36 @@
+"""Work side by side in threads: Arrow, NumPy and the network let go of Python's lock while they work."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+def cores() -> int:
+    """Count the processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_order(work: Callable[[T], U], items: Iterable[T], threads: int) -> Iterator[U]:
+    """Yield work(item) of each item, in the items' order, with so many at work at the same time.
+
+    No more than `threads` results are under way or waiting, so memory is bounded. After an error nothing new is begun.
+    """
+    waiting: deque[Future[U]] = deque()
+    rest = iter(items)
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="laion-face")
+    try:
+        waiting.extend(pool.submit(work, item) for item in islice(rest, threads))
+        while waiting:
+            result = waiting.popleft().result()
+            waiting.extend(pool.submit(work, item) for item in islice(rest, 1))
+            yield result
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

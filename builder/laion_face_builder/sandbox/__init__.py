@@ -9,8 +9,9 @@ FOLDER/
   not-to-be-read.png   what some file:// URLs name
   home/                where `box.environment` sends every cache
 
-`spec` says what it is made of and what is known of each row; `pictures` draws; `content` makes the rows and the hosts'
-answers; `upstream` writes the files; `hub` serves `repos` and `hosts` the rest, by way of `messages` and `serving`.
+`spec` says what it is made of and what is known of each row; `pictures` draws; `content` makes the rows of 2021 and
+the hosts' answers; `today` makes today's metadata of those rows; `plain_join` says what the indexes are; `upstream`
+writes the files, named as in `releases`; `hub` serves `repos` and `hosts` the rest, by way of `messages` and `serving`.
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ from laion_face_builder.sandbox.hosts import FolderHost, PictureHost
 from laion_face_builder.sandbox.hub import Hub
 from laion_face_builder.sandbox.messages import Answer, Request, redirect
 from laion_face_builder.sandbox.pictures import draw, encode, find_landmarks, plan
+from laion_face_builder.sandbox.releases import RELEASES, Release
 from laion_face_builder.sandbox.spec import FAILURES, TWISTS, Face, PickleStyle, SandboxSpec, Truth
 from laion_face_builder.sandbox.upstream import write_upstream
 
 __all__ = [
     "FAILURES",
+    "RELEASES",
     "STRANGER",
     "TOKEN",
     "TWISTS",
@@ -42,6 +45,7 @@ __all__ = [
     "Hub",
     "PickleStyle",
     "PictureHost",
+    "Release",
     "Request",
     "Sandbox",
     "SandboxSpec",
@@ -68,7 +72,7 @@ class Sandbox:
         folder: where its files lie.
         content: its rows and what is true of them.
         hub, pictures, metadata: the servers; each counts its requests and can be made to fail.
-        repo, metadata_repo: the names on the Hub.
+        repo, metadata_repo: the names on the Hub. The metadata's former name redirects, in today's world.
     """
 
     folder: Path
@@ -102,9 +106,12 @@ class Sandbox:
             metadata = stack.enter_context(FolderHost(folder / "metadata"))
             hub = hub or stack.enter_context(Hub())
             repo = f"{namespace or 'FacePerceiver'}/laion-face"
-            metadata_repo = f"{namespace or 'laion'}/laion400m"
+            owner, release = namespace or "laion", RELEASES[content.spec.world]
+            metadata_repo = f"{owner}/{release.repo}"
             hub.add_repo(repo, _files(folder / "laion-face"))
             hub.add_repo(metadata_repo, _files(folder / "metadata"), gated=True)
+            if release.former is not None:
+                hub.renamed[f"{owner}/{release.former}"] = metadata_repo
             hub.tokens.setdefault(TOKEN, set()).add(metadata_repo)
             hub.tokens.setdefault(STRANGER, set())
             hub.writers.setdefault(TOKEN, (WRITER,))
@@ -112,11 +119,11 @@ class Sandbox:
 
     @property
     def truth(self) -> list[Truth]:
-        """Every face row, by part and row."""
+        """The rows of every index, by part and row."""
         return list(self.content.truth)
 
     def truth_of(self, part: int) -> list[Truth]:
-        """The face rows of a part: entry r is row r of its index."""
+        """The rows of a part's index: entry r is row r."""
         return [truth for truth in self.content.truth if truth.part == part]
 
     @property
@@ -135,7 +142,7 @@ class Sandbox:
         return environment_for(self.hub, self.folder / "home")
 
     def without_failures(self) -> list[Truth]:
-        """The face rows whose picture can be had."""
+        """The index rows whose picture can be had."""
         return [truth for truth in self.content.truth if truth.ok]
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import cycle, islice
+from itertools import chain, cycle, islice
 from typing import Any
 
 from PIL import Image, ImageOps
 
 from laion_face_builder.sandbox.messages import Answer, redirect
 from laion_face_builder.sandbox.pictures import KINDS, Scene, draw, encode, plan
-from laion_face_builder.sandbox.spec import FAILURES, TWISTS, SandboxSpec, Truth
+from laion_face_builder.sandbox.plain_join import plain_join
+from laion_face_builder.sandbox.releases import RELEASES, Row
+from laion_face_builder.sandbox.spec import FAILURES, TWISTS, SandboxSpec, Truth, row_of
+from laion_face_builder.sandbox.today import files_of_today
 
 _CAPTIONS = (
     "A portrait drawn with {} circles",
@@ -39,15 +42,25 @@ class Content:
     """All that a sandbox holds.
 
     Args:
-        rows: the metadata rows of each part, in order, with the metadata's own names.
-        truth: every face row, by part and row.
+        files: the metadata files by name, and the rows of each of them in order.
+        listed: the face rows of 2021, by part and row: those that the id list names and that have detections.
+        truth: the rows of the indexes, by part and row.
+        proof: what stands beside the index of each part; see `plain_join`.
         answers: what the picture hosts say under each path.
     """
 
     spec: SandboxSpec
-    rows: dict[int, list[dict[str, Any]]]
+    files: dict[str, list[Row]]
+    listed: tuple[Truth, ...]
     truth: tuple[Truth, ...]
+    proof: dict[int, dict[str, int]]
     answers: dict[str, Answer] = field(repr=False)
+
+    def rows_read_for(self, parts: Collection[int]) -> int:
+        """How many metadata rows have to be read for these parts: those of their files, or all."""
+        by_part = self.spec.world == "2021"
+        wanted = {RELEASES["2021"].file_name.format(part) for part in parts} if by_part else self.files
+        return sum(len(rows) for name, rows in self.files.items() if name in wanted)
 
 
 @dataclass(frozen=True)
@@ -69,32 +82,60 @@ def make_content(spec: SandboxSpec, hosts: Sequence[str], forbidden_file: str = 
         hosts: addresses without a slash at the end; the pictures are spread over them.
         forbidden_file: a local file that some URLs name (as file://), which no client may ever read.
     """
-    content = Content(spec, {}, (), {})
-    truths = [truth for part in spec.parts for truth in _make_part(content, part, hosts, forbidden_file)]
-    return replace(content, truth=tuple(truths))
+    answers: dict[str, Answer] = {}
+    made = {part: _make_part(spec, part, hosts, forbidden_file, answers) for part in spec.parts}
+    parts = {part: rows for part, (rows, _) in made.items()}
+    listed = tuple(truth for _, truths in made.values() for truth in truths)
+    if spec.world == "today":
+        files = files_of_today(spec, parts, listed, hosts)
+    else:
+        files = {RELEASES["2021"].file_name.format(part): rows for part, rows in parts.items()}
+    truths: list[Truth] = []
+    proof = {}
+    for part in spec.parts:
+        of_part, proof[part] = _what_is_true(files, [truth for truth in listed if truth.part == part], part)
+        truths += of_part
+    return Content(spec, files, listed, tuple(truths), proof, answers)
 
 
-def _make_part(content: Content, part: int, hosts: Sequence[str], forbidden_file: str) -> Iterator[Truth]:
-    """Fills in the part's rows and answers; gives what is true of its face rows."""
-    spec = content.spec
+def id_without_metadata(part: int) -> int:
+    """An id that the list has for this part, and no metadata file has."""
+    return 10**12 * 32 + part
+
+
+def _what_is_true(
+    files: Mapping[str, Sequence[Row]], listed: Sequence[Truth], part: int
+) -> tuple[list[Truth], dict[str, int]]:
+    known = {truth.sample_id: truth for truth in listed}
+    rows = chain.from_iterable(files[name] for name in sorted(files))
+    faces = {sample_id: truth.faces for sample_id, truth in known.items()}
+    kept, proof = plain_join(rows, {*known, id_without_metadata(part)}, faces)
+    return [replace(known[row["sample_id"]], row=number, **row) for number, row in enumerate(kept)], proof
+
+
+def _make_part(
+    spec: SandboxSpec, part: int, hosts: Sequence[str], forbidden_file: str, answers: dict[str, Answer]
+) -> tuple[list[Row], list[Truth]]:
+    """The part's rows in 2021, and what is true of its face rows; puts what the hosts say into `answers`."""
     rng = random.Random(f"{spec.seed}/{part}")  # noqa: S311 - variety, not secrets
-    seats = _deal(spec, rng, part)
-    content.rows[part] = rows = []
-    for seat in seats:
+    rows: list[Row] = []
+    truths = []
+    for seat in _deal(spec, rng, part):
         if isinstance(seat, int):
             rows.append(_other_row(rng, seat, hosts))
             continue
         base = rng.choice(list(hosts))
         truth = _face_row(rng, seat, base)
-        answers = _answers(truth, base, spec)
+        own = _answers(truth, base, spec)
         # The answer that comes last is the one that a redirect leads to.
-        body = list(answers.values())[-1].body if answers else b""
+        body = list(own.values())[-1].body if own else b""
         truth = replace(truth, served=body if isinstance(body, bytes) else b"")
         if truth.fate == "file_url":
             truth = replace(truth, url=f"file://{forbidden_file}")
-        content.answers.update(answers)
-        rows.append(_metadata(truth))
-        yield truth
+        answers.update(own)
+        rows.append(row_of(truth))
+        truths.append(truth)
+    return rows, truths
 
 
 def _deal(spec: SandboxSpec, rng: random.Random, part: int) -> list[_Seat | int]:
@@ -188,29 +229,14 @@ def _labels(rng: random.Random) -> dict[str, Any]:
     }
 
 
-def _metadata(truth: Truth) -> dict[str, Any]:
-    return {
-        "SAMPLE_ID": truth.sample_id,
-        "URL": truth.url,
-        "TEXT": truth.caption,
-        "HEIGHT": truth.height,
-        "WIDTH": truth.width,
-        "LICENSE": truth.license,
-        "NSFW": truth.nsfw,
-        "similarity": truth.similarity,
-    }
-
-
-def _other_row(rng: random.Random, sample_id: int, hosts: Sequence[str]) -> dict[str, Any]:
+def _other_row(rng: random.Random, sample_id: int, hosts: Sequence[str]) -> Row:
     """A row without faces: nobody has a reason to ask for its picture. One in fifty has no id."""
     labels = _labels(rng)
     return {
-        "SAMPLE_ID": None if rng.random() < 0.02 else sample_id,
-        "URL": f"{rng.choice(list(hosts))}/faceless/{sample_id}.jpg",
-        "TEXT": _caption(rng),
-        "HEIGHT": rng.randint(64, 2000),
-        "WIDTH": rng.randint(64, 2000),
-        "LICENSE": labels["license"],
-        "NSFW": labels["nsfw"],
-        "similarity": labels["similarity"],
+        "sample_id": None if rng.random() < 0.02 else sample_id,
+        "url": f"{rng.choice(list(hosts))}/faceless/{sample_id}.jpg",
+        "caption": _caption(rng),
+        "height": rng.randint(64, 2000),
+        "width": rng.randint(64, 2000),
+        **labels,
     }

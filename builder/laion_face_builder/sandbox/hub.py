@@ -30,6 +30,7 @@ class Hub(LoopbackServer):
 
     `tokens` maps each known token to the gated or private repos that it may read, `writers` to the namespaces that it
     may write to, the user's own name first. LFS objects of more than `multipart_over` bytes are uploaded in parts.
+    `renamed` maps the names that repos had before to those that they have: requests under an old name are redirected.
     """
 
     def __init__(self, page_size: int = 4, multipart_over: int = 16 << 20) -> None:
@@ -37,6 +38,7 @@ class Hub(LoopbackServer):
         self.repos: dict[str, HubRepo] = {}
         self.tokens: dict[str, set[str]] = {}
         self.writers: dict[str, tuple[str, ...]] = {}
+        self.renamed: dict[str, str] = {}
         self.page_size = page_size
         self.multipart_over = multipart_over
         self.uploads: dict[str, Upload] = {}
@@ -50,6 +52,8 @@ class Hub(LoopbackServer):
 
     def answer(self, request: Request) -> Answer:
         """What the first fitting route says."""
+        if (place := self._new_place(request)) is not None:
+            return Answer(307, f"Temporary Redirect. Redirecting to {place}".encode(), {"Location": place})
         for method, pattern, route in _ROUTES:
             if request.method in method.split() and (found := re.fullmatch(pattern, request.path)):
                 try:
@@ -58,6 +62,16 @@ class Hub(LoopbackServer):
                 except Refused as refused:
                     return refused.answer
         return refusal(404, "NotFound", f"no such page: {request.path}")
+
+    def _new_place(self, request: Request) -> str | None:
+        """Where a request for a renamed repo has to go: the same path and query under its new name, on this host.
+
+        The Hub's own redirects are relative too, and huggingface_hub follows no others when it asks what a file is.
+        """
+        found = re.fullmatch(r"(/(?:api/)?datasets/)([^/?]+/[^/?]+)(.*)", request.target)
+        if found is None or found[2] in self.repos or found[2] not in self.renamed:
+            return None
+        return f"{found[1]}{self.renamed[found[2]]}{found[3]}"
 
     def repo(self, repo_id: str) -> HubRepo:
         """The repo; a 404 to the client if there is none."""

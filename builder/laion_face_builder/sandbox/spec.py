@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from laion_face_builder.sandbox.releases import RELEASES, Row, World
+
 #: Why a row has no picture, as this sandbox made it; several of each kind in a default part.
 FAILURES = (
     "http_404",
@@ -55,8 +57,19 @@ class SandboxSpec:
         failing: share of the face rows whose picture cannot be had.
         twisted: share of the face rows with a picture that arrives rescaled, redirected, reshaped or slowly.
         slow: seconds that a slow picture takes.
-        sample_ids: type of the SAMPLE_ID column.
+        sample_ids: type of the column with the ids.
         row_groups: row groups of a metadata file.
+        world: the release of the metadata: "2021" has one file a part; "today" has the rows of all parts shuffled over
+            `metadata_files`, and what follows. Ids and detections are those of 2021 in both.
+        removed: share of the rows of 2021 that are gone.
+
+    Of a part's face rows that are left, at least one of each kind unless its share is 0:
+        repeated: share that stands more than once under the same url and caption.
+        misfits: share whose key has another url too, whose size cannot be the faces'.
+        rivals: share whose key has another row too, and either could be right: both fit, or the size of one is not
+            known, or only the caption is another, or there are no faces to tell. None of them is kept.
+        swapped: share with width and height exchanged, which the faces tell.
+        unseen_swaps: share with width and height exchanged, where the faces fit either way.
     """
 
     parts: tuple[int, ...] = (0, 1, 2)
@@ -68,6 +81,14 @@ class SandboxSpec:
     seed: int = 0
     sample_ids: Literal["int64", "float64", "string"] = "int64"
     row_groups: int = 4
+    world: World = "2021"
+    metadata_files: int = 5
+    removed: float = 1 / 8
+    repeated: float = 0.02
+    misfits: float = 0.02
+    rivals: float = 0.02
+    swapped: float = 0.02
+    unseen_swaps: float = 0.01
     pickles: PickleStyle = field(default_factory=PickleStyle)
 
 
@@ -78,6 +99,17 @@ class Face:
     box: tuple[float, float, float, float]
     landmarks: tuple[tuple[float, float], ...]
     score: float
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        """The middle of the box, x and y."""
+        x1, y1, x2, y2 = self.box
+        return (x1 + x2) / 2, (y1 + y2) / 2
+
+    def is_in(self, width: int, height: int) -> bool:
+        """Whether the middle of the box lies in a picture of that size."""
+        x, y = self.centre
+        return 0 <= x <= width and 0 <= y <= height
 
     def as_dict(self) -> dict[str, Any]:
         """As it stands in the index."""
@@ -90,7 +122,8 @@ class Truth:
 
     Args:
         row: its place in the index of its part.
-        width, height: the original picture's, as the metadata has them (None where it has nulls).
+        width, height: the original picture's, as the index has them: the metadata's, and where the faces fit only the
+            other way up, those exchanged (None where the metadata has nulls).
         faces: in the frame of the original's stored pixels, by falling score.
         kind: what the picture is, such as "jpeg-exif-6" or "png-palette" (see `pictures.KINDS`).
         fate: "ok", or one of `FAILURES`.
@@ -133,5 +166,19 @@ class Truth:
 
     @property
     def aligned(self) -> bool:
-        """Whether boxes can be brought into the served picture's frame: it has the original's size, or a scaled one."""
-        return self.ok and self.width is not None and self.height is not None and self.twist != "reshaped"
+        """Whether boxes can be brought into the served picture's frame.
+
+        It has the original's size, or a scaled one; or exactly the swapped size, and all faces lie in it.
+        """
+        if self.served_size is None or self.width is None or self.height is None:
+            return False
+        served_width, served_height = self.served_size
+        if 0.98 < served_width * self.height / (served_height * self.width) < 1.02:
+            return True
+        swapped = self.served_size == (self.height, self.width)
+        return swapped and all(face.is_in(*self.served_size) for face in self.faces)
+
+
+def row_of(truth: Truth) -> Row:
+    """The metadata row that says this."""
+    return {field: getattr(truth, field) for field in RELEASES["2021"].columns.values()}

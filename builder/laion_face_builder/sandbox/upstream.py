@@ -13,10 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from laion_face_builder.sandbox.content import Content
+from laion_face_builder.sandbox.content import Content, id_without_metadata
+from laion_face_builder.sandbox.releases import RELEASES
 from laion_face_builder.sandbox.spec import Face, PickleStyle
 
-METADATA_NAME = "part-{:05d}-5b54c5d5-bbcf-484d-a2ce-0d6f73df1a36-c000.snappy.parquet"
+METADATA_NAME = RELEASES["2021"].file_name
 IDS_NAME = "laion_face_ids.pth"
 DETECTIONS_NAME = "sample2detect_{}.pth"
 _ID_TYPES = {"int64": pa.int64(), "float64": pa.float64(), "string": pa.string()}
@@ -27,21 +28,21 @@ def write_upstream(content: Content, folder: Path) -> None:
     for name in ("laion-face", "metadata"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     style = content.spec.pickles
+    for name in content.files:
+        write_metadata(folder / "metadata" / name, metadata_table(content, name), row_groups=content.spec.row_groups)
     for part in content.spec.parts:
-        path = folder / "metadata" / METADATA_NAME.format(part)
-        write_metadata(path, metadata_table(content, part), row_groups=content.spec.row_groups)
         detections_path = folder / "laion-face" / DETECTIONS_NAME.format(part)
         write_detections(detections_path, detections_of(content, part), style)
     write_ids(folder / "laion-face" / IDS_NAME, ids_of(content), style)
 
 
-def metadata_table(content: Content, part: int) -> pa.Table:
-    """The rows of a part with LAION-400M's columns; SAMPLE_ID in the type that the spec asks for."""
-    numbers = {"SAMPLE_ID": pa.int64(), "HEIGHT": pa.int64(), "WIDTH": pa.int64(), "similarity": pa.float64()}
-    names = ("SAMPLE_ID", "URL", "TEXT", "HEIGHT", "WIDTH", "LICENSE", "NSFW", "similarity")
-    schema = pa.schema([(name, numbers.get(name, pa.string())) for name in names])
-    table = pa.Table.from_pylist(content.rows[part], schema=schema)
-    return table.set_column(0, "SAMPLE_ID", table["SAMPLE_ID"].cast(_ID_TYPES[content.spec.sample_ids]))
+def metadata_table(content: Content, name: str) -> pa.Table:
+    """The rows of a metadata file with its release's columns; the ids in the type that the spec asks for."""
+    release = RELEASES[content.spec.world]
+    columns = {column: [row[field] for row in content.files[name]] for column, field in release.columns.items()}
+    at = list(release.columns).index(release.id_column)
+    wanted = pa.field(release.id_column, _ID_TYPES[content.spec.sample_ids])
+    return pa.table(columns, schema=release.schema).cast(release.schema.set(at, wanted))
 
 
 def write_metadata(path: Path, table: pa.Table, *, row_groups: int = 4) -> None:
@@ -51,17 +52,17 @@ def write_metadata(path: Path, table: pa.Table, *, row_groups: int = 4) -> None:
 
 def ids_of(content: Content) -> list[list[int]]:
     """The 32 lists of ids, unsorted; one id stands twice, one has no metadata; other parts have ids of no use."""
-    lists = [[10**12 * 32 + part, 32 * 7 + part] for part in range(32)]
+    lists = [[id_without_metadata(part), 32 * 7 + part] for part in range(32)]
     for part in content.spec.parts:
-        mine = [truth.sample_id for truth in content.truth if truth.part == part]
+        mine = [truth.sample_id for truth in content.listed if truth.part == part]
         random.Random(part).shuffle(mine)  # noqa: S311 - order, not secrets
-        lists[part] = [*mine, *mine[:1], 10**12 * 32 + part]
+        lists[part] = [*mine, *mine[:1], id_without_metadata(part)]
     return lists
 
 
 def detections_of(content: Content, part: int) -> dict[int, tuple[Face, ...]]:
     """Faces by id. Of the rows without a face half are there with none, half are not there; one id is on no list."""
-    mine = [truth for truth in content.truth if truth.part == part]
+    mine = [truth for truth in content.listed if truth.part == part]
     found = {truth.sample_id: truth.faces for truth in mine if truth.faces or truth.row % 2}
     first = next((truth.faces for truth in mine if truth.faces), ())
     return {**found, 10**12 * 64 + part: first}

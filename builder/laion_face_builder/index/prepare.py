@@ -36,8 +36,9 @@ CONVERTED_SHARE = 1.5
 
 @dataclass(frozen=True)
 class _PartSources:
-    """The upstream files of a part, looked up."""
+    """The upstream files of a part, looked up; `folder` is where copies and notes of them are."""
 
+    folder: Path
     part: int
     id_list: RemoteFile
     detections: RemoteFile
@@ -45,17 +46,16 @@ class _PartSources:
 
     @property
     def ids_fingerprint(self) -> Fingerprint:
-        return ids_fingerprint(self.part, self.id_list.version)
+        return ids_fingerprint(self.part, _content(self.id_list, self.folder))
 
     @property
     def faces_fingerprint(self) -> Fingerprint:
-        return faces_fingerprint(self.part, self.detections.version)
+        return faces_fingerprint(self.part, _content(self.detections, self.folder))
 
     @property
     def index_fingerprint(self) -> Fingerprint:
-        return index_fingerprint(
-            self.part, ids=self.id_list.version, faces=self.detections.version, metadata=self.metadata.version
-        )
+        ids, faces, metadata = (_content(file, self.folder) for file in (self.id_list, self.detections, self.metadata))
+        return index_fingerprint(self.part, ids=ids, faces=faces, metadata=metadata)
 
     def missing(self, data: DataDir) -> list[RemoteFile]:
         """The upstream files that are still needed to have ids, faces and index."""
@@ -109,24 +109,29 @@ def _look_up(data: DataDir, parts: Sequence[int], upstream: Upstream) -> list[_P
         return []
     found = []
     for part in parts:
-        known = {"ids": id_list.version}
+        known = {"ids": id_list.content(data.sources)}
         try:
             detections = upstream.detections(part)
-            known["faces"] = detections.version
-            found.append(_PartSources(part, id_list, detections, upstream.metadata(part)))
+            known["faces"] = detections.content(data.sources)
+            found.append(_PartSources(data.sources, part, id_list, detections, upstream.metadata(part)))
         except SourceError as error:
             _reuse(data, part, known, error)
     return found
 
 
-def _reuse(data: DataDir, part: int, known: dict[str, str], error: SourceError) -> None:
+def _content(file: RemoteFile, folder: Path) -> str:
+    """What is in a file; "unread" if that is not known before it has been fetched."""
+    return file.content(folder) or "unread"
+
+
+def _reuse(data: DataDir, part: int, known: dict[str, str | None], error: SourceError) -> None:
     """Lets a part pass that is there, and not from other sources as far as they are known.
 
     Raises:
         SourceError: it is not there, or outdated.
     """
     ours = read_fingerprint(data.index(part))
-    if ours is None or any(ours.get(kind) != version for kind, version in known.items()):
+    if ours is None or any(content and ours.get(kind) != content for kind, content in known.items()):
         raise error
     logger.warning(
         "part %d is prepared and is used as it is; whether its sources changed is not known: %s", part, error
@@ -135,11 +140,14 @@ def _reuse(data: DataDir, part: int, known: dict[str, str], error: SourceError) 
 
 def _refuse_conflict(data: DataDir, sources: _PartSources) -> None:
     part, ours = sources.part, read_fingerprint(data.index(sources.part))
-    new = sources.index_fingerprint
-    if ours is None or ours == new:
+    if ours is None or ours == sources.index_fingerprint:
         return
     tars = data.tars(part)
     if not data.images_fingerprint(part).exists() and next(tars.rglob("*.tar"), None) is None:
+        return
+    for file in (sources.id_list, sources.detections, sources.metadata):
+        _read(file, data)
+    if ours == (new := sources.index_fingerprint):
         return
     changed = ", ".join(f"{key} {ours.get(key)} -> {new[key]}" for key in new if ours.get(key) != new[key])
     raise StateConflict(
@@ -201,17 +209,21 @@ def _make_ids(data: DataDir, found: Sequence[_PartSources], discard_sources: boo
             _remove_partials(data.ids(sources.part))
         if missing:
             id_list = missing[0].id_list
-            write_ids(id_list.fetch(data.sources), data, [sources.part for sources in missing], id_list.version)
+            path = id_list.fetch(data.sources)
+            write_ids(path, data, [sources.part for sources in missing], _content(id_list, data.sources))
         _discard(data, [sources.id_list for sources in found[:1]], discard_sources)
 
 
 def _make_part(data: DataDir, sources: _PartSources, discard_sources: bool) -> None:
     part = sources.part
     with locked(data.index(part)):
+        _read(sources.detections, data)
         if read_fingerprint(data.faces(part)) != sources.faces_fingerprint:
             _remove_partials(data.faces(part))
-            write_faces(sources.detections.fetch(data.sources), data, part, sources.detections.version)
+            path = sources.detections.fetch(data.sources)
+            write_faces(path, data, part, _content(sources.detections, data.sources))
         _discard(data, [sources.detections], discard_sources)
+        _read(sources.metadata, data)
         if read_fingerprint(data.index(part)) != sources.index_fingerprint:
             _remove_partials(data.index(part))
             metadata = sources.metadata.fetch(data.sources)
@@ -219,6 +231,12 @@ def _make_part(data: DataDir, sources: _PartSources, discard_sources: bool) -> N
             rows = write_index(data.index(part), inputs)
             logger.info("part %d: %d rows in %s", part, rows, data.index(part))
         _discard(data, [sources.metadata], discard_sources)
+
+
+def _read(file: RemoteFile, data: DataDir) -> None:
+    """Fetches a file whose content is not known otherwise: it may be the one that our files were made from."""
+    if file.content(data.sources) is None:
+        file.fetch(data.sources)
 
 
 def _discard(data: DataDir, files: Sequence[RemoteFile], discard_sources: bool) -> None:

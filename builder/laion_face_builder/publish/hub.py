@@ -20,9 +20,9 @@ from tqdm import tqdm
 from laion_face_builder.errors import LaionFaceError, OptionError, PublishError, SourceError, StateConflict
 from laion_face_builder.publish.destination import Held, Outgoing, missing, problems
 from laion_face_builder.publish.refusals import refused, root_of
+from laion_face_builder.upstream.hashes import git_hash
 from laion_face_builder.upstream.hub_errors import short, status_of
 from laion_face_builder.upstream.retrying import retried
-from laion_face_builder.upstream.source_hub import git_hash
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

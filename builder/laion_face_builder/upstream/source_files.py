@@ -1,38 +1,12 @@
-"""One file from upstream: fetched in resumable pieces, checked, kept under DATA_DIR/sources.
-
-sources/
-  OWNER--NAME/FILE                 a whole, checked file
-  OWNER--NAME/.FILE.checked        its version, size and time of change when it was checked
-  OWNER--NAME/.FILE.<hex>.incomplete   what has come so far; <hex> stands for the version, so versions never mix
-
-A copy goes on where it was cut, also after a kill. huggingface_hub 2.4 does not give that: each process writes to a
-file name of its own and removes it (or leaves it, after a kill), so 900 MB would start from nothing again.
-"""
+"""One file from upstream: looked up, to be fetched, and known again by its bytes wherever they come from."""
 
 from __future__ import annotations
 
-import json
-import logging
-import os
-import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
-from laion_face_builder.errors import ChecksumError, SourceError
-from laion_face_builder.files import canonical_json, digest, locked, remove_partials, written_whole
-from laion_face_builder.upstream.retrying import TransientError, pause
-
-logger = logging.getLogger("laion_face")
-
-#: Tries in a row that bring less than `PROGRESS` bytes before a copy is given up.
-ATTEMPTS = 6
-PROGRESS = 1 << 20
-#: Bytes read, and written, at a time.
-PIECE = 1 << 20
+from laion_face_builder.upstream.hashes import known_sha256
 
 
 @dataclass(frozen=True)
@@ -42,7 +16,8 @@ class RemoteFile(ABC):
     Attributes:
         name: what people call it: repo and file, address or path.
         size: bytes, None if the server does not say.
-        version: changes when the content does: "sha256:…", "git:…", "etag:…", "footer:…" or "modified:…".
+        version: changes when the content does, at this place: "sha256:…", "git:…", "etag:…" or "modified:…". Tells
+            whether a copy is still good; what the bytes are is told by `content`.
     """
 
     name: str
@@ -70,6 +45,14 @@ class RemoteFile(ABC):
     def discard(self, folder: Path) -> None:
         """Frees the copy below `folder`; does nothing for local files."""
 
+    @abstractmethod
+    def content(self, folder: Path) -> str | None:
+        """ "sha256:<hex>" of the bytes; None if that cannot be told before they have been fetched.
+
+        Equal bytes are the same source, whatever they are called and wherever they lie. After `fetch` it is known, also
+        when the copy has been discarded since, until `version` changes. Notes are kept below `folder`.
+        """
+
 
 @dataclass(frozen=True)
 class LocalFile(RemoteFile):
@@ -93,159 +76,13 @@ class LocalFile(RemoteFile):
     def discard(self, folder: Path) -> None:
         """Nothing: it is not ours."""
 
-
-@dataclass(frozen=True)
-class CopiedFile(RemoteFile):
-    """A file that has to be copied: subclasses say where to, how to read it from an offset, and how to check it."""
-
-    @property
-    def is_local(self) -> bool:
-        """Never."""
-        return False
-
-    @abstractmethod
-    def place(self, folder: Path) -> Path:
-        """Where the copy lies below `folder`."""
-
-    @abstractmethod
-    def pieces(self, start: int) -> Iterator[tuple[int, bytes]]:
-        """(offset, bytes) in order, from `start` or, if the server cannot do that, from 0.
-
-        Raises:
-            TransientError: worth another try; SourceError: not.
-        """
-
-    @abstractmethod
-    def mismatch(self, path: Path) -> str | None:
-        """What is wrong with the bytes of the copy, None if they are what upstream states."""
-
-    def fetch(self, folder: Path) -> Path:
-        """The whole, checked copy; it is checked again only if it has changed since."""
-        target = self.place(folder)
-        with locked(target):
-            if not self._is_checked(target):
-                self._check(target)
-        return target
-
-    def missing(self, folder: Path) -> int | None:
-        """The size less what is there."""
-        target = self.place(folder)
-        if self._is_checked(target):
-            return 0
-        if self.size is None:
-            return None
-        return max(self.size - max(_size(target), _size(self._incomplete(target))), 0)
-
-    def discard(self, folder: Path) -> None:
-        """Removes the copy and all that belongs to it."""
-        target = self.place(folder)
-        if not target.parent.exists():
-            return
-        with locked(target):
-            _checked_file(target).unlink(missing_ok=True)
-            target.unlink(missing_ok=True)
-            self._forget_incomplete(target)
-
-    def _check(self, target: Path) -> None:
-        """Copies unless it is there, and checks; wrong bytes are removed and get one more try."""
-        if target.exists() and self.mismatch(target) is not None:
-            target.unlink()  # Of another version, or changed by somebody.
-        for attempt in range(2):
-            if not target.exists():
-                self._copy(target)
-            problem = self.mismatch(target)
-            if problem is None:
-                return self._remember(target)
-            target.unlink()
-            if attempt == 0:
-                logger.warning("%s: %s; it is fetched again", self.name, problem)
-        raise ChecksumError(
-            f"{self.name}: {problem}, twice; the copy was removed. Try again later, or report it there."
-        )
-
-    def _copy(self, target: Path) -> None:
-        incomplete = self._incomplete(target)
-        logger.info("fetching %s", self.name)
-        try:
-            with tqdm(
-                total=self.size,
-                unit="B",
-                unit_scale=True,
-                desc=target.name[:40],
-                leave=False,
-                disable=None,
-                file=sys.stderr,
-            ) as bar:
-                self._fill(incomplete, bar)
-            os.replace(incomplete, target)
-        except OSError as error:  # Of the disk: those of the network have become TransientErrors.
-            raise SourceError(f"{self.name}: cannot write {incomplete}: {error.strerror or error}") from error
-        self._forget_incomplete(target)
-
-    def _fill(self, incomplete: Path, bar: tqdm[None]) -> None:
-        """Tries until the file is whole; gives up after ATTEMPTS tries in a row that brought next to nothing."""
-        failures = 0
-        while True:
-            before = _size(incomplete)
-            try:
-                self._append(incomplete, bar)
-                problem = TransientError(f"the connection was cut after {_size(incomplete)} of {self.size} bytes")
-            except TransientError as error:
-                problem = error
-            else:
-                if self.size is None or _size(incomplete) == self.size:
-                    return
-            failures = 0 if _size(incomplete) - before >= PROGRESS else failures + 1
-            if failures >= ATTEMPTS:
-                raise SourceError(
-                    f"{self.name}: {problem}; gave up after {ATTEMPTS} tries. What has come is kept: run it again."
-                ) from problem
-            pause(max(failures - 1, 0), problem)
-
-    def _append(self, incomplete: Path, bar: tqdm[None]) -> None:
-        with incomplete.open("ab") as file:
-            have = file.tell()
-            if self.size is None or have > self.size:  # Without a size nobody can tell whether it is whole.
-                have = file.truncate(0)
-            if have == self.size:
-                return
-            for offset, piece in self.pieces(have):
-                if offset != have:  # The server began anew.
-                    have = file.truncate(offset)
-                have += file.write(piece)
-                bar.update(have - bar.n)
-
-    def _incomplete(self, target: Path) -> Path:
-        return target.with_name(f".{target.name}.{digest(self.version, 12)}.incomplete")
-
-    def _forget_incomplete(self, target: Path) -> None:
-        for leftover in target.parent.glob(f".{target.name}.*.incomplete"):
-            leftover.unlink(missing_ok=True)
-
-    def _is_checked(self, target: Path) -> bool:
-        """Whether the file is the very one that was checked against this version.
-
-        A changed file has another size or time of change, a half-written note does not parse: both are checked again.
-        """
-        try:
-            return bool(json.loads(_checked_file(target).read_text()) == self._note(target))
-        except (OSError, ValueError):
-            return False
-
-    def _remember(self, target: Path) -> None:
-        note = _checked_file(target)
-        remove_partials(note.parent, note.name)
-        with written_whole(note) as partial:
-            partial.write_text(canonical_json(self._note(target)))
-
-    def _note(self, target: Path) -> dict[str, str | int]:
-        status = target.stat()
-        return {"version": self.version, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+    def content(self, folder: Path) -> str:
+        """Hashed once, remembered until its size or time of change is another."""
+        return f"sha256:{known_sha256(self.path, folder)}"
 
 
-def _checked_file(target: Path) -> Path:
-    return target.with_name(f".{target.name}.checked")
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+def local_file(path: Path) -> LocalFile:
+    """A file of the user's own, which is there."""
+    path = path.absolute()
+    status = path.stat()
+    return LocalFile(str(path), status.st_size, f"modified:{status.st_mtime_ns};{status.st_size}", path)

@@ -2,64 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import posixpath
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from laion_face_builder.errors import OptionError
-from laion_face_builder.upstream.footers import footer_version
+from laion_face_builder.files import digest
+from laion_face_builder.upstream.copied_file import PIECE, CopiedFile
 from laion_face_builder.upstream.retrying import TransientError, retried
-from laion_face_builder.upstream.source_files import PIECE, CopiedFile
 from laion_face_builder.upstream.source_url import parquet_mismatch, place_of, redacted
+
+#: What filesystems say about a file that changes when it does; each has its own words.
+_CHANGING = (
+    *("mtime", "created", "updated", "modified", "modify", "last_modified", "LastModified", "last_commit"),
+    *("md5Hash", "md5", "content_md5", "generation", "blob_id", "oid", "modificationTime"),
+)
 
 
 @dataclass(frozen=True)
 class FsspecFile(CopiedFile):
-    """A file in an fsspec folder (s3://, gs://, memory://, …), copied in ranges."""
+    """A file in an fsspec folder (s3://, gs://, memory://, …), copied in ranges.
 
-    address: str
+    Args:
+        root: the folder's address, which may carry user and password: `path` alone leads to no server.
+        path: as the filesystem of `root` calls it.
+    """
+
+    root: str = field(repr=False)
+    path: str
 
     def place(self, folder: Path) -> Path:
         """HOST-<hex of the folder's address>/NAME."""
-        return place_of(folder, self.address)
+        return place_of(folder, self.name)
 
     def pieces(self, start: int) -> Iterator[tuple[int, bytes]]:
         """Ranges of 16 MiB."""
-        system, path = filesystem_of(self.address)
+        system, _ = filesystem_of(self.root)
         for begin in range(start, self.size or 0, 16 * PIECE):
             stop = min(begin + 16 * PIECE, self.size or 0)
-            piece = _asked(partial(system.cat_file, path, start=begin, end=stop))
+            piece = _asked(self.root, partial(system.cat_file, self.path, start=begin, end=stop))
             if len(piece) != stop - begin:
                 raise TransientError(f"got {len(piece)} of {stop - begin} bytes at {begin}")
             yield begin, piece
 
     def mismatch(self, path: Path) -> str | None:
-        """A wrong size or footer."""
+        """A wrong size, or no Parquet."""
         return parquet_mismatch(self, path)
 
 
-def look_up_fsspec(address: str) -> FsspecFile:
-    """The file at an fsspec address.
+def fsspec_files(root: str) -> dict[str, FsspecFile]:
+    """All files in an fsspec folder and below it, by their paths in it: one listing, nothing asked of each.
 
     Raises:
-        SourceError: no answer; BadFile: not a Parquet file.
+        SourceError: no answer; OptionError: nothing installed understands the address.
     """
 
-    def ask() -> FsspecFile:
-        system, path = filesystem_of(address)
-        info = _asked(lambda: system.info(path))
-        size, etag = int(info["size"]), str(info.get("ETag") or "")
-        if etag and not etag.startswith("W/"):
-            return FsspecFile(address, size, "etag:" + etag.strip('"'), address)
+    def ask() -> dict[str, FsspecFile]:
+        system, folder = filesystem_of(root)
+        system.invalidate_cache()
+        found = _asked(root, lambda: system.find(folder, detail=True))
+        below = {path.removeprefix(folder.rstrip("/")).lstrip("/"): path for path in sorted(found)}
+        return {name: _file(root, name, path, found[path]) for name, path in below.items()}
 
-        def read_at(start: int, stop: int) -> bytes:
-            return bytes(_asked(lambda: system.cat_file(path, start=start, end=stop)))
+    return retried(ask, redacted(root))
 
-        return FsspecFile(address, size, footer_version(read_at, size, address), address)
 
-    return retried(ask, address)
+def _file(root: str, name: str, path: str, info: Mapping[str, Any]) -> FsspecFile:
+    size = int(info["size"]) if info.get("size") is not None else None
+    return FsspecFile(posixpath.join(redacted(root), name), size, _version(size, info), root, path)
+
+
+def _version(size: int | None, info: Mapping[str, Any]) -> str:
+    etag = str(info.get("ETag") or info.get("etag") or "")
+    if etag and not etag.startswith("W/"):
+        return "etag:" + etag.strip('"')
+    return "modified:" + digest([size, *([name, str(info[name])] for name in _CHANGING if name in info)])
 
 
 def list_fsspec(address: str) -> list[str]:
@@ -68,9 +88,9 @@ def list_fsspec(address: str) -> list[str]:
     def ask() -> list[str]:
         system, path = filesystem_of(address)
         system.invalidate_cache()
-        return [str(system.unstrip_protocol(found)) for found in _asked(lambda: system.find(path))]
+        return [str(system.unstrip_protocol(found)) for found in _asked(address, lambda: system.find(path))]
 
-    return sorted(retried(ask, address))
+    return sorted(retried(ask, redacted(address)))
 
 
 def filesystem_of(address: str, **options: Any) -> tuple[Any, str]:
@@ -97,8 +117,9 @@ def _revive_after_fork() -> None:
         asyn.reset_lock()
 
 
-def _asked(ask: Callable[[], Any]) -> Any:
+def _asked(address: str, ask: Callable[[], Any]) -> Any:
     try:
         return ask()
-    except Exception as error:  # Every filesystem raises errors of its own libraries.
-        raise TransientError(f"{type(error).__name__}: {error}".replace("\n", " ")) from error
+    except Exception as error:  # Every filesystem raises errors of its own libraries, some with the whole address.
+        text = f"{type(error).__name__}: {error}".replace("\n", " ")
+        raise TransientError(text.replace(address, redacted(address))) from error

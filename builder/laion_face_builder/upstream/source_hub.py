@@ -6,10 +6,10 @@ by `CopiedFile`: huggingface_hub does not go on after a kill, and does not notic
 
 from __future__ import annotations
 
-import hashlib
+import logging
 import re
 import urllib.error
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,12 +18,16 @@ from urllib.parse import urlsplit
 
 from laion_face_builder.errors import GatedSource, SourceError, SourceNotFound
 from laion_face_builder.files import sha256_of
+from laion_face_builder.upstream.copied_file import CopiedFile
+from laion_face_builder.upstream.hashes import git_hash, known_sha256
+from laion_face_builder.upstream.hub_cache import CachedRepo, cached_blob, is_offline
 from laion_face_builder.upstream.hub_errors import in_our_words, status_of
 from laion_face_builder.upstream.retrying import retried
-from laion_face_builder.upstream.source_files import CopiedFile
 from laion_face_builder.upstream.source_url import open_url, ranged_pieces
 
 T = TypeVar("T")
+
+logger = logging.getLogger("laion_face")
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -62,8 +66,8 @@ class HubRepo:
         return str(found)
 
     @cached_property
-    def files(self) -> tuple[str, ...]:
-        """The paths of all files, sorted.
+    def listing(self) -> dict[str, HubFile]:
+        """All files by their paths, as the Hub lists them: one request for some hundred. Open to all, gated or not.
 
         Raises:
             SourceError: as for `commit`.
@@ -71,13 +75,25 @@ class HubRepo:
         from huggingface_hub import HfApi
         from huggingface_hub.hf_api import RepoFile
 
-        def ask() -> list[str]:
+        def ask() -> list[RepoFile]:
             listing = HfApi(token=self.token).list_repo_tree(
                 self.repo, recursive=True, revision=self.commit, repo_type="dataset"
             )
-            return [entry.path for entry in listing if isinstance(entry, RepoFile)]
+            return [entry for entry in listing if isinstance(entry, RepoFile)]
 
-        return tuple(sorted(self._asked(ask)))
+        return {
+            entry.path: self._file(entry.path, entry.size, entry.lfs.sha256 if entry.lfs else entry.blob_id)
+            for entry in sorted(self._asked(ask), key=lambda entry: entry.path)
+        }
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The paths of all files, sorted.
+
+        Raises:
+            SourceError: as for `commit`.
+        """
+        return tuple(self.listing)
 
     def file(self, path: str) -> HubFile:
         """The file at `path`, as the Hub states it.
@@ -87,16 +103,27 @@ class HubRepo:
         """
         from huggingface_hub import get_hf_file_metadata
 
-        commit = self.commit
-        stated = self._asked(lambda: get_hf_file_metadata(self._address(path, commit), token=self.token), path)
-        etag = stated.etag or ""
-        if _SHA256.fullmatch(etag):
-            version = f"sha256:{etag}"
-        elif _COMMIT.fullmatch(etag):
-            version = f"git:{etag}"
+        address = self._address(path, self.commit)
+        stated = self._asked(lambda: get_hf_file_metadata(address, token=self.token), path)
+        return self._file(path, stated.size, stated.etag or "")
+
+    def look_up(self, paths: Sequence[str]) -> tuple[HubFile, ...]:
+        """Several files from the listing; the first of them is asked for, since access shows only there.
+
+        Raises:
+            SourceNotFound, GatedSource, SourceError: they cannot be had.
+        """
+        self.file(paths[0])
+        return tuple(self.listing[path] for path in paths)
+
+    def _file(self, path: str, size: int | None, stated: str) -> HubFile:
+        if _SHA256.fullmatch(stated):
+            version = f"sha256:{stated}"
+        elif _COMMIT.fullmatch(stated):
+            version = f"git:{stated}"
         else:
             raise SourceError(f"Hub dataset {self.repo}, file {path}: the Hub states no SHA-256 to check it against")
-        return HubFile(f"{self.repo}/{path}", stated.size, version, self, path)
+        return HubFile(f"{self.repo}/{path}", size, version, self, path)
 
     def locate(self, path: str) -> tuple[str, bool]:
         """(address of the file's bytes now, whether it is on the Hub itself and wants the token)."""
@@ -161,6 +188,25 @@ class HubFile(CopiedFile):
         """OWNER--NAME/PATH."""
         return folder / self.repo.repo.replace("/", "--") / Path(*_safe_parts(self.path))
 
+    def fetch(self, folder: Path) -> Path:
+        """Our own copy, or the one in huggingface_hub's cache if it is good; copied only if there is neither."""
+        cached = self._cached
+        if cached is None or self._is_checked(self.place(folder)):
+            return super().fetch(folder)
+        if f"sha256:{known_sha256(cached, folder)}" == self.version:
+            return cached
+        logger.warning("%s: the copy in the Hub's cache is damaged (%s); it is fetched anew", self.name, cached)
+        return super().fetch(folder)
+
+    def missing(self, folder: Path) -> int | None:
+        """Nothing if huggingface_hub's cache has it."""
+        return super().missing(folder) if self._cached is None else 0
+
+    @property
+    def _cached(self) -> Path | None:
+        kind, _, sha256 = self.version.partition(":")
+        return cached_blob(self.repo.repo, sha256, self.size) if kind == "sha256" else None
+
     def pieces(self, start: int) -> Iterator[tuple[int, bytes]]:
         """The bytes from `start` on, from where the Hub says that they lie now: signed addresses expire."""
         from huggingface_hub import get_token
@@ -192,7 +238,6 @@ def _safe_parts(path: str) -> list[str]:
     return parts
 
 
-def git_hash(path: Path) -> str:
-    """Git's name for small files that are not in LFS: SHA-1 of a header and the bytes."""
-    content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+def hub_repo(repo: str, revision: str | None = None, token: str | None = None) -> HubRepo | CachedRepo:
+    """The repo on the Hub, or with HF_HUB_OFFLINE in huggingface_hub's cache."""
+    return CachedRepo(repo, revision) if is_offline() else HubRepo(repo, revision, token)

@@ -8,7 +8,7 @@ import posixpath
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.message import Message
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
@@ -16,9 +16,9 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 from laion_face_builder import __version__
 from laion_face_builder.errors import BadFile, OptionError, SourceError
 from laion_face_builder.files import digest
-from laion_face_builder.upstream.footers import footer_version, local_footer_version
+from laion_face_builder.upstream.copied_file import PIECE, CopiedFile
+from laion_face_builder.upstream.footers import check_footer
 from laion_face_builder.upstream.retrying import TransientError, retried
-from laion_face_builder.upstream.source_files import PIECE, CopiedFile
 
 #: Seconds without a byte after which a request counts as dropped.
 TIMEOUT = 30.0
@@ -103,7 +103,7 @@ def redacted(address: str) -> str:
 class UrlFile(CopiedFile):
     """A file behind an http(s) address; what has come goes on only while its strong ETag stays."""
 
-    address: str
+    address: str = field(repr=False)
     etag: str | None = None
 
     def place(self, folder: Path) -> Path:
@@ -125,7 +125,7 @@ class UrlFile(CopiedFile):
         yield from ranged_pieces(answer, start)
 
     def mismatch(self, path: Path) -> str | None:
-        """A wrong size or footer; an ETag says nothing about bytes."""
+        """A wrong size, or no Parquet; an ETag says nothing about bytes."""
         return parquet_mismatch(self, path)
 
 
@@ -133,7 +133,7 @@ def look_up_url(address: str) -> UrlFile | int:
     """The file behind an http(s) address, or the HTTP status that says why there is none.
 
     Raises:
-        SourceError: no answer; BadFile: not a Parquet file.
+        SourceError: no answer.
     """
     return retried(lambda: _look_up_url(address), redacted(address))
 
@@ -147,7 +147,9 @@ def _look_up_url(address: str) -> UrlFile | int:
     size = int(stated) if stated.isdigit() else None
     if etag.startswith('"') and len(etag) > 2:
         return UrlFile(redacted(address), size, "etag:" + etag.strip('"'), address, etag)
-    return UrlFile(redacted(address), size, _version_without_etag(address, size, headers), address)
+    # A weak ETag may stay when bytes change: it counts along with the rest.
+    version = f"modified:{headers.get('Last-Modified')};{size}" + (etag and f";{etag}")
+    return UrlFile(redacted(address), size, version, address)
 
 
 def _headers_of(address: str) -> Message:
@@ -161,44 +163,24 @@ def _headers_of(address: str) -> Message:
         return answer.headers
 
 
-def _version_without_etag(address: str, size: int | None, headers: Message) -> str:
-    """From the footer; a server that answers no ranges has to do with its Last-Modified."""
-    if size is not None and headers.get("Accept-Ranges") != "none":
-        try:
-            return footer_version(lambda start, stop: _read_range(address, start, stop), size, redacted(address))
-        except (_NoRanges, urllib.error.HTTPError):
-            pass
-    return f"modified:{headers.get('Last-Modified')};{size}"
-
-
-class _NoRanges(Exception):
-    """The server answers a range with the whole file."""
-
-
-def _read_range(address: str, start: int, stop: int) -> bytes:
-    with open_url(address, {"Range": f"bytes={start}-{stop - 1}"}) as answer:
-        if answer.status != 206:
-            raise _NoRanges
-        return b"".join(piece for _, piece in ranged_pieces(answer, start))
-
-
 def place_of(folder: Path, address: str) -> Path:
-    """HOST-<hex of the folder's address>/NAME below `folder`."""
-    parent, name = posixpath.split(urlsplit(address).path)
-    host = urlsplit(address).hostname or urlsplit(address).scheme
-    return folder / f"{host}-{digest([urlsplit(address).scheme, urlsplit(address).netloc, parent], 8)}" / name
+    """HOST-<hex of the folder's address>/NAME below `folder`; user, password and query play no part."""
+    parts = urlsplit(address)
+    parent, name = posixpath.split(parts.path)
+    host = parts.netloc.rpartition("@")[2]
+    return folder / f"{parts.hostname or parts.scheme}-{digest([parts.scheme, host, parent], 8)}" / name
 
 
 def parquet_mismatch(file: CopiedFile, path: Path) -> str | None:
-    """What is wrong with the size or the footer of a copy, None if nothing is."""
+    """What is wrong with the size or the end of a copy, None if nothing is."""
     size = path.stat().st_size
     if file.size is not None and size != file.size:
         return f"{size} bytes came, {file.size} were stated"
     try:
-        found = local_footer_version(path)
+        check_footer(path)
     except BadFile as error:
         return f"found {error.found}"
-    return f"its footer is {found}" if file.version.startswith("footer:") and found != file.version else None
+    return None
 
 
 def joined_url(folder: str, name: str) -> str:

@@ -1,0 +1,234 @@
+"""A file that has to be copied: fetched in resumable pieces, checked, kept under DATA_DIR/sources.
+
+sources/
+  OWNER--NAME/FILE                 a whole, checked file
+  OWNER--NAME/.FILE.checked        its version, SHA-256, size and time of change when it was checked; stays when the
+                                   copy is discarded, so that its content is still known
+  OWNER--NAME/.FILE.<hex>.incomplete   what has come so far; <hex> stands for the version, so versions never mix
+
+A copy goes on where it was cut, also after a kill. huggingface_hub 2.4 does not give that: each process writes to a
+file name of its own and removes it (or leaves it, after a kill), so 900 MB would start from nothing again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from laion_face_builder.errors import ChecksumError, SourceError
+from laion_face_builder.files import canonical_json, digest, locked, remove_partials, sha256_of, written_whole
+from laion_face_builder.upstream.retrying import TransientError, pause
+from laion_face_builder.upstream.source_files import RemoteFile
+
+logger = logging.getLogger("laion_face")
+
+#: Tries in a row that bring less than `PROGRESS` bytes before a copy is given up.
+ATTEMPTS = 6
+PROGRESS = 1 << 20
+#: Bytes read, and written, at a time.
+PIECE = 1 << 20
+
+
+@dataclass(frozen=True)
+class CopiedFile(RemoteFile):
+    """A file that has to be copied: subclasses say where to, how to read it from an offset, and how to check it."""
+
+    @property
+    def is_local(self) -> bool:
+        """Never."""
+        return False
+
+    @abstractmethod
+    def place(self, folder: Path) -> Path:
+        """Where the copy lies below `folder`."""
+
+    @abstractmethod
+    def pieces(self, start: int) -> Iterator[tuple[int, bytes]]:
+        """(offset, bytes) in order, from `start` or, if the server cannot do that, from 0.
+
+        Raises:
+            TransientError: worth another try; SourceError: not.
+        """
+
+    @abstractmethod
+    def mismatch(self, path: Path) -> str | None:
+        """What is wrong with the bytes of the copy, None if they are what upstream states."""
+
+    def fetch(self, folder: Path) -> Path:
+        """The whole, checked copy; it is checked again only if it has changed since."""
+        target = self.place(folder)
+        with locked(target):
+            if not self._is_checked(target):
+                self._check(target)
+        return target
+
+    def missing(self, folder: Path) -> int | None:
+        """The size less what is there."""
+        target = self.place(folder)
+        if self._is_checked(target):
+            return 0
+        if self.size is None:
+            return None
+        return max(self.size - max(_size(target), _size(self._incomplete(target))), 0)
+
+    def content(self, folder: Path) -> str | None:
+        """What upstream states, or what was found when the copy was checked."""
+        if self.version.startswith("sha256:"):
+            return self.version
+        target = self.place(folder)
+        if self._is_checked(target) and "sha256" not in self._noted(target):
+            with locked(target):  # A note of an earlier version of this program.
+                if self._is_checked(target):
+                    self._remember(target)
+        sha256 = self._noted(target).get("sha256")
+        return sha256 and f"sha256:{sha256}"
+
+    def discard(self, folder: Path) -> None:
+        """Removes the copy and all that belongs to it; what its content was stays known."""
+        target = self.place(folder)
+        if not target.parent.exists():
+            return
+        known_from_note = self.content(folder) not in (None, self.version)
+        with locked(target):
+            if not known_from_note:
+                _checked_file(target).unlink(missing_ok=True)
+            target.unlink(missing_ok=True)
+            self._forget_incomplete(target)
+
+    def _check(self, target: Path) -> None:
+        """Copies unless it is there, and checks; wrong bytes are removed and get one more try."""
+        if target.exists() and not self._is_good(target):
+            target.unlink()  # Of another version, or changed by somebody.
+        for attempt in range(2):
+            if not target.exists():
+                self._copy(target)
+            problem = self.mismatch(target)
+            if problem is None:
+                return self._remember(target)
+            target.unlink()
+            if attempt == 0:
+                logger.warning("%s: %s; it is fetched again", self.name, problem)
+        raise ChecksumError(
+            f"{self.name}: {problem}, twice; the copy was removed. Try again later, or report it there."
+        )
+
+    def _copy(self, target: Path) -> None:
+        incomplete = self._incomplete(target)
+        logger.info("fetching %s", self.name)
+        try:
+            with tqdm(
+                total=self.size,
+                unit="B",
+                unit_scale=True,
+                desc=target.name[:40],
+                leave=False,
+                disable=None,
+                file=sys.stderr,
+            ) as bar:
+                self._fill(incomplete, bar)
+            os.replace(incomplete, target)
+        except OSError as error:  # Of the disk: those of the network have become TransientErrors.
+            raise SourceError(f"{self.name}: cannot write {incomplete}: {error.strerror or error}") from error
+        self._forget_incomplete(target)
+
+    def _fill(self, incomplete: Path, bar: tqdm[None]) -> None:
+        """Tries until the file is whole; gives up after ATTEMPTS tries in a row that brought next to nothing."""
+        failures = 0
+        while True:
+            before = _size(incomplete)
+            try:
+                self._append(incomplete, bar)
+                problem = TransientError(f"the connection was cut after {_size(incomplete)} of {self.size} bytes")
+            except TransientError as error:
+                problem = error
+            else:
+                if self.size is None or _size(incomplete) == self.size:
+                    return
+            failures = 0 if _size(incomplete) - before >= PROGRESS else failures + 1
+            if failures >= ATTEMPTS:
+                raise SourceError(
+                    f"{self.name}: {problem}; gave up after {ATTEMPTS} tries. What has come is kept: run it again."
+                ) from problem
+            pause(max(failures - 1, 0), problem)
+
+    def _append(self, incomplete: Path, bar: tqdm[None]) -> None:
+        with incomplete.open("ab") as file:
+            have = file.tell()
+            if self.size is None or have > self.size:  # Without a size nobody can tell whether it is whole.
+                have = file.truncate(0)
+            if have == self.size:
+                return
+            for offset, piece in self.pieces(have):
+                if offset != have:  # The server began anew.
+                    have = file.truncate(offset)
+                have += file.write(piece)
+                bar.update(have - bar.n)
+
+    def _incomplete(self, target: Path) -> Path:
+        return target.with_name(f".{target.name}.{digest(self.version, 12)}.incomplete")
+
+    def _forget_incomplete(self, target: Path) -> None:
+        for leftover in target.parent.glob(f".{target.name}.*.incomplete"):
+            leftover.unlink(missing_ok=True)
+
+    def _is_checked(self, target: Path) -> bool:
+        """Whether the file is the very one that was checked against this version.
+
+        A changed file has another size or time of change, a half-written note does not parse: both are checked again.
+        """
+        try:
+            return self._noted(target).items() >= _seen(target).items()
+        except OSError:
+            return False
+
+    def _is_good(self, target: Path) -> bool:
+        """Whether a copy that was not checked as it is now can be taken all the same."""
+        noted = _note(target)
+        version = str(noted.get("version", self.version))
+        if version != self.version and version.partition(":")[0] == self.version.partition(":")[0]:
+            return False
+        if "sha256" in self._noted(target):
+            return bool(noted["sha256"] == sha256_of(target))
+        return self.mismatch(target) is None
+
+    def _remember(self, target: Path) -> None:
+        kind, _, stated = self.version.partition(":")
+        sha256 = stated if kind == "sha256" else sha256_of(target)
+        note = _checked_file(target)
+        remove_partials(note.parent, note.name)
+        with written_whole(note) as partial:
+            partial.write_text(canonical_json({"version": self.version, "sha256": sha256, **_seen(target)}))
+
+    def _noted(self, target: Path) -> dict[str, Any]:
+        """The note of this very version; {} if there is none."""
+        note = _note(target)
+        return note if note.get("version") == self.version else {}
+
+
+def _checked_file(target: Path) -> Path:
+    return target.with_name(f".{target.name}.checked")
+
+
+def _note(target: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(_checked_file(target).read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _seen(target: Path) -> dict[str, int]:
+    status = target.stat()
+    return {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0

@@ -1,0 +1,48 @@
+"""Hashes of files: git's, and SHA-256s of files that are not ours, computed once and remembered.
+
+Hashing 50 GB of metadata again at every run would take minutes.
+
+sources/.hashes/
+  <hex of the path>.json   size and time of change of the file when it was hashed, and its SHA-256
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+from pathlib import Path
+
+from laion_face_builder.files import canonical_json, digest, human_size, sha256_of, written_whole
+
+logger = logging.getLogger("laion_face")
+
+#: Bytes from which on hashing takes long enough to be said.
+_SAID = 100_000_000
+
+
+def known_sha256(path: Path, folder: Path) -> str:
+    """The SHA-256 of a file's bytes in hex, remembered below `folder` until its size or time of change is another."""
+    path = path.resolve()
+    status = path.stat()
+    seen = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
+    note = folder / ".hashes" / f"{digest(str(path))}.json"
+    try:
+        known = json.loads(note.read_text())
+        if {name: known[name] for name in seen} == seen:
+            return str(known["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # Not hashed yet, or a note that cannot be read.
+    if status.st_size >= _SAID:
+        logger.info("hashing %s (%s), to know it again", path, human_size(status.st_size))
+    sha256 = sha256_of(path)
+    with contextlib.suppress(OSError), written_whole(note) as partial:  # Without a note it is hashed again.
+        partial.write_text(canonical_json({**seen, "sha256": sha256}))
+    return sha256
+
+
+def git_hash(path: Path) -> str:
+    """Git's name for small files that are not in LFS: SHA-1 of a header and the bytes."""
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()

@@ -1,0 +1,135 @@
+"""The places that metadata can be in, as people write them: folders, Hub datasets, http(s) and fsspec addresses."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from laion_face_builder.errors import OptionError, SourceNotFound
+from laion_face_builder.upstream.footers import check_footer
+from laion_face_builder.upstream.http_folder import http_metadata
+from laion_face_builder.upstream.hub_cache import CachedRepo
+from laion_face_builder.upstream.kinds import ByPart, Place, Whole, metadata_at
+from laion_face_builder.upstream.source_files import LocalFile, RemoteFile, local_file
+from laion_face_builder.upstream.source_fsspec import FsspecFile, fsspec_files
+from laion_face_builder.upstream.source_hub import HubRepo, hub_repo
+from laion_face_builder.upstream.source_url import redacted
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class _Local(Place):
+    path: Path
+
+    @property
+    def where(self) -> str:
+        return f"folder {self.path}"
+
+    def names(self) -> Sequence[str]:
+        return [path.relative_to(self.path).as_posix() for path in self.path.rglob("*") if path.is_file()]
+
+    def file(self, name: str) -> LocalFile:
+        check_footer(self.path / name)
+        return local_file(self.path / name)
+
+
+@dataclass(frozen=True)
+class _Hub(Place):
+    repo: HubRepo | CachedRepo
+    below: str = ""
+
+    @property
+    def where(self) -> str:
+        return f"Hub dataset {self.repo.repo}" + (self.below and f", {self.below}")
+
+    def names(self) -> Sequence[str]:
+        return [name for name in self.repo.files if name.startswith(self.below)]
+
+    def file(self, name: str) -> RemoteFile:
+        return self.repo.file(name)
+
+    def files(self, names: Sequence[str]) -> tuple[RemoteFile, ...]:
+        return self.repo.look_up(names)
+
+
+@dataclass(frozen=True)
+class _Fsspec(Place):
+    address: str = field(repr=False)
+
+    @property
+    def where(self) -> str:
+        return redacted(self.address)
+
+    @cached_property
+    def _files(self) -> dict[str, FsspecFile]:
+        return fsspec_files(self.address)
+
+    def names(self) -> Sequence[str]:
+        return list(self._files)
+
+    def file(self, name: str) -> FsspecFile:
+        return self._files[name]
+
+
+def find_metadata(place: str, token: str | None = None) -> ByPart | Whole:
+    """The metadata at `place`: a folder, "owner/name[@revision]", hf://, http(s):// or another fsspec address.
+
+    Raises:
+        OptionError: none of these forms; SourceError: see `kinds.metadata_at`.
+    """
+    folder = local_folder(place, "metadata", "Parquet files")
+    if folder is not None:
+        return metadata_at(_Local(folder))
+    if place.startswith(("http://", "https://")):
+        return http_metadata(place)
+    if place.startswith("hf://datasets/"):
+        return metadata_at(_hub_folder(place.removeprefix("hf://datasets/"), token))
+    if "://" in place:
+        return metadata_at(_Fsspec(place))
+    name, _, revision = place.partition("@")
+    return metadata_at(_Hub(hub_repo(hub_id(name, "metadata"), revision or None, token)))
+
+
+def local_folder(place: str, option: str, what: str) -> Path | None:
+    """The folder that `place` means, None if it is an address or a Hub id; a folder that exists wins over the latter.
+
+    Raises:
+        SourceNotFound: it can only be a folder, but there is none.
+    """
+    if not place or "://" in place.removeprefix("file://"):
+        return None
+    path = Path(place.removeprefix("file://")).expanduser()
+    if path.is_dir():
+        return path
+    if place.startswith((".", "~", "/", "\\", "file://")) or path.is_absolute() or path.exists():
+        found = "a file" if path.exists() else "nothing"
+        raise SourceNotFound(f"{option}={place!r}: found {found} there, expected a folder of {what}")
+    return None
+
+
+def _hub_folder(rest: str, token: str | None) -> _Hub:
+    """hf://datasets/OWNER/NAME[@REVISION][/FOLDER]."""
+    owner, _, tail = rest.partition("/")
+    name, _, below = tail.partition("/")
+    name, _, revision = name.partition("@")
+    below = below.strip("/")
+    repo = hub_repo(hub_id(f"{owner}/{name}", "metadata"), revision.replace("%2F", "/") or None, token)
+    return _Hub(repo, f"{below}/" if below else "")
+
+
+def hub_id(name: str, option: str) -> str:
+    """`name` if it looks like "owner/name".
+
+    Raises:
+        OptionError: it does not; the message names `option` and what it takes.
+    """
+    if not _HUB_ID.fullmatch(name) or name.startswith((".", "-")):
+        addresses = ", an hf://, http(s):// or other fsspec folder" if option == "metadata" else ""
+        raise OptionError(
+            f'{option}={name!r}: expected a Hub dataset "owner/name"{addresses}, or a local folder ("./x")'
+        )
+    return name

@@ -2,9 +2,11 @@
 
 DATA_DIR/
   sources/…                       what was downloaded from upstream; `--discard-sources` frees each once it is used
+  staging/…                       rows of whole metadata, by part, until the last part is written
   ids/part-000NN.parquet          sample_id, sorted
   faces/part-000NN.parquet        sample_id, faces; sorted by sample_id
   index/part-000NN.parquet        the one table
+  index/part-000NN.json           the proof of its join
   images/part-000NN/              img2dataset's WebDataset output, retry-1/ … for later rounds
   images/part-000NN.fingerprint   what the downloads were made with
   images/part-000NN.parquet       the sidecar: where each row's picture lies
@@ -97,6 +99,11 @@ class DataDir:
     def sources(self) -> Path:
         """Downloads from upstream."""
         return self.root / "sources"
+
+    @property
+    def staging(self) -> Path:
+        """Rows of whole metadata on their way to the index."""
+        return self.root / "staging"
 
     def ids(self, part: int) -> Path:
         """The part's sample ids."""

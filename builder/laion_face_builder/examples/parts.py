@@ -17,7 +17,7 @@ from laion_face_builder.download.part import DownloadOptions, PartResult, downlo
 from laion_face_builder.download.tars import PartPictures
 from laion_face_builder.errors import NotPrepared, StateConflict
 from laion_face_builder.files import digest, human_size, read_fingerprint
-from laion_face_builder.index.prepare import prepare, prepare_part
+from laion_face_builder.index.prepare import prepare
 from laion_face_builder.index.reader import IndexPart, find_published
 from laion_face_builder.options import IMAGE_MODES, Options
 
@@ -53,7 +53,7 @@ def open_part(options: Options, part: int) -> Iterator[OpenPart]:
     With images="auto" the pictures are those on disk if the part was downloaded, else those of the web.
     """
     if not is_prepared(options, part):
-        prepare_part(options.data, part, options.upstream)
+        prepare(options.data, [part], options.upstream)
     with _index_of(options, part) as index:
         if options.images == "download":
             _download(options, part, index)

@@ -50,7 +50,9 @@ class FaceTable:
                 lengths.append(np.diff(lists.offsets.to_numpy()).astype(np.int64))
                 for parts, part in zip(faces, _flat(lists.flatten()), strict=True):
                     parts.append(part)
-        boxes, landmarks, scores = (np.concatenate([part[:0], *parts]) for part, parts in zip(_NONE, faces, strict=True))
+        boxes, landmarks, scores = (
+            np.concatenate([part[:0], *parts]) for part, parts in zip(_NONE, faces, strict=True)
+        )
         return cls(_joined(ids), _starting_at_zero(_joined(lengths)), boxes, landmarks, scores)
 
     @property

@@ -96,9 +96,7 @@ class Proof:
         Raises:
             JoinRefused: next to no id was found, or too few faces lie in their pictures.
         """
-        other = (
-            "Name other metadata with metadata= (LAION-400M's, whole or by part), or a published index with index=."
-        )
+        other = "Name other metadata with metadata= (LAION-400M's, whole or by part), or a published index with index=."
         if self.coverage is not None and self.coverage < COVERAGE[0]:
             raise JoinRefused(
                 f"{where}: has {self.ids_found:,} of the {self.ids_asked:,} sample ids of part {self.part} "
@@ -203,7 +201,8 @@ class _Witness:
     @property
     def fits(self) -> Mask:
         """Rows in which all faces fit, one way up or the other; those without faces too."""
-        return (self.upright == self.faces) | (self.turned == self.faces)
+        fits: Mask = (self.upright == self.faces) | (self.turned == self.faces)
+        return fits
 
     @property
     def may_fit(self) -> Mask:
@@ -213,7 +212,8 @@ class _Witness:
     @property
     def swapped(self) -> Mask:
         """Rows in which all faces fit the other way up only."""
-        return self.known & (self.upright < self.faces) & (self.turned == self.faces)
+        swapped: Mask = self.known & (self.upright < self.faces) & (self.turned == self.faces)
+        return swapped
 
     def at(self, which: Ints) -> _Witness:
         """The same of some rows."""

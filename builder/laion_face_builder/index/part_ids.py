@@ -64,7 +64,8 @@ class PartIds:
         """Which of `values` may be here: all that are, and a few others."""
         places = _hashed(values, self.bits)
         found = (self.bits[places >> np.uint64(3)] >> (places & np.uint64(7)).astype(np.uint8)) & np.uint8(1)
-        return found.view(np.bool_)
+        maybe: npt.NDArray[np.bool_] = found.view(np.bool_)
+        return maybe
 
     def find(self, values: Ints) -> tuple[Ints, Parts]:
         """The places in `values` that are wanted, ascending, and the part that wants each; a place once for each part.
@@ -94,7 +95,7 @@ def _bits_of(keys: Ints) -> npt.NDArray[np.uint8]:
     for start in range(0, len(keys), _AT_ONCE):
         places[start : start + _AT_ONCE] = _hashed(keys[start : start + _AT_ONCE] >> _PART_BITS, bits)
     places.sort()  # One window of bits after the other: scattered writes are five times slower.
-    starts = np.arange(0, len(bits) * 8, _AT_ONCE, np.uint32)
+    starts = np.arange(0, len(bits) * 8, _AT_ONCE).astype(np.uint32)
     bounds = [*np.searchsorted(places, starts), len(places)]
     for start, first, last in zip(starts, bounds, bounds[1:], strict=False):
         window = np.zeros(min(_AT_ONCE, len(bits) * 8), np.bool_)

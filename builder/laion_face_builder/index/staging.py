@@ -12,16 +12,17 @@ go once the last part is written.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from laion_face_builder.files import Fingerprint, make_fingerprint, stamped, written_whole
+from laion_face_builder.files import Fingerprint, digest, make_fingerprint, stamped, written_whole
 from laion_face_builder.index.metadata import ROW_SCHEMA, open_metadata
 from laion_face_builder.index.part_ids import PartIds
+from laion_face_builder.layout import ALL_PARTS
 
 #: The columns that wait: an index row without its part's number and faces.
 STAGED = pa.schema([("part", pa.int16()), ("sample_id", pa.int64()), *ROW_SCHEMA])
@@ -29,12 +30,24 @@ _ROWS = pa.schema([field for field in STAGED if field.name != "part"])
 #: Rows that are held before they are written; some 0.25 GB.
 _MOST_HELD = 1 << 20
 
-Counted = Callable[[int], object]
-
 
 def staged_fingerprint(ids: str, parts: Sequence[int], metadata: str) -> Fingerprint:
     """Name what a staged file is made from: the contents of the id list and of the metadata file, and the parts."""
     return make_fingerprint("staged", ids=ids, parts=list(parts), metadata=metadata)
+
+
+def staging_folder(root: Path, ids: str, parts: Sequence[int]) -> tuple[Path, tuple[int, ...]]:
+    """Name the folder in which rows of `parts` wait, and the parts that wait there.
+
+    A pass that was begun for more parts, some of which are written by now, is taken up again.
+    """
+    wanted = sum(1 << part for part in parts)
+    start = f"{digest(ids)}-"
+    for folder in sorted(root.glob(f"{start}*")):
+        there = int(folder.name.removeprefix(start), 16)
+        if there & wanted == wanted:
+            return folder, tuple(part for part in ALL_PARTS if there >> part & 1)
+    return root / f"{start}{wanted:08x}", tuple(sorted(parts))
 
 
 def rows_of_part(metadata: Path, ids: PartIds, threads: int) -> pa.Table:
@@ -58,11 +71,11 @@ def stage(target: Path, metadata: Path, ids: PartIds, fingerprint: Fingerprint) 
     with written_whole(target) as partial, _writer(partial, schema) as writer:
         for table in _held(_wanted(metadata, ids, 1)):
             parts = table["part"].to_numpy()
-            table = table.take(pa.array(np.argsort(parts, kind="stable"))).combine_chunks()
+            by_part = table.take(pa.array(np.argsort(parts, kind="stable"))).combine_chunks()
             stops = np.cumsum(np.bincount(parts))
             for start, stop in itertools.pairwise([0, *stops.tolist()]):
                 if stop > start:
-                    writer.write_table(table.slice(start, stop - start).cast(schema), row_group_size=stop - start)
+                    writer.write_table(by_part.slice(start, stop - start).cast(schema), row_group_size=stop - start)
             rows += table.num_rows
     return rows
 
@@ -81,8 +94,8 @@ def _wanted(metadata: Path, ids: PartIds, threads: int) -> Iterator[pa.RecordBat
     """The wanted rows as in `STAGED`; a row that several parts want comes once for each."""
     for values, rows in open_metadata(metadata).batches(ids.maybe, threads):
         which, parts = ids.find(values)
-        rows = rows if len(which) == len(values) else rows.take(pa.array(which))
-        yield pa.RecordBatch.from_arrays([pa.array(parts), pa.array(values[which]), *rows.columns], schema=STAGED)
+        found = rows if len(which) == len(values) else rows.take(pa.array(which))
+        yield pa.RecordBatch.from_arrays([pa.array(parts), pa.array(values[which]), *found.columns], schema=STAGED)
 
 
 def _held(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:

@@ -73,7 +73,7 @@ class FaceTable:
         return FaceTable(sample_ids, offsets, self.boxes[which], self.landmarks[which], self.scores[which])
 
     def columns(self, start: int, stop: int) -> tuple[pa.Array, pa.Array, pa.Array, pa.Array]:
-        """faces, n_faces, max_face_score, max_face_size of rows start … stop; [], 0, null, null where there are none."""
+        """faces, n_faces, max_face_score, max_face_size of rows start … stop; [], 0, null, null where none are."""
         offsets = self.offsets[start : stop + 1]
         some = slice(int(offsets[0]), int(offsets[-1]))
         boxes, offsets = self.boxes[some], offsets - offsets[0]

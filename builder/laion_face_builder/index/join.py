@@ -1,7 +1,7 @@
-"""The join of a part, and the proof that it is the right one: which rows are the samples that the faces were found in.
+"""The join of a part, and the proof that it is right: which rows are the samples that the faces were found in.
 
-Ids repeat, sizes are sometimes swapped, and a wrong copy of the metadata can match by chance. So the faces bear witness:
-their boxes have to lie in the pictures that the rows speak of.
+Ids repeat, sizes are sometimes swapped, and a wrong copy of the metadata can match by chance. So the faces bear
+witness: their boxes have to lie in the pictures that the rows speak of.
 
 - *Coverage*: the ids found, of those asked for.
 - *One row an id*: rows with the same URL and caption are one, the first. Of others with the same id only the one is
@@ -45,7 +45,7 @@ class Proof:
         ids_asked, ids_found: sample ids on the part's list; those of them that some metadata row has.
         rows: of the index.
         repeated_rows: left out, since an earlier row has the same id, URL and caption.
-        ambiguous_ids, ambiguous_rows: ids of which nobody can tell which row is the right one, and their rows, left out.
+        ambiguous_ids, ambiguous_rows: left out, since nobody can tell which of the rows with the same id is right.
         disproved_rows: left out, since the faces fit another row with the same id only.
         swapped_rows: of the index, whose width and height were exchanged.
         faces_with_size, faces_that_fit: faces in rows of known size, and those whose centre lies in their picture.
@@ -100,14 +100,14 @@ class Proof:
         if self.coverage is not None and self.coverage < COVERAGE[0]:
             raise JoinRefused(
                 f"{where}: has {self.ids_found:,} of the {self.ids_asked:,} sample ids of part {self.part} "
-                f"({_percent(self.coverage)}; at least {_percent(COVERAGE[0])} are expected): these ids are not LAION's. "
-                + other
+                f"({_percent(self.coverage)}; at least {_percent(COVERAGE[0])} are expected): these ids are not "
+                f"LAION's. {other}"
             )
         if self._is_fit_known and (self.fit or 0) < FIT[0]:
             raise JoinRefused(
                 f"{where}: {self.faces_that_fit:,} of {self.faces_with_size:,} faces of part {self.part} lie in their "
-                f"pictures ({_percent(self.fit)}; at least {_percent(FIT[0])} are expected, wrong rows give 60 to 75 %): "
-                "its ids match, but its rows are of other pictures. " + other
+                f"pictures ({_percent(self.fit)}; at least {_percent(FIT[0])} are expected, wrong rows give 60 to "
+                f"75 %): its ids match, but its rows are of other pictures. {other}"
             )
 
     def warnings(self) -> list[str]:

@@ -97,9 +97,9 @@ def _bits_of(keys: Ints) -> npt.NDArray[np.uint8]:
     places.sort()  # One window of bits after the other: scattered writes are five times slower.
     starts = np.arange(0, len(bits) * 8, _AT_ONCE).astype(np.uint32)
     bounds = [*np.searchsorted(places, starts), len(places)]
-    for start, first, last in zip(starts, bounds, bounds[1:], strict=False):
+    for start, first, last in zip(starts.tolist(), bounds, bounds[1:], strict=False):
         window = np.zeros(min(_AT_ONCE, len(bits) * 8), np.bool_)
-        window[places[first:last] - start] = True
+        window[places[first:last] - np.uint32(start)] = True
         bits[start // 8 : (start + len(window)) // 8] = np.packbits(window, bitorder="little")
     return bits
 

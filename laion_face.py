@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,10 @@ class LaionFaceConfig(OptionFields, datasets.BuilderConfig):
 
 
 class LaionFace(datasets.GeneratorBasedBuilder):
-    """The builder of configs 20M and 50M, one split: train."""
+    """The builder of configs 20M and 50M, one split: train.
+
+    Making one touches nothing. `as_streaming_dataset` and `download_and_prepare` make what is missing in data_dir.
+    """
 
     VERSION = "1.0.0"
     BUILDER_CONFIG_CLASS = LaionFaceConfig
@@ -87,7 +91,7 @@ class LaionFace(datasets.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
-        plan = Plan(self.config.options(self.token), self._report_folder)
+        plan = Plan(self.config.options(self.token), self._report_folder, self._adopted or {})
         return [datasets.SplitGenerator(datasets.Split.TRAIN, {"shards": plan.shards(), "plan": plan})]
 
     def _generate_examples(self, shards: list[Shard], plan: Plan) -> Any:
@@ -96,6 +100,7 @@ class LaionFace(datasets.GeneratorBasedBuilder):
     # What follows takes over where datasets would resume, filter and count less exactly than failures need.
 
     _report_folder: Path | None = None
+    _adopted: Mapping[int, Path] | None = None
 
     def _create_builder_config(self, config_name: str | None = None, custom_features: Any = None, **given: Any) -> Any:
         loading.check_call(config_name, custom_features, given)
@@ -109,14 +114,17 @@ class LaionFace(datasets.GeneratorBasedBuilder):
         return loading.noted(rows, self._report_folder)
 
     def as_streaming_dataset(self, *args: Any, **kwargs: Any) -> Any:
-        """The stream(s). Nothing is prepared before the first example is asked for."""
-        loading.check_ranks(self.config.options(self.token))
+        """Prepares the parts that are not yet there, then gives the stream(s). Iterating these prepares nothing."""
+        super().as_streaming_dataset(*args, **kwargs)  # refuses a split that is not there, before hours of preparing
+        self._adopted = loading.make_ready(self.config.options(self.token), streaming=True)
         self._report_folder = reports.new_folder()
         return super().as_streaming_dataset(*args, **kwargs)
 
     def download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
         """Prepares the parts that are not yet there, then writes the Arrow files."""
-        self.config_id = loading.make_ready(self.config.options(self.token))
+        options = self.config.options(self.token)
+        self._adopted = loading.make_ready(options, streaming=False)
+        self.config_id = loading.config_id(options, self._adopted)
         self._cache_dir = self._output_dir = self._build_cache_dir()
         self._report_folder = reports.new_folder()
         super().download_and_prepare(*args, **kwargs)
@@ -125,6 +133,9 @@ class LaionFace(datasets.GeneratorBasedBuilder):
 
 def load_dataset(name: str | None = None, **options: Any) -> Any:
     """LAION-Face as a `datasets` dataset; takes what `datasets.load_dataset` takes, and the options of the config.
+
+    Parts that are missing in data_dir are prepared here, streaming or not, and with images="download" their pictures
+    are downloaded; how much that is, is said first. Iterating never does either: what has gone by then is NotPrepared.
 
     Args:
         name: "20M" or "50M".

@@ -284,7 +284,7 @@ def test_configs_of_the_class_are_never_changed(prepared):
         return canonical_json([{**vars(c), "version": str(c.version)} for c in laion_face.LaionFace.BUILDER_CONFIGS])
 
     before = fields()
-    builder = laion_face.LaionFace(config_name="50M", parts="0-2", data_dir=str(prepared.data.root), min_faces=2)
+    builder = laion_face.LaionFace(config_name="50M", parts="0-2", index=str(prepared.data.root), min_faces=2)
     assert builder.config.options().parts == (0, 1, 2)
     assert builder.as_streaming_dataset(split="train").num_shards == 3 * 128
     laion_face.LaionFace(config_name="50M")
@@ -327,5 +327,6 @@ def test_one_call_prepares_downloads_and_loads(make_sandbox, tmp_path):
     assert laion_face.load_dataset("20M", **given)["sample_id"][:] == wanted
     asked = len(box.hub.log), len(box.pictures.log)
     streamed = laion_face.load_dataset("20M", **given, streaming=True)
+    assert (len(box.hub.log), len(box.pictures.log)) == asked
     assert [example["sample_id"] for example in streamed] == wanted
     assert (len(box.hub.log), len(box.pictures.log)) == asked

@@ -18,7 +18,6 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 import laion_face
 from laion_face_builder.errors import NotPrepared
 from laion_face_builder.examples.rows import shards_per_part_for
-from laion_face_builder.sandbox import SandboxSpec
 
 
 @pytest.fixture(scope="session")
@@ -153,25 +152,6 @@ def test_ranks_without_prepared_parts_get_an_error_not_a_stampede(sandbox, monke
     with pytest.raises(NotPrepared, match=r"laion-face prepare 20M .*index="):
         laion_face.load_dataset("20M", split="train", streaming=True, images="none", data_dir=str(tmp_path))
     assert len(sandbox.hub.log) == asked
-
-
-def test_nothing_is_prepared_before_it_is_iterated_and_then_only_that_part(make_sandbox, tmp_path):
-    box = make_sandbox(SandboxSpec(parts=(0, 2), rows=60))
-    ds = laion_face.load_dataset(
-        "20M",
-        parts="0,2",
-        split="train",
-        streaming=True,
-        images="none",
-        source_repo=box.repo,
-        metadata=box.metadata_repo,
-        data_dir=str(tmp_path),
-    )
-    assert list(tmp_path.iterdir()) == []
-    assert next(iter(ds))["sample_id"] == box.truth_of(0)[0].sample_id
-    assert (tmp_path / "index" / "part-00000.parquet").exists()
-    assert not (tmp_path / "index" / "part-00002.parquet").exists()
-    assert not any("sample2detect_2" in path.name for path in tmp_path.rglob("*"))
 
 
 def test_shards_are_shuffled_and_every_example_still_comes_once(stream, wanted):

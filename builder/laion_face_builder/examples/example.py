@@ -14,7 +14,7 @@ from laion_face_builder.download.tars import PartPictures, StoredPicture
 from laion_face_builder.errors import PictureError
 from laion_face_builder.examples.report import Tally
 from laion_face_builder.images import pictures, reasons
-from laion_face_builder.images.frames import Frame, frame_of, rescaled
+from laion_face_builder.images.frames import Frame, Size, frame_of, is_swapped, rescaled
 from laion_face_builder.index.filters import read_exclusion
 from laion_face_builder.index.reader import RowBatch
 from laion_face_builder.options import Options
@@ -111,6 +111,7 @@ class ExampleMaker:
         if stored.data is None:
             raise PictureError(stored.status)
         self._refuse_excluded(stored)
+        values = self._put_right(values, stored)
         frame = self._frame(values, stored)
         placed, aligned = self._placed(values, stored, frame)
         return self._filled(
@@ -130,6 +131,23 @@ class ExampleMaker:
         if {stored.sha256, fetched} & read_exclusion(exclude).sha256s:
             raise PictureError("excluded")
 
+    def _put_right(self, values: Example, stored: StoredPicture | FetchedPicture) -> Example:
+        """The values with width and height exchanged if the picture shows that they were swapped.
+
+        All that follows, original_width and original_height too, then speaks of the picture that the faces are from.
+        """
+        width, height = values["width"], values["height"]
+        if width is None or height is None:
+            return values
+        if not is_swapped((width, height), self._given(stored), values["faces"]):
+            return values
+        return {**values, "width": height, "height": width}
+
+    def _given(self, stored: StoredPicture | FetchedPicture) -> Size:
+        """Width and height of what the host gave, as far as they are known."""
+        fetched = stored.fetched if isinstance(stored, StoredPicture) and self._is_resized else None
+        return fetched or (stored.width, stored.height)
+
     def _frame(self, values: Example, stored: StoredPicture | FetchedPicture) -> Frame | None:
         """How points move from the original picture to this one; None if it is not known."""
         width, height = values["width"], values["height"]
@@ -147,8 +165,7 @@ class ExampleMaker:
         width, height = values["width"], values["height"]
         if width is None or height is None:
             return Frame(), False
-        given = isinstance(stored, StoredPicture) and self._is_resized and stored.fetched
-        now = given or (stored.width, stored.height)
+        now = self._given(stored)
         if (width, height) != now and self.options.on_size_change == "keep":
             return Frame(), False
         if frame is None and self.options.on_size_change == "drop":

@@ -10,8 +10,8 @@ from typing import Any
 
 import datasets
 
-from laion_face_builder.errors import NotPrepared, OptionError
-from laion_face_builder.examples import parts, report
+from laion_face_builder.errors import OptionError
+from laion_face_builder.examples import parts, ready, report
 from laion_face_builder.examples.rows import Plan, Shard, shards_per_part_for, world_size
 from laion_face_builder.examples.stream import DecodedStream, ExampleStream
 from laion_face_builder.files import digest
@@ -85,16 +85,26 @@ def check_call(name: str | None, custom_features: Any, given: dict[str, Any]) ->
     refuse_unknown([key for key in given if key not in REFUSED], also)
 
 
-def config_id(options: Options, *, ready: bool = False) -> str:
-    """The Arrow cache's name: the config, and a digest of what defines the data and, once ready, of what is read."""
-    read = [parts.identity(options, part) for part in options.parts] if ready else []
+def config_id(options: Options, adopted: parts.Adopted | None = None) -> str:
+    """The Arrow cache's name: the config, and a digest of what defines the data and, once ready, of what is read.
+
+    Args:
+        options: of the dataset.
+        adopted: what `make_ready` gave; None before that.
+    """
+    read = [] if adopted is None else [parts.identity(options, part, adopted) for part in options.parts]
     return f"{options.config}-{digest({'options': options.defining(), 'read': read})}"
 
 
-def make_ready(options: Options) -> str:
-    """Makes what is missing for the Arrow files; gives the name of their cache."""
-    parts.make_ready(options)
-    return config_id(options, ready=True)
+def make_ready(options: Options, *, streaming: bool) -> parts.Adopted:
+    """Make what is missing, see `ready.make_ready`; gives the sidecars of an adopted folder.
+
+    Raises:
+        NotPrepared: there are several ranks, and each would make the same.
+    """
+    if streaming:
+        check_ranks(options)
+    return ready.make_ready(options, streaming=streaming)
 
 
 def check_ranks(options: Options) -> None:
@@ -106,12 +116,7 @@ def check_ranks(options: Options) -> None:
     world = world_size()
     if world == 1:
         return
-    missing = [part for part in options.parts if not parts.is_prepared(options, part)]
-    if missing:
-        raise NotPrepared(
-            f"WORLD_SIZE is {world} and parts {missing} are not prepared in {options.data.root}: run "
-            f"`laion-face prepare {options.config} --data-dir {options.data.root}` once, or give index="
-        )
+    ready.require_made(options, f"WORLD_SIZE is {world}")
     shards = len(options.parts) * options.shards_per_part
     if shards % world:
         better = shards_per_part_for(len(options.parts), world, options.shards_per_part)

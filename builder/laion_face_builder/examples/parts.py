@@ -1,29 +1,35 @@
-"""Where a part's rows and pictures come from: what is there, what has to be made first, and what is open now.
+"""Where a part's rows and pictures come from: what is there, and what is open now.
 
 What is prepared is used as it is, and nobody upstream is asked; `laion-face prepare` is what looks for newer sources.
+Opening a part makes nothing: `ready` does that, when a dataset is loaded.
 """
 
 from __future__ import annotations
 
 import functools
-import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from laion_face_builder.download.part import DownloadOptions, PartResult, download_part
+from laion_face_builder.download.adopt import part_folder
 from laion_face_builder.download.tars import PartPictures
 from laion_face_builder.errors import NotPrepared, StateConflict
-from laion_face_builder.files import digest, human_size, read_fingerprint
-from laion_face_builder.index.prepare import prepare
+from laion_face_builder.examples.commands import command, listed
+from laion_face_builder.files import digest, read_fingerprint
 from laion_face_builder.index.reader import IndexPart, find_published
 from laion_face_builder.options import IMAGE_MODES, Options
+
+if TYPE_CHECKING:
+    from laion_face_builder.download.part import DownloadOptions, PartResult
 
 #: About what one picture takes of the disk, and how many rows a part of the real set has (50 million over 32 parts).
 BYTES_A_PICTURE = 60_000
 ROWS_A_PART = 1_560_000
+
+#: The sidecars of an adopted folder (images=FOLDER), by part.
+Adopted = Mapping[int, Path]
 
 
 @dataclass(frozen=True)
@@ -47,18 +53,39 @@ def is_prepared(options: Options, part: int) -> bool:
 
 
 @contextmanager
-def open_part(options: Options, part: int) -> Iterator[OpenPart]:
-    """The part, prepared first if need be; its files are open until the block ends.
+def open_part(options: Options, part: int, adopted: Adopted | None = None) -> Iterator[OpenPart]:
+    """Open what there is of a part; its files are open until the block ends. Nothing is prepared or downloaded.
 
     With images="auto" the pictures are those on disk if the part was downloaded, else those of the web.
+
+    Args:
+        options: say which rows and pictures.
+        part: number of the part.
+        adopted: the sidecars that `adopt` gave; None for commands, which look through a folder when they get to it.
+
+    Raises:
+        NotPrepared: something would have to be made first; names the command.
+        StateConflict: the pictures on disk are not those that are asked for.
     """
     if not is_prepared(options, part):
-        prepare(options.data, [part], options.upstream)
+        require_prepared(options)
+    with _index_of(options, part) as index, _pictures_of(options, part, index, adopted) or nullcontext() as pictures:
+        yield OpenPart(index, pictures, is_fetched=pictures is None and options.images != "none")
+
+
+def adopt(options: Options) -> Adopted:
+    """Look through the folder that images= names, as far as that was not done yet; gives the sidecars.
+
+    Raises:
+        NotPrepared: a part is not in it.
+    """
+    return {part: _looked_through(options, part) for part in options.parts if options.images not in IMAGE_MODES}
+
+
+def rows_of(options: Options, part: int) -> int:
+    """Rows of the part's index, which is there."""
     with _index_of(options, part) as index:
-        if options.images == "download":
-            _download(options, part, index)
-        with _pictures_of(options, part, index) or nullcontext() as pictures:
-            yield OpenPart(index, pictures, is_fetched=pictures is None and options.images != "none")
+        return index.num_rows
 
 
 def require_prepared(options: Options) -> None:
@@ -70,8 +97,8 @@ def require_prepared(options: Options) -> None:
     missing = [part for part in options.parts if not is_prepared(options, part)]
     if missing:
         raise NotPrepared(
-            f"{options.data.root}: no index of parts {_listed(missing)}. Run `laion-face prepare {options.config} "
-            f"--parts {_listed(missing)} --data-dir {options.data.root}` first."
+            f"{options.data.root}: no index of parts {listed(missing)}. Run `{command('prepare', options, missing)}` "
+            "first."
         )
 
 
@@ -87,30 +114,17 @@ def of_those_prepared(options: Options) -> Options:
     return replace(options, parts=there)
 
 
-def make_ready(options: Options) -> None:
-    """Makes what is missing before all parts can be read: indexes, pictures if images="download", sidecars.
-
-    Raises:
-        NotPrepared: pictures are missing; says what downloading them takes.
-    """
-    missing = [part for part in options.parts if not is_prepared(options, part)]
-    _require_pictures(options)
-    if missing:
-        prepare(options.data, missing, options.upstream)
-    for part in options.parts:
-        with open_part(options, part):
-            pass
-
-
-def identity(options: Options, part: int) -> dict[str, Any]:
+def identity(options: Options, part: int, adopted: Adopted | None = None) -> dict[str, Any]:
     """Digests of what is read of a part, so that changed content never comes back from a cache."""
-    with open_part(options, part) as opened:
+    with open_part(options, part, adopted) as opened:
         pictures = opened.pictures
         return {"index": digest(opened.index.fingerprint), "pictures": pictures and digest(pictures.fingerprint)}
 
 
 def download_options(options: Options, **how: Any) -> DownloadOptions:
     """How to download, by the options; `how` are further fields of DownloadOptions, None meaning its default."""
+    from laion_face_builder.download.part import DownloadOptions
+
     given = {name: value for name, value in how.items() if value is not None}
     size = options.resizing
     return DownloadOptions(
@@ -129,14 +143,12 @@ def download(options: Options, how: DownloadOptions, retry_failed: int = 0) -> I
     Raises:
         NotPrepared: a part has no index.
     """
+    from laion_face_builder.download.part import download_part
+
     require_prepared(options)
     for part in options.parts:
         with _index_of(options, part) as index:
             yield part, download_part(options.data, part, how, options.filters, retry_failed, index=index)
-
-
-def _download(options: Options, part: int, index: IndexPart) -> None:
-    download_part(options.data, part, download_options(options), options.filters, index=index)
 
 
 def _index_of(options: Options, part: int) -> IndexPart:
@@ -152,21 +164,49 @@ def _published(place: str, part: int, token: str | None) -> str:
     return find_published(place, part, token)
 
 
-def _pictures_of(options: Options, part: int, index: IndexPart) -> PartPictures | None:
+def _pictures_of(options: Options, part: int, index: IndexPart, adopted: Adopted | None) -> PartPictures | None:
     if options.images in ("none", "fetch"):
         return None
     if options.images not in IMAGE_MODES:
-        how: dict[str, Any] = {"max_pixels": options.transfer.max_pixels, "resizing": options.resizing}
-        return PartPictures.adopt(options.images, options.data, part, index, **how)
+        return _adopted(options, part, index, adopted)
     if read_fingerprint(options.data.sidecar(part)) is None:
-        _refuse_to_resize(options, part)
+        if options.images == "download":
+            raise _not_downloaded(options)
+        refuse_to_resize(options, part)
         return None
     opened = PartPictures.open(options.data, part, index)
     _require_as_wanted(options, opened)
     return opened
 
 
-def _refuse_to_resize(options: Options, part: int) -> None:
+def _adopted(options: Options, part: int, index: IndexPart, adopted: Adopted | None) -> PartPictures:
+    if adopted is None:
+        how: dict[str, Any] = {"max_pixels": options.transfer.max_pixels, "resizing": options.resizing}
+        return PartPictures.adopt(options.images, options.data, part, index, **how)
+    folder, sidecar = part_folder(Path(options.images), part), adopted.get(part)
+    if sidecar is None or not sidecar.exists():
+        raise NotPrepared(
+            f"{sidecar or options.data.root}: what lies in {folder} is not known here. Load the dataset again, where "
+            "it is to be read: that looks through the folder, reading does not."
+        )
+    return PartPictures(folder, sidecar)
+
+
+def _looked_through(options: Options, part: int) -> Path:
+    with _index_of(options, part) as index, _adopted(options, part, index, None) as pictures:
+        return pictures.sidecar
+
+
+def _not_downloaded(options: Options) -> NotPrepared:
+    missing = [part for part in options.parts if not options.data.sidecar(part).exists()]
+    return NotPrepared(
+        f"{options.data.root}: no pictures of parts {listed(missing)}. Run `{command('download', options, missing)}` "
+        "first."
+    )
+
+
+def refuse_to_resize(options: Options, part: int) -> None:
+    """Raise NotPrepared if the pictures of a part that was not downloaded were to be resized."""
     if options.resizing:
         raise NotPrepared(
             f"{options.data.sidecar(part)}: there is none, and pictures that are fetched are not resized: "
@@ -186,30 +226,3 @@ def _require_as_wanted(options: Options, stored: PartPictures) -> None:
             f"{stored.sidecar}: the faces in its pictures were blurred. Say blur_faces=True, so that each example says "
             "so, or use another data_dir."
         )
-
-
-def _require_pictures(options: Options) -> None:
-    """Before hours of preparing, not after them."""
-    missing = [part for part in options.parts if not options.data.sidecar(part).exists()]
-    if options.images == "auto" and missing:
-        raise _no_pictures(options, missing)
-
-
-def _no_pictures(options: Options, parts: list[int]) -> NotPrepared:
-    needed = 2 * BYTES_A_PICTURE * ROWS_A_PART * len(parts)
-    return NotPrepared(
-        f"{options.data.root}: no pictures of parts {_listed(parts)}. Give images='download' to download them (about "
-        f"{human_size(needed)}: once as tars and, not streaming, once more as Arrow files; {_free(options.data.root)} "
-        f"free), streaming=True or images='fetch' to fetch them from the web as they are read, images=FOLDER to use an "
-        f"img2dataset folder that you have, or images='none' to do without."
-    )
-
-
-def _free(folder: Path) -> str:
-    while not folder.exists():
-        folder = folder.parent
-    return human_size(shutil.disk_usage(folder).free)
-
-
-def _listed(parts: list[int]) -> str:
-    return ",".join(map(str, parts))

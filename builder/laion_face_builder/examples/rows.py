@@ -48,10 +48,17 @@ class Shard:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to read, and where its counts go."""
+    """What to read, and where its counts go.
+
+    Attributes:
+        options: which rows and pictures.
+        report_folder: gets the tallies.
+        adopted: see `parts.open_part`.
+    """
 
     options: Options
     report_folder: Path | None
+    adopted: parts.Adopted | None = None
 
     def shards(self) -> list[Shard]:
         """All shards, part by part."""
@@ -86,7 +93,7 @@ def walk(plan: Plan, shards: Sequence[Shard], start: Position, tally: Tally) -> 
             shard = shards[place]
             if shard.part != here:
                 stack.close()
-                part = stack.enter_context(parts.open_part(plan.options, shard.part))
+                part = stack.enter_context(parts.open_part(plan.options, shard.part, plan.adopted))
                 maker, here = _maker(plan.options, part, tally), shard.part
             first, stop = shard.bounds(part.index.num_rows)
             skipped = start.rows if place == start.shard else 0

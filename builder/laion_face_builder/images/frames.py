@@ -136,6 +136,31 @@ def frame_of(original: Size, fetched: Size | None, resizing: Resizing, now: Size
     return copy.then(resized.frame) if copy is not None and resized.size == now else None
 
 
+def is_swapped(said: Size, given: Size, faces: Sequence[Face]) -> bool:
+    """Whether a picture shows that its width and height were noted the wrong way round, as in some rows of LAION-400M.
+
+    Its size is exactly the swapped one, and the centre of every box lies in it as it is: then the faces were found in
+    this very frame. Without a face nothing says so; a host may have turned the picture.
+
+    Args:
+        said: width and height by the metadata; above 0.
+        given: those of the picture that the host gave.
+        faces: of the row, unmoved.
+    """
+    return said[0] != said[1] and given == said[::-1] and bool(faces) and centres_lie_in(faces, given)
+
+
+def centres_lie_in(faces: Sequence[Face], size: Size) -> bool:
+    """Whether the centre of every box lies in a picture of this width and height; a centre that is no number does not.
+
+    Boxes are not clipped, and a face that is cut off by an edge reaches beyond it: only centres tell frames apart.
+    """
+    return all(
+        0 <= (box[0] + box[2]) / 2 <= size[0] and 0 <= (box[1] + box[3]) / 2 <= size[1]
+        for box in (face["box"] for face in faces)
+    )
+
+
 def rescaled(original: Size, now: Size) -> Frame | None:
     """The frame of a copy of another size, None if the aspect is another and nothing can be known.
 

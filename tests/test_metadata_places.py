@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import pickle
 import threading
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from test_sources import parquet
 
 from laion_face_builder.errors import BadFile, GatedSource, SourceError, SourceNotFound
 from laion_face_builder.files import sha256_of
-from laion_face_builder.sandbox import STRANGER, Answer, FolderHost, Hub, Request
+from laion_face_builder.sandbox import STRANGER, TOKEN, Answer, FolderHost, Hub, Request, redirect
 from laion_face_builder.sandbox.serving import LoopbackServer
 from laion_face_builder.upstream.http_folder import TODAYS
 from laion_face_builder.upstream.sources import CANONICAL, CONVERTED, ByPart, Upstream, Whole, part_of
@@ -62,6 +63,7 @@ def test_the_kind_is_told_by_exact_names_in_every_place(hub: Hub, tmp_path, name
         flat = [host.url()] if not any("/" in name for name in names) else []
         for place in (folder, repo, f"hf://datasets/{repo}", f"memory://{bucket}", *flat):
             found = source(place)
+            assert pickle.loads(pickle.dumps(found)) == found
             if names in WHOLE:
                 assert isinstance(found, Whole)
                 fetched = [file.fetch(tmp_path / "s") for file in found.files]
@@ -132,7 +134,7 @@ def test_a_cut_local_file_is_found_at_once(tmp_path):
 def test_whole_metadata_on_the_hub_is_one_listing_and_one_question(hub: Hub, tmp_path):
     path = parquet(tmp_path / "one")
     hub.add_repo("tests/today", dict.fromkeys(TODAYS, path), gated=True)
-    hub.tokens["hf_sandbox"].add("tests/today")
+    hub.tokens.setdefault(TOKEN, set()).add("tests/today")
     before = len(hub.log)
     found = source("tests/today")
     asked = hub.log[before:]
@@ -161,6 +163,26 @@ def test_a_revision_is_looked_at_not_main(hub: Hub, tmp_path):
     assert isinstance(source("tests/branches"), Whole)
     assert isinstance(source("tests/branches@refs/convert/parquet"), ByPart)
     assert isinstance(source("hf://datasets/tests/branches@refs%2Fconvert%2Fparquet"), ByPart)
+
+
+def test_a_renamed_repo_is_found_under_its_old_name(hub: Hub, tmp_path, monkeypatch):
+    hub.add_repo("tests/new-name", {name: parquet(tmp_path / name) for name in TODAYS[:3]}, gated=True)
+    hub.tokens.setdefault(TOKEN, set()).add("tests/new-name")
+    answer = hub.answer
+
+    def renamed(request: Request) -> Answer:
+        if "tests/old-name" not in request.target:
+            return answer(request)
+        return redirect(request.target.replace("tests/old-name", "tests/new-name"), 307)
+
+    monkeypatch.setattr(hub, "answer", renamed)
+    found = source("tests/old-name")
+    assert [file.content(tmp_path) for file in found.files] == [
+        f"sha256:{sha256_of(file.fetch(tmp_path / 's'))}" for file in found.files
+    ]
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(GatedSource):
+        source("tests/old-name")
 
 
 # http(s)

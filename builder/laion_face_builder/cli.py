@@ -62,7 +62,14 @@ def _add_prepare(commands: Any) -> None:
     _add_config(command)
     _add_options(command, "source", "which")
     command.add_argument(
-        "--discard-sources", action="store_true", help="delete each downloaded source once its part is written"
+        "--discard-sources", action="store_true", help="delete each downloaded source once what it is for is written"
+    )
+    command.add_argument(
+        "--processes",
+        type=int,
+        default=None,
+        metavar="N",
+        help="files, and parts, that are worked on at the same time; default: one a processor",
     )
 
 
@@ -100,6 +107,9 @@ def _add_status(commands: Any) -> None:
     command = _command(commands, "status", _status, "what is prepared and downloaded")
     command.add_argument("config", metavar="CONFIG", nargs="?", default="50M", choices=sorted(CONFIG_PARTS))
     _add_data_dir(command)
+    command.add_argument(
+        "--format", choices=("human", "json"), default="human", help="a table, or JSON; default: %(default)s"
+    )
 
 
 def _add_publish(commands: Any) -> None:
@@ -232,7 +242,8 @@ def _prepare(given: argparse.Namespace) -> None:
     from laion_face_builder.index.prepare import prepare
 
     options = _options(given)
-    prepare(options.data, options.parts, options.upstream, discard_sources=given.discard_sources)
+    how = {"discard_sources": given.discard_sources, "processes": given.processes}
+    prepare(options.data, options.parts, options.upstream, **how)
 
 
 def _download(given: argparse.Namespace) -> None:
@@ -268,7 +279,8 @@ def _faces(given: argparse.Namespace) -> int:
 def _status(given: argparse.Namespace) -> None:
     from laion_face_builder import status
 
-    for line in status.lines(DataDir.at(given.data_dir), CONFIG_PARTS[given.config]):
+    data, parts = DataDir.at(given.data_dir), CONFIG_PARTS[given.config]
+    for line in [json.dumps(status.as_json(data, parts))] if given.format == "json" else status.lines(data, parts):
         print(line)
 
 

@@ -49,10 +49,12 @@ def option(default: Any, text: str, *, kind: type = str, group: str) -> Any:
 class OptionFields:
     """The options as given. Every one has a default; None means that there is no such limit or filter."""
 
-    source_repo: str = option("FacePerceiver/laion-face", "Hub repo of the id list and the detections", group="source")
+    source_repo: str = option(
+        "FacePerceiver/laion-face", "Hub repo, or local folder, of the id list and the detections", group="source"
+    )
     source_revision: str | None = option(None, "its revision (branch, tag or commit); default: main", group="source")
     metadata: str = option(
-        "laion/laion400m",
+        "laion/relaion400m",
         "LAION-400M metadata: Hub dataset id, hf:// or http(s) folder, or local folder",
         group="source",
     )

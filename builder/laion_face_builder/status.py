@@ -1,49 +1,146 @@
-"""What is prepared and downloaded in a DATA_DIR, a line a part. Reads footers and sidecars only."""
+"""What is prepared and downloaded in a DATA_DIR, and what proves its joins. Reads footers, proofs and sidecars only."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from laion_face_builder.errors import BadFile
 from laion_face_builder.files import human_size
+from laion_face_builder.index.writer import proof_path
 from laion_face_builder.layout import DataDir
 
 
+@dataclass(frozen=True)
+class PartStatus:
+    """What there is of one part; None where there is nothing.
+
+    Attributes:
+        ids, faces, rows: ids on the part's list, samples with detections, rows of the index.
+        proof: of the join: `index.join.Proof.as_dict` and what it was made from; None too for an index that came
+            without one.
+        tars, tar_bytes: files with pictures, and their sizes together.
+        pictures: rows of the sidecar by status; "ok" are usable pictures.
+    """
+
+    part: int
+    ids: int | None
+    faces: int | None
+    rows: int | None
+    proof: dict[str, Any] | None
+    tars: int
+    tar_bytes: int
+    pictures: dict[str, int] | None
+
+    @classmethod
+    def of(cls, data: DataDir, part: int) -> PartStatus:
+        """Look at one part.
+
+        Raises:
+            BadFile: a file of ours cannot be read.
+        """
+        tars = list(data.tars(part).rglob("*.tar"))
+        return cls(
+            part,
+            _rows(data.ids(part)),
+            _rows(data.faces(part)),
+            _rows(data.index(part)),
+            _proof(data, part),
+            len(tars),
+            sum(tar.stat().st_size for tar in tars),
+            _pictures(data.sidecar(part)),
+        )
+
+
 def lines(data: DataDir, parts: Iterable[int]) -> Iterator[str]:
-    """A header, a line for every part, and a sum."""
+    """Print a header, a line for every part, and a sum."""
     parts = list(parts)
     yield f"{data.root}"
-    yield f"{'part':>4}  {'ids':>9}  {'faces':>9}  {'index':>9}  {'tars':>5}  {'size':>9}  usable pictures"
+    heads = ("ids", "faces", "index", "found", "fit", "left out", "swapped", "tars", "size")
+    yield _columns("part", heads) + "  usable pictures"
     prepared = 0
     for part in parts:
-        prepared += data.index(part).exists()
-        yield _line(data, part)
+        status = PartStatus.of(data, part)
+        prepared += status.rows is not None
+        yield _line(status)
     yield f"{prepared} of {len(parts)} parts are prepared"
+    if prepared:
+        yield (
+            "found: ids that the metadata has; fit: faces that lie in their pictures; left out: rows that repeat, or "
+            "whose id is another's"
+        )
 
 
-def _line(data: DataDir, part: int) -> str:
-    counts = [_rows(path) for path in (data.ids(part), data.faces(part), data.index(part))]
-    tars = list(data.tars(part).rglob("*.tar"))
-    size = human_size(sum(tar.stat().st_size for tar in tars)) if tars else "-"
-    rows = "  ".join(f"{count:>9}" for count in counts)
-    return f"{part:>4}  {rows}  {len(tars):>5}  {size:>9}  {_usable(data, part)}"
+def as_json(data: DataDir, parts: Iterable[int]) -> dict[str, Any]:
+    """Give the same for programs; shares are numbers between 0 and 1."""
+    return {"data_dir": str(data.root), "parts": [asdict(PartStatus.of(data, part)) for part in parts]}
 
 
-def _rows(path: object) -> str:
+def _line(status: PartStatus) -> str:
+    proof = status.proof or {}
+    left_out = [proof.get(f"{why}_rows") for why in ("repeated", "ambiguous", "disproved")]
+    cells = (
+        *map(_number, (status.ids, status.faces, status.rows)),
+        *(_percent(proof.get(share)) for share in ("coverage", "fit")),
+        _number(sum(count or 0 for count in left_out) if proof else None),
+        _number(proof.get("swapped_rows")),
+        str(status.tars),
+        human_size(status.tar_bytes) if status.tars else "-",
+    )
+    return _columns(str(status.part), cells) + f"  {_usable(status.pictures)}"
+
+
+def _columns(first: str, others: Sequence[str]) -> str:
+    widths = (10, 9, 9, 7, 7, 8, 8, 5, 9)
+    return f"{first:>4}" + "".join(f"  {text:>{width}}" for text, width in zip(others, widths, strict=True))
+
+
+def _number(count: int | None) -> str:
+    return "-" if count is None else f"{count:,}"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def _rows(path: Path) -> int | None:
     try:
-        return f"{pq.read_metadata(path).num_rows:,}"
+        return int(pq.read_metadata(path).num_rows)
     except FileNotFoundError:
-        return "-"
+        return None
 
 
-def _usable(data: DataDir, part: int) -> str:
-    sidecar = data.sidecar(part)
+def _proof(data: DataDir, part: int) -> dict[str, Any] | None:
+    path = proof_path(data.index(part))
+    if not data.index(part).exists() or not path.exists():
+        return None
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise BadFile(
+            path,
+            found=f"no JSON ({error})",
+            expected="the proof of a join, as `laion-face prepare` writes it",
+            way_out=f"Remove it and {data.index(part).name} beside it, and run `laion-face prepare` again.",
+        ) from error
+
+
+def _pictures(sidecar: Path) -> dict[str, int] | None:
     if not sidecar.exists():
+        return None
+    counts = pc.value_counts(pq.read_table(sidecar, columns=["status"])["status"]).to_pylist()
+    return {item["values"]: item["counts"] for item in sorted(counts, key=lambda item: -item["counts"])}
+
+
+def _usable(pictures: dict[str, int] | None) -> str:
+    if pictures is None:
         return "-"
-    status = pq.read_table(sidecar, columns=["status"])["status"]
-    counts = {item["values"]: item["counts"] for item in pc.value_counts(status).to_pylist()}
-    usable = counts.pop("ok", 0)
-    failed = ", ".join(f"{reason} {count:,}" for reason, count in sorted(counts.items(), key=lambda item: -item[1])[:4])
-    return f"{usable:,} of {len(status):,}" + (f" ({failed})" if failed else "")
+    failed = [f"{reason} {count:,}" for reason, count in pictures.items() if reason != "ok"]
+    shown = f" ({', '.join(failed[:4])})" if failed else ""
+    return f"{pictures.get('ok', 0):,} of {sum(pictures.values()):,}{shown}"

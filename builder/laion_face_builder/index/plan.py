@@ -188,8 +188,8 @@ def _is_of_earlier_version(plan: PartPlan) -> bool:
     if (ours.get("ids"), ours.get("faces")) != (ids, faces) or (is_known and ours.get("metadata") != metadata):
         return False
     logger.warning(
-        "part %d was prepared by an earlier version and has pictures: it is used as it is, without a proof of its join. "
-        "To make it anew, move %s and %s away.",
+        "part %d was prepared by an earlier version and has pictures: it is used as it is, without a proof of its "
+        "join. To make it anew, move %s and %s away.",
         plan.part,
         plan.data.index(plan.part),
         plan.data.tars(plan.part),

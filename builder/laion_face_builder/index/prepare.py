@@ -1,7 +1,7 @@
 """From upstream to the index: ids, faces, rows by part, index.
 
 Each file is written whole and carries what it was made from, so a run that was killed goes on with the first one that
-is missing. Metadata by part is joined part by part. Whole metadata is read once for all parts (see `staging`), then the
+is missing. Metadata by part is joined part by part. Whole metadata is read once for all parts (see `staged`), then the
 parts are put together. One process works on a part, or on whole metadata, at a time; others wait and find it done.
 """
 
@@ -23,7 +23,7 @@ from laion_face_builder.index.ids import write_ids
 from laion_face_builder.index.join import join
 from laion_face_builder.index.part_ids import PartIds
 from laion_face_builder.index.plan import Costs, PartPlan, plan_parts
-from laion_face_builder.index.staging import rows_of_part, stage, staged_fingerprint, staged_rows, staging_folder
+from laion_face_builder.index.staged import rows_of_part, stage, staged_fingerprint, staged_rows, staging_folder
 from laion_face_builder.index.writer import proof_path, write_index
 from laion_face_builder.layout import ALL_PARTS, DataDir
 from laion_face_builder.parallel import cores, in_order

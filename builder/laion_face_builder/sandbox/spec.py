@@ -81,7 +81,7 @@ class SandboxSpec:
     seed: int = 0
     sample_ids: Literal["int64", "float64", "string"] = "int64"
     row_groups: int = 4
-    world: World = "2021"
+    world: World = "today"
     metadata_files: int = 5
     removed: float = 1 / 8
     repeated: float = 0.02

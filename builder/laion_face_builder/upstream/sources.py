@@ -23,7 +23,7 @@ from laion_face_builder.upstream.source_hub import HubRepo, hub_repo
 __all__ = ["CANONICAL", "CONVERTED", "ByPart", "RemoteFile", "Upstream", "Whole", "hub_id", "part_of"]
 
 DEFAULT_REPO = "FacePerceiver/laion-face"
-DEFAULT_METADATA = "laion/laion400m"
+DEFAULT_METADATA = "laion/relaion400m"
 
 ID_LIST = "laion_face_ids.pth"
 DETECTIONS = "sample2detect_{part}.pth"

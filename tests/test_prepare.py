@@ -1,24 +1,30 @@
-"""From upstream to the index: law 3 (kill -9), two processes at once, reuse, discarding, and what stops it."""
+"""From upstream to the index, of today and of 2021: law 3 (kill -9), reuse, discarding, and what stops it."""
 
-import os
+import json
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from laion_face_builder.errors import BadFile, GatedSource, LaionFaceError, SourceError, StateConflict
-from laion_face_builder.files import read_fingerprint
-from laion_face_builder.index.prepare import prepare, prepare_part
+from laion_face_builder.errors import BadFile, GatedSource, JoinRefused, LaionFaceError, SourceError, StateConflict
+from laion_face_builder.files import human_size, read_fingerprint, stamped
+from laion_face_builder.index import prepare as prepare_module
+from laion_face_builder.index.prepare import prepare
 from laion_face_builder.index.reader import IndexPart
+from laion_face_builder.index.writer import proof_path
 from laion_face_builder.layout import DataDir
 from laion_face_builder.sandbox import FolderHost, Sandbox, SandboxSpec
-from laion_face_builder.upstream.sources import CANONICAL, Upstream
+from laion_face_builder.sandbox.releases import RELEASES
+from laion_face_builder.upstream.sources import Upstream
 
 CHILD = """
 import sys
@@ -51,9 +57,14 @@ def hidden(folder: Path) -> list[str]:
     return [str(path) for pattern in ("*.partial", "*.incomplete") for path in folder.rglob(pattern)]
 
 
+@pytest.fixture(params=["today", "2021"])
+def box(request, make_sandbox) -> Sandbox:
+    return make_sandbox(SandboxSpec(parts=(0, 1), rows=90, world=request.param, metadata_files=3))
+
+
 @pytest.fixture
-def box(make_sandbox) -> Sandbox:
-    return make_sandbox(SandboxSpec(parts=(0, 1), rows=90))
+def today(make_sandbox) -> Sandbox:
+    return make_sandbox(SandboxSpec(parts=(0, 1), rows=90, metadata_files=5))
 
 
 @pytest.fixture
@@ -74,7 +85,11 @@ def test_prepare_makes_the_true_index_and_says_sizes_first(box: Sandbox, data: D
         truth = box.truth_of(part)
         assert [row["sample_id"] for row in table] == [true.sample_id for true in truth]
         assert [row["faces"] for row in table] == [[face.as_dict() for face in true.faces] for true in truth]
+        assert [(row["url"], row["width"], row["height"]) for row in table] == [
+            (true.url, true.width, true.height) for true in truth
+        ]
         assert {row["part"] for row in table} == {part}
+        check_proof(data, part, box.content.proof[part])
     said = [record.getMessage() for record in caplog.records]
     sizes = next(number for number, text in enumerate(said) if "to download" in text)
     assert sizes < next(number for number, text in enumerate(said) if text.startswith("fetching"))
@@ -82,10 +97,36 @@ def test_prepare_makes_the_true_index_and_says_sizes_first(box: Sandbox, data: D
         assert piece in said[sizes]
 
 
+def check_proof(data: DataDir, part: int, true: dict[str, int]) -> None:
+    proof = json.loads(proof_path(data.index(part)).read_text())
+    found = {"asked": "ids_asked", "found": "ids_found", "merged": "repeated_rows", "ambiguous": "ambiguous_ids"}
+    found |= {"swapped": "swapped_rows", "faces_with_sizes": "faces_with_size", "faces_that_fit": "faces_that_fit"}
+    assert {name: proof[found[name]] for name in true} == true
+    assert proof["coverage"] == true["found"] / true["asked"]
+    assert proof["made_from"] == read_fingerprint(data.index(part))
+
+
+def test_whole_metadata_is_said_to_be_read_once(today: Sandbox, data: DataDir, caplog):
+    caplog.set_level("INFO", "laion_face")
+    prepare(data, [0], upstream(today))
+    size = human_size(sum(path.stat().st_size for path in today.metadata_folder.glob("*.parquet")))
+    assert f"{size} in 5 files of metadata are read for 1 part; all 32 cost no more" in caplog.text
+    assert "% of 31 ids found; 100.0 % of" in caplog.text
+
+
+def test_the_same_rows_come_with_any_number_of_threads(today: Sandbox, tmp_path):
+    results = []
+    for processes in (1, 5):
+        data = DataDir.at(tmp_path / str(processes))
+        prepare(data, [0, 1], upstream(today), processes=processes)
+        results.append(made(data.root))
+    assert results[0] == results[1]
+
+
 def test_what_is_there_is_used_without_a_download(box: Sandbox, data: DataDir):
     prepare(data, [0], upstream(box))
     before, sent = made(data.root), box.hub.bytes_sent("/lfs/")
-    assert prepare_part(data, 0, upstream(box)) == data.index(0)
+    prepare(data, [0], upstream(box))
     assert (made(data.root), box.hub.bytes_sent("/lfs/")) == (before, sent)
 
 
@@ -125,7 +166,9 @@ def kill_when(child: subprocess.Popen[bytes], happened) -> bool:
 def test_law_3_killed_at_every_file_and_started_again(box: Sandbox, tmp_path):
     reference, folder = tmp_path / "reference", tmp_path / "killed"
     finish(start(reference, box, "01", box.metadata_url))
+    staged = ["staging/*/00000.parquet", "staging/*/.00001*.partial", "staging/*/00002.parquet"]
     milestones = [
+        *(staged if box.content.spec.world == "today" else []),
         "sources/**/.laion_face_ids.pth.*.incomplete",
         "ids/.part-00000.*.partial",
         "sources/**/.sample2detect_0.pth.*.incomplete",
@@ -141,8 +184,25 @@ def test_law_3_killed_at_every_file_and_started_again(box: Sandbox, tmp_path):
     assert killed >= len(milestones) // 2
     finish(start(folder, box, "01", box.metadata_url))
     assert made(folder) == made(reference)
-    assert len(made(folder)) == 6
+    assert len(made(folder)) == 32 + 2 + 4
     assert hidden(folder) == []
+    assert list((folder / "staging").glob("*")) == []
+
+
+def test_law_3_a_killed_pass_goes_on_with_the_next_file(today: Sandbox, tmp_path):
+    reference, folder = tmp_path / "reference", tmp_path / "killed"
+    finish(start(reference, today, "01"))
+    assert kill_when(start(folder, today, "01"), lambda: any(folder.glob("staging/*/00001.parquet")))
+    staged = {path.name for path in folder.glob("staging/*/0*.parquet")}
+    shutil.rmtree(folder / "sources")
+    before = len(today.hub.log)
+    finish(start(folder, today, "01"))
+    fetched = {f"{int(found[1]):05d}.parquet" for r in today.hub.log[before:] if (found := _METADATA.search(r.path))}
+    assert fetched == {f"{number:05d}.parquet" for number in range(5)} - staged
+    assert made(folder) == made(reference)
+
+
+_METADATA = re.compile(r"/lfs/.*/part-(\d{5})-4227e361")
 
 
 def test_law_3_killed_at_any_time_and_started_again(box: Sandbox, tmp_path):
@@ -179,7 +239,7 @@ def test_two_processes_at_once_do_each_part_once(box: Sandbox, data: DataDir):
     for file in files:
         sent = sum(request.sent for request in box.hub.log if box.repo in request.path and file in request.path)
         assert sent - before[file] == (box.folder / "laion-face" / file).stat().st_size
-    assert len(made(data.root)) == 6
+    assert len(made(data.root)) == 32 + 2 + 4
 
 
 # Sources
@@ -188,10 +248,33 @@ def test_two_processes_at_once_do_each_part_once(box: Sandbox, data: DataDir):
 def test_discarded_sources_are_freed_and_local_files_stay(box: Sandbox, data: DataDir):
     prepare(data, [0, 1], upstream(box), discard_sources=True)
     assert copies(data) == []
-    assert len(list(box.metadata_folder.glob("*.parquet"))) == 2
+    assert len(list(box.metadata_folder.glob("*.parquet"))) == len(box.content.files)
     sent = box.hub.bytes_sent("/lfs/")
     prepare(data, [0, 1], upstream(box), discard_sources=True)
     assert box.hub.bytes_sent("/lfs/") == sent
+
+
+def test_the_id_list_is_fetched_once_for_all_parts(box: Sandbox, data: DataDir):
+    for part in (0, 1):
+        prepare(data, [part], upstream(box), discard_sources=True)
+    requests = [r for r in box.hub.log if "/lfs/" in r.path and box.repo in r.path and "laion_face_ids" in r.path]
+    assert (
+        sum(request.sent for request in requests) == (box.folder / "laion-face" / "laion_face_ids.pth").stat().st_size
+    )
+
+
+def test_each_metadata_file_is_freed_once_it_is_read(today: Sandbox, data: DataDir):
+    there = 0
+
+    def count(*_: object) -> object:
+        nonlocal there
+        there = max(there, len(list(data.sources.rglob("part-*.parquet"))))
+        return mock.DEFAULT  # then the real one is called
+
+    with mock.patch.object(prepare_module, "stage", side_effect=count, wraps=prepare_module.stage):
+        prepare(data, [0, 1], upstream(today, today.metadata_repo), discard_sources=True, processes=2)
+    assert 1 <= there <= 2
+    assert copies(data) == []
 
 
 def test_sources_that_a_killed_run_left_are_discarded_later(box: Sandbox, data: DataDir):
@@ -208,23 +291,41 @@ def copies(data: DataDir) -> list[Path]:
     ]
 
 
-def change_metadata(box: Sandbox, part: int) -> Path:
-    """A folder with the part's metadata, but for the last row."""
-    (old,) = box.metadata_folder.glob(f"part-{part:05d}-*")
+def change_metadata(box: Sandbox) -> Path:
+    """A folder with the metadata, but for the half of its first file."""
     folder = box.folder / "changed"
-    folder.mkdir(exist_ok=True)
-    table = pq.read_table(old)
-    pq.write_table(table.slice(0, table.num_rows // 2), folder / old.name)
+    shutil.copytree(box.metadata_folder, folder, dirs_exist_ok=True)
+    first = sorted(folder.iterdir())[0]
+    table = pq.read_table(first)
+    pq.write_table(table.slice(0, table.num_rows // 2), first)
     return folder
 
 
 def test_other_sources_mean_another_index(box: Sandbox, data: DataDir):
     prepare(data, [0], upstream(box))
     before = read_fingerprint(data.index(0))
-    prepare(data, [0], upstream(box, change_metadata(box, 0)))
+    prepare(data, [0], upstream(box, change_metadata(box)))
     after = read_fingerprint(data.index(0))
     assert {key for key in before if before[key] != after[key]} == {"metadata"}
     assert pq.read_metadata(data.index(0)).num_rows < len(box.truth_of(0))
+
+
+def test_an_index_of_an_earlier_version_with_pictures_is_used_as_it_is(box: Sandbox, data: DataDir, caplog):
+    prepare(data, [0], upstream(box))
+    table = pq.read_table(data.index(0))
+    earlier = {key: value for key, value in read_fingerprint(data.index(0)).items() if key != "join"}
+    pq.write_table(table.replace_schema_metadata(stamped(table.schema, earlier).metadata), data.index(0))
+    before = made(data.root)
+    data.tars(0).mkdir(parents=True)
+    (data.tars(0) / "00000.tar").touch()
+    prepare(data, [0], upstream(box))
+    assert made(data.root) == before
+    assert "was prepared by an earlier version and has pictures" in caplog.text
+    with pytest.raises(StateConflict):
+        prepare(data, [0], upstream(box, change_metadata(box)))
+    (data.tars(0) / "00000.tar").unlink()
+    prepare(data, [0], upstream(box))
+    assert read_fingerprint(data.index(0))["join"] == 2
 
 
 @pytest.mark.parametrize("sign", ["fingerprint", "tar"])
@@ -235,8 +336,8 @@ def test_pictures_of_the_old_index_are_never_orphaned(box: Sandbox, data: DataDi
     here.parent.mkdir(parents=True)
     here.write_text("{}")
     with pytest.raises(StateConflict) as caught:
-        prepare(data, [0], upstream(box, change_metadata(box, 0)))
-    for piece in (str(data.index(0)), "metadata sha256:", "name the old sources again", "move", str(data.tars(0))):
+        prepare(data, [0], upstream(box, change_metadata(box)))
+    for piece in (str(data.index(0)), "(metadata ", "name the old sources again", "move", str(data.tars(0))):
         assert piece in str(caught.value)
     assert made(data.root) == before
     prepare(data, [0], upstream(box))
@@ -272,7 +373,7 @@ def test_a_part_from_other_ids_is_not_passed_off_when_the_metadata_is_gated(box:
 
 
 def test_a_disk_without_the_room_stops_it_before_anything_is_downloaded(box: Sandbox, data: DataDir, tmp_path):
-    huge = tmp_path / "web" / CANONICAL.format(part=0)
+    huge = tmp_path / "web" / sorted(path.name for path in box.metadata_folder.iterdir())[0]
     huge.parent.mkdir()
     with huge.open("wb") as file:
         file.truncate(8 << 40)
@@ -284,8 +385,32 @@ def test_a_disk_without_the_room_stops_it_before_anything_is_downloaded(box: San
 
 def test_metadata_that_cannot_be_used_leaves_no_index(box: Sandbox, data: DataDir, tmp_path):
     (tmp_path / "bad").mkdir()
-    pq.write_table(pa.table({"url": ["a"]}), tmp_path / "bad" / CANONICAL.format(part=0))
+    name = sorted(path.name for path in box.metadata_folder.iterdir())[0]
+    pq.write_table(pa.table({"url": ["a"]}), tmp_path / "bad" / name)
     with pytest.raises(BadFile, match="SAMPLE_ID"):
         prepare(data, [0], upstream(box, tmp_path / "bad"))
-    assert sorted(made(data.root)) == ["faces/part-00000.parquet", "ids/part-00000.parquet"]
-    assert os.listdir(data.root / "index") == [".part-00000.parquet.lock"]
+    assert list(data.root.glob("index/part*")) == []
+    assert hidden(data.root) == []
+
+
+def test_metadata_that_is_not_laions_is_refused_with_its_figures(box: Sandbox, data: DataDir, tmp_path):
+    for path in sorted(box.metadata_folder.iterdir()):
+        table, name = pq.read_table(path), RELEASES[box.content.spec.world].id_column
+        numbers = pa.array(range(table.num_rows), table.schema.field(name).type)
+        (tmp_path / "other").mkdir(exist_ok=True)
+        pq.write_table(
+            table.set_column(table.schema.get_field_index(name), name, numbers), tmp_path / "other" / path.name
+        )
+    with pytest.raises(JoinRefused, match=r"other: has 0 of the 31 sample ids of part 0 \(0\.0 %"):
+        prepare(data, [0], upstream(box, tmp_path / "other"))
+    assert list(data.root.glob("index/part*")) == []
+
+
+def test_a_number_in_a_name_of_today_is_no_part(make_sandbox, data: DataDir, caplog):
+    """The Hub's file 0 was once taken for part 0: 34 rows of 134, in silence."""
+    box = make_sandbox(SandboxSpec(parts=(0,), rows=400, metadata_files=5))
+    for path in sorted(box.metadata_folder.iterdir())[1:]:
+        path.unlink()
+    prepare(data, [0], upstream(box))
+    assert "part 0: only" in caplog.text
+    assert "of its 134 ids are in the metadata; today's release has about 87 %" in caplog.text

@@ -184,7 +184,7 @@ def _is_of_earlier_version(plan: PartPlan) -> bool:
     ids, faces = plan.id_list.content(sources), plan.detections.content(sources)
     metadata = plan.metadata.content(sources)
     # Earlier versions knew the metadata by their footers, if they were not the Hub's: these say nothing now.
-    is_known = str(ours.get("metadata")).startswith("sha256:")
+    is_known = not str(ours.get("metadata")).startswith(("footer:", "etag:", "modified:"))
     if (ours.get("ids"), ours.get("faces")) != (ids, faces) or (is_known and ours.get("metadata") != metadata):
         return False
     logger.warning(

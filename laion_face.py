@@ -87,7 +87,7 @@ class LaionFace(datasets.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
-        plan = Plan(self.config.options(self.token), self._report_folder)
+        plan = Plan(self._options or self.config.options(self.token), self._report_folder)
         return [datasets.SplitGenerator(datasets.Split.TRAIN, {"shards": plan.shards(), "plan": plan})]
 
     def _generate_examples(self, shards: list[Shard], plan: Plan) -> Any:
@@ -95,6 +95,8 @@ class LaionFace(datasets.GeneratorBasedBuilder):
 
     # What follows takes over where datasets would resume, filter and count less exactly than failures need.
 
+    # Validated once a call: an exclusion list that changes meanwhile changes nothing.
+    _options: Options | None = None
     _report_folder: Path | None = None
 
     def _create_builder_config(self, config_name: str | None = None, custom_features: Any = None, **given: Any) -> Any:
@@ -110,13 +112,15 @@ class LaionFace(datasets.GeneratorBasedBuilder):
 
     def as_streaming_dataset(self, *args: Any, **kwargs: Any) -> Any:
         """The stream(s). Nothing is prepared before the first example is asked for."""
-        loading.check_ranks(self.config.options(self.token))
+        self._options = self.config.options(self.token)
+        loading.check_ranks(self._options)
         self._report_folder = reports.new_folder()
         return super().as_streaming_dataset(*args, **kwargs)
 
     def download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
         """Prepares the parts that are not yet there, then writes the Arrow files."""
-        self.config_id = loading.make_ready(self.config.options(self.token))
+        self._options = self.config.options(self.token)
+        self.config_id = loading.make_ready(self._options)
         self._cache_dir = self._output_dir = self._build_cache_dir()
         self._report_folder = reports.new_folder()
         super().download_and_prepare(*args, **kwargs)

@@ -91,7 +91,8 @@ class LaionFace(datasets.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
-        plan = Plan(self.config.options(self.token), self._report_folder, self._adopted or {})
+        options = self._options or self.config.options(self.token)
+        plan = Plan(options, self._report_folder, self._adopted or {})
         return [datasets.SplitGenerator(datasets.Split.TRAIN, {"shards": plan.shards(), "plan": plan})]
 
     def _generate_examples(self, shards: list[Shard], plan: Plan) -> Any:
@@ -99,6 +100,8 @@ class LaionFace(datasets.GeneratorBasedBuilder):
 
     # What follows takes over where datasets would resume, filter and count less exactly than failures need.
 
+    # Validated once a call: an exclusion list that changes meanwhile changes nothing.
+    _options: Options | None = None
     _report_folder: Path | None = None
     _adopted: Mapping[int, Path] | None = None
 
@@ -115,16 +118,17 @@ class LaionFace(datasets.GeneratorBasedBuilder):
 
     def as_streaming_dataset(self, *args: Any, **kwargs: Any) -> Any:
         """Prepares the parts that are not yet there, then gives the stream(s). Iterating these prepares nothing."""
+        self._options = self.config.options(self.token)
         super().as_streaming_dataset(*args, **kwargs)  # refuses a split that is not there, before hours of preparing
-        self._adopted = loading.make_ready(self.config.options(self.token), streaming=True)
+        self._adopted = loading.make_ready(self._options, streaming=True)
         self._report_folder = reports.new_folder()
         return super().as_streaming_dataset(*args, **kwargs)
 
     def download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
         """Prepares the parts that are not yet there, then writes the Arrow files."""
-        options = self.config.options(self.token)
-        self._adopted = loading.make_ready(options, streaming=False)
-        self.config_id = loading.config_id(options, self._adopted)
+        self._options = self.config.options(self.token)
+        self._adopted = loading.make_ready(self._options, streaming=False)
+        self.config_id = loading.config_id(self._options, self._adopted)
         self._cache_dir = self._output_dir = self._build_cache_dir()
         self._report_folder = reports.new_folder()
         super().download_and_prepare(*args, **kwargs)

@@ -1,13 +1,12 @@
-"""Filters against a plain loop over faces, and the exclusion file."""
+"""Filters against a plain loop over faces, and a row's own values as thresholds."""
 
 import numpy as np
 import pyarrow as pa
-import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from laion_face_builder.errors import BadFile
-from laion_face_builder.index.filters import Filters, host_of, parse_exclusion
+from laion_face_builder.index.filters import Filters
+from laion_face_builder.index.reader import in_batches
 from laion_face_builder.schema import INDEX
 
 f32 = np.float32
@@ -24,7 +23,7 @@ rows = st.fixed_dictionaries(
         "width": st.one_of(st.none(), st.integers(1, 400)),
         "height": st.one_of(st.none(), st.integers(1, 400)),
         "nsfw": st.sampled_from(["UNLIKELY", "UNSURE", "NSFW", None]),
-        "similarity": st.one_of(st.none(), st.sampled_from([0.3, float(f32(0.3)), 0.31])),
+        "similarity": st.one_of(st.none(), st.sampled_from([0.3, float(f32(0.3)), 0.31, 0.29999999])),
         "faces": st.lists(faces, max_size=3),
     }
 )
@@ -39,7 +38,7 @@ some_filters = st.builds(
     min_width=maybe(st.integers(1, 300)),
     min_height=maybe(st.integers(1, 300)),
     nsfw=maybe(st.sampled_from([("UNLIKELY",), ("UNLIKELY", "UNSURE")])),
-    min_similarity=maybe(st.just(0.3)),
+    min_similarity=maybe(st.sampled_from([0.3, float(f32(0.3))])),
 )
 
 
@@ -70,8 +69,11 @@ def counts(face, row, filters):
     if filters.min_face_area is not None:
         if row["width"] is None or row["height"] is None:
             return False
-        area = float(max(width, 0)) * float(max(height, 0))
-        return area >= float(f32(filters.min_face_area)) * (row["width"] * row["height"])
+        if not row["width"] * row["height"]:
+            return False
+        x1, y1, x2, y2 = map(float, face["box"])
+        area = max(x2 - x1, 0.0) * max(y2 - y1, 0.0)
+        return area / (row["width"] * row["height"]) >= filters.min_face_area
     return True
 
 
@@ -87,7 +89,7 @@ def passes(row, filters):
     if filters.nsfw is not None and row["nsfw"] not in filters.nsfw:
         return False
     least = filters.min_similarity
-    return least is None or (row["similarity"] is not None and row["similarity"] >= float(f32(least)))
+    return least is None or (row["similarity"] is not None and row["similarity"] >= least)
 
 
 @settings(deadline=None, max_examples=300)
@@ -105,44 +107,70 @@ def test_flat_columns_never_drop_a_row_that_passes_also_in_slices(rows, filters,
     assert filters.mask(table).tolist() == [passes(row, filters) for row in rows[start:]]
 
 
-def test_thresholds_are_rounded_to_float32_first():
-    row = {"sample_id": 1, "url": None, "width": 9, "height": 9, "nsfw": None, "similarity": None}
-    score = float(f32(0.9))
-    assert score < 0.9 or f32(0.9) == f32(score)
-    table = table_of([{**row, "faces": [{"box": [0, 0, 5, 5], "score": score}]}])
-    assert Filters(min_score=0.9).mask(table).tolist() == [True]
-    assert Filters(min_score=0.9001).mask(table).tolist() == [False]
+def test_scores_and_sides_mean_what_the_detector_wrote_and_the_rest_means_what_it_says():
+    row = {"sample_id": 1, "url": None, "width": 10, "height": 10, "nsfw": None}
+    boxes = [{"box": [0, 0, f32(0.7), f32(0.7)], "score": f32(0.9)}]
+    table = table_of([{**row, "similarity": value, "faces": boxes} for value in (0.3, float(f32(0.3)))])
+    assert Filters(min_score=0.9, min_face_size=0.7).mask(table).tolist() == [True, True]
+    assert not Filters(min_score=0.9001).mask(table).any()
+    assert not Filters(min_face_size=0.7001).mask(table).any()
+    assert float(f32(0.3)) > 0.3
+    assert Filters(min_similarity=0.3).mask(table).tolist() == [True, True]
+    assert Filters(min_similarity=float(f32(0.3))).mask(table).tolist() == [False, True]
+    # 2**24 + 1 is no float32: whole numbers are compared as they are.
+    wide = table_of([{**row, "width": 2**24 + extra, "similarity": None, "faces": []} for extra in (0, 1)])
+    assert Filters(min_width=2**24 + 1).mask(wide).tolist() == [False, True]
+
+
+coordinates = st.floats(-100, 20_000, width=32)
+real_faces = st.builds(
+    lambda x1, y1, x2, y2, score: {"box": [min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)], "score": score},
+    coordinates, coordinates, coordinates, coordinates, st.floats(0, 1, width=32),
+)  # fmt: skip
+real_rows = st.fixed_dictionaries(
+    {
+        "sample_id": st.just(1),
+        "url": st.none(),
+        "width": st.integers(1, 30_000),
+        "height": st.integers(1, 30_000),
+        "nsfw": st.none(),
+        "similarity": st.floats(-1, 1),
+        "faces": st.lists(real_faces, min_size=1, max_size=3),
+    }
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(real_rows, st.integers(0, 2))
+def test_a_row_passes_with_its_own_values_as_thresholds(row, which):
+    table = table_of([row])
+    shown = next(iter(in_batches(table)))[0]  # as examples have it: Python's own numbers
+    face = shown["faces"][which % len(shown["faces"])]
+    (x1, y1, x2, y2), picture = face["box"], shown["width"] * shown["height"]
+    area = (x2 - x1) * (y2 - y1) / picture
+    own = {
+        "min_score": face["score"],
+        "min_face_size": min(x2 - x1, y2 - y1),
+        "min_face_area": area,
+        "min_width": shown["width"],
+        "min_height": shown["height"],
+        "min_similarity": shown["similarity"],
+    }
+    for name, value in own.items():
+        assert Filters(**{name: value}).mask(table).tolist() == [True], name
+    assert Filters(**own).mask(table).tolist() == [True]
+    for name in ("max_face_score", "max_face_size"):
+        assert Filters(**{name.replace("max", "min").replace("face_score", "score"): shown[name]}).mask(table).all()
+    assume(area > 0)
+    lone = table_of([{**row, "faces": [face]}])
+    for name in ("min_face_area", "min_similarity"):
+        assert not Filters(**{name: np.nextafter(own[name], np.inf)}).mask(lone).any(), name
+    for name in ("min_score", "min_face_size"):
+        more = float(np.nextafter(f32(own[name]), f32(np.inf)))
+        assert not Filters(**{name: more}).mask(lone).any(), name
 
 
 def test_a_face_threshold_alone_asks_for_one_face():
     assert Filters().fewest_faces == 0
     assert Filters(min_face_size=64).fewest_faces == 1
     assert Filters(min_face_size=64, min_faces=0).fewest_faces == 0
-
-
-def test_exclusion_by_id_url_host_and_subdomain(tmp_path):
-    listed = tmp_path / "exclude.txt"
-    listed.write_text(f"# withdrawn\n7\n\nhttps://x.example/one.jpg\nBad.Example.\n{'AB' * 32}\n")
-    urls = ["http://ok.example/", "https://x.example/one.jpg", "http://cdn.bad.example:80/", "http://notbad.example/"]
-    row = {"width": 1, "height": 1, "nsfw": None, "similarity": None, "faces": []}
-    table = table_of([{**row, "sample_id": i, "url": url} for i, url in zip([7, 8, 9, 10], urls, strict=True)])
-    filters = Filters(exclude=str(listed))
-    assert filters.mask(table).tolist() == [False, False, False, True]
-    before = filters.as_dict()
-    listed.write_text(f"bad.example\n{'ab' * 32}\nhttps://x.example/one.jpg\n7")
-    assert filters.as_dict() == before
-    listed.write_text("7\n8\n")
-    assert filters.as_dict() != before
-
-
-def test_an_unreadable_exclusion_file_is_named(tmp_path):
-    (tmp_path / "e").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(BadFile, match=r"e: found no readable text"):
-        Filters(exclude=str(tmp_path / "e")).as_dict()
-
-
-def test_hosts_of_odd_urls():
-    assert host_of("http://User:pw@Host.Example.:8080/p@q") == "host.example"
-    assert host_of("http://[::1]:80/") == "::1"
-    assert host_of("http://[broken") == host_of(None) == ""
-    assert parse_exclusion(["0" * 64]).sha256s == {"0" * 64}

@@ -439,6 +439,20 @@ def test_hashes_of_what_the_host_gave_are_excluded_in_whatever_form_it_is_kept(s
         assert laion_face.report(ds).failed == {"excluded": 1}
 
 
+def test_md5s_that_cannot_be_known_any_more_are_spoken_of(
+    story: Story, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import hashlib
+
+    sample = story.samples[3]
+    listed = tmp_path / "excluded.txt"
+    listed.write_text(hashlib.md5(sample.data, usedforsecurity=False).hexdigest() + "\n")
+    for way, missed in (("original", False), ("border", True)):
+        ids = [example["sample_id"] for example in story.dataset(way, exclude=str(listed))]
+        assert (1000 + sample.row in ids) == missed
+        assert [str(listed) in said and "MD5s do not reach" in said for said in caplog.messages].count(True) == missed
+
+
 def test_older_sidecars_load(story: Story, tmp_path: Path) -> None:
     with PartPictures.open(story.data("original"), 0) as pictures:
         table = pq.read_table(pictures.sidecar)

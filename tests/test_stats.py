@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import laion_face
 from laion_face_builder import cli
 from laion_face_builder.errors import OptionError
-from laion_face_builder.index.filters import host_of
+from laion_face_builder.index.urls import host_of
 from laion_face_builder.looks import plots
 from laion_face_builder.looks.counts import count, hosts_of
 from laion_face_builder.looks.stats import as_json, lines, stats_page

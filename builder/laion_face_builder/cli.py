@@ -186,7 +186,7 @@ def _add_config(command: argparse.ArgumentParser) -> None:
 
 def _add_publishing(command: argparse.ArgumentParser) -> None:
     command.add_argument("--parts", default=None, help='such as "0,2,5-7"; default: those that are there')
-    command.add_argument("--exclude", default=None, help="file of sample ids, URLs, hosts or SHA-256s to leave out")
+    command.add_argument("--exclude", default=None, help="file of sample ids, URLs, hosts, SHA-256s or MD5s")
     command.add_argument("--with-images", action="store_true", help="with pictures, from the tars: for private repos")
     command.add_argument(
         "--preview", type=int, default=0, metavar="N", help="a config `preview` with N pictures; default: none"

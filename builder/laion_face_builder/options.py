@@ -18,6 +18,7 @@ from typing import Any
 from laion_face_builder.errors import OptionError
 from laion_face_builder.images.frames import RESIZE_MODES, Resizing
 from laion_face_builder.images.pictures import MAX_PIXELS
+from laion_face_builder.index.exclusion_file import read_exclusion
 from laion_face_builder.index.filters import Filters
 from laion_face_builder.layout import CONFIG_PARTS, ROW_GROUPS, DataDir, parse_parts
 from laion_face_builder.upstream.sources import Upstream
@@ -82,7 +83,7 @@ class OptionFields:
         None, f"allowed values of LAION's nsfw tag, of {', '.join(NSFW_VALUES)}", group="filter"
     )
     min_similarity: float | None = option(None, "least CLIP similarity of picture and text", kind=float, group="filter")
-    exclude: str | None = option(None, "file of sample ids, URLs, hosts or SHA-256s to leave out", group="filter")
+    exclude: str | None = option(None, "file of sample ids, URLs, hosts, SHA-256s or MD5s to leave out", group="filter")
     images: str = option(
         "auto", '"auto", "fetch", "download", "none", or the folder of an existing img2dataset output', group="pictures"
     )
@@ -176,7 +177,7 @@ class Options:
         """Checks everything in `given`.
 
         Raises:
-            OptionError: names the option, the value and the valid ones.
+            OptionError: names the option, the value and the valid ones; BadFile: a line of the exclusion list.
         """
         if config not in CONFIG_PARTS:
             raise OptionError(f"config {config!r}: valid are {', '.join(CONFIG_PARTS)}")
@@ -269,9 +270,10 @@ def _filters(given: OptionFields) -> Filters:
     values = {f.name: getattr(given, f.name) for f in dataclasses.fields(Filters)}
     values["nsfw"] = _nsfw(given.nsfw)
     if given.exclude is not None:
-        values["exclude"] = str(Path(given.exclude).expanduser().absolute())
-        if not os.path.isfile(values["exclude"]):
+        path = Path(given.exclude).expanduser().absolute()
+        if not path.is_file():
             raise OptionError(f"exclude={given.exclude!r}: there is no such file")
+        values["exclude"] = read_exclusion(str(path))
     return Filters(**values)
 
 

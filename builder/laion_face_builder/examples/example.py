@@ -6,6 +6,8 @@ resumed stream repeats and skips nothing whatever fails then or now; only the se
 
 from __future__ import annotations
 
+import functools
+import logging
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,11 +17,12 @@ from laion_face_builder.errors import PictureError
 from laion_face_builder.examples.report import Tally
 from laion_face_builder.images import pictures, reasons
 from laion_face_builder.images.frames import Frame, Size, frame_of, is_swapped, rescaled
-from laion_face_builder.index.filters import read_exclusion
 from laion_face_builder.index.reader import RowBatch
 from laion_face_builder.options import Options
 from laion_face_builder.schema import BLURRED_COLUMN, example_columns
 from laion_face_builder.web.fetcher import FetchedPicture
+
+logger = logging.getLogger("laion_face")
 
 Example = dict[str, Any]
 
@@ -35,12 +38,14 @@ class Row(NamedTuple):
         number: of the row in its part.
         batch: has the row's values; None if the filters drop the row.
         place: of the row in `batch`.
+        is_excluded: whether the exclusion list names it.
     """
 
     maker: ExampleMaker
     number: int
     batch: RowBatch | None
     place: int
+    is_excluded: bool = False
 
     @property
     def url_to_fetch(self) -> str | None:
@@ -59,7 +64,7 @@ class Row(NamedTuple):
             PictureError: the picture failed and on_error is "raise".
         """
         if self.batch is None:
-            self.maker.tally.filtered()
+            self.maker.tally.filtered(self.is_excluded)
             return None
         return self.maker.example(self.number, self.batch[self.place], fetched)
 
@@ -128,8 +133,11 @@ class ExampleMaker:
         if exclude is None:
             return
         fetched = stored.fetched_sha256 if isinstance(stored, StoredPicture) else ""
-        if {stored.sha256, fetched} & read_exclusion(exclude).sha256s:
+        sha256s = (stored.sha256, fetched) if exclude.sha256s else ()
+        if exclude.names_picture(stored.data or b"", sha256s):
             raise PictureError("excluded")
+        if fetched and exclude.md5s:
+            _say_that_md5s_miss(exclude.name)
 
     def _put_right(self, values: Example, stored: StoredPicture | FetchedPicture) -> Example:
         """The values with width and height exchanged if the picture shows that they were swapped.
@@ -201,3 +209,13 @@ class ExampleMaker:
         known = {**values, "original_width": values["width"], "original_height": values["height"], **made}
         known[BLURRED_COLUMN] = known["image"] is not None
         return {name: known[name] for name in example_columns(self.options.blur_faces)}
+
+
+@functools.lru_cache(maxsize=8)
+def _say_that_md5s_miss(name: str) -> None:
+    """Once a process and list."""
+    logger.warning(
+        "%s: its MD5s do not reach pictures that were encoded again when they were downloaded: of what the host gave "
+        "only the SHA-256 is known. Give SHA-256s or sample ids.",
+        name,
+    )

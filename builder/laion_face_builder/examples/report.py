@@ -3,7 +3,7 @@
 Each process that generates examples keeps one tally file in the report's folder, rewritten at most once a second and at
 the end, so that `report(ds)` adds up whatever DataLoader workers or `num_proc` children have done so far.
 
-REPORT_FOLDER/PID-RANDOM.json     {"rows": 120, "filtered": 20, "yielded": 70, "failed": {"http_404": 30}, "hosts": …}
+REPORT_FOLDER/PID-RANDOM.json  {"rows": 120, "filtered": 20, "excluded": 2, "yielded": 70, "failed": {"timeout": 30}, …}
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from laion_face_builder.index.filters import host_of
+from laion_face_builder.index.urls import host_of
 
 logger = logging.getLogger("laion_face")
 
@@ -39,12 +39,16 @@ _ENOUGH_TO_WARN, _NEARLY_ALL = 200, 0.9
 
 @dataclass
 class Report:
-    """rows = filtered + yielded + sum(failed): nothing vanishes without being counted."""
+    """rows = filtered + yielded + sum(failed): nothing vanishes without being counted.
+
+    `excluded` are those of the filtered that the exclusion list names; a picture that it names by a hash has "failed".
+    """
 
     filtered: int = 0
     yielded: int = 0
     failed: Counter[str] = field(default_factory=Counter)
     hosts: Counter[str] = field(default_factory=Counter)
+    excluded: int = 0
 
     @property
     def rows(self) -> int:
@@ -65,6 +69,7 @@ class Report:
     def add(self, other: Report) -> Report:
         """Adds the counts of `other` to these."""
         self.filtered += other.filtered
+        self.excluded += other.excluded
         self.yielded += other.yielded
         self.failed.update(other.failed)
         self.hosts.update(other.hosts)
@@ -75,6 +80,7 @@ class Report:
         return {
             "rows": self.rows,
             "filtered": self.filtered,
+            "excluded": self.excluded,
             "yielded": self.yielded,
             "failed": dict(self.failed.most_common()),
             "hosts": dict(self.hosts.most_common()),
@@ -83,10 +89,13 @@ class Report:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Report:
         """The reverse of `as_dict`."""
-        return cls(values["filtered"], values["yielded"], Counter(values["failed"]), Counter(values["hosts"]))
+        failed, hosts = Counter(values["failed"]), Counter(values["hosts"])
+        return cls(values["filtered"], values["yielded"], failed, hosts, values.get("excluded", 0))
 
     def __str__(self) -> str:
-        line = f"{self.rows:,} rows: {self.yielded:,} yielded, {self.filtered:,} filtered, {self.failures:,} failed"
+        listed = f" ({self.excluded:,} by the exclusion list)" if self.excluded else ""
+        filtered = f"{self.filtered:,} filtered{listed}"
+        line = f"{self.rows:,} rows: {self.yielded:,} yielded, {filtered}, {self.failures:,} failed"
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.failed.most_common())
         return f"{line} ({reasons})" if reasons else line
 
@@ -108,9 +117,10 @@ class Tally:
     def __exit__(self, *_: object) -> None:
         self._end()
 
-    def filtered(self) -> None:
-        """Counts a row that the filters dropped."""
+    def filtered(self, is_excluded: bool = False) -> None:
+        """Counts a row that the filters dropped, and whether the exclusion list names it."""
         self.counts.filtered += 1
+        self.counts.excluded += is_excluded
         self._tick()
 
     def yielded(self) -> None:

@@ -97,26 +97,32 @@ def walk(plan: Plan, shards: Sequence[Shard], start: Position, tally: Tally) -> 
                 maker, here = _maker(plan.options, part, tally), shard.part
             first, stop = shard.bounds(part.index.num_rows)
             skipped = start.rows if place == start.shard else 0
-            for number, batch, at in _rows(plan.options, part.index, min(first + skipped, stop), stop):
+            for number, batch, at, named in _rows(plan.options, part.index, min(first + skipped, stop), stop):
                 after = Position(place, number + 1 - first)
-                yield Step(after, (shard.part << 40) + number, Row(maker, number, batch, at))
+                yield Step(after, (shard.part << 40) + number, Row(maker, number, batch, at, named))
 
 
 def _maker(options: Options, part: parts.OpenPart, tally: Tally) -> ExampleMaker:
     return ExampleMaker(options, part.pictures, part.is_fetched, tally)
 
 
-def _rows(options: Options, index: IndexPart, start: int, stop: int) -> Iterator[tuple[int, RowBatch | None, int]]:
-    """Number of each row, and where its values are: nowhere if the filters drop it. One row group at a time is read."""
+def _rows(
+    options: Options, index: IndexPart, start: int, stop: int
+) -> Iterator[tuple[int, RowBatch | None, int, bool]]:
+    """Number of each row, where its values are (nowhere if the filters drop it), whether the exclusion list names it.
+
+    One row group at a time is read.
+    """
     columns = list(dict.fromkeys((*INDEX_COLUMNS, *options.filters.columns)))
     size = max(1, math.ceil(index.num_rows / ROW_GROUPS))
     for first in range(start, stop, size):
         table = index.read(first, min(first + size, stop), columns)
         keep = options.filters.mask(table)
         wanted = _places(table.select(INDEX_COLUMNS).filter(pa.array(keep)))
+        named = options.filters.excluded(table).tolist()
         for number, kept in enumerate(keep.tolist(), first):
             batch, place = next(wanted) if kept else (None, 0)
-            yield number, batch, place
+            yield number, batch, place, named[number - first]
 
 
 def _places(table: pa.Table) -> Iterator[tuple[RowBatch, int]]:

@@ -2,28 +2,23 @@
 
 A face counts if its score, the short side of its box and its area reach the thresholds. A sample passes if the number
 of counting faces is within min_faces..max_faces and its own columns pass. Boxes are unclipped and in the original
-frame. Every threshold is rounded to float32 first, since scores and boxes are float32: 0.9 means what the detector
-wrote as 0.9. A null fails every filter on it.
+frame. A threshold is compared in the type of what its user sees, so that a row passes with its own value: scores and
+sides of boxes are float32, and so are their thresholds (0.9 means what the detector wrote as 0.9); similarity is
+float64, and so is the area, (x2 - x1) * (y2 - y1) / (width * height) as Python works it out. A null fails every filter
+on it.
 """
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import re
-from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from laion_face_builder.errors import BadFile
+from laion_face_builder.index.exclusion import Exclusion, Mask
 
-Mask = np.ndarray[Any, np.dtype[np.bool_]]
 Floats = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -44,7 +39,7 @@ class Filters:
     min_height: int | None = None
     nsfw: tuple[str, ...] | None = None
     min_similarity: float | None = None
-    exclude: str | None = None
+    exclude: Exclusion | None = None
 
     @property
     def face_thresholds(self) -> bool:
@@ -78,10 +73,10 @@ class Filters:
         return not self.columns
 
     def as_dict(self) -> dict[str, Any]:
-        """What defines the filters, for fingerprints: the content of the exclusion file, not its path."""
+        """What defines the filters, for fingerprints: the content of the exclusion list, not its path."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
         if self.exclude is not None:
-            values["exclude"] = read_exclusion(self.exclude).digest
+            values["exclude"] = self.exclude.digest
         if self.nsfw is not None:
             values["nsfw"] = sorted(self.nsfw)
         return values
@@ -96,14 +91,18 @@ class Filters:
             allowed = pc.is_in(table["nsfw"], value_set=pa.array(self.nsfw, pa.string()))
             keep &= _booleans(pc.and_(allowed, pc.is_valid(table["nsfw"])))
         if self.exclude is not None:
-            keep &= ~read_exclusion(self.exclude).mask(table)
+            keep &= ~self.exclude.mask(table)
         if self.fewest_faces > 0:
             keep &= _at_least(table, "n_faces", self.fewest_faces)
-            keep &= _at_least(table, "max_face_score", self.min_score)
-            keep &= _at_least(table, "max_face_size", self.min_face_size)
+            keep &= _at_least(table, "max_face_score", _as_float32(self.min_score))
+            keep &= _at_least(table, "max_face_size", _as_float32(self.min_face_size))
         if not self.face_thresholds and self.max_faces is not None:
             keep &= _numbers(table["n_faces"]) <= self.max_faces
         return keep
+
+    def excluded(self, table: pa.Table) -> Mask:
+        """bool[n]: the rows that the exclusion list names, whatever the other filters say of them."""
+        return np.zeros(table.num_rows, dtype=bool) if self.exclude is None else self.exclude.mask(table)
 
     def mask(self, table: pa.Table) -> Mask:
         """bool[n]: the rows of `table` that pass. Needs `columns`, and `faces` if there are thresholds on faces."""
@@ -123,103 +122,47 @@ class Filters:
         flat = faces.flatten()
         counts = np.ones(len(flat), dtype=bool)
         if self.min_score is not None:
-            counts &= flat.field("score").to_numpy(zero_copy_only=False) >= np.float32(self.min_score)
-        width, height = box_sides(flat)
+            counts &= flat.field("score").to_numpy(zero_copy_only=False) >= _as_float32(self.min_score)
         if self.min_face_size is not None:
-            counts &= np.minimum(width, height) >= np.float32(self.min_face_size)
+            counts &= np.minimum(*box_sides(flat)) >= _as_float32(self.min_face_size)
         if self.min_face_area is not None:
             picture = _numbers(table["width"]) * _numbers(table["height"])
-            area = np.maximum(width, 0).astype(np.float64) * np.maximum(height, 0)
-            counts &= area >= float(np.float32(self.min_face_area)) * picture[rows]
+            counts &= _shares(flat, picture[rows]) >= float(self.min_face_area)
         return np.bincount(rows[counts], minlength=len(lengths))
 
 
 def box_sides(faces: pa.StructArray) -> tuple[Floats, Floats]:
     """Width and height of each box in pixels, float32[n] each, of a flat array of `schema.FACE`."""
-    boxes = faces.field("box").flatten().to_numpy(zero_copy_only=False).reshape(-1, 4)
+    boxes = _boxes(faces)
     return boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
 
 
-@dataclass(frozen=True)
-class Exclusion:
-    """What an exclusion file names: one sample id, URL, host or SHA-256 a line; `#` starts a comment."""
+def _shares(faces: pa.StructArray, pictures: Floats) -> Floats:
+    """float64[n]: how much of its picture each box covers, NaN where that is not known.
 
-    sample_ids: frozenset[int]
-    urls: frozenset[str]
-    hosts: frozenset[str]
-    sha256s: frozenset[str]
-
-    @property
-    def digest(self) -> str:
-        """Equal for files that name the same things, in whatever order."""
-        entries = [*map(str, self.sample_ids), *self.urls, *self.hosts, *self.sha256s]
-        return hashlib.sha256("\n".join(sorted(entries)).encode()).hexdigest()
-
-    def mask(self, table: pa.Table) -> Mask:
-        """bool[n]: rows named by id, URL or host (a host stands for its subdomains too)."""
-        ids = pc.is_in(table["sample_id"], value_set=pa.array(sorted(self.sample_ids), pa.int64()))
-        excluded = _booleans(ids)
-        if self.urls:
-            excluded |= _booleans(pc.is_in(table["url"], value_set=pa.array(sorted(self.urls), pa.string())))
-        if self.hosts:
-            excluded |= np.array([self.names_host_of(url) for url in table["url"].to_pylist()], dtype=bool)
-        return excluded
-
-    def names_host_of(self, url: str | None) -> bool:
-        """Whether the URL's host, or a domain above it, is excluded."""
-        host = host_of(url)
-        labels = host.split(".")
-        return any(".".join(labels[i:]) in self.hosts for i in range(len(labels)))
+    Args:
+        faces: `schema.FACE`[n].
+        pictures: float64[n], the area of each one's picture in pixels, NaN where it is not known.
+    """
+    boxes = _boxes(faces).astype(np.float64)
+    areas = np.maximum(boxes[:, 2] - boxes[:, 0], 0) * np.maximum(boxes[:, 3] - boxes[:, 1], 0)
+    shares = np.full(len(areas), np.nan)
+    np.divide(areas, pictures, out=shares, where=pictures > 0)
+    return shares
 
 
-@functools.lru_cache(maxsize=8)
-def _read_exclusion(path: str, _modified: int) -> Exclusion:
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadFile(
-            path,
-            found=f"no readable text ({error})",
-            expected="one sample id, URL, host or SHA-256 a line",
-            way_out="Give exclude= the path of such a file.",
-        ) from error
-    return parse_exclusion(lines)
+def _boxes(faces: pa.StructArray) -> Floats:
+    return np.asarray(faces.field("box").flatten().to_numpy(zero_copy_only=False)).reshape(-1, 4)
 
 
-def read_exclusion(path: str) -> Exclusion:
-    """The exclusion file at `path`, kept in memory until it changes."""
-    file = Path(path)
-    return _read_exclusion(path, file.stat().st_mtime_ns if file.exists() else 0)
-
-
-def parse_exclusion(lines: Iterable[str]) -> Exclusion:
-    """Sorts the lines of an exclusion file by what they are."""
-    found: dict[str, set[Any]] = {"sample_ids": set(), "urls": set(), "hosts": set(), "sha256s": set()}
-    for line in lines:
-        entry = line.strip()
-        if not entry or entry.startswith("#"):
-            continue
-        if re.fullmatch(r"[0-9a-fA-F]{64}", entry):
-            found["sha256s"].add(entry.lower())
-        elif re.fullmatch(r"[0-9]+", entry):
-            found["sample_ids"].add(int(entry))
-        elif "://" in entry:
-            found["urls"].add(entry)
-        else:
-            found["hosts"].add(entry.lower().strip("."))
-    return Exclusion(**{name: frozenset(entries) for name, entries in found.items()})
-
-
-def host_of(url: str | None) -> str:
-    """The host of a URL in lower case, without a trailing dot; empty if there is none."""
-    try:
-        return (urlsplit(url or "").hostname or "").rstrip(".")
-    except ValueError:
-        return ""
+def _as_float32(least: float | None) -> float | None:
+    """The nearest float32, as a float: infinity for what is beyond them all."""
+    with np.errstate(over="ignore"):
+        return None if least is None else float(np.float32(least))
 
 
 def _at_least(table: pa.Table, column: str, least: float | None) -> Mask | np.bool_:
-    return np.True_ if least is None else _numbers(table[column]) >= float(np.float32(least))
+    return np.True_ if least is None else _numbers(table[column]) >= float(least)
 
 
 def _numbers(column: pa.ChunkedArray) -> Floats:

@@ -19,7 +19,8 @@ from tqdm import tqdm
 from laion_face_builder.errors import OptionError
 from laion_face_builder.examples import parts
 from laion_face_builder.images import reasons
-from laion_face_builder.index.filters import Mask, box_sides
+from laion_face_builder.index.exclusion import Mask
+from laion_face_builder.index.filters import box_sides
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.looks.tallies import Kept, PartStats
 from laion_face_builder.options import Options
@@ -76,6 +77,7 @@ def _count_part(options: Options, part: int) -> PartStats:
         for start, rows, size in _row_groups(opened.index, options):
             keep = options.filters.mask(rows)
             _count_rows(stats, rows, keep, size)
+            stats.excluded += int(options.filters.excluded(rows).sum())
             if statuses is not None:
                 _count_pictures(stats, rows, keep, statuses.slice(start, rows.num_rows))
     return stats
@@ -117,7 +119,7 @@ def _count_pictures(stats: PartStats, rows: pa.Table, keep: Mask, statuses: pa.T
 
 
 def hosts_of(urls: pa.ChunkedArray | pa.Array) -> pa.Array:
-    """string[n]: the host of each address in lower case, "(no host)" where there is none; as `filters.host_of`."""
+    """string[n]: the host of each address in lower case, "(no host)" where there is none; as `urls.host_of`."""
     joined = pa.concat_arrays(urls.chunks) if isinstance(urls, pa.ChunkedArray) else urls
     found = pc.struct_field(pc.extract_regex(joined, _HOST), "host")
     plain = pc.utf8_rtrim(pc.utf8_lower(pc.utf8_trim(found, "[]")), ".")

@@ -44,6 +44,8 @@ def lines(stats: Stats) -> Iterator[str]:
     yield f"\n{'':28}{'all':>15}{'kept':>15}{'share':>9}"
     for _, name, both, show in _figures(stats):
         yield f"{name:28}{show(both.all):>15}{show(both.kept):>15}{both.share:>9.1%}"
+    if stats.options.filters.exclude is not None:
+        yield f"{'on the exclusion list':28}{total.excluded:>15,}"
     for key, title, unit, of in _SPREADS:
         yield f"\n{title} ({unit}): {of}"
         yield from (f"  {label:26}{every:>15,.0f}{kept:>15,.0f}" for label, every, kept in total.spreads[key].bins)
@@ -68,6 +70,7 @@ def as_json(stats: Stats) -> dict[str, Any]:
         "parts": list(stats.options.parts),
         "filters": stats.options.filters.as_dict(),
         **{key: {"all": round(both.all), "kept": round(both.kept)} for key, _, both, _ in _figures(stats)},
+        "excluded": total.excluded,
         "spreads": {
             key: [{"bin": label, "all": int(every), "kept": int(kept)} for label, every, kept in spread.bins]
             for key, spread in total.spreads.items()
@@ -99,9 +102,10 @@ def stats_page(stats: Stats, command: str) -> str:
     ]
     numbers = stats.options.parts
     parts = f"part{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
+    listed = "" if stats.options.filters.exclude is None else f" {stats.total.excluded:,} are on the exclusion list."
     head = [
         "<header><h1>LAION-Face in numbers</h1>",
-        f"<p>Config {stats.options.config}, {parts}.</p>\n<pre>$ {escaped(command)}</pre></header>",
+        f"<p>Config {stats.options.config}, {parts}.{listed}</p>\n<pre>$ {escaped(command)}</pre></header>",
     ]
     body = [*head, _tiles(stats), "<h2>Faces and pictures</h2>", _drawn(spreads), _spread_tables(stats)]
     return page("LAION-Face in numbers", [*body, "<h2>What became of the pictures</h2>", *_pictures(stats)], _STYLE)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from laion_face_builder.index.filters import Mask
+from laion_face_builder.index.exclusion import Mask
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -94,6 +94,7 @@ class PartStats:
     Attributes:
         samples, faces: rows of the index and all faces in them; of a sample that is kept all faces are.
         index_bytes: of the index, compressed; a row has its row group's average.
+        excluded: samples that the exclusion list names by id, address or host, whatever the other filters say of them.
         asked, usable: kept samples whose picture was asked for, and those whose picture can be used.
         picture_bytes: of the usable pictures, of everything and of what is kept.
         reasons: why kept samples have no picture.
@@ -106,6 +107,7 @@ class PartStats:
     index_bytes: Kept = field(default_factory=Kept)
     pictures: Kept = field(default_factory=Kept)
     picture_bytes: Kept = field(default_factory=Kept)
+    excluded: int = 0
     asked: int = 0
     usable: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
@@ -117,6 +119,7 @@ class PartStats:
         """Adds all counts of `other`."""
         for name in ("samples", "faces", "index_bytes", "pictures", "picture_bytes"):
             getattr(self, name).add(getattr(other, name))
+        self.excluded += other.excluded
         self.asked += other.asked
         self.usable += other.usable
         for name in ("reasons", "hosts", "usable_hosts"):

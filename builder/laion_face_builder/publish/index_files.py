@@ -6,6 +6,7 @@ wrote). Then the file is written anew, row group by row group, with the same sch
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.layout import row_group_bounds
 from laion_face_builder.publish.tables import viewer_faults, writer_of
 from laion_face_builder.schema import INDEX
+
+logger = logging.getLogger("laion_face")
 
 
 def published_fingerprint(index: IndexPart, filters: Filters) -> Fingerprint:
@@ -33,7 +36,7 @@ def write_published(target: Path, index: IndexPart, filters: Filters) -> None:
     """Writes the part's rows that pass to `target`. In memory are two row groups.
 
     Raises:
-        BadFile: the index or the exclusion list cannot be read.
+        BadFile: the index cannot be read.
     """
     schema = stamped(INDEX, published_fingerprint(index, filters))
     columns = filters.columns
@@ -41,6 +44,8 @@ def write_published(target: Path, index: IndexPart, filters: Filters) -> None:
         int(filters.mask(index.read(*bound, columns)).sum()) if columns else bound[1] - bound[0]
         for bound in index.row_groups
     ]
+    if filters.exclude is not None:
+        logger.info("%s: %d of %d rows are left out", target.name, index.num_rows - sum(kept), index.num_rows)
     with written_whole(target) as partial, writer_of(partial, schema) as writer:
         for table in _cut(_passing(index, filters), row_group_bounds(sum(kept))):
             writer.write_table(table.cast(schema), row_group_size=max(table.num_rows, 1))

@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 
 from laion_face_builder.errors import LaionFaceError, NotPrepared, OptionError
 from laion_face_builder.files import human_size
-from laion_face_builder.index.filters import read_exclusion
 from laion_face_builder.layout import ALL_PARTS, DataDir
 from laion_face_builder.options import OptionFields, Options
 from laion_face_builder.publish.destination import is_folder
@@ -33,7 +32,7 @@ class PublishRequest:
         preview: rows of the config `preview`; 0 means none.
         private: the Hub repo is made private.
         public_pictures: the user has the right to show the pictures to everybody.
-        exclude: file of sample ids, URLs, hosts or SHA-256s to leave out.
+        exclude: file of sample ids, URLs, hosts, SHA-256s or MD5s to leave out.
         bounds, batch_bytes: how large files and commits get; one commit is up to so many bytes.
     """
 
@@ -78,7 +77,8 @@ def options_of(request: PublishRequest) -> Options:
     """The parts to publish, checked to be there, and how their examples are made.
 
     Raises:
-        OptionError: not parts, or no such exclusion list; NotPrepared: a part or its pictures are missing.
+        OptionError: not parts, or no such exclusion list; BadFile: a line of it.
+        NotPrepared: a part or its pictures are missing.
     """
     fields = OptionFields(parts=request.parts, exclude=request.exclude, on_error="null")
     everything = Options.of("50M", fields, request.data.root, request.token)
@@ -90,8 +90,10 @@ def options_of(request: PublishRequest) -> Options:
         raise NotPrepared(_not_there(request, missing))
     options = Options.of("50M", OptionFields(**{**vars(fields), "parts": chosen}), request.data.root, request.token)
     exclude = options.filters.exclude
-    if exclude is not None and not request.with_images and read_exclusion(exclude).sha256s:
-        logger.warning("%s: SHA-256s leave out nothing of an index, which has no pictures: give their ids too", exclude)
+    if exclude is not None and not request.with_images and exclude.counts["hashes"]:
+        logger.warning(
+            "%s: hashes leave out nothing of an index, which has no pictures: give their ids too", exclude.name
+        )
     return options
 
 

@@ -81,7 +81,9 @@ class _Run:
         with locked(self._data.root / "ids" / "id-list"):
             if any(job.lacks_ids for job in jobs):
                 path, content = self._read(jobs[0].id_list)
-                write_ids(path, self._data, ALL_PARTS, content)
+                asked = {job.part for job in jobs}
+                # Those asked for come last: if they are there after a kill, the others are too.
+                write_ids(path, self._data, sorted(ALL_PARTS, key=lambda part: part in asked), content)
             self.discard([jobs[0].id_list])
 
     def make_parts(self, jobs: Sequence[PartPlan]) -> None:

@@ -2,7 +2,7 @@
 
 python benchmarks/bench_publish.py DATA_DIR [--runs 3]
 
-DATA_DIR is one that `laion-face prepare`, or `bench_prepare.py`, made; its first part is used.
+DATA_DIR is one that `laion-face prepare` made; its first part is used.
 Every step runs in a process of its own.
 """
 

@@ -1,0 +1,192 @@
+"""The join of prepare, as it is done here and as DuckDB and Polars do it: the same inputs, the same table.
+
+By part: rows of one metadata file whose id is in the part's list, with their faces; ids do not repeat there. Whole:
+rows of many files for all parts, first staged, then put together part by part; of rows that say the same one is kept.
+Everywhere: the columns of `schema.INDEX`, rows in the metadata's order, zstd, about 128 row groups.
+
+DuckDB and Polars are written to be fast, variants having been tried (README.md). They prove nothing about the join:
+rows with one id and several addresses stay, swapped sizes stay swapped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+@dataclass(frozen=True)
+class Join:
+    """What is joined: metadata files, and for each part its number, ids, faces and the index to write."""
+
+    metadata: tuple[Path, ...]
+    parts: tuple[Part, ...]
+    scratch: Path
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part's files, the last to be written; about how many rows it will have."""
+
+    number: int
+    ids: Path
+    faces: Path
+    index: Path
+    rows: int
+
+    @property
+    def group_rows(self) -> int:
+        """Rows of a row group, for 128 of them."""
+        return max(self.rows // 128, 1)
+
+
+Engine = Callable[[Join], None]
+
+
+def ours_by_part(join: Join) -> None:
+    """One part, by the function that `prepare` calls."""
+    from laion_face_builder.index.writer import IndexInputs, index_fingerprint, write_index
+
+    (part,), (metadata,) = join.parts, join.metadata
+    fingerprint = index_fingerprint(part.number, ids="made up", faces="made up", metadata="made up")
+    write_index(part.index, IndexInputs(part.number, part.ids, part.faces, metadata, fingerprint))
+
+
+#: Index name: name in the metadata by part, and in whole metadata.
+NAMES = {
+    "sample_id": ("SAMPLE_ID", "key"),
+    "url": ("URL", "url"),
+    "caption": ("TEXT", "caption"),
+    "width": ("WIDTH", "original_width"),
+    "height": ("HEIGHT", "original_height"),
+    "license": ("LICENSE", "LICENSE"),
+    "nsfw": ("NSFW", "NSFW"),
+}
+_DUCKDB_TYPES = {"width": "::INT", "height": "::INT"}
+_DUCKDB_FLAT = """
+    len(faces)::INT AS n_faces,
+    list_max(list_transform(faces, lambda f: f.score)) AS max_face_score,
+    list_max(list_transform(faces, lambda f: least(f.box[3] - f.box[1], f.box[4] - f.box[2]))) AS max_face_size"""
+
+
+def _duckdb_columns(form: int, part: str) -> str:
+    named = {name: f'm."{own[form]}"{_DUCKDB_TYPES.get(name, "")}' for name, own in NAMES.items()}
+    named = {"sample_id": named.pop("sample_id"), "part": f"{part}::SMALLINT", **named, "similarity": "m.similarity"}
+    return ", ".join(f"{value} AS {name}" for name, value in named.items())
+
+
+def _duckdb_copy(rows: str, part: Part) -> str:
+    """Writes `rows` (in order of `place`) with the part's faces."""
+    return f"""
+        COPY (
+            SELECT * EXCLUDE place, {_DUCKDB_FLAT} FROM (
+                SELECT r.* EXCLUDE place, coalesce(f.faces, []) AS faces, place
+                FROM ({rows}) r LEFT JOIN (SELECT sample_id AS id, faces FROM '{part.faces}') f ON r.sample_id = f.id
+            ) {{order}}
+        ) TO '{part.index}' (FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1, ROW_GROUP_SIZE {part.group_rows})"""
+
+
+def duckdb_by_part(join: Join, order: str = "ORDER BY place") -> None:
+    """One statement. Joins do not keep the order of rows, so that they are sorted by their numbers."""
+    import duckdb
+
+    (part,), (metadata,) = join.parts, join.metadata
+    rows = f"""
+        SELECT {_duckdb_columns(0, str(part.number))}, m.file_row_number AS place
+        FROM read_parquet('{metadata}', file_row_number = true) m
+        SEMI JOIN '{part.ids}' i ON m.SAMPLE_ID = i.sample_id"""
+    with duckdb.connect() as connection:
+        connection.execute(_duckdb_copy(rows, part).format(order=order))
+
+
+def duckdb_by_part_any_order(join: Join) -> None:
+    """Without the sort: the rows come as they will, which is not what is asked for, but shows what the sort costs."""
+    duckdb_by_part(join, order="")
+
+
+def duckdb_whole(join: Join) -> None:
+    """Rows of all parts in a table in memory; then a statement a part, which reads that part's faces only."""
+    import duckdb
+
+    ids = " UNION ALL ".join(f"SELECT sample_id, {part.number} AS part FROM '{part.ids}'" for part in join.parts)
+    with duckdb.connect() as connection:
+        connection.execute(f"SET temp_directory = '{join.scratch}'")
+        connection.execute(f"""
+            CREATE TEMP TABLE staged AS
+            SELECT {_duckdb_columns(1, "part")}, (m.file_index::BIGINT << 40) | m.file_row_number AS place
+            FROM read_parquet({[str(file) for file in join.metadata]}, file_row_number = true) m
+            JOIN ({ids}) i ON m.key = i.sample_id""")
+        for part in join.parts:
+            rows = f"""
+                SELECT * FROM staged WHERE part = {part.number}
+                QUALIFY row_number() OVER (PARTITION BY sample_id, url, caption ORDER BY place) = 1"""
+            connection.execute(_duckdb_copy(rows, part).format(order="ORDER BY place"))
+
+
+def polars_by_part(join: Join) -> None:
+    """One streaming query; `is_in` is pushed into the scan, where a semi-join is not."""
+    import polars as pl
+
+    (part,), (metadata,) = join.parts, join.metadata
+    ids = pl.read_parquet(part.ids)["sample_id"]
+    rows = pl.scan_parquet(metadata).filter(pl.col("SAMPLE_ID").is_in(ids.implode()))
+    _polars_write(_polars_columns(rows.with_columns(part=pl.lit(part.number, pl.Int16)), 0), part)
+
+
+def polars_whole(join: Join) -> None:
+    """Rows staged in a file a part; then a streaming query a part."""
+    import polars as pl
+
+    ids = [
+        pl.scan_parquet(part.ids).select("sample_id", pl.lit(part.number, pl.Int16).alias("part"))
+        for part in join.parts
+    ]
+    rows = pl.scan_parquet(list(join.metadata)).join(
+        pl.concat(ids), left_on="key", right_on="sample_id", how="inner", maintain_order="left"
+    )
+    target = pl.PartitionBy(join.scratch, key="part", include_key=True)
+    _polars_columns(rows, 1).sink_parquet(target, compression="lz4", mkdir=True, engine="streaming")
+    for part in join.parts:
+        staged = pl.scan_parquet(join.scratch / f"part={part.number}" / "*.parquet", hive_partitioning=False)
+        _polars_write(staged.unique(["sample_id", "url", "caption"], keep="first", maintain_order=True), part)
+
+
+def _polars_columns(rows: pl.LazyFrame, form: int) -> pl.LazyFrame:
+    import polars as pl
+
+    own = {name: pl.col(names[form]).alias(name) for name, names in NAMES.items()}
+    own |= {name: own[name].cast(pl.Int32) for name in ("width", "height")}
+    return rows.select(own.pop("sample_id"), "part", *own.values(), "similarity")
+
+
+def _polars_write(rows: pl.LazyFrame, part: Part) -> None:
+    """Writes `rows` with the part's faces."""
+    import polars as pl
+
+    faces, face = pl.col("faces"), pl.element()
+    box = face.struct.field("box").arr
+    short = pl.min_horizontal(box.get(2) - box.get(0), box.get(3) - box.get(1))
+    joined = rows.join(pl.scan_parquet(part.faces), on="sample_id", how="left", maintain_order="left").with_columns(
+        faces.list.len().fill_null(0).cast(pl.Int32).alias("n_faces"),
+        faces.list.eval(face.struct.field("score")).list.max().alias("max_face_score"),
+        faces.list.eval(short).list.max().alias("max_face_size"),
+    )
+    how: dict[str, Any] = {"compression": "zstd", "compression_level": 1, "row_group_size": part.group_rows}
+    joined.sink_parquet(part.index, engine="streaming", **how)
+
+
+#: The engines of each job, the one that others are compared with first.
+BY_PART: dict[str, Engine] = {
+    "ours": ours_by_part,
+    "DuckDB": duckdb_by_part,
+    "DuckDB, rows in any order": duckdb_by_part_any_order,
+    "Polars": polars_by_part,
+}
+WHOLE: dict[str, Engine] = {
+    "DuckDB": duckdb_whole,
+    "Polars": polars_whole,
+}

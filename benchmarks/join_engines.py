@@ -48,12 +48,45 @@ Engine = Callable[[Join], None]
 
 
 def ours_by_part(join: Join) -> None:
-    """One part, by the function that `prepare` calls."""
-    from laion_face_builder.index.writer import IndexInputs, index_fingerprint, write_index
+    """One part, by the functions that `prepare` calls."""
+    from laion_face_builder.index.part_ids import PartIds
+    from laion_face_builder.index.staged import rows_of_part
+    from laion_face_builder.parallel import cores
 
     (part,), (metadata,) = join.parts, join.metadata
+    ids = PartIds.read({part.number: part.ids})
+    _ours_write(part, lambda: rows_of_part(metadata, ids, cores()))
+
+
+def ours_whole(join: Join) -> None:
+    """One pass over all files, then part by part, two at a time, as `prepare` does it."""
+    from laion_face_builder.index.part_ids import PartIds
+    from laion_face_builder.index.staged import stage, staged_fingerprint, staged_rows
+    from laion_face_builder.parallel import cores, in_order
+
+    ids = PartIds.read({part.number: part.ids for part in join.parts})
+
+    def stage_one(metadata: Path) -> Path:
+        target = join.scratch / metadata.name
+        stage(target, metadata, ids, staged_fingerprint("made up", [], metadata.name))
+        return target
+
+    staged = list(in_order(stage_one, join.metadata, cores()))
+    del ids
+    for _ in in_order(lambda part: _ours_write(part, lambda: staged_rows(staged, part.number)), join.parts, cores()):
+        pass
+
+
+def _ours_write(part: Part, rows: Callable[[], Any]) -> None:
+    import pyarrow.parquet as pq
+
+    from laion_face_builder.index.faces import FaceTable
+    from laion_face_builder.index.join import join
+    from laion_face_builder.index.writer import index_fingerprint, write_index
+
     fingerprint = index_fingerprint(part.number, ids="made up", faces="made up", metadata="made up")
-    write_index(part.index, IndexInputs(part.number, part.ids, part.faces, metadata, fingerprint))
+    joined = join(part.number, pq.read_metadata(part.ids).num_rows, rows(), FaceTable.read(part.faces))
+    write_index(part.index, joined, fingerprint)
 
 
 #: Index name: name in the metadata by part, and in whole metadata.
@@ -187,6 +220,7 @@ BY_PART: dict[str, Engine] = {
     "Polars": polars_by_part,
 }
 WHOLE: dict[str, Engine] = {
+    "ours": ours_whole,
     "DuckDB": duckdb_whole,
     "Polars": polars_whole,
 }

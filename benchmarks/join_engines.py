@@ -59,9 +59,22 @@ def ours_by_part(join: Join) -> None:
 
 
 def ours_whole(join: Join) -> None:
-    """One pass over all files, then part by part, two at a time, as `prepare` does it."""
+    """One pass over all files, then part by part, as many at a time as there are processors, as `prepare` does it."""
+    from laion_face_builder.index.staged import staged_rows
+    from laion_face_builder.parallel import cores, in_order
+
+    staged = _ours_stage(join)
+
+    def write_one(part: Part) -> None:
+        _ours_write(part, lambda: staged_rows(staged, part.number))
+
+    for _ in in_order(write_one, join.parts, cores()):
+        pass
+
+
+def _ours_stage(join: Join) -> list[Path]:
     from laion_face_builder.index.part_ids import PartIds
-    from laion_face_builder.index.staged import stage, staged_fingerprint, staged_rows
+    from laion_face_builder.index.staged import stage, staged_fingerprint
     from laion_face_builder.parallel import cores, in_order
 
     ids = PartIds.read({part.number: part.ids for part in join.parts})
@@ -71,10 +84,7 @@ def ours_whole(join: Join) -> None:
         stage(target, metadata, ids, staged_fingerprint("made up", [], metadata.name))
         return target
 
-    staged = list(in_order(stage_one, join.metadata, cores()))
-    del ids
-    for _ in in_order(lambda part: _ours_write(part, lambda: staged_rows(staged, part.number)), join.parts, cores()):
-        pass
+    return list(in_order(stage_one, join.metadata, cores()))
 
 
 def _ours_write(part: Part, rows: Callable[[], Any]) -> None:

@@ -18,7 +18,8 @@ from laion_face_builder.download.tars import PartPictures
 from laion_face_builder.errors import NotPrepared, StateConflict
 from laion_face_builder.files import digest, human_size, read_fingerprint
 from laion_face_builder.index.prepare import prepare, prepare_part
-from laion_face_builder.index.reader import IndexPart, find_published
+from laion_face_builder.index.published import PublishedPart, find_published
+from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.options import IMAGE_MODES, Options
 
 #: About what one picture takes of the disk, and how many rows a part of the real set has (50 million over 32 parts).
@@ -147,7 +148,7 @@ def _index_of(options: Options, part: int) -> IndexPart:
 
 
 @functools.lru_cache(maxsize=64)
-def _published(place: str, part: int, token: str | None) -> str:
+def _published(place: str, part: int, token: str | None) -> PublishedPart:
     """Listing a Hub repo takes a request or more; shards of a part come here one after the other."""
     return find_published(place, part, token)
 

@@ -8,7 +8,8 @@ import pytest
 
 import laion_face
 from laion_face_builder.errors import SourceError
-from laion_face_builder.index.reader import IndexPart, find_published
+from laion_face_builder.index.published import find_published
+from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.schema import EXAMPLE_COLUMNS, INDEX
 
 #: Pictures that can be had of a part of the sandbox.

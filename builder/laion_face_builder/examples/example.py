@@ -17,7 +17,7 @@ from laion_face_builder.errors import PictureError
 from laion_face_builder.examples.report import Tally
 from laion_face_builder.images import pictures, reasons
 from laion_face_builder.images.frames import Frame, Size, frame_of, is_swapped, rescaled
-from laion_face_builder.index.reader import RowBatch
+from laion_face_builder.index.rows import RowBatch
 from laion_face_builder.options import Options
 from laion_face_builder.schema import BLURRED_COLUMN, example_columns
 from laion_face_builder.web.fetcher import FetchedPicture

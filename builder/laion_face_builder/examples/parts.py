@@ -18,7 +18,8 @@ from laion_face_builder.download.tars import PartPictures
 from laion_face_builder.errors import NotPrepared, StateConflict
 from laion_face_builder.examples.commands import command, listed
 from laion_face_builder.files import digest, read_fingerprint
-from laion_face_builder.index.reader import IndexPart, find_published
+from laion_face_builder.index.published import PublishedPart, find_published
+from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.options import IMAGE_MODES, Options
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ def _index_of(options: Options, part: int) -> IndexPart:
 
 
 @functools.lru_cache(maxsize=64)
-def _published(place: str, part: int, token: str | None) -> str:
+def _published(place: str, part: int, token: str | None) -> PublishedPart:
     """Listing a Hub repo takes a request or more; shards of a part come here one after the other."""
     return find_published(place, part, token)
 

@@ -20,7 +20,8 @@ from laion_face_builder.errors import PictureError
 from laion_face_builder.examples import parts
 from laion_face_builder.examples.example import INDEX_COLUMNS, ExampleMaker, Row
 from laion_face_builder.examples.report import Tally
-from laion_face_builder.index.reader import IndexPart, RowBatch, in_batches
+from laion_face_builder.index.reader import IndexPart
+from laion_face_builder.index.rows import RowBatch, in_batches
 from laion_face_builder.layout import ROW_GROUPS
 from laion_face_builder.options import Options
 from laion_face_builder.web.ahead import ordered

@@ -1,83 +1,77 @@
-"""Reading the one table: a part of the index, local or remote, by row range. `index_writer` makes them."""
+"""Reading the one table: a part of the index, local or remote, by row range. `writer` makes them."""
 
 from __future__ import annotations
 
-import bisect
-import hashlib
-import itertools
-import json
 import os
-import posixpath
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 from types import TracebackType
-from typing import Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from laion_face_builder.errors import BadFile, LaionFaceError, NotPrepared, SourceError, SourceNotFound
-from laion_face_builder.files import FINGERPRINT_KEY, Fingerprint, make_fingerprint
+from laion_face_builder.files import Fingerprint, make_fingerprint
+from laion_face_builder.index.index_file import ROWS_AT_ONCE, IndexFile
+from laion_face_builder.index.part_column import Spans
+from laion_face_builder.index.published import PublishedPart
 from laion_face_builder.schema import INDEX
-from laion_face_builder.upstream.retrying import TransientError, retried
-from laion_face_builder.upstream.source_fsspec import filesystem_of, list_fsspec
-from laion_face_builder.upstream.source_hub import HubRepo
-from laion_face_builder.upstream.sources import hub_id
-
-T = TypeVar("T")
-
-_ROWS_AT_ONCE = 32
 
 
 class IndexPart:
     """One part of the index; opened when it is first read, and again in every process that it travels to.
 
+    It is a file, or the rows of one or several files whose column `part` has its number, in the files' order.
     Forked processes share file positions and connections with their parent, so nothing open is ever used in another
     process than the one that opened it. Close it, or use it as a context manager.
     """
 
-    def __init__(self, address: str, token: str | None = None) -> None:
-        self.address = address
-        self._token = token
-        self._opened: _Opened | None = None
+    def __init__(self, files: Sequence[str], part: int | None = None, token: str | None = None) -> None:
+        self._files, self._part, self._token = tuple(files), part, token
+        self.address = self._files[0] if len(files) == 1 else f"{self._files[0]} and {len(files) - 1} more"
+        self._pieces: list[_Piece] | None = None
 
     @classmethod
-    def open(cls, path_or_address: str | os.PathLike[str], token: str | None = None) -> IndexPart:
-        """The part at a local path or an fsspec address such as hf://datasets/OWNER/NAME/FILE; touches nothing yet.
+    def open(cls, place: str | os.PathLike[str] | PublishedPart, token: str | None = None) -> IndexPart:
+        """The part at `place`; touches nothing yet.
 
         Args:
+            place: a local path, an fsspec address such as hf://datasets/OWNER/NAME/FILE, or what
+                `published.find_published` found. All rows of a path or an address are the part's.
             token: for hf:// addresses; None means the one that `hf auth login` or HF_TOKEN gave.
         """
-        return cls(os.fspath(path_or_address), token)
+        if isinstance(place, PublishedPart):
+            return cls(place.files, place.part, token)
+        return cls([os.fspath(place)], None, token)
 
     @property
     def num_rows(self) -> int:
         """Rows of the part."""
-        return int(self._parquet.metadata.num_rows)
+        return self._all[-1].stop
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """What the part was made from; of a file without one, a hash over the places and statistics of its columns."""
-        metadata = self._parquet.metadata
-        stamp = (metadata.metadata or {}).get(FINGERPRINT_KEY)
-        if stamp is not None:
-            return dict(json.loads(stamp))
-        return make_fingerprint("foreign index", sha256=hashlib.sha256(repr(metadata.to_dict()).encode()).hexdigest())
+        """What the part was made from; of a part that another program saved, what the content of its files is."""
+        files = [piece.file for piece in self._all]
+        stamp = files[0].stamp if len(files) == 1 else None
+        if stamp is not None and self._part in (None, stamp.get("part", self._part)):
+            return dict(stamp)
+        which = {} if self._part is None else {"part": self._part}
+        return make_fingerprint("foreign index", files=[file.version() for file in files], **which)
 
     @property
     def row_groups(self) -> list[tuple[int, int]]:
-        """First row and the row after the last of each row group."""
-        return list(self._here.bounds)
+        """First row and the row after the last of each stretch that is best read at once.
+
+        A row group, what the part has of it, or a piece of it if it is large.
+        """
+        return [(start, stop) for start, stop, _ in self._stretches()]
 
     @property
     def row_group_bytes(self) -> list[int]:
-        """Compressed bytes of each row group, all columns, as they lie in the file and as a client would fetch them."""
-        metadata = self._parquet.metadata
-        groups = (metadata.row_group(group) for group in range(metadata.num_row_groups))
-        return [sum(group.column(i).total_compressed_size for i in range(group.num_columns)) for group in groups]
+        """Compressed bytes of each of `row_groups`, all columns, as they lie in the file; shared out by rows."""
+        return [size for _, _, size in self._stretches()]
 
     def read(self, start: int, stop: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Rows start … stop, as in `schema.INDEX`; only the row groups and columns that are needed are read.
@@ -89,26 +83,22 @@ class IndexPart:
             IndexError: not rows of this part; BadFile: not an index; SourceError: a remote file does not answer.
         """
         names = list(INDEX.names) if columns is None else list(columns)
-        schema = pa.schema([INDEX.field(name) for name in names])
         if not 0 <= start <= stop <= self.num_rows:
             raise IndexError(f"{self.address}: rows {start} to {stop} of {self.num_rows}")
-        if start == stop:
-            return schema.empty_table()
-        bounds = self._here.bounds
-        first = bisect.bisect_right(bounds, start, key=lambda bound: bound[0]) - 1
-        last = bisect.bisect_left(bounds, stop, key=lambda bound: bound[0])
-        table = self._asked(lambda: self._parquet.read_row_groups(range(first, last), columns=names))
-        table = table.select(names).slice(start - bounds[first][0], stop - start)
-        try:
-            return table.replace_schema_metadata(None).cast(schema)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise self._bad(" ".join(str(error).split())[:200]) from error
+        tables = [
+            table
+            for piece in self._all
+            if max(start, piece.first) < min(stop, piece.stop)
+            for table in piece.read(max(start, piece.first), min(stop, piece.stop), names)
+        ]
+        if len(tables) == 1:
+            return tables[0]
+        return pa.concat_tables(tables) if tables else pa.schema([INDEX.field(name) for name in names]).empty_table()
 
     def close(self) -> None:
         """Closes what is open; the next read opens it again."""
-        opened, self._opened = self._opened, None
-        if opened is not None:
-            opened.close()
+        for piece in self._pieces or ():
+            piece.file.close()
 
     def __enter__(self) -> IndexPart:
         return self
@@ -119,176 +109,89 @@ class IndexPart:
         self.close()
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (IndexPart, (self.address, self._token))
+        return (IndexPart, (self._files, self._part, self._token))
 
     def __repr__(self) -> str:
         return f"IndexPart({self.address!r})"
 
     @property
-    def _parquet(self) -> pq.ParquetFile:
-        return self._here.parquet
+    def _all(self) -> list[_Piece]:
+        if self._pieces is None:
+            self._pieces = self._opened()
+        return self._pieces
 
-    @property
-    def _here(self) -> _Opened:
-        if self._opened is None or self._opened.process != os.getpid():
-            self._opened = self._asked(self._open)
-        return self._opened
+    def _opened(self) -> list[_Piece]:
+        pieces: list[_Piece] = []
+        for address in self._files:
+            file = IndexFile(address, self._token)
+            spans = np.array([[0, file.num_rows]]) if self._part is None else file.spans(self._part)
+            pieces.append(_Piece(file, pieces[-1].stop if pieces else 0, spans))
+        return pieces
 
-    def _open(self) -> _Opened:
-        handle: Any = None
-        if self._is_remote:
-            options = {"token": self._token} if self._token and self.address.startswith("hf://") else {}
-            system, path = filesystem_of(self.address, **options)
-            # Parquet asks for exactly what it needs, gathered by pre_buffer: another cache would only fetch more.
-            handle = system.open(path, "rb", cache_type="none")
-        parquet = pq.ParquetFile(handle or self.address, pre_buffer=True)
-        missing = [name for name in INDEX.names if name not in parquet.schema_arrow.names]
-        if missing:
-            raise self._bad(f"no column {', '.join(missing)}")
-        stamp = json.loads((parquet.metadata.metadata or {}).get(FINGERPRINT_KEY, b"{}"))
-        if stamp.get("kind") == "examples":
-            # It has all the columns, but width, height and faces are those of the pictures in it.
-            raise self._bad("examples with pictures, which `datasets.load_dataset` reads without any code")
-        return _Opened(os.getpid(), handle, parquet, _bounds(parquet.metadata))
-
-    @property
-    def _is_remote(self) -> bool:
-        return "://" in self.address
-
-    def _asked(self, read: Callable[[], T]) -> T:
-        return retried(lambda: self._attempt(read), self.address) if self._is_remote else self._attempt(read)
-
-    def _attempt(self, read: Callable[[], T]) -> T:
-        try:
-            return read()
-        except LaionFaceError:
-            raise
-        except FileNotFoundError as error:
-            raise self._absent() from error
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise self._bad(" ".join(str(error).split())[:200]) from error
-        except Exception as error:  # Every remote filesystem raises errors of its own libraries.
-            if not (self._is_remote or isinstance(error, OSError)):
-                raise
-            self.close()
-            found = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            raise TransientError(found) if self._is_remote else self._bad(found) from error
-
-    def _absent(self) -> LaionFaceError:
-        if self._is_remote:
-            return SourceNotFound(f"{self.address}: there is no such file, or it is private and needs a token")
-        return NotPrepared(f"{self.address}: there is no index there. Make it with `laion-face prepare`.")
-
-    def _bad(self, found: str) -> BadFile:
-        return BadFile(
-            self.address,
-            found=found,
-            expected="an index part written by laion-face",
-            way_out="Run `laion-face prepare` again, or name another index.",
-        )
-
-
-class RowBatch:
-    """A few hundred index rows; their Python values are made, all at once, when those of the first one are asked for.
-
-    Until then they are columns. Rows wait by the thousand for their pictures, and that many dicts, lists and floats
-    would be walked again and again by Python's garbage collector: half of what a stream's consumer thread did.
-    """
-
-    __slots__ = ("_rows", "_table", "urls")
-
-    def __init__(self, table: pa.Table) -> None:
-        self._table, self._rows = table, list[dict[str, Any]]()
-        #: The addresses, without the rest.
-        self.urls: list[str | None] = table["url"].to_pylist()
-
-    def __getitem__(self, place: int) -> dict[str, Any]:
-        """One row as plain Python values."""
-        if self._table is not None:
-            self._rows, self._table = list(_as_dicts(self._table)), None
-        return self._rows[place]
-
-    def __len__(self) -> int:
-        return len(self.urls)
-
-
-def in_batches(table: pa.Table) -> Iterator[RowBatch]:
-    """The rows of `table` (with at least the column `url`), a few hundred at a time: the first comes soon."""
-    for start in range(0, table.num_rows, _ROWS_AT_ONCE):
-        yield RowBatch(table.slice(start, _ROWS_AT_ONCE))
-
-
-def _as_dicts(table: pa.Table) -> Iterator[dict[str, Any]]:
-    """Faces go by way of NumPy, since Arrow makes every nested number an object of its own first."""
-    for batch in table.to_batches():
-        columns = [_faces(column) if name == "faces" else column.to_pylist() for name, column in _columns(batch)]
-        for values in zip(*columns, strict=True):
-            yield dict(zip(batch.schema.names, values, strict=True))
-
-
-def _columns(batch: pa.RecordBatch) -> Iterator[tuple[str, pa.Array]]:
-    return zip(batch.schema.names, batch.columns, strict=True)
-
-
-def _faces(column: pa.ListArray) -> list[list[dict[str, Any]]]:
-    flat = column.flatten()
-    boxes = flat.field("box").flatten().to_numpy(zero_copy_only=False).reshape(-1, 4).tolist()
-    landmarks = flat.field("landmarks").flatten().flatten().to_numpy(zero_copy_only=False).reshape(-1, 5, 2).tolist()
-    scores = flat.field("score").to_numpy(zero_copy_only=False).tolist()
-    named = zip(boxes, landmarks, scores, strict=True)
-    faces = [{"box": box, "landmarks": points, "score": score} for box, points, score in named]
-    stops = itertools.accumulate(pc.list_value_length(column).to_pylist(), initial=0)
-    return [faces[start:stop] for start, stop in itertools.pairwise(stops)]
-
-
-def find_published(place: str, part: int, token: str | None = None) -> str:
-    """The path or address of a part in a published index, for `IndexPart.open`.
-
-    Args:
-        place: a local folder (a DATA_DIR too), a Hub dataset "owner/name" or "owner/name@revision", or an fsspec
-            address. Its files are called part-000NN.parquet or part-000NN-….parquet, also in folders below.
-
-    Raises:
-        SourceNotFound: no such part there, or no such place; SourceError: several files of it, or no answer.
-    """
-    files = _published_files(place, token)
-    name = re.compile(rf"part-{part:05d}(-.*)?\.parquet")
-    matching = [file for file in files if name.fullmatch(posixpath.basename(file.replace(os.sep, "/")))]
-    if len(matching) == 1:
-        return matching[0]
-    found = ", ".join(matching or files[:8]) or "no files"
-    message = f"{place}: found {found}; expected one part-{part:05d}.parquet. Name a published index with index=."
-    raise SourceError(message) if matching else SourceNotFound(message)
-
-
-def _published_files(place: str, token: str | None) -> list[str]:
-    folder = Path(place).expanduser()
-    if "://" not in place and folder.is_dir():
-        # A DATA_DIR has other files of the same names beside its index.
-        folder = folder / "index" if (folder / "index").is_dir() else folder
-        return sorted(map(str, folder.rglob("*.parquet")))
-    if "://" in place:
-        return list_fsspec(place)
-    name, _, revision = place.partition("@")
-    repo = HubRepo(hub_id(name, "index"), revision or None, token)
-    return [f"hf://datasets/{name}@{repo.commit}/{file}" for file in repo.files if file.endswith(".parquet")]
+    def _stretches(self) -> Iterator[tuple[int, int, int]]:
+        for piece in self._all:
+            yield from piece.stretches()
 
 
 @dataclass(frozen=True)
-class _Opened:
-    """What is open in one process."""
+class _Piece:
+    """What a file has of a part.
 
-    process: int
-    handle: Any
-    parquet: pq.ParquetFile
-    bounds: list[tuple[int, int]]
+    Attributes:
+        first: which row of the part its first one is.
+        spans: the runs of the file's rows that are the part's.
+    """
 
-    def close(self) -> None:
-        self.parquet.close(force=True)
-        if self.handle is not None:
-            self.handle.close()
+    file: IndexFile
+    first: int
+    spans: Spans
+
+    @cached_property
+    def _ends(self) -> npt.NDArray[np.int64]:
+        """int64[k + 1]: how many rows there are before each run, and in all."""
+        return np.append(0, np.cumsum(self.spans[:, 1] - self.spans[:, 0]))
+
+    @property
+    def stop(self) -> int:
+        """The part's row after the last of this piece."""
+        return self.first + int(self._ends[-1])
+
+    def read(self, start: int, stop: int, names: Sequence[str]) -> Iterator[pa.Table]:
+        """Rows start … stop of the part, which are in this piece."""
+        spans = self._within(start - self.first, stop - self.first)
+        while len(spans):
+            # Runs that are close to each other are read together, and what lies between them is dropped.
+            near = spans[: np.searchsorted(spans[:, 1], spans[0, 0] + ROWS_AT_ONCE) or 1]
+            begin, end = int(near[0, 0]), int(near[-1, 1])
+            table = self.file.read(begin, end, names)
+            yield table if len(near) == 1 else table.filter(pa.array(_covered(near - begin, end - begin)))
+            spans = spans[len(near) :]
+
+    def stretches(self) -> Iterator[tuple[int, int, int]]:
+        """First row, the row after the last, and bytes of what is best read at once."""
+        for (start, stop), size in zip(self.file.groups, self.file.group_bytes, strict=True):
+            first, last = self._before(start), self._before(stop)
+            for begin in range(first, last, ROWS_AT_ONCE):
+                end = min(begin + ROWS_AT_ONCE, last)
+                yield self.first + begin, self.first + end, size * (end - begin) // (stop - start)
+
+    def _before(self, row: int) -> int:
+        """How many of the piece's rows lie before the file's `row`."""
+        run = int(np.searchsorted(self.spans[:, 0], row))
+        return int(self._ends[run]) - (max(0, int(self.spans[run - 1, 1]) - row) if run else 0)
+
+    def _within(self, start: int, stop: int) -> Spans:
+        """The runs of the piece's rows start … stop."""
+        first, last = int(np.searchsorted(self._ends, start, side="right")) - 1, int(np.searchsorted(self._ends, stop))
+        spans = self.spans[first:last].copy()
+        spans[0, 0] += start - self._ends[first]
+        spans[-1, 1] -= self._ends[last] - stop
+        return spans
 
 
-def _bounds(metadata: pq.FileMetaData) -> list[tuple[int, int]]:
-    stops = list(itertools.accumulate(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)))
-    return list(zip([0, *stops][:-1], stops, strict=True))
+def _covered(spans: Spans, rows: int) -> npt.NDArray[np.bool_]:
+    """bool[rows]: which are in one of the runs."""
+    edges = np.zeros(rows + 1, np.int8)
+    edges[spans[:, 0]] += 1
+    edges[spans[:, 1]] -= 1
+    return np.cumsum(edges[:-1]).astype(bool)

@@ -1,0 +1,175 @@
+"""Where the rows of a part lie in a published index: by the names of its files, or by their column `part`.
+
+Ours are called part-000NN.parquet. What other programs save has names of their own (train-00000-of-00002.parquet,
+data_0.parquet), and numbers in them that say nothing; there the rows whose column `part` is N are part N.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import posixpath
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from laion_face_builder.errors import BadFile, SourceError, SourceNotFound
+from laion_face_builder.index.index_file import IndexFile
+from laion_face_builder.index.part_column import Known, holds_only, may_hold
+from laion_face_builder.upstream.source_fsspec import list_fsspec
+from laion_face_builder.upstream.source_hub import HubRepo
+from laion_face_builder.upstream.sources import hub_id
+
+#: As `datasets` names the files of a split; newer and older versions put a hash behind it.
+_SPLIT = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<of>\d{5})(-[0-9a-f]+)?\.parquet")
+
+
+@dataclass(frozen=True)
+class PublishedPart:
+    """A part of a published index: its rows in these files, in this order."""
+
+    part: int
+    files: tuple[str, ...]
+
+
+def find_published(place: str, part: int, token: str | None = None) -> PublishedPart:
+    """The files of a part in a published index, for `IndexPart.open`. Reads footers, and those of several parts more.
+
+    Args:
+        place: a local folder (a DATA_DIR too), a Hub dataset "owner/name" or "owner/name@revision", an fsspec address
+            of a folder, or a Parquet file; also folders below. Files without the index's columns are passed over.
+
+    Raises:
+        SourceNotFound: no such part there, or no such place; SourceError: more than one set of files has it, a file of
+            a set is missing, or no answer.
+    """
+    files = sorted(_published_files(place, token), key=_natural)
+    name = re.compile(rf"part-{part:05d}(-.*)?\.parquet")
+    named = [file for file in files if name.fullmatch(_name(file))]
+    if len(named) == 1 and holds_only(_known_of(named[0], token) or [None], part):
+        return PublishedPart(part, tuple(named))
+    known = {file: found for file in files if (found := _known_of(file, token)) is not None}
+    holding = [file for file, found in known.items() if may_hold(found, part) and _has_rows(file, found, part, token)]
+    if not holding:
+        there = sorted({one[0] for found in known.values() for one in found if one is not None and one[0] == one[1]})
+        also = f" with parts {', '.join(map(str, there))}" if there else ", none of them an index" if files else ""
+        raise SourceNotFound(
+            f"{place}: found {_listed(files)}{also}; expected one part-{part:05d}.parquet, or files whose column part "
+            f"has {part}. Name a published index with index=."
+        )
+    _refuse_several(place, part, holding)
+    _refuse_missing(place, part, files, holding[0])
+    _refuse_copies(place, part, holding, token)
+    return PublishedPart(part, tuple(holding))
+
+
+def _published_files(place: str, token: str | None) -> list[str]:
+    folder = Path(place).expanduser()
+    if "://" not in place and folder.is_dir():
+        # A DATA_DIR has other files of the same names beside its index.
+        folder = folder / "index" if (folder / "index").is_dir() else folder
+        return list(map(str, folder.rglob("*.parquet")))
+    if place.endswith(".parquet") and ("://" in place or folder.is_file()):
+        return [place if "://" in place else str(folder)]
+    if "://" in place:
+        return [file for file in list_fsspec(place) if file.endswith(".parquet")]
+    name, _, revision = place.partition("@")
+    repo = HubRepo(hub_id(name, "index"), revision or None, token)
+    return [f"hf://datasets/{name}@{repo.commit}/{file}" for file in repo.files if file.endswith(".parquet")]
+
+
+def _known_of(file: str, token: str | None) -> list[Known] | None:
+    """What the statistics of each row group say of the column `part`; None if the file is no index."""
+    if "://" in file:
+        return _looked_up(file, token, 0, 0)
+    status = os.stat(file)
+    return _looked_up(file, token, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4096)
+def _looked_up(file: str, token: str | None, _size: int, _modified: int) -> list[Known] | None:
+    """Every part of a place asks for the same footers."""
+    opened = IndexFile(file, token)
+    try:
+        return opened.known
+    except BadFile:
+        return None
+    finally:
+        opened.close()
+
+
+def _has_rows(file: str, known: Sequence[Known], part: int, token: str | None) -> bool:
+    if (part, part) in known:
+        return True
+    opened = IndexFile(file, token)
+    try:
+        return len(opened.spans(part)) > 0
+    finally:
+        opened.close()
+
+
+def _refuse_several(place: str, part: int, holding: Sequence[str]) -> None:
+    """A repo with a copy for each of its configs has every row twice."""
+    sets: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for file in holding:
+        split = _SPLIT.fullmatch(_name(file))
+        sets[posixpath.dirname(_slashed(file)), f"{split['split']}-of-{split['of']}" if split else ""].append(file)
+    if len(sets) > 1:
+        raise SourceError(
+            f"{place}: {len(sets)} sets of files have part {part}: {_listed([files[0] for files in sets.values()])}; "
+            "expected one. Name the folder or file that holds only one of them with index=, or move the others away."
+        )
+
+
+def _refuse_missing(place: str, part: int, files: Sequence[str], one: str) -> None:
+    """Rows of a split of which a file is missing would silently be too few."""
+    mine = _SPLIT.fullmatch(_name(one))
+    if mine is None:
+        return
+    beside = [file for file in files if posixpath.dirname(_slashed(file)) == posixpath.dirname(_slashed(one))]
+    splits = [split for file in beside if (split := _SPLIT.fullmatch(_name(file)))]
+    there = {int(s["number"]) for s in splits if (s["split"], s["of"]) == (mine["split"], mine["of"])}
+    missing = sorted(set(range(int(mine["of"]))) - there)
+    if missing:
+        names = [f"{mine['split']}-{number:05d}-of-{mine['of']}.parquet" for number in missing]
+        raise SourceError(
+            f"{place}: part {part} is in a set of {int(mine['of'])} files of which {_listed(names)} is missing. "
+            "Copy the whole set, or name another index with index=."
+        )
+
+
+def _refuse_copies(place: str, part: int, holding: Sequence[str], token: str | None) -> None:
+    """Files of as many rows may be copies of each other."""
+    rows: dict[int, list[IndexFile]] = defaultdict(list)
+    for address in holding if len(holding) > 1 else ():
+        file = IndexFile(address, token)
+        rows[file.num_rows].append(file)
+        file.close()
+    for files in rows.values():
+        versions = [file.version() for file in files] if len(files) > 1 else []
+        if len(set(versions)) < len(versions):
+            raise SourceError(
+                f"{place}: part {part} would have rows twice: of {_listed([file.address for file in files])} some are "
+                "the same. Move the copies away."
+            )
+
+
+def _natural(file: str) -> list[tuple[int, str]]:
+    """Sorts data_10 behind data_9, folder by folder."""
+    return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in re.split(r"(\d+)", _slashed(file))]
+
+
+def _name(file: str) -> str:
+    return posixpath.basename(_slashed(file))
+
+
+def _slashed(file: str) -> str:
+    return file.replace(os.sep, "/")
+
+
+def _listed(files: Sequence[str], most: int = 8) -> str:
+    if not files:
+        return "no files"
+    return ", ".join(files[:most]) + (f" and {len(files) - most} more" if len(files) > most else "")

@@ -165,7 +165,7 @@ def test_the_shortcut_is_taken_and_gives_the_same(count: int, is_zip: bool, tmp_
     taken = shortcuts(file, 100_000)
     assert taken[1:] == [True] * (len(taken) - 1)
     assert len(taken) > 2
-    assert equal(read_faces(file, 100_000), plain(file))
+    assert equal(read_faces(file, 100_000).sorted_by_id(), plain(file))
 
 
 ODD: dict[str, Any] = {
@@ -184,7 +184,7 @@ def test_one_odd_sample_gives_the_same_by_the_long_way(odd: str, tmp_path: Path)
     faces[71_500] = ODD[odd]
     file = save(faces, tmp_path / "a.pth")
     assert not all(shortcuts(file, 100_000)[1:])
-    assert equal(read_faces(file, 100_000), plain(file))
+    assert equal(read_faces(file, 100_000).sorted_by_id(), plain(file))
 
 
 @settings(deadline=None, max_examples=25)
@@ -213,6 +213,46 @@ def test_the_shortcut_never_disagrees_with_the_unpickler(
 
 
 ALTERED: dict[str, Any] = {}
+
+
+@pytest.mark.parametrize(("at", "place"), [(0, 3), (1, (4, 1)), (2, ())])
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_wrong_number_met_by_the_shortcut_names_its_sample(
+    at: int, place: Any, number: float, tmp_path: Path
+) -> None:
+    faces = make_faces(list(range(70_000, 73_500)), least=2)
+    face = [np.array(part) for part in faces[71_500][1]]
+    face[at][place] = number
+    faces[71_500][1] = (face[0], face[1], np.float32(face[2]))
+    file = save(faces, tmp_path / "a.pth")
+    assert all(shortcuts(file, 100_000)[1:])
+    with pytest.raises(BadFile, match=r"a\.pth.*sample 71500"):
+        read_faces(file, 100_000)
+
+
+def test_a_file_of_several_pieces_and_groups_is_written_sorted(tmp_path: Path) -> None:
+    """Large enough for pieces of the real size: some by the shortcut, one not."""
+    rng = np.random.default_rng(0)
+    ids = rng.permutation(2**20)[:20_000].tolist()
+    faces: dict[int, Any] = dict(make_faces(ids, least=1, most=1))
+    faces[ids[15_000]] = []
+    file, data = save(faces, tmp_path / "a.pth"), DataDir.at(tmp_path)
+    assert {True, False} <= set(shortcuts(file, 3 << 20)[1:])
+    write_faces(file, data, 0, "v1")
+    assert pq.read_table(data.faces(0)).to_pylist() == as_rows(faces)
+    metadata = pq.read_metadata(data.faces(0))
+    assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [
+        1 << 14,
+        20_000 - (1 << 14),
+    ]
+    columns = [metadata.row_group(0).column(column) for column in range(4)]
+    assert ["BYTE_STREAM_SPLIT" in column.encodings for column in columns] == [False, True, True, True]
+    assert [column.is_stats_set for column in columns] == [True, False, False, False]
+
+
+def test_a_file_without_faces_is_written_and_looked_up(tmp_path: Path) -> None:
+    write_faces(save({}, tmp_path / "a.pth"), DataDir.at(tmp_path), 0, "v1")
+    assert list(faces_of(DataDir.at(tmp_path), [1])) == []
 
 
 def test_the_last_of_equal_ids_counts(tmp_path: Path) -> None:

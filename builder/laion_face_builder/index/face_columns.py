@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,13 @@ from laion_face_builder.index.ids import as_ids
 from laion_face_builder.schema import DETECTIONS, FACE
 
 _SHAPES: dict[str, tuple[int, ...]] = {"box": (4,), "landmarks": (5, 2), "score": ()}
+_COLUMNS: dict[str, tuple[type, tuple[int, ...]]] = {
+    "ids": (np.int64, ()),
+    "counts": (np.int64, ()),
+    "boxes": (np.float32, _SHAPES["box"]),
+    "landmarks": (np.float32, _SHAPES["landmarks"]),
+    "scores": (np.float32, _SHAPES["score"]),
+}
 
 
 @dataclass(frozen=True)
@@ -39,28 +47,40 @@ class FaceColumns:
     scores: np.ndarray
 
     @classmethod
-    def concat(cls, pieces: list[FaceColumns]) -> FaceColumns:
-        """One after the other. Empties `pieces` on the way: a part's columns are there once only."""
-        rows = ((p.ids, p.counts, p.boxes, p.landmarks, p.scores) for p in pieces)
-        fields = [list(field) for field in zip(*rows, strict=True)]
-        pieces.clear()
-        joined = []
-        for field in fields:
-            joined.append(np.concatenate(field))
-            field.clear()
-        return cls(*joined)
+    def concat(cls, pieces: Iterable[FaceColumns]) -> FaceColumns:
+        """One after the other, each taken in before the next is asked for: a part's columns are there once only."""
+        # Not lists of arrays: these would lie between other things, and joined not be given back to the system.
+        joined = {name: bytearray() for name in _COLUMNS}
+        for piece in pieces:
+            for name, whole in joined.items():
+                whole.extend(np.ascontiguousarray(getattr(piece, name)).reshape(-1).view(np.uint8).data)
+        return cls(
+            **{
+                name: np.frombuffer(joined[name], dtype).reshape(-1, *shape)
+                for name, (dtype, shape) in _COLUMNS.items()
+            }
+        )
 
     def sorted_by_id(self) -> FaceColumns:
         """By ascending sample id; of an id that comes more than once the last one is kept."""
+        return self.take(self.order())
+
+    def order(self) -> np.ndarray:
+        """Which rows `sorted_by_id` has, in its order: int64."""
         order = np.argsort(self.ids, kind="stable")
         ids = self.ids[order]
-        is_last = np.append(ids[1:] != ids[:-1], True)[: len(ids)]
-        order = order[is_last]
-        counts = self.counts[order]
-        starts = (np.cumsum(self.counts) - self.counts)[order]
+        return np.asarray(order[np.append(ids[1:] != ids[:-1], True)[: len(ids)]])
+
+    def take(self, rows: np.ndarray) -> FaceColumns:
+        """The samples of these rows, with their faces."""
+        counts = self.counts[rows]
         # Row numbers of the faces: those of each sample follow one another.
-        faces = np.repeat(starts - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
-        return FaceColumns(self.ids[order], counts, self.boxes[faces], self.landmarks[faces], self.scores[faces])
+        faces = np.repeat(self._starts[rows] - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
+        return FaceColumns(self.ids[rows], counts, self.boxes[faces], self.landmarks[faces], self.scores[faces])
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        return np.asarray(np.cumsum(self.counts) - self.counts)
 
     def as_arrow(self) -> list[pa.Array]:
         """The columns of `schema.DETECTIONS`."""
@@ -84,9 +104,9 @@ class FaceColumns:
             BadFile: a number is NaN or infinite; names the sample id.
         """
         for name, values in (("box", self.boxes), ("landmarks", self.landmarks), ("score", self.scores)):
-            wrong = ~np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
-            if wrong.any():
-                face = int(wrong.argmax())
+            finite = np.isfinite(values)
+            if not finite.all():
+                face = int(finite.all(axis=tuple(range(1, values.ndim))).argmin())
                 sample = int(np.searchsorted(np.cumsum(self.counts), face, side="right"))
                 raise _bad(path, int(self.ids[sample]), f"{name} {values[face].tolist()}", "finite numbers")
         return self

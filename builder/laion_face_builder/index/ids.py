@@ -27,7 +27,7 @@ from laion_face_builder.files import (
 )
 from laion_face_builder.layout import ALL_PARTS, DataDir
 from laion_face_builder.schema import IDS
-from laion_face_builder.upstream.float_lists import load_lists
+from laion_face_builder.upstream.float_lists import FloatList, load_lists
 
 log = logging.getLogger("laion_face")
 
@@ -72,7 +72,7 @@ def sorted_ids(pth: Path, part: int, values: object) -> np.ndarray:
     Raises:
         BadFile: something in `values` is not a sample id.
     """
-    ids = as_ids(values)
+    ids = as_ids(values.read() if isinstance(values, FloatList) else values)
     if not isinstance(ids, np.ndarray):
         raise BadFile(pth, found=f"{ids} in part {part}", expected="whole sample ids from 0 to 2**53", way_out=_WAY_OUT)
     ids.sort()

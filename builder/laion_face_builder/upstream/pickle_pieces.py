@@ -24,7 +24,9 @@ log = logging.getLogger("laion_face")
 
 #: Bytes of a piece. Each new unpickler pays for the highest memo index so far, so small pieces are slow.
 PIECE_SIZE = 64 << 20
-_READ = 4 << 20
+#: Bytes of a piece for a shortcut: what it works on then stays in the processor's cache.
+SHORTCUT_SIZE = 2 << 20
+_READ = 1 << 20
 #: Bytes in which the end of a batch has to be met; a real one has half a megabyte.
 _MOST = 256 << 20
 #: Guesses that may fail in a row before the file is taken for one that cannot be cut.
@@ -62,7 +64,7 @@ def iter_dict(path: Path, piece_size: int = PIECE_SIZE) -> Iterator[dict[object,
 
 
 def iter_pieces(path: Path, shortcut: Shortcut[T], piece_size: int = PIECE_SIZE) -> Iterator[T | dict[object, object]]:
-    """As `iter_dict`, but each piece is offered to `shortcut` first, and is what that gives if it gives anything."""
+    """As `iter_dict`, but smaller pieces are offered to `shortcut` first; one it knows comes as what it gives."""
     with open_pickle(path) as stream:
         if stream.size > piece_size:
             try:
@@ -92,6 +94,7 @@ class _Cutter:
         self._stream = stream
         self._shortcut = shortcut
         self._piece_size = piece_size
+        self._shortcut_size = min(piece_size, SHORTCUT_SIZE)
         self._pending = b""
         self._first: Unpickler | None = None
 
@@ -105,7 +108,7 @@ class _Cutter:
         yield items
         memo: Any = self._first.memo.copy() if self._first else {}
         while not is_last:
-            raw, is_last = self._take(self._piece_size)
+            raw, is_last = self._take(self._shortcut_size)
             items = self._shortcut(raw, memo)
             if items is None:
                 self._pending = raw + self._pending

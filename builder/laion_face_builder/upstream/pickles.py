@@ -35,6 +35,7 @@ class PickleStream:
     Attributes:
         path: the file.
         file: the bytes from here on; in a zip they end with the pickle.
+        start: where in `path` that is.
         size: how many bytes are left in `file`.
         storages: where its tensors get their numbers.
         has_late_numbers: whether these numbers are only there after `finish`.
@@ -44,6 +45,7 @@ class PickleStream:
 
     path: Path
     file: IO[bytes]
+    start: int
     size: int
     storages: Storages
     has_late_numbers: bool
@@ -95,10 +97,9 @@ class _Window(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        piece = self._file.read(min(len(buffer), self._left))
-        buffer[: len(piece)] = piece
-        self._left -= len(piece)
-        return len(piece)
+        count: int = self._file.readinto(memoryview(buffer)[: self._left])  # type: ignore[attr-defined]
+        self._left -= count
+        return count
 
 
 @contextmanager
@@ -124,7 +125,7 @@ def _open_zip(path: Path, raw: IO[bytes], archive: zipfile.ZipFile) -> PickleStr
     storages = _ZipStorages(path, members, mains[0].removesuffix("data.pkl"))
     start, size = storages.place(mains[0])
     file = io.BufferedReader(_Window(raw, start, size), _BUFFER)
-    return PickleStream(path, file, size, storages, False, lambda file: None)
+    return PickleStream(path, file, start, size, storages, False, lambda file: None)
 
 
 class _ZipStorages:
@@ -183,9 +184,9 @@ def _open_legacy(path: Path, file: IO[bytes]) -> PickleStream:
     head = [_head(file, path) for _ in range(3)]
     if head[:2] != [_MAGIC_NUMBER, _PROTOCOL_VERSION]:
         raise _not_torch(path)
-    size = os.stat(path).st_size
+    start, size = file.tell(), os.stat(path).st_size
     storages = _LegacyStorages(size)
-    return PickleStream(path, file, size - file.tell(), storages, True, lambda rest: storages.fill(rest, path))
+    return PickleStream(path, file, start, size - start, storages, True, lambda rest: storages.fill(rest, path))
 
 
 def _head(file: IO[bytes], path: Path) -> object:

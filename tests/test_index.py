@@ -1,7 +1,6 @@
-"""The one table: law 1 against a plain join in Python, its row groups, and reading it by row range."""
+"""The one table: its row groups, and reading it by row range."""
 
 import json
-import math
 import multiprocessing
 import pickle
 from pathlib import Path
@@ -16,126 +15,43 @@ from hypothesis import strategies as st
 
 from laion_face_builder.errors import BadFile, NotPrepared, OptionError, SourceNotFound
 from laion_face_builder.files import FINGERPRINT_KEY
+from laion_face_builder.index.faces import FaceTable
+from laion_face_builder.index.join import join
+from laion_face_builder.index.part_ids import PartIds
 from laion_face_builder.index.published import find_published
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.index.rows import in_batches
-from laion_face_builder.index.writer import IndexInputs, _in_groups, index_fingerprint, write_index
+from laion_face_builder.index.staged import rows_of_part
+from laion_face_builder.index.writer import index_fingerprint, write_index
 from laion_face_builder.layout import row_group_bounds
 from laion_face_builder.sandbox import FolderHost, Sandbox
-from laion_face_builder.schema import DETECTIONS, IDS, INDEX
+from laion_face_builder.schema import DETECTIONS, INDEX
 
 FINGERPRINT = index_fingerprint(3, ids="sha256:i", faces="sha256:f", metadata="etag:m")
-float32s = st.floats(-1000, 3000, width=32)
 
 
 def face(score: float, box: list[float]) -> dict:
     return {"box": box, "landmarks": [[float(k), 0.5] for k in range(5)], "score": float(np.float32(score))}
 
 
-faces = st.builds(face, st.floats(0.5, 1, width=32), st.lists(float32s, min_size=4, max_size=4))
-ids = st.integers(0, 40)
-rows = st.fixed_dictionaries(
-    {
-        "id": st.one_of(st.none(), ids),
-        "url": st.one_of(st.none(), st.text(max_size=5)),
-        "caption": st.one_of(st.none(), st.text(max_size=5)),
-        "width": st.one_of(st.none(), st.integers(1, 5000)),
-        "height": st.one_of(st.none(), st.integers(1, 5000)),
-        "license": st.sampled_from([None, "?"]),
-        "nsfw": st.sampled_from([None, "UNLIKELY", "NSFW"]),
-        "similarity": st.one_of(st.none(), st.floats(0, 1)),
-    }
-)
-names = st.sampled_from(
-    [
-        ("SAMPLE_ID", "URL", "TEXT", "WIDTH", "HEIGHT", "LICENSE", "NSFW", "similarity"),
-        ("sample_id", "url", "caption", "width", "height", "license", "nsfw", "SIMILARITY"),
-    ]
-)
-ID_FORMS = {
-    "int": (lambda one: one, pa.int64()),
-    "float": (float, pa.float64()),
-    "nan": (float, pa.float64()),
-    "text": (lambda one: f"{one}", pa.string()),
-    "point": (lambda one: f"{one}.0", pa.large_string()),
-}
+COLUMNS = ("SAMPLE_ID", "URL", "TEXT", "WIDTH", "HEIGHT", "LICENSE", "NSFW", "similarity")
 
 
-def write_metadata(path: Path, table_rows, columns, form: str) -> Path:
-    make, kind = ID_FORMS[form]
-    absent = math.nan if form == "nan" else None
-    values = [absent if row["id"] is None else make(row["id"]) for row in table_rows]
-    arrays = [pa.array(values, kind)]
-    kinds = (pa.string(), pa.string(), pa.int64(), pa.float64(), pa.string(), pa.string(), pa.float64())
-    keys = ("url", "caption", "width", "height", "license", "nsfw", "similarity")
-    arrays += [pa.array([row[key] for row in table_rows], kind) for key, kind in zip(keys, kinds, strict=True)]
-    table = pa.table(dict(zip(columns, arrays, strict=True))).append_column("__index_level_0__", arrays[0])
+def write_metadata(path: Path, table_rows) -> Path:
+    keys = ("id", "url", "caption", "width", "height", "license", "nsfw", "similarity")
+    kinds = (pa.int64(), *[pa.string()] * 2, *[pa.int64()] * 2, *[pa.string()] * 2, pa.float64())
+    arrays = [pa.array([row[key] for row in table_rows], kind) for key, kind in zip(keys, kinds, strict=True)]
+    table = pa.table(dict(zip(COLUMNS, arrays, strict=True))).append_column("__index_level_0__", arrays[0])
     pq.write_table(table, path, row_group_size=7)
     return path
 
 
-def inputs(folder: Path, face_ids, detections, metadata: Path) -> IndexInputs:
-    pq.write_table(pa.table({"sample_id": sorted(face_ids)}, schema=IDS), folder / "ids.parquet")
+def write_part(target: Path, face_ids, detections, metadata: Path) -> None:
     table = [{"sample_id": key, "faces": detections[key]} for key in sorted(detections)]
-    pq.write_table(pa.Table.from_pylist(table, schema=DETECTIONS), folder / "faces.parquet", row_group_size=5)
-    return IndexInputs(3, folder / "ids.parquet", folder / "faces.parquet", metadata, FINGERPRINT)
-
-
-def plain_join(table_rows, face_ids, detections) -> list[dict]:
-    joined = []
-    for row in table_rows:
-        if row["id"] not in face_ids:
-            continue
-        found = detections.get(row["id"], [])
-        short = [np.float32(b[2]) - np.float32(b[0]) for b in (f["box"] for f in found)]
-        short = [min(s, np.float32(f["box"][3]) - np.float32(f["box"][1])) for s, f in zip(short, found, strict=True)]
-        flat = {
-            "n_faces": len(found),
-            "max_face_score": max((f["score"] for f in found), default=None),
-            "max_face_size": float(max(short)) if short else None,
-        }
-        rest = {key: value for key, value in row.items() if key != "id"}
-        joined.append({"sample_id": row["id"], "part": 3, **rest, "faces": found, **flat})
-    return joined
-
-
-@settings(deadline=None, max_examples=25)
-@given(
-    st.lists(rows, max_size=60),
-    st.sets(ids),
-    st.dictionaries(ids, st.lists(faces, max_size=3), max_size=12),
-    names,
-    st.sampled_from(sorted(ID_FORMS)),
-)
-def test_law_1_the_index_is_the_plain_join(tmp_path_factory, table_rows, face_ids, detections, columns, form):
-    folder = tmp_path_factory.mktemp("law1")
-    metadata = write_metadata(folder / "metadata.parquet", table_rows, columns, form)
-    expected = plain_join(table_rows, face_ids, detections)
-    assert write_index(folder / "index.parquet", inputs(folder, face_ids, detections, metadata)) == len(expected)
-    with IndexPart.open(folder / "index.parquet") as part:
-        assert part.num_rows == len(expected)
-        assert part.read(0, part.num_rows).to_pylist() == expected
-
-
-def test_law_1_on_the_sandbox(upstream_files, tmp_path):
-    from laion_face_builder.index.detections import write_faces
-    from laion_face_builder.index.ids import write_ids
-    from laion_face_builder.layout import DataDir
-
-    data, pickles = DataDir.at(tmp_path), upstream_files.folder / "laion-face"
-    write_ids(pickles / "laion_face_ids.pth", data, [1], "v")
-    write_faces(pickles / "sample2detect_1.pth", data, 1, "v")
-    (metadata,) = (upstream_files.folder / "metadata").glob("part-00001-*")
-    write_index(data.index(1), IndexInputs(1, data.ids(1), data.faces(1), metadata, FINGERPRINT))
-    table = pq.read_table(data.index(1)).to_pylist()
-    truth = upstream_files.truth_of(1)
-    assert [(row["sample_id"], row["url"], row["caption"]) for row in table] == [
-        (true.sample_id, true.url, true.caption) for true in truth
-    ]
-    assert [row["faces"] for row in table] == [[one.as_dict() for one in true.faces] for true in truth]
-    assert all(
-        (row["width"], row["height"]) == (true.width, true.height) for row, true in zip(table, truth, strict=True)
-    )
+    faces = target.parent / "faces.parquet"
+    pq.write_table(pa.Table.from_pylist(table, schema=DETECTIONS), faces, row_group_size=5)
+    found = rows_of_part(metadata, PartIds.of({3: np.array(sorted(face_ids), np.int64)}), threads=1)
+    write_index(target, join(3, len(face_ids), found, FaceTable.read(faces)), FINGERPRINT)
 
 
 @pytest.fixture
@@ -151,10 +67,9 @@ def make_index(folder: Path, count: int) -> Path:
         for k in range(count + 10)
     ]
     face_ids = {row["id"] for row in table_rows[:count]}
-    columns = ("SAMPLE_ID", "URL", "TEXT", "WIDTH", "HEIGHT", "LICENSE", "NSFW", "similarity")
-    metadata = write_metadata(folder / "metadata.parquet", table_rows, columns, "int")
+    metadata = write_metadata(folder / "metadata.parquet", table_rows)
     detections = {key: [face(0.75, [0.0, 0.0, 10.0, 5.0])] for key in list(face_ids)[::2]}
-    write_index(folder / "part-00003.parquet", inputs(folder, face_ids, detections, metadata))
+    write_part(folder / "part-00003.parquet", face_ids, detections, metadata)
     return folder / "part-00003.parquet"
 
 
@@ -172,29 +87,6 @@ def test_the_file_is_as_the_contract_says(index, tmp_path):
         assert (column.compression, column.has_column_index, column.has_offset_index) == ("ZSTD", True, True)
         assert json.loads(file.metadata.metadata[FINGERPRINT_KEY]) == FINGERPRINT
     assert index.read_bytes() == make_index(tmp_path / "again", 300).read_bytes()
-
-
-def test_doubled_metadata_rows_are_kept_and_said(tmp_path, caplog):
-    row = {"url": "u", "caption": None, "width": 1, "height": 1, "license": None, "nsfw": None, "similarity": None}
-    table_rows = [{"id": 5, **row}, {"id": 6, **row}, {"id": 5, **row}]
-    columns = ("SAMPLE_ID", "URL", "TEXT", "WIDTH", "HEIGHT", "LICENSE", "NSFW", "similarity")
-    metadata = write_metadata(tmp_path / "metadata.parquet", table_rows, columns, "int")
-    assert write_index(tmp_path / "index.parquet", inputs(tmp_path, {5}, {}, metadata)) == 2
-    assert "1 metadata rows repeat the id of another" in caplog.text
-
-
-@pytest.mark.parametrize("count", [3, 5])
-def test_metadata_that_changes_while_it_is_read(count):
-    tables = iter([pa.table({"sample_id": [1, 2]}), pa.table({"sample_id": [3, 4]})])
-    with pytest.raises(BadFile, match="other rows than at the first reading"):
-        list(_in_groups(tables, row_group_bounds(count), Path("m.parquet")))
-
-
-def test_metadata_of_another_part_is_said(tmp_path, caplog):
-    columns = ("SAMPLE_ID", "URL", "TEXT", "WIDTH", "HEIGHT", "LICENSE", "NSFW", "similarity")
-    metadata = write_metadata(tmp_path / "metadata.parquet", [], columns, "int")
-    assert write_index(tmp_path / "index.parquet", inputs(tmp_path, {5}, {}, metadata)) == 0
-    assert "is it another part's?" in caplog.text
 
 
 # Reading

@@ -97,6 +97,12 @@ def check(table_rows: pa.Table, world: dict, part: int, folder: Path) -> None:
         [face.as_dict() for face in world["faces"].get(row["sample_id"], [])] for row in kept
     ]
     assert {row["part"] for row in written} <= {part}
+    for row in written:
+        sides = [np.float32(face["box"][k + 2]) - np.float32(face["box"][k]) for face in row["faces"] for k in (0, 1)]
+        short = [float(min(pair)) for pair in zip(sides[::2], sides[1::2], strict=True)]
+        scores = [face["score"] for face in row["faces"]]
+        flat = (row["n_faces"], row["max_face_score"], row["max_face_size"])
+        assert flat == (len(row["faces"]), max(scores, default=None), max(short, default=None))
     ours = json.loads(proof_path(folder / f"part-{part}.parquet").read_text())
     assert proof == {
         "asked": ours["ids_asked"],

@@ -239,9 +239,13 @@ def _options(given: argparse.Namespace) -> Any:
 
 
 def _prepare(given: argparse.Namespace) -> None:
+    from laion_face_builder.index.copying import copy_parts
     from laion_face_builder.index.prepare import prepare
 
     options = _options(given)
+    if options.index is not None:
+        copy_parts(options.data, options.parts, options.index, options.upstream.token)
+        return
     how = {"discard_sources": given.discard_sources, "processes": given.processes}
     prepare(options.data, options.parts, options.upstream, **how)
 

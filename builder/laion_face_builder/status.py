@@ -71,10 +71,7 @@ def lines(data: DataDir, parts: Iterable[int]) -> Iterator[str]:
         yield _line(status)
     yield f"{prepared} of {len(parts)} parts are prepared"
     if prepared:
-        yield (
-            "found: ids that the metadata has; fit: faces that lie in their pictures; left out: rows that repeat, or "
-            "whose id is another's"
-        )
+        yield "found: ids that the metadata has; fit: faces that lie in their pictures"
 
 
 def as_json(data: DataDir, parts: Iterable[int]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from laion_face_builder import cli
 from laion_face_builder.files import read_fingerprint, sha256_of, stamped
-from laion_face_builder.index.writer import _writer as index_writer
+from laion_face_builder.index.writer import open_writer as index_writer
 from laion_face_builder.layout import DataDir, row_group_bounds
 from laion_face_builder.publish.destination import destination_at
 from laion_face_builder.publish.manifest import MANIFEST

@@ -21,7 +21,7 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class FaceTable:
-    """The faces of n samples, or of n rows of an index, m in all.
+    """The faces of n samples, m in all.
 
     Attributes:
         sample_ids: int64[n].
@@ -55,51 +55,63 @@ class FaceTable:
         )
         return cls(_joined(ids), _starting_at_zero(_joined(lengths)), boxes, landmarks, scores)
 
-    @property
-    def counts(self) -> Ints:
-        """int64[n], how many faces each has."""
-        return np.diff(self.offsets)
+    def of_rows(self, sample_ids: Ints) -> RowFaces:
+        """The faces of the rows with these ids, in their order; none where an id is not here."""
+        if not len(self.sample_ids):
+            return RowFaces(self, np.zeros(len(sample_ids), np.int64), np.zeros(len(sample_ids), np.int64))
+        order = np.argsort(sample_ids)  # Neighbours are found in one stretch of memory.
+        place = np.empty(len(sample_ids), np.int64)
+        place[order] = np.searchsorted(self.sample_ids, sample_ids[order])
+        place = np.minimum(place, len(self.sample_ids) - 1)
+        there = self.sample_ids[place] == sample_ids
+        starts = self.offsets[place]
+        return RowFaces(self, starts, np.where(there, self.offsets[place + 1] - starts, 0))
+
+
+@dataclass(frozen=True)
+class RowFaces:
+    """The faces of n rows of an index, as places in a table: they are gathered a row group at a time.
+
+    Attributes:
+        table: the faces of the part.
+        starts: int64[n], where each row's faces start in it.
+        counts: int64[n], how many there are.
+    """
+
+    table: FaceTable
+    starts: Ints
+    counts: Ints
 
     @property
-    def sizes(self) -> Floats:
-        """float32[m], the short side of each box in pixels, in float32 as the boxes are."""
-        return _short_sides(self.boxes)
+    def boxes(self) -> Floats:
+        """float32[m, 4], the boxes of all rows, one row after the other."""
+        return self.table.boxes[_places(self.starts, self.counts)]
 
-    def of_rows(self, sample_ids: Ints) -> FaceTable:
-        """The faces of the rows with these ids, in their order; none where an id is not here. Needs ascending ids."""
-        starts, counts = self._find(sample_ids)
-        offsets = _starting_at_zero(counts)
-        which = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], counts)
-        return FaceTable(sample_ids, offsets, self.boxes[which], self.landmarks[which], self.scores[which])
+    def at(self, which: Ints) -> RowFaces:
+        """Those of some rows."""
+        return RowFaces(self.table, self.starts[which], self.counts[which])
 
     def columns(self, start: int, stop: int) -> tuple[pa.Array, pa.Array, pa.Array, pa.Array]:
         """faces, n_faces, max_face_score, max_face_size of rows start … stop; [], 0, null, null where none are."""
-        offsets = self.offsets[start : stop + 1]
-        some = slice(int(offsets[0]), int(offsets[-1]))
-        boxes, offsets = self.boxes[some], offsets - offsets[0]
-        counts = np.diff(offsets)
+        counts = self.counts[start:stop]
+        places, offsets = _places(self.starts[start:stop], counts), _starting_at_zero(counts)
+        boxes, landmarks, scores = (
+            column[places] for column in (self.table.boxes, self.table.landmarks, self.table.scores)
+        )
         points = FACE.field("landmarks").type
-        pairs = pa.FixedSizeListArray.from_arrays(pa.array(self.landmarks[some].reshape(-1)), type=points.value_type)
+        pairs = pa.FixedSizeListArray.from_arrays(pa.array(landmarks.reshape(-1)), type=points.value_type)
         fields = [
             pa.FixedSizeListArray.from_arrays(pa.array(boxes.reshape(-1)), type=FACE.field("box").type),
             pa.FixedSizeListArray.from_arrays(pairs, type=points),
-            pa.array(self.scores[some]),
+            pa.array(scores),
         ]
         faces = pa.StructArray.from_arrays(fields, fields=list(FACE))
         return (
             pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), faces, type=FACES),
             pa.array(counts.astype(np.int32)),
-            _largest(self.scores[some], offsets, counts),
+            _largest(scores, offsets, counts),
             _largest(_short_sides(boxes), offsets, counts),
         )
-
-    def _find(self, sample_ids: Ints) -> tuple[Ints, Ints]:
-        """Where each id's faces start, and how many there are."""
-        if not len(self.sample_ids):
-            return np.zeros(len(sample_ids), np.int64), np.zeros(len(sample_ids), np.int64)
-        place = np.minimum(np.searchsorted(self.sample_ids, sample_ids), len(self.sample_ids) - 1)
-        there = self.sample_ids[place] == sample_ids
-        return self.offsets[place], np.where(there, self.offsets[place + 1] - self.offsets[place], 0)
 
 
 def flat_columns(faces: pa.ListArray) -> tuple[pa.Array, pa.Array, pa.Array]:
@@ -123,6 +135,13 @@ def _flat(faces: pa.StructArray) -> tuple[Floats, Floats, Floats]:
     boxes = faces.field("box").flatten().to_numpy().reshape(-1, 4)
     landmarks = faces.field("landmarks").flatten().flatten().to_numpy().reshape(-1, 10)
     return boxes, landmarks, faces.field("score").to_numpy()
+
+
+def _places(starts: Ints, counts: Ints) -> Ints:
+    """The places of runs that start at `starts`, one run after the other."""
+    offsets = np.cumsum(counts) - counts
+    places: Ints = np.arange(counts.sum()) + np.repeat(starts - offsets, counts)
+    return places
 
 
 def _joined(arrays: list[Ints]) -> Ints:

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from laion_face_builder.errors import JoinRefused
-from laion_face_builder.index.faces import FaceTable
+from laion_face_builder.index.faces import FaceTable, RowFaces
 
 Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
@@ -140,7 +140,7 @@ class Join:
     """
 
     table: pa.Table
-    faces: FaceTable
+    faces: RowFaces
     proof: Proof
 
 
@@ -158,7 +158,7 @@ def join(part: int, ids_asked: int, rows: pa.Table, faces: FaceTable) -> Join:
     kept, left_out = _one_an_id(rows, ids, witness)
     if not kept.all():
         which = np.flatnonzero(kept)
-        rows, of_rows, witness = rows.take(pa.array(which)), faces.of_rows(ids[which]), witness.at(which)
+        rows, of_rows, witness = rows.take(pa.array(which)), of_rows.at(which), witness.at(which)
     swapped = witness.swapped
     known = witness.known
     proof = Proof(
@@ -184,13 +184,13 @@ class _Witness:
     turned: Ints
 
     @classmethod
-    def of(cls, rows: pa.Table, faces: FaceTable) -> _Witness:
+    def of(cls, rows: pa.Table, faces: RowFaces) -> _Witness:
         width, height = _sizes(rows["width"]), _sizes(rows["height"])
-        counts = faces.counts
+        counts, boxes = faces.counts, faces.boxes
         owner = np.repeat(np.arange(len(counts)), counts)
         # In float64 the halves of float32 sums are exact.
-        x = (faces.boxes[:, 0].astype(np.float64) + faces.boxes[:, 2]) / 2
-        y = (faces.boxes[:, 1].astype(np.float64) + faces.boxes[:, 3]) / 2
+        x = (boxes[:, 0].astype(np.float64) + boxes[:, 2]) / 2
+        y = (boxes[:, 1].astype(np.float64) + boxes[:, 3]) / 2
         wide, high = width[owner], height[owner]
         positive = (x >= 0) & (y >= 0)
         upright = positive & (x <= wide) & (y <= high)

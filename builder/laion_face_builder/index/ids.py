@@ -52,7 +52,7 @@ def write_ids(pth: Path, data: DataDir, parts: Sequence[int], source_version: st
         if not missing:
             return
         remove_partials(data.ids(0).parent)
-        log.info("reading the sample ids of parts %s from %s", ", ".join(map(str, missing)), pth)
+        log.info("reading the sample ids of %d parts from %s", len(missing), pth)
         by_part = _by_part(pth, load_lists(pth))
         for part in missing:
             ids = sorted_ids(pth, part, by_part.pop(part))

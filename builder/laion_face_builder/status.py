@@ -23,7 +23,7 @@ class PartStatus:
 
     Attributes:
         ids, faces, rows: ids on the part's list, samples with detections, rows of the index.
-        proof: of the join: `index.join.Proof.as_dict` and what it was made from; None too for an index that came
+        proof: of the join: `index.proof.Proof.as_dict` and what it was made from; None too for an index that came
             without one.
         tars, tar_bytes: files with pictures, and their sizes together.
         pictures: rows of the sidecar by status; "ok" are usable pictures.

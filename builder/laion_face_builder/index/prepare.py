@@ -17,12 +17,13 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from laion_face_builder.files import locked, read_fingerprint, remove_partials
+from laion_face_builder.index.costs import Costs
 from laion_face_builder.index.detections import write_faces
 from laion_face_builder.index.faces import FaceTable
 from laion_face_builder.index.ids import write_ids
 from laion_face_builder.index.join import join
 from laion_face_builder.index.part_ids import PartIds
-from laion_face_builder.index.plan import Costs, PartPlan, plan_parts
+from laion_face_builder.index.plan import PartPlan, plan_parts
 from laion_face_builder.index.staged import rows_of_part, stage, staged_fingerprint, staged_rows, staging_folder
 from laion_face_builder.index.writer import proof_path, write_index
 from laion_face_builder.layout import ALL_PARTS, DataDir

@@ -28,7 +28,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from join_check import Compared, compare
 from join_engines import BY_PART, WHOLE, Engine, Join, Part
-from measuring import Used, measure, read_once
+from measuring import Used, apart, measure, read_once
 from published_way import ALL_OF_A_PART, DETECTIONS, Sources
 
 from laion_face_builder.layout import DataDir
@@ -58,7 +58,7 @@ def jobs_of_a_part(folder: Path) -> Iterator[Job]:
     yield Job("detections", {name: partial(run, sources) for name, run in DETECTIONS.items()}, [sources.detections])
     everything = [sources.ids, sources.detections, sources.metadata]
     yield Job("all of a part", {name: partial(run, sources) for name, run in ALL_OF_A_PART.items()}, everything)
-    data = sources.prepared()
+    data = DataDir.at(folder)
     part = partial(_part, data, 0, rows=_rows(data.ids(0)))
     reads = [sources.metadata, data.ids(0), data.faces(0)]
     yield _join("by part", BY_PART, reads, lambda out: Join((sources.metadata,), (part(out),), out))
@@ -120,10 +120,14 @@ def run_all(job: Job, names: Sequence[str], command: Sequence[str], runs: int) -
                     for path in index:
                         path.rename(reference / path.name)
                 else:
-                    result.compared = sum((compare(reference / path.name, path) for path in index), result.compared)
+                    result.compared = apart(_compare_all, reference, index)
                     say(f"{name}: the same as {names[0]}: {result.compared}")
             shutil.rmtree(out)
     return results
+
+
+def _compare_all(reference: Path, index: Sequence[Path]) -> Compared:
+    return sum((compare(reference / path.name, path) for path in index), Compared(0, 0, True))
 
 
 def table(job: Job, results: dict[str, Result]) -> Iterator[str]:
@@ -167,6 +171,8 @@ def main() -> None:
     parser.add_argument("--engine", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.by_part and not args.job:
+        apart(Sources.at(args.by_part).prepare)
     jobs = {job.name: job for job in _jobs(args)}
     if args.job:
         jobs[args.job].engines[args.engine](args.out)

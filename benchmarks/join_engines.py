@@ -122,19 +122,19 @@ def _duckdb_columns(form: int, part: str) -> str:
     return ", ".join(f"{value} AS {name}" for name, value in named.items())
 
 
-def _duckdb_copy(rows: str, part: Part) -> str:
-    """Writes `rows` (in order of `place`) with the part's faces."""
+def _duckdb_copy(part: Part, rows: str, faces: str, order: str = "ORDER BY place") -> str:
+    """Writes `rows`, sorted by `place` since joins keep no order, with `faces`, which have the columns id and faces."""
     return f"""
         COPY (
             SELECT * EXCLUDE place, {_DUCKDB_FLAT} FROM (
                 SELECT r.* EXCLUDE place, coalesce(f.faces, []) AS faces, place
-                FROM ({rows}) r LEFT JOIN (SELECT sample_id AS id, faces FROM '{part.faces}') f ON r.sample_id = f.id
-            ) {{order}}
+                FROM ({rows}) r LEFT JOIN ({faces}) f ON r.sample_id = f.id
+            ) {order}
         ) TO '{part.index}' (FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1, ROW_GROUP_SIZE {part.group_rows})"""
 
 
 def duckdb_by_part(join: Join, order: str = "ORDER BY place") -> None:
-    """One statement. Joins do not keep the order of rows, so that they are sorted by their numbers."""
+    """One statement."""
     import duckdb
 
     (part,), (metadata,) = join.parts, join.metadata
@@ -143,7 +143,7 @@ def duckdb_by_part(join: Join, order: str = "ORDER BY place") -> None:
         FROM read_parquet('{metadata}', file_row_number = true) m
         SEMI JOIN '{part.ids}' i ON m.SAMPLE_ID = i.sample_id"""
     with duckdb.connect() as connection:
-        connection.execute(_duckdb_copy(rows, part).format(order=order))
+        connection.execute(_duckdb_copy(part, rows, f"SELECT sample_id AS id, faces FROM '{part.faces}'", order))
 
 
 def duckdb_by_part_any_order(join: Join) -> None:
@@ -152,22 +152,31 @@ def duckdb_by_part_any_order(join: Join) -> None:
 
 
 def duckdb_whole(join: Join) -> None:
-    """Rows of all parts in a table in memory; then a statement a part, which reads that part's faces only."""
+    """Ids that are there, then their rows, in tables in memory; then two statements a part, which read its faces only.
+
+    A join of the rows with all ids takes twice the memory: a hash table of 50 M ids.
+    """
     import duckdb
 
     ids = " UNION ALL ".join(f"SELECT sample_id, {part.number} AS part FROM '{part.ids}'" for part in join.parts)
+    files = [str(file) for file in join.metadata]
     with duckdb.connect() as connection:
         connection.execute(f"SET temp_directory = '{join.scratch}'")
         connection.execute(f"""
+            CREATE TEMP TABLE there AS
+            SELECT sample_id, part FROM ({ids}) i SEMI JOIN read_parquet({files}) m ON m.key = i.sample_id""")
+        connection.execute(f"""
             CREATE TEMP TABLE staged AS
             SELECT {_duckdb_columns(1, "part")}, (m.file_index::BIGINT << 40) | m.file_row_number AS place
-            FROM read_parquet({[str(file) for file in join.metadata]}, file_row_number = true) m
-            JOIN ({ids}) i ON m.key = i.sample_id""")
+            FROM read_parquet({files}, file_row_number = true) m JOIN there t ON m.key = t.sample_id""")
         for part in join.parts:
-            rows = f"""
-                SELECT * FROM staged WHERE part = {part.number}
-                QUALIFY row_number() OVER (PARTITION BY sample_id, url, caption ORDER BY place) = 1"""
-            connection.execute(_duckdb_copy(rows, part).format(order="ORDER BY place"))
+            connection.execute(f"""
+                CREATE OR REPLACE TEMP TABLE found AS SELECT * FROM staged WHERE part = {part.number}
+                QUALIFY row_number() OVER (PARTITION BY sample_id, url, caption ORDER BY place) = 1""")
+            faces = f"""
+                SELECT sample_id AS id, faces FROM '{part.faces}'
+                WHERE sample_id IN (SELECT sample_id FROM found)"""
+            connection.execute(_duckdb_copy(part, "FROM found", faces))
 
 
 def polars_by_part(join: Join) -> None:
@@ -181,21 +190,30 @@ def polars_by_part(join: Join) -> None:
 
 
 def polars_whole(join: Join) -> None:
-    """Rows staged in a file a part; then a streaming query a part."""
+    """Ids that are there; their rows, staged in a file a part; then a streaming query a part.
+
+    A join of the rows with all ids takes five times the memory. `is_in` again, since it is pushed into the scans.
+    """
     import polars as pl
 
-    ids = [
+    ids = pl.concat(
         pl.scan_parquet(part.ids).select("sample_id", pl.lit(part.number, pl.Int16).alias("part"))
         for part in join.parts
-    ]
-    rows = pl.scan_parquet(list(join.metadata)).join(
-        pl.concat(ids), left_on="key", right_on="sample_id", how="inner", maintain_order="left"
+    )
+    metadata = pl.scan_parquet(list(join.metadata))
+    there = ids.join(metadata.select("key"), left_on="sample_id", right_on="key", how="semi").collect(
+        engine="streaming"
+    )
+    rows = metadata.filter(pl.col("key").is_in(there["sample_id"].implode())).join(
+        there.lazy(), left_on="key", right_on="sample_id", how="inner", maintain_order="left"
     )
     target = pl.PartitionBy(join.scratch, key="part", include_key=True)
     _polars_columns(rows, 1).sink_parquet(target, compression="lz4", mkdir=True, engine="streaming")
     for part in join.parts:
         staged = pl.scan_parquet(join.scratch / f"part={part.number}" / "*.parquet", hive_partitioning=False)
-        _polars_write(staged.unique(["sample_id", "url", "caption"], keep="first", maintain_order=True), part)
+        found = staged.select("sample_id").collect()["sample_id"]
+        rows = staged.unique(["sample_id", "url", "caption"], keep="first", maintain_order=True)
+        _polars_write(rows, part, pl.col("sample_id").is_in(found.implode()))
 
 
 def _polars_columns(rows: pl.LazyFrame, form: int) -> pl.LazyFrame:
@@ -206,14 +224,15 @@ def _polars_columns(rows: pl.LazyFrame, form: int) -> pl.LazyFrame:
     return rows.select(own.pop("sample_id"), "part", *own.values(), "similarity")
 
 
-def _polars_write(rows: pl.LazyFrame, part: Part) -> None:
-    """Writes `rows` with the part's faces."""
+def _polars_write(rows: pl.LazyFrame, part: Part, which: pl.Expr | bool = True) -> None:
+    """Writes `rows` with those of the part's faces that are looked for."""
     import polars as pl
 
     faces, face = pl.col("faces"), pl.element()
     box = face.struct.field("box").arr
     short = pl.min_horizontal(box.get(2) - box.get(0), box.get(3) - box.get(1))
-    joined = rows.join(pl.scan_parquet(part.faces), on="sample_id", how="left", maintain_order="left").with_columns(
+    of_rows = pl.scan_parquet(part.faces).filter(which)
+    joined = rows.join(of_rows, on="sample_id", how="left", maintain_order="left").with_columns(
         faces.list.len().fill_null(0).cast(pl.Int32).alias("n_faces"),
         faces.list.eval(face.struct.field("score")).list.max().alias("max_face_score"),
         faces.list.eval(short).list.max().alias("max_face_size"),

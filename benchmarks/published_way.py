@@ -29,12 +29,10 @@ class Sources:
         (metadata,) = folder.glob("part-00000-*.parquet")
         return cls(folder, folder / "laion_face_ids.pth", folder / "sample2detect_0.pth", metadata)
 
-    def prepared(self) -> DataDir:
-        """The part's ids and faces, made beside the sources unless they are there."""
-        data = DataDir.at(self.folder)
-        write_ids(self, data)
-        write_faces(self, data)
-        return data
+    def prepare(self) -> None:
+        """Makes the part's ids and faces, beside the sources, unless they are there."""
+        write_ids(self, DataDir.at(self.folder))
+        write_faces(self, DataDir.at(self.folder))
 
 
 def write_ids(sources: Sources, data: DataDir) -> None:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from laion_face_builder.files import Fingerprint, make_fingerprint, stamped, written_whole
 from laion_face_builder.index.join import Join
 from laion_face_builder.layout import row_group_bounds
+from laion_face_builder.parallel import in_order
 from laion_face_builder.schema import INDEX
 
 logger = logging.getLogger("laion_face")
@@ -42,8 +43,9 @@ def write_index(target: Path, joined: Join, fingerprint: Fingerprint) -> None:
     bounds = row_group_bounds(joined.table.num_rows)
     with written_whole(target) as partial:
         with open_writer(partial, schema) as writer:
-            for start, stop in bounds or [(0, 0)]:
-                writer.write_table(_group(joined, start, stop).cast(schema), row_group_size=max(stop - start, 1))
+            # The next row groups are put together while one is encoded.
+            for table in in_order(lambda bound: _group(joined, *bound).cast(schema), bounds or [(0, 0)], 2):
+                writer.write_table(table, row_group_size=max(table.num_rows, 1))
         _write_proof(proof_path(target), joined, fingerprint)
 
 

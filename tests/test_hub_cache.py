@@ -13,7 +13,7 @@ from test_sources import parquet
 
 from laion_face_builder.errors import ChecksumError, SourceError, SourceNotFound
 from laion_face_builder.files import sha256_of
-from laion_face_builder.sandbox import Sandbox
+from laion_face_builder.sandbox import Sandbox, SandboxSpec
 from laion_face_builder.upstream.hub_cache import CachedRepo
 from laion_face_builder.upstream.sources import ByPart, Upstream, Whole
 
@@ -58,7 +58,9 @@ prepare(DataDir.at(sys.argv[1]), [0], Upstream(sys.argv[2], None, sys.argv[3]), 
 """
 
 
-def test_offline_everything_comes_from_the_cache_and_gives_the_same(sandbox: Sandbox, cache: Path, tmp_path):
+@pytest.mark.parametrize("world", ["today", "2021"])
+def test_offline_everything_comes_from_the_cache_and_gives_the_same(make_sandbox, cache: Path, tmp_path, world):
+    sandbox = make_sandbox(SandboxSpec(parts=(0, 1), rows=60, world=world))
     for repo in (sandbox.repo, sandbox.metadata_repo):
         download(cache, repo)
     before = {path: path.stat().st_size for path in cache.rglob("*") if path.is_file()}
@@ -141,10 +143,11 @@ def test_offline_a_file_that_is_not_there_is_named(sandbox: Sandbox, cache: Path
         Upstream(sandbox.repo).detections(0)
 
 
-def test_offline_by_part(sandbox: Sandbox, cache: Path, offline, tmp_path):
-    download(cache, sandbox.metadata_repo)
+def test_offline_by_part(make_sandbox, cache: Path, offline, tmp_path):
+    box = make_sandbox(SandboxSpec(parts=(0, 1), rows=60, world="2021"))
+    download(cache, box.metadata_repo)
     offline()
-    source = Upstream(metadata_place=sandbox.metadata_repo).metadata_source()
+    source = Upstream(metadata_place=box.metadata_repo).metadata_source()
     assert isinstance(source, ByPart)
     assert source.part(1).fetch(tmp_path / "s").exists()
     with pytest.raises(SourceNotFound, match="no metadata of part 5"):

@@ -24,18 +24,39 @@ from laion_face_builder.errors import OptionError
 from laion_face_builder.preview import contact_sheet, showable
 from laion_face_builder.sandbox import (
     FAILURES,
+    RELEASES,
     STRANGER,
     TWISTS,
     Answer,
     PickleStyle,
+    Sandbox,
     SandboxSpec,
     find_landmarks,
     make_content,
 )
 from laion_face_builder.sandbox.pictures import KINDS
+from laion_face_builder.sandbox.plain_join import plain_join
 from laion_face_builder.sandbox.upstream import METADATA_NAME, metadata_table, write_detections, write_ids
 
-PART = METADATA_NAME.format(0)
+
+@pytest.fixture(scope="module")
+def box_of_2021(hub, tmp_path_factory):
+    """The files by part, a third of the default size."""
+    folder = tmp_path_factory.mktemp("then")
+    with Sandbox.running(folder, SandboxSpec(rows=400, world="2021"), hub=hub, namespace="then") as box:
+        yield box
+
+
+@pytest.fixture(params=["today", "2021"])
+def world(request, sandbox):
+    """A sandbox of either release of the metadata."""
+    return sandbox if request.param == "today" else request.getfixturevalue("box_of_2021")
+
+
+@pytest.fixture
+def name(world):
+    """The first of its metadata files."""
+    return min(world.content.files)
 
 
 def fetched(url: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
@@ -92,12 +113,12 @@ def test_only_the_named_call_fails(sandbox):
     assert [fetched(url)[0] for _ in range(3)] == [200, 503, 200]
 
 
-def test_gated_metadata_needs_the_right_token(sandbox, tmp_path):
+def test_gated_metadata_needs_the_right_token(world, name, tmp_path):
     for token in (False, STRANGER, "hf_unknown"):
         with pytest.raises(GatedRepoError):
-            hf_hub_download(sandbox.metadata_repo, PART, repo_type="dataset", cache_dir=tmp_path, token=token)
-    path = hf_hub_download(sandbox.metadata_repo, PART, repo_type="dataset", cache_dir=tmp_path)
-    assert pq.read_metadata(path).num_rows == 1200
+            hf_hub_download(world.metadata_repo, name, repo_type="dataset", cache_dir=tmp_path, token=token)
+    path = hf_hub_download(world.metadata_repo, name, repo_type="dataset", cache_dir=tmp_path)
+    assert pq.read_table(path).equals(metadata_table(world.content, name))
 
 
 def test_what_is_missing_is_told_apart(sandbox, tmp_path):
@@ -149,10 +170,10 @@ def test_a_revision_stays_what_it_was(sandbox, tmp_path):
     assert texts == ["one", "two", "two"]
 
 
-def test_the_hub_file_system_reads_ranges(sandbox):
-    address = f"datasets/{sandbox.metadata_repo}/{PART}"
+def test_the_hub_file_system_reads_ranges(world, name):
+    address = f"datasets/{world.metadata_repo}/{name}"
     files = HfFileSystem(skip_instance_cache=True)
-    good = (sandbox.metadata_folder / PART).read_bytes()
+    good = (world.metadata_folder / name).read_bytes()
     assert files.info(address)["size"] == len(good)
     with files.open(address, "rb", cache_type="none") as file:
         file.seek(5000)
@@ -162,28 +183,53 @@ def test_the_hub_file_system_reads_ranges(sandbox):
 # --- the metadata over http, and the pickles ---
 
 
-def test_the_metadata_can_be_read_over_http(sandbox):
-    with fsspec.open(f"{sandbox.metadata_url}/{PART}") as file:
-        assert pq.read_table(file).equals(metadata_table(sandbox.content, PART))
-    url = f"{sandbox.metadata_url}/{PART}"
+def test_the_metadata_can_be_read_over_http(world, name):
+    url = f"{world.metadata_url}/{name}"
+    with fsspec.open(url) as file:
+        assert pq.read_table(file).equals(metadata_table(world.content, name))
     status, headers, _ = fetched(url, Range="bytes=10-19")
     assert (status, headers["Content-Range"].partition("/")[0]) == (206, "bytes 10-19")
     assert fetched(url, Range="bytes=10-19", **{"If-Range": '"another"'})[0] == 200
-    assert fetched(f"{sandbox.metadata_url}/../laion-face/laion_face_ids.pth")[0] == 404
+    assert fetched(f"{world.metadata_url}/../laion-face/laion_face_ids.pth")[0] == 404
 
 
-def test_metadata_and_ids_agree_with_the_truth(sandbox):
-    lists = loaded(sandbox.folder / "laion-face" / "laion_face_ids.pth")
+def rows_of(box, names):
+    """What the named metadata files say, under the index's names."""
+    columns = RELEASES[box.content.spec.world].columns
+    tables = (pq.read_table(box.metadata_folder / name) for name in names)
+    return [{columns[name]: value for name, value in row.items()} for table in tables for row in table.to_pylist()]
+
+
+def test_the_metadata_has_the_rows_that_are_said(world):
+    assert sorted(path.name for path in world.metadata_folder.iterdir()) == sorted(world.content.files)
+    for name, rows in world.content.files.items():
+        assert rows_of(world, [name]) == rows
+        assert any(row["sample_id"] is None for row in rows)
+
+
+def test_metadata_and_ids_agree_with_the_truth(world):
+    lists = loaded(world.folder / "laion-face" / "laion_face_ids.pth")
     assert len(lists) == 32
-    for part in sandbox.content.spec.parts:
-        wanted = set(lists[part])
-        rows = pq.read_table(sandbox.metadata_folder / METADATA_NAME.format(part)).to_pylist()
-        chosen = [row for row in rows if row["SAMPLE_ID"] in wanted]
-        assert [(row["SAMPLE_ID"], row["URL"], row["TEXT"]) for row in chosen] == [
-            (truth.sample_id, truth.url, truth.caption) for truth in sandbox.truth_of(part)
-        ]
-        assert [truth.row for truth in sandbox.truth_of(part)] == list(range(400))
-        assert any(row["SAMPLE_ID"] is None for row in rows)
+    faces = {truth.sample_id: truth.faces for truth in world.content.listed}
+    spec = world.content.spec
+    for part in spec.parts:
+        by_part = spec.world == "2021"
+        rows = rows_of(world, [METADATA_NAME.format(part)] if by_part else sorted(world.content.files))
+        truths = world.truth_of(part)
+        kept, proof = plain_join(rows, set(lists[part]), faces)
+        assert kept == [{field: getattr(truth, field) for field in rows[0]} for truth in truths]
+        assert proof == world.content.proof[part]
+        assert [truth.row for truth in truths] == list(range(len(truths)))
+        listed = round(spec.rows * spec.face_share)
+        assert proof["asked"] == listed + 1
+        if by_part:  # Nothing is odd: whatever is on the list, in the file's order.
+            chosen = [row for row in rows if row["sample_id"] in set(lists[part])]
+            assert [(row["sample_id"], row["url"], row["caption"]) for row in chosen] == [
+                (truth.sample_id, truth.url, truth.caption) for truth in truths
+            ]
+            assert len(truths) == listed
+        else:
+            assert len(truths) == proof["found"] - proof["ambiguous"] < proof["found"] == listed * 7 // 8
 
 
 def test_detections_agree_with_the_truth(sandbox):
@@ -270,11 +316,19 @@ def test_the_hosts_answer_as_the_truth_says(sandbox):
     assert {twist for _, twist in seen} == {"", *TWISTS}
 
 
-def test_shares_are_as_asked_for():
-    content = make_content(SandboxSpec(parts=(5,), rows=100, face_share=0.5, failing=0.4, twisted=0), ["http://a"])
-    assert sum(not truth.ok for truth in content.truth) == 20
-    assert len(content.truth) == 50
-    assert not any(truth.twist for truth in content.truth)
+@pytest.mark.parametrize("world", ["today", "2021"])
+def test_shares_are_as_asked_for(world):
+    spec = SandboxSpec(parts=(5,), rows=100, face_share=0.5, failing=0.4, twisted=0, world=world)
+    content = make_content(spec, ["http://a"])
+    assert sum(not truth.ok for truth in content.listed) == 20
+    assert len(content.listed) == 50
+    assert not any(truth.twist for truth in content.listed)
+    proof = content.proof[5]
+    assert len(content.truth) == proof["found"] - proof["ambiguous"]
+    if world == "2021":
+        assert content.truth == content.listed
+    else:
+        assert (proof["found"], proof["ambiguous"]) == (44, 1)
 
 
 def test_a_seed_gives_the_same_content_and_another_seed_another():

@@ -11,9 +11,9 @@ import pytest
 
 from laion_face_builder.errors import BadFile, ChecksumError, GatedSource, OptionError, SourceError, SourceNotFound
 from laion_face_builder.files import sha256_of
-from laion_face_builder.sandbox import STRANGER, TOKEN, Answer, FolderHost, Request, Sandbox
+from laion_face_builder.sandbox import STRANGER, TOKEN, Answer, FolderHost, Request, Sandbox, SandboxSpec
 from laion_face_builder.sandbox.serving import LoopbackServer
-from laion_face_builder.upstream.sources import CANONICAL, CONVERTED, Upstream, part_of
+from laion_face_builder.upstream.sources import CANONICAL, CONVERTED, Upstream, Whole, part_of
 
 
 def parquet(path: Path, rows: int = 10) -> Path:
@@ -144,10 +144,15 @@ def test_small_files_outside_lfs_are_checked_by_gits_hash(sandbox: Sandbox, tmp_
         file.fetch(tmp_path)
 
 
-def test_the_token_stays_with_the_hub(sandbox: Sandbox, tmp_path):
-    before = len(sandbox.hub.log)
-    Upstream(sandbox.repo, None, sandbox.metadata_repo, TOKEN).metadata(0).fetch(tmp_path)
-    asked = sandbox.hub.log[before:]
+@pytest.mark.parametrize("world", ["today", "2021"])
+def test_the_token_stays_with_the_hub(make_sandbox, tmp_path, world):
+    box = make_sandbox(SandboxSpec(parts=(0, 1), rows=60, world=world))
+    before = len(box.hub.log)
+    source = Upstream(box.repo, None, box.metadata_repo, TOKEN).metadata_source()
+    for file in source.files if isinstance(source, Whole) else [source.part(0)]:
+        file.fetch(tmp_path)
+    asked = box.hub.log[before:]
+    assert any("/lfs/" in request.path for request in asked)
     assert all("authorization" not in request.headers for request in asked if "/lfs/" in request.path)
     assert any(request.headers.get("authorization") == f"Bearer {TOKEN}" for request in asked)
 

@@ -102,7 +102,7 @@ def test_an_eighth_is_gone_and_what_is_left_is_what_was(box, rows):
 
 
 def test_the_id_list_and_the_detections_are_those_of_2021(box):
-    before = make_content(SandboxSpec(), ["http://a"])
+    before = make_content(SandboxSpec(world="2021"), ["http://a"])
     assert [truth.sample_id for truth in box.content.listed] == [truth.sample_id for truth in before.truth]
     lists = torch.load(box.folder / "laion-face" / "laion_face_ids.pth", weights_only=True)
     assert {int(one) for one in lists[1]} > {truth.sample_id for truth in before.truth if truth.part == 1}
@@ -143,7 +143,8 @@ def all_rows(content):
 
 def test_shares_of_nothing_leave_the_rows_of_2021_shuffled():
     spec = SandboxSpec(parts=(0, 1), rows=90, world="today", removed=0.0, metadata_files=3, **NOTHING_ODD)
-    now, then = make_content(spec, ["http://a"]), make_content(SandboxSpec(parts=(0, 1), rows=90), ["http://a"])
+    before = SandboxSpec(parts=(0, 1), rows=90, world="2021")
+    now, then = make_content(spec, ["http://a"]), make_content(before, ["http://a"])
     assert all_rows(now) == all_rows(then)
     assert {truth.sample_id for truth in now.truth} == {truth.sample_id for truth in then.truth}
     assert now.proof == then.proof

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from laion_face_builder import cli
 from laion_face_builder.files import read_fingerprint, sha256_of, stamped
 from laion_face_builder.index.writer import open_writer as index_writer
+from laion_face_builder.index.writer import proof_path
 from laion_face_builder.layout import DataDir, row_group_bounds
 from laion_face_builder.publish.destination import destination_at
 from laion_face_builder.publish.manifest import MANIFEST
@@ -44,9 +45,9 @@ def data(prepared, tmp_path):
     return DataDir.at(tmp_path / "data")
 
 
-def rewritten(path, change):
-    """The index part at `path` with other rows, and all the rest as `prepare` writes it."""
-    fingerprint = read_fingerprint(path)
+def rewritten(path, change, fingerprint=None):
+    """The index part at `path` with other rows, or another fingerprint, and all the rest as `prepare` writes it."""
+    fingerprint = fingerprint or read_fingerprint(path)
     table = change(pq.read_table(path).replace_schema_metadata())
     schema = stamped(INDEX, fingerprint)
     with index_writer(path, schema) as writer:
@@ -108,6 +109,13 @@ def test_rows_in_another_order_are_found(data, capsys):
     assert lines == [f"{data.sidecar(0)}: its rows are in another order than the index's"]
 
 
+def group_of(path, row):
+    """The row group that a row lies in."""
+    metadata = pq.read_metadata(path)
+    sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    return int(np.searchsorted(np.cumsum(sizes), row, side="right"))
+
+
 @pytest.mark.parametrize("name", ["n_faces", "max_face_score", "max_face_size"])
 def test_a_flat_column_that_does_not_follow_from_faces_is_found(data, capsys, name):
     def change(table):
@@ -120,7 +128,7 @@ def test_a_flat_column_that_does_not_follow_from_faces_is_found(data, capsys, na
     code, lines = verified(capsys, data.root)
     assert code == 1
     (line,) = lines
-    assert line == f"{data.index(0)}: row group 64: {name} is not what the faces give"
+    assert line == f"{data.index(0)}: row group {group_of(data.index(0), 200)}: {name} is not what the faces give"
 
 
 def test_faces_that_are_not_the_faces_part_are_found(data, capsys):
@@ -163,7 +171,62 @@ def test_uneven_row_groups_are_found(data, capsys):
     pq.write_table(table, data.index(0), row_group_size=100, write_page_index=True)
     code, lines = verified(capsys, data.root)
     assert code == 1
-    assert lines == [f"{data.index(0)}: 4 row groups of 100 to 100 rows; expected 128 even ones"]
+    sizes = [len(range(table.num_rows)[start : start + 100]) for start in range(0, table.num_rows, 100)]
+    said = f"{len(sizes)} row groups of {min(sizes)} to 100 rows; expected 128 even ones"
+    assert lines == [f"{data.index(0)}: {said}"]
+
+
+def has_problem(capsys, data, part):
+    """The one line about an index part."""
+    code, lines = verified(capsys, data.root)
+    assert (code, len(lines)) == (1, 1)
+    start = f"{data.index(part)}: "
+    assert lines[0].startswith(start)
+    return lines[0].removeprefix(start)
+
+
+def test_a_proof_of_another_index_is_found(data, capsys):
+    path = proof_path(data.index(0))
+    proof = json.loads(path.read_text())
+    rows, made_from = proof["rows"], proof["made_from"]
+    path.write_text(json.dumps({**proof, "rows": rows - 1}))
+    assert has_problem(capsys, data, 0) == f"has {rows} rows; its proof part-00000.json is of {rows - 1}"
+    for other, said in [
+        ({**made_from, "metadata": "sha256:other", "part": 2}, "metadata, part"),
+        ({**made_from, "filters": {}}, "filters"),
+        (None, ", ".join(sorted(made_from))),
+    ]:
+        path.write_text(json.dumps({**proof, "made_from": other}))
+        assert has_problem(capsys, data, 0) == f"its proof part-00000.json is of an index made from other {said}"
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"3", b'"x"', b"\xff\xfe"])
+def test_a_proof_that_is_none_is_found(data, capsys, text):
+    proof_path(data.index(2)).write_bytes(text)
+    assert has_problem(capsys, data, 2).startswith("its proof part-00002.json cannot be read: ")
+
+
+def test_a_proof_that_is_gone_is_found(data, capsys):
+    proof_path(data.index(2)).unlink()
+    assert has_problem(capsys, data, 2).startswith("has no proof of its join, part-00002.json, beside it")
+
+
+def test_an_index_made_elsewhere_needs_no_proof(data, capsys):
+    proof_path(data.index(0)).unlink()
+    data.faces(0).unlink()
+    assert verified(capsys, data.root) == (0, [])
+
+
+@pytest.mark.parametrize("change", [{"copy": "0" * 64}, {"filters": {"min_faces": 1}}, {"join": None}])
+def test_a_copy_and_an_index_of_an_earlier_version_need_no_proof(data, capsys, change):
+    path = data.index(0)
+    stamp = {key: value for key, value in {**read_fingerprint(path), **change}.items() if value is not None}
+    rewritten(path, lambda table: table, stamp)
+    data.sidecar(0).unlink()
+    said = f"its proof part-00000.json is of an index made from other {next(iter(change))}"
+    assert has_problem(capsys, data, 0) == said
+    proof_path(path).unlink()
+    assert verified(capsys, data.root) == (0, [])
 
 
 def test_a_sidecar_from_before_there_was_resizing_is_right(data, capsys):
@@ -289,23 +352,28 @@ def test_other_rows_than_the_manifest_says_are_found(published, tmp_path, capsys
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"rows": 399}, "400 rows in 128 row groups; the manifest has 399 in 128"),
-        ({"row_groups": 1}, "400 rows in 128 row groups; the manifest has 400 in 1"),
-        ({"fingerprint": {"kind": "index"}}, "its fingerprint is"),
-        ({"sha256": "0" * 64}, "0000"),
+        (
+            lambda rows: {"rows": rows - 1},
+            lambda rows: f"{rows} rows in 128 row groups; the manifest has {rows - 1} in 128",
+        ),
+        (lambda rows: {"row_groups": 1}, lambda rows: f"{rows} rows in 128 row groups; the manifest has {rows} in 1"),
+        (lambda rows: {"fingerprint": {"kind": "index"}}, lambda rows: "its fingerprint is"),
+        (lambda rows: {"sha256": "0" * 64}, lambda rows: "0000"),
     ],
 )
-def test_a_manifest_that_says_something_else_is_found(published, tmp_path, capsys, values, said):
+def test_a_manifest_that_says_something_else_is_found(published, true_rows, tmp_path, capsys, values, said):
+    rows = len(true_rows(0))
     shutil.copytree(published.folder, tmp_path / "copy")
-    changed_manifest(tmp_path / "copy", "data/part-00000.parquet", **values)
+    changed_manifest(tmp_path / "copy", "data/part-00000.parquet", **values(rows))
     code, lines = verified(capsys, tmp_path / "copy")
     assert code == 1
-    assert any(line.startswith("data/part-00000.parquet: ") and said in line for line in lines)
+    assert any(line.startswith("data/part-00000.parquet: ") and said(rows) in line for line in lines)
 
 
-def test_a_card_that_names_something_else_is_found(copy, capsys):
-    text = (copy / "README.md").read_text()
-    (copy / "README.md").write_text(text.replace("num_examples: 800", "num_examples: 801"))
+def test_a_card_that_names_something_else_is_found(copy, prepared, capsys):
+    text, rows = (copy / "README.md").read_text(), len(prepared.truth)
+    assert f"num_examples: {rows}" in text
+    (copy / "README.md").write_text(text.replace(f"num_examples: {rows}", f"num_examples: {rows + 1}"))
     assert verified(capsys, copy) == (1, ["README.md: dataset_info is not what the manifest gives"])
     (copy / "README.md").write_text("no head")
     assert verified(capsys, copy) == (1, ["README.md: has no YAML head"])

@@ -2,11 +2,12 @@
 
 What can be computed again is: faces and their flat columns from the faces part, the order of the sidecar's rows from
 the index, the digest of the pictures, and where they lie from the tars' own headers. Page checksums find flipped bits
-in the rest.
+in the rest. The proof of a join has to speak of the very index beside it.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import pyarrow.parquet as pq
 from laion_face_builder.errors import LaionFaceError
 from laion_face_builder.files import Fingerprint, read_fingerprint
 from laion_face_builder.index.faces import FaceTable, flat_columns
+from laion_face_builder.index.writer import proof_path
 from laion_face_builder.layout import DataDir, row_group_bounds
 from laion_face_builder.publish.tables import FLAT, viewer_faults
 from laion_face_builder.publish.verify_pictures import picture_problems
@@ -102,6 +104,7 @@ def _index_problems(data: DataDir, part: int) -> Iterator[str]:
     with opened(path) as file:
         yield from stated_problems(file, INDEX, fingerprint, "index", part)
         metadata = file.metadata
+        yield from _proof_problems(data, part, fingerprint, metadata.num_rows)
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         expected = [stop - start for start, stop in row_group_bounds(metadata.num_rows)]
         if sizes != expected and metadata.num_rows:
@@ -116,6 +119,37 @@ def _chain_problems(data: DataDir, part: int, index: Fingerprint) -> Iterator[st
         ours = read_fingerprint(path)
         if ours is not None and ours.get("source") != index.get(kind):
             yield f"made from {kind} of version {index.get(kind)}, but {path} is of {ours.get('source')}"
+
+
+def _proof_problems(data: DataDir, part: int, index: Fingerprint, rows: int) -> Iterator[str]:
+    """A proof of another index, or none where there must be one."""
+    path = proof_path(data.index(part))
+    if not path.exists():
+        if _is_joined_here(data, part, index):
+            yield f"has no proof of its join, {path.name}, beside it; prepare writes both"
+        return
+    try:
+        proof = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        yield f"its proof {path.name} cannot be read: {' '.join(str(error).split())[:300]}"
+        return
+    made_from = proof.get("made_from")
+    if made_from != index:
+        theirs = made_from if isinstance(made_from, dict) else {}
+        others = sorted(name for name in index.keys() | theirs.keys() if theirs.get(name) != index.get(name))
+        yield f"its proof {path.name} is of an index made from other {', '.join(others)}"
+    if proof.get("rows") != rows:
+        yield f"has {rows} rows; its proof {path.name} is of {proof.get('rows')}"
+
+
+def _is_joined_here(data: DataDir, part: int, index: Fingerprint) -> bool:
+    """Whether the index was made here, as far as can be told: it is no copy, and what it was made from is there.
+
+    Versions whose fingerprints say nothing of the join wrote no proof; nor does a copy of a published index have one.
+    """
+    made = (("ids", data.ids(part)), ("faces", data.faces(part)))
+    is_own = "join" in index and not {"copy", "filters"} & index.keys()
+    return is_own and all((read_fingerprint(path) or {}).get("source") == index.get(kind) for kind, path in made)
 
 
 @dataclass(frozen=True)

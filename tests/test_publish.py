@@ -298,9 +298,14 @@ def test_an_index_without_page_index_is_written_anew(data, tmp_path):
     assert pq.read_metadata(file).row_group(5).column(3).has_offset_index
 
 
-def test_a_picture_that_rotted_is_left_out(data, tmp_path, caplog):
-    sidecar = pq.read_table(data.sidecar(0)).to_pylist()
-    row = next(row for row in sidecar if row["status"] == "ok")
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_picture_that_rotted_is_left_out(data, prepared, tmp_path, caplog, turned):
+    """Found when it is checked; one with an orientation before that, when this is to be taken out."""
+    caplog.set_level("INFO", "laion_face")
+    good = [truth for truth in prepared.sandbox.truth_of(0) if truth.ok]
+    rotted = next(truth for truth in good if (truth.orientation != 1) == turned)
+    row = pq.read_table(data.sidecar(0)).to_pylist()[rotted.row]
+    assert (row["sample_id"], row["status"]) == (rotted.sample_id, "ok")
     with (data.tars(0) / row["tar"]).open("r+b") as tar:
         tar.seek(row["offset"])
         tar.write(bytes(row["length"]))
@@ -308,7 +313,8 @@ def test_a_picture_that_rotted_is_left_out(data, tmp_path, caplog):
     (file,) = parquet_files(tmp_path / "out")
     found = {one["sample_id"]: one for one in pq.read_table(file).to_pylist()}[row["sample_id"]]
     assert (found["image"], found["width"], found["faces_aligned"]) == (None, None, False)
-    assert "published without its picture" in caplog.text
+    said = f"{len(good) - 1} yielded" if turned else f"sample {rotted.sample_id}: published without its picture"
+    assert said in caplog.text
 
 
 # What is refused.

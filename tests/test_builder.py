@@ -67,9 +67,11 @@ def test_examples_say_what_is_true(prepared, streamed):
         assert (example["caption"], example["url"], example["part"]) == (truth.caption, truth.url, truth.part)
         assert (example["nsfw"], example["license"]) == (truth.nsfw, truth.license)
         assert example["similarity"] == truth.similarity
-        assert (example["original_width"], example["original_height"]) == (truth.width, truth.height)
+        assert (example["original_width"], example["original_height"]) == truth.original_size
         assert (example["width"], example["height"]) == truth.served_size == example["image"].size
         assert example["faces_aligned"] == truth.aligned
+    shown = {truth.part for truth in truths.values() if truth.ok and truth.original_size != (truth.width, truth.height)}
+    assert shown == {0, 2}
 
 
 def test_pictures_are_the_stored_pixels_whatever_exif_says(prepared, streamed):
@@ -92,7 +94,8 @@ def test_faces_follow_a_rescaled_picture(prepared, streamed):
         truth = truths[example["sample_id"]]
         if not truth.aligned:
             continue
-        scale = np.array([example["width"] / truth.width, example["height"] / truth.height])
+        width, height = truth.original_size
+        scale = np.array([example["width"] / width, example["height"] / height])
         rescaled += bool(truth.faces) and not np.allclose(scale, 1)
         assert len(example["faces"]) == len(truth.faces)
         for found, face in zip(example["faces"], truth.faces, strict=True):

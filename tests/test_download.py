@@ -147,7 +147,7 @@ class Story:
 def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     root = tmp_path_factory.mktemp("download")
     (root / "forbidden.png").write_bytes(b"\x89PNG")
-    host, truths = make_host(420, root / "forbidden.png")
+    host, truths = make_host(490, root / "forbidden.png")
     hanging = next(truth for truth in truths if truth.ok and not truth.twist)
     story = Story(DataDir.at(root / "data"), host, truths, hanging, {})
     write_index(story.data, truths)

@@ -29,6 +29,7 @@ from laion_face_builder.download.tars import PartPictures, StoredPicture
 from laion_face_builder.errors import BadFile, NotPrepared, StateConflict
 from laion_face_builder.files import digest, make_fingerprint, stamped
 from laion_face_builder.images.pictures import MAX_PIXELS
+from laion_face_builder.index.reader import index_fingerprint_at
 from laion_face_builder.layout import DataDir, row_group_bounds
 from laion_face_builder.schema import INDEX, SIDECAR
 
@@ -224,8 +225,8 @@ def test_pictures_of_another_index_are_refused(data: DataDir) -> None:
         PartPictures.open(data, PART)
     write_index(data, [1, 2])
     table = assemble(pa.chunked_array([[1, 2]]), np.arange(2), [], pa.chunked_array([["dns", "filtered"]]))
-    index = digest(make_fingerprint("index", part=PART, source="a"))
-    write_sidecar(data.sidecar(PART), table, make_fingerprint("sidecar", index=index), [])
+    index = index_fingerprint_at(data.index(PART))
+    write_sidecar(data.sidecar(PART), table, make_fingerprint("sidecar", index=digest(index)), [])
     with PartPictures.open(data, PART) as pictures:
         assert statuses(pictures) == ["dns", "filtered"]
         with pytest.raises(IndexError):

@@ -24,7 +24,7 @@ from laion_face_builder.files import Fingerprint, digest, read_fingerprint
 from laion_face_builder.images import reasons
 from laion_face_builder.images.frames import Resizing, Size
 from laion_face_builder.images.pictures import MAX_PIXELS
-from laion_face_builder.index.reader import IndexPart
+from laion_face_builder.index.reader import IndexPart, index_fingerprint_at
 from laion_face_builder.layout import DataDir
 from laion_face_builder.schema import SIDECAR_LATER
 
@@ -95,7 +95,7 @@ class PartPictures:
         made_with = read_fingerprint(sidecar)
         if made_with is None:
             raise NotPrepared(f"{sidecar}: there is no such file. Run `laion-face download` with --parts {part} first.")
-        now = read_fingerprint(data.index(part)) if index is None else index.fingerprint
+        now = index_fingerprint_at(data.index(part)) if index is None else index.fingerprint
         if now is not None and made_with.get("index") != digest(now):
             raise StateConflict(
                 f"{sidecar}: its pictures were downloaded for another index than {data.index(part)}. Prepare from the "

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from types import TracebackType
 
 import numpy as np
@@ -131,6 +132,18 @@ class IndexPart:
     def _stretches(self) -> Iterator[tuple[int, int, int]]:
         for piece in self._all:
             yield from piece.stretches()
+
+
+def index_fingerprint_at(path: Path) -> Fingerprint | None:
+    """Say what the part in a local file was made from, as `IndexPart.fingerprint`; None if there is no such file.
+
+    Raises:
+        BadFile: it is no index.
+    """
+    if not path.exists():
+        return None
+    with IndexPart.open(path) as part:
+        return part.fingerprint
 
 
 @dataclass(frozen=True)

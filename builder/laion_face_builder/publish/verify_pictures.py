@@ -17,6 +17,7 @@ from laion_face_builder.download.tarfiles import read_members
 from laion_face_builder.errors import BadFile
 from laion_face_builder.files import digest, read_fingerprint
 from laion_face_builder.images import reasons
+from laion_face_builder.index.reader import index_fingerprint_at
 from laion_face_builder.layout import DataDir
 from laion_face_builder.schema import SIDECAR, SIDECAR_LATER
 
@@ -48,7 +49,7 @@ def picture_problems(data: DataDir, part: int, deep: bool) -> Iterator[str]:
 
 def _index_problems(index: Path, table: pa.Table, stated: str | None) -> Iterator[str]:
     """Whether the sidecar's rows are the index's, in order."""
-    fingerprint = read_fingerprint(index)
+    fingerprint = index_fingerprint_at(index)
     if fingerprint is None:
         return
     if digest(fingerprint) != stated:

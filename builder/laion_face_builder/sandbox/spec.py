@@ -165,18 +165,24 @@ class Truth:
         return int(self.kind.rpartition("-exif-")[2]) if "-exif-" in self.kind else 1
 
     @property
-    def aligned(self) -> bool:
-        """Whether boxes can be brought into the served picture's frame.
+    def original_size(self) -> tuple[int | None, int | None]:
+        """The original's width and height as an example with the served picture has them.
 
-        It has the original's size, or a scaled one; or exactly the swapped size, and all faces lie in it.
+        They are the index's; exchanged where the picture has exactly the other size, and faces, which all lie in it.
         """
-        if self.served_size is None or self.width is None or self.height is None:
+        size, served = (self.width, self.height), self.served_size
+        if served is None or served[::-1] != size or not self.faces:
+            return size
+        return served if all(face.is_in(*served) for face in self.faces) else size
+
+    @property
+    def aligned(self) -> bool:
+        """Whether boxes can be brought into the served picture's frame: it has the original's size, or a scaled one."""
+        width, height = self.original_size
+        if self.served_size is None or width is None or height is None:
             return False
         served_width, served_height = self.served_size
-        if 0.98 < served_width * self.height / (served_height * self.width) < 1.02:
-            return True
-        swapped = self.served_size == (self.height, self.width)
-        return swapped and all(face.is_in(*self.served_size) for face in self.faces)
+        return 0.98 < served_width * height / (served_height * width) < 1.02
 
 
 def row_of(truth: Truth) -> Row:

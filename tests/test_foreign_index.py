@@ -561,9 +561,7 @@ def test_other_tables_beside_an_index_are_passed_over(tmp_path):
 
 def test_what_is_no_index_is_named(tmp_path):
     pq.write_table(pa.table({"part": [0]}), tmp_path / "counts.parquet")
-    with pytest.raises(
-        SourceNotFound, match=r"counts.parquet \(no column sample_id, url, .*\); expected"
-    ):
+    with pytest.raises(SourceNotFound, match=r"counts.parquet \(no column sample_id, url, .*\); expected"):
         find_published(str(tmp_path / "counts.parquet"), 0)
 
 

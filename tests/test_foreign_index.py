@@ -530,18 +530,25 @@ def test_files_of_ours_are_known_by_their_name_and_carry_their_fingerprint(ours)
             assert index.row_groups == row_group_bounds(ROWS[part])
 
 
-def test_a_number_in_a_name_is_no_part(ours, tmp_path):
+def test_a_part_without_rows_is_there(tmp_path):
+    pq.write_table(INDEX.empty_table(), tmp_path / "part-00005.parquet")
+    assert all_rows(tmp_path, 5) == []
+    assert copy_index(tmp_path / "copy", str(tmp_path), 5) == 0
+
+
+def test_a_number_in_a_name_is_no_part(tmp_path):
     """Spark, and whoever counts pieces, call them part-0000N."""
     pq.write_table(table_of(2), tmp_path / "part-00000.parquet")
     pq.write_table(table_of(0), tmp_path / "part-00001-9f3c.c000.snappy.parquet")
     assert [all_rows(tmp_path, part) for part in PARTS] == [TRUTH[part] for part in PARTS]
 
 
-def test_a_single_file_is_a_place_too(ours, tmp_path):
+def test_a_single_file_is_a_place_too(tmp_path):
     pq.write_table(table_of(*PARTS), tmp_path / "all.parquet")
     with FolderHost(tmp_path) as host:
         for place in (tmp_path / "all.parquet", f"{host.url()}/all.parquet"):
             assert all_rows(place, 2) == TRUTH[2]
+            assert streamed(place, parts="2") == [{name: row[name] for name in SHARED} for row in TRUTH[2]]
 
 
 def test_other_tables_beside_an_index_are_passed_over(tmp_path):
@@ -550,6 +557,12 @@ def test_other_tables_beside_an_index_are_passed_over(tmp_path):
     pq.write_table(table_of(0).append_column("original_width", pa.nulls(275)), tmp_path / "pictures.parquet")
     (tmp_path / "broken.parquet").write_bytes(b"")
     assert all_rows(tmp_path, 0) == TRUTH[0]
+
+
+def test_what_is_no_index_is_named(tmp_path):
+    pq.write_table(pa.table({"part": [0]}), tmp_path / "counts.parquet")
+    with pytest.raises(SourceNotFound, match=r"counts.parquet \(no column sample_id, url, .*\); expected"):
+        find_published(str(tmp_path / "counts.parquet"), 0)
 
 
 def test_a_part_that_is_not_there(tmp_path):

@@ -48,21 +48,35 @@ def find_published(place: str, part: int, token: str | None = None) -> Published
     files = sorted(_published_files(place, token), key=_natural)
     name = re.compile(rf"part-{part:05d}(-.*)?\.parquet")
     named = [file for file in files if name.fullmatch(_name(file))]
-    if len(named) == 1 and holds_only(_known_of(named[0], token) or [None], part):
+    if len(named) == 1 and (found := _known_of(named[0], token)) is not None and holds_only(found, part):
         return PublishedPart(part, tuple(named))
     known = {file: found for file in files if (found := _known_of(file, token)) is not None}
     holding = [file for file, found in known.items() if may_hold(found, part) and _has_rows(file, found, part, token)]
     if not holding:
-        there = sorted({one[0] for found in known.values() for one in found if one is not None and one[0] == one[1]})
-        also = f" with parts {', '.join(map(str, there))}" if there else ", none of them an index" if files else ""
         raise SourceNotFound(
-            f"{place}: found {_listed(files)}{also}; expected one part-{part:05d}.parquet, or files whose column part "
-            f"has {part}. Name a published index with index=."
+            f"{place}: found {_listed(files)}{_in_them(files, known, token)}; expected one part-{part:05d}.parquet, or "
+            f"files whose column part has {part}. Name a published index with index=."
         )
     _refuse_several(place, part, holding)
     _refuse_missing(place, part, files, holding[0])
     _refuse_copies(place, part, holding, token)
     return PublishedPart(part, tuple(holding))
+
+
+def _in_them(files: Sequence[str], known: dict[str, list[Known]], token: str | None) -> str:
+    """What was found in the files, as far as it is known without reading them."""
+    there = sorted({one[0] for found in known.values() for one in found if one is not None and one[0] == one[1]})
+    if there:
+        return f" with parts {', '.join(map(str, there))}"
+    if known or not files:
+        return ""
+    opened = IndexFile(files[0], token)
+    try:
+        return f" of {opened.num_rows} rows"
+    except BadFile as error:
+        return f" ({error.found})"
+    finally:
+        opened.close()
 
 
 def _published_files(place: str, token: str | None) -> list[str]:
@@ -93,7 +107,7 @@ def _looked_up(file: str, token: str | None, _size: int, _modified: int) -> list
     """Every part of a place asks for the same footers."""
     opened = IndexFile(file, token)
     try:
-        return opened.known
+        return [one for one, (start, stop) in zip(opened.known, opened.groups, strict=True) if start < stop]
     except BadFile:
         return None
     finally:

@@ -17,7 +17,8 @@ demo: $(VENV)/ready
 test: $(VENV)/ready $(VENV_36)/ready browser
 	$(VENV)/bin/python -m pytest $(SPREAD)
 	$(VENV_36)/bin/python -m pytest $(SPREAD) tests/test_builder.py tests/test_streaming.py tests/test_ready.py \
-		tests/test_fetching.py tests/test_published.py tests/test_publish_hub.py
+		tests/test_fetching.py tests/test_published.py tests/test_publish_hub.py tests/test_foreign_index.py tests/test_join.py \
+		tests/test_metadata.py tests/test_metadata_copies.py
 
 # The tests open our pages in a real browser: $CHROMIUM, else one that is installed, else one that apt-get can install.
 browser:

@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -58,6 +61,35 @@ def test_a_proof_that_is_none_is_named(made: DataDir, tmp_path: Path, capsys):
     proof_path(data.index(0)).write_text("{")
     assert cli.main(["status", "20M", "--data-dir", str(data.root)]) == 1
     assert "part-00000.json: found no JSON" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_it_at_once_and_the_same_command_goes_on(make_sandbox, tmp_path):
+    box = make_sandbox(SandboxSpec(parts=(0,), rows=60))
+    command = [
+        sys.executable,
+        "-m",
+        "laion_face_builder",
+        "prepare",
+        "20M",
+        "--parts",
+        "0",
+        "--data-dir",
+        str(tmp_path),
+    ]
+    command += ["--source-repo", box.repo, "--metadata", box.metadata_repo]
+    box.hub.plant("-4227e361-", calls=range(1, 99), delay=60.0)
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    said = ""
+    while "fetching " + box.metadata_repo not in said:
+        said += child.stderr.readline()
+    child.send_signal(signal.SIGINT)
+    rest = child.communicate(timeout=30)[1]
+    assert (child.returncode, rest.splitlines()[-1]) == (
+        130,
+        "laion-face: interrupted; run the same command again to go on",
+    )
+    box.hub.faults.clear()
+    assert subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0
 
 
 def test_a_published_index_needs_nothing_else(published, tmp_path, sandbox: Sandbox, monkeypatch):

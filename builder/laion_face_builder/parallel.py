@@ -21,7 +21,8 @@ def cores() -> int:
 def in_order(work: Callable[[T], U], items: Iterable[T], threads: int) -> Iterator[U]:
     """Yield work(item) of each item, in the items' order, with so many at work at the same time.
 
-    No more than `threads` results are under way or waiting, so memory is bounded. After an error nothing new is begun.
+    No more than `threads` results are under way or waiting, so memory is bounded. After an error nothing new is begun,
+    and what is under way is waited for; not so after Ctrl-C.
     """
     waiting: deque[Future[U]] = deque()
     rest = iter(items)
@@ -32,5 +33,10 @@ def in_order(work: Callable[[T], U], items: Iterable[T], threads: int) -> Iterat
             result = waiting.popleft().result()
             waiting.extend(pool.submit(work, item) for item in islice(rest, 1))
             yield result
-    finally:
+    except KeyboardInterrupt:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    except BaseException:
         pool.shutdown(wait=True, cancel_futures=True)
+        raise
+    pool.shutdown()

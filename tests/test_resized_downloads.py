@@ -170,7 +170,7 @@ def write_index(data: DataDir, rows: list[dict[str, Any]]) -> None:
     schema = stamped(INDEX, make_fingerprint("index", part=0))
     table = pa.Table.from_pylist(rows, schema=schema)
     data.index(0).parent.mkdir(parents=True)
-    with pq.ParquetWriter(data.index(0), schema) as writer:
+    with pq.ParquetWriter(data.index(0), schema, compression="zstd") as writer:  # as ours: others may have no NaN
         for start, stop in row_group_bounds(len(rows)):
             writer.write_table(table.slice(start, stop - start))
 

@@ -632,6 +632,14 @@ def test_a_fingerprint_follows_the_file(tmp_path):
     assert not set(map(str, before)) & set(map(str, found))
 
 
+def test_a_part_that_was_closed_is_read_as_it_is_now(tmp_path):
+    part = IndexPart.open(tmp_path / "all.parquet")
+    for rows in (TRUTH[0][:9], TRUTH[2][:20]):
+        pq.write_table(pa.Table.from_pylist(rows, schema=INDEX), tmp_path / "all.parquet")
+        with part as index:
+            assert index.read(0, index.num_rows).to_pylist() == rows
+
+
 def test_the_hub_and_a_local_copy_are_the_same(hub, tmp_path):
     pq.write_table(table_of(*PARTS), tmp_path / "all.parquet")
     repo = f"{WRITER}/copied-{next(_names)}"

@@ -18,7 +18,8 @@ from laion_face_builder.files import FINGERPRINT_KEY, Fingerprint
 from laion_face_builder.index.batches import Cursor
 from laion_face_builder.index.foreign import REQUIRED, Doubtful, as_index, faces_of, stored_columns
 from laion_face_builder.index.parquet_at import ParquetAt
-from laion_face_builder.index.part_column import Known, Spans, holds_only, known_parts, spans_of
+from laion_face_builder.index.part_column import Known, Spans, known_parts, spans_of
+from laion_face_builder.layout import row_group_bounds
 from laion_face_builder.schema import INDEX
 
 #: Row groups of more rows are not read whole.
@@ -101,7 +102,7 @@ class IndexFile:
 
     def close(self) -> None:
         """Closes what is open; the next read opens it again."""
-        self._cursor = None
+        self._footer, self._cursor = None, None
         self._file.close()
 
     def _read(self, start: int, stop: int, names: Sequence[str]) -> pa.Table:
@@ -159,13 +160,14 @@ class IndexFile:
         rows = (metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
         stops = [0, *itertools.accumulate(rows)]
         known = known_parts(metadata)
-        is_ours = stamp.get("kind") == "index" and _is_untouched(parquet, known, stamp.get("part"))
-        return _Layout(list(itertools.pairwise(stops)), known, stamp if is_ours else None)
+        bounds = list(itertools.pairwise(stops))
+        is_ours = stamp.get("kind") == "index" and _is_untouched(parquet, bounds, known, stamp.get("part"))
+        return _Layout(bounds, known, stamp if is_ours else None)
 
 
-def _is_untouched(parquet: pq.ParquetFile, known: list[Known], part: int | None) -> bool:
-    """Whether a file with our stamp is as we wrote it: Arrow's own programs hand the stamp on when they save rows."""
-    if not parquet.schema_arrow.equals(INDEX):
+def _is_untouched(parquet: pq.ParquetFile, bounds: list[tuple[int, int]], known: list[Known], part: int | None) -> bool:
+    """Whether a file with our stamp is as we wrote it: pyarrow hands the stamp on, whatever rows it saves."""
+    if not parquet.schema_arrow.equals(INDEX) or any(one not in (None, (part, part)) for one in known):
         return False
     compressions = {parquet.metadata.row_group(group).column(0).compression for group in range(len(known))}
-    return compressions <= {"ZSTD"} and (part is None or holds_only(known, part))
+    return compressions <= {"ZSTD"} or bounds == row_group_bounds(bounds[-1][1])

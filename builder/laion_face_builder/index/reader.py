@@ -98,7 +98,8 @@ class IndexPart:
 
     def close(self) -> None:
         """Closes what is open; the next read opens it again."""
-        for piece in self._pieces or ():
+        pieces, self._pieces = self._pieces, None
+        for piece in pieces or ():
             piece.file.close()
 
     def __enter__(self) -> IndexPart:

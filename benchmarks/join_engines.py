@@ -88,6 +88,7 @@ def _ours_stage(join: Join) -> list[Path]:
 
 
 def _ours_write(part: Part, rows: Callable[[], Any]) -> None:
+    import numpy as np
     import pyarrow.parquet as pq
 
     from laion_face_builder.index.faces import FaceTable
@@ -95,7 +96,9 @@ def _ours_write(part: Part, rows: Callable[[], Any]) -> None:
     from laion_face_builder.index.writer import index_fingerprint, write_index
 
     fingerprint = index_fingerprint(part.number, ids="made up", faces="made up", metadata="made up")
-    joined = join(part.number, pq.read_metadata(part.ids).num_rows, rows(), FaceTable.read(part.faces))
+    found = rows()
+    faces = FaceTable.read(part.faces, wanted=np.unique(found["sample_id"].to_numpy()))
+    joined = join(part.number, pq.read_metadata(part.ids).num_rows, found, faces)
     write_index(part.index, joined, fingerprint)
 
 

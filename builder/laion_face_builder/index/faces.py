@@ -18,6 +18,9 @@ from laion_face_builder.schema import FACE, FACES
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
+#: Small enough that Arrow gives the same memory again and again: new memory costs more than decoding.
+_ROWS_AT_ONCE = 1 << 14
+
 
 @dataclass(frozen=True)
 class FaceTable:
@@ -38,22 +41,17 @@ class FaceTable:
     scores: Floats
 
     @classmethod
-    def read(cls, path: Path) -> FaceTable:
-        """All faces of faces/part-000NN.parquet, by ascending sample id."""
-        ids: list[Ints] = []
-        lengths: list[Ints] = []
-        faces: list[list[Floats]] = [[], [], []]
+    def read(cls, path: Path, wanted: Ints | None = None) -> FaceTable:
+        """Read faces/part-000NN.parquet, by ascending sample id.
+
+        Args:
+            wanted: the sample ids to keep, int64[k] ascending; None means all.
+        """
         with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
-            for batch in file.iter_batches(1 << 16, columns=["sample_id", "faces"], use_threads=False):
-                lists = batch.column("faces")
-                ids.append(batch.column("sample_id").to_numpy())
-                lengths.append(np.diff(lists.offsets.to_numpy()).astype(np.int64))
-                for parts, part in zip(faces, _flat(lists.flatten()), strict=True):
-                    parts.append(part)
-        boxes, landmarks, scores = (
-            np.concatenate([part[:0], *parts]) for part, parts in zip(_NONE, faces, strict=True)
-        )
-        return cls(_joined(ids), _starting_at_zero(_joined(lengths)), boxes, landmarks, scores)
+            table = _Filling.of(file.metadata)
+            for batch in file.iter_batches(_ROWS_AT_ONCE, columns=["sample_id", "faces"], use_threads=False):
+                table.add(batch, wanted)
+        return table.filled()
 
     def of_rows(self, sample_ids: Ints) -> RowFaces:
         """The faces of the rows with these ids, in their order; none where an id is not here."""
@@ -66,6 +64,45 @@ class FaceTable:
         there = self.sample_ids[place] == sample_ids
         starts = self.offsets[place]
         return RowFaces(self, starts, np.where(there, self.offsets[place + 1] - starts, 0))
+
+
+class _Filling:
+    """A table that is being read, in arrays of the largest size that it can have: memory is taken as it is filled."""
+
+    def __init__(self, samples: int, faces: int) -> None:
+        self._ids, self._counts = np.empty(samples, np.int64), np.empty(samples, np.int64)
+        self._columns = (
+            np.empty((faces, 4), np.float32),
+            np.empty((faces, 10), np.float32),
+            np.empty(faces, np.float32),
+        )
+        self._samples = self._faces = 0
+
+    @classmethod
+    def of(cls, metadata: pq.FileMetaData) -> _Filling:
+        """An empty one for a whole file; of the last column a list without faces counts as one value."""
+        groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+        return cls(metadata.num_rows, sum(group.column(metadata.num_columns - 1).num_values for group in groups))
+
+    def add(self, batch: pa.RecordBatch, wanted: Ints | None) -> None:
+        """Takes over the rows of `batch`, those with a `wanted` id."""
+        ids, lists = batch.column("sample_id").to_numpy(), batch.column("faces")
+        offsets = lists.offsets.to_numpy().astype(np.int64)
+        counts, columns = np.diff(offsets), _flat(lists.flatten())
+        if wanted is not None and not (keep := _among(ids, wanted)).all():
+            places = _places((offsets[:-1] - offsets[0])[keep], counts[keep])
+            boxes, landmarks, scores = (column[places] for column in columns)
+            ids, counts, columns = ids[keep], counts[keep], (boxes, landmarks, scores)
+        samples, faces = self._samples + len(ids), self._faces + len(columns[2])
+        self._ids[self._samples : samples], self._counts[self._samples : samples] = ids, counts
+        for own, column in zip(self._columns, columns, strict=True):
+            own[self._faces : faces] = column
+        self._samples, self._faces = samples, faces
+
+    def filled(self) -> FaceTable:
+        """What has been read."""
+        ids, counts = self._ids[: self._samples], self._counts[: self._samples]
+        return FaceTable(ids, _starting_at_zero(counts), *(column[: self._faces] for column in self._columns))
 
 
 @dataclass(frozen=True)
@@ -127,7 +164,12 @@ def flat_columns(faces: pa.ListArray) -> tuple[pa.Array, pa.Array, pa.Array]:
     )
 
 
-_NONE = (np.empty((0, 4), np.float32), np.empty((0, 10), np.float32), np.empty(0, np.float32))
+def _among(ids: Ints, wanted: Ints) -> npt.NDArray[np.bool_]:
+    """Which of `ids` are wanted; both ascend."""
+    if not len(wanted):
+        return np.zeros(len(ids), np.bool_)
+    among: npt.NDArray[np.bool_] = wanted[np.minimum(np.searchsorted(wanted, ids), len(wanted) - 1)] == ids
+    return among
 
 
 def _flat(faces: pa.StructArray) -> tuple[Floats, Floats, Floats]:
@@ -142,10 +184,6 @@ def _places(starts: Ints, counts: Ints) -> Ints:
     offsets = np.cumsum(counts) - counts
     places: Ints = np.arange(counts.sum()) + np.repeat(starts - offsets, counts)
     return places
-
-
-def _joined(arrays: list[Ints]) -> Ints:
-    return np.concatenate([np.zeros(0, np.int64), *arrays])
 
 
 def _starting_at_zero(counts: Ints) -> Ints:

@@ -27,8 +27,8 @@ from laion_face_builder.schema import INDEX
 
 logger = logging.getLogger("laion_face")
 
-#: Rows a batch: some 20 MB of text.
-BATCH_ROWS = 1 << 16
+#: Rows a batch: some 10 MB of text. With more, Arrow asks for new memory each time, which costs more than decoding.
+BATCH_ROWS = 1 << 15
 #: The names that each column goes by; the first that is there wins. Each is matched in any case, blanks around it
 #: ignored; of names that differ by case only the spelling that comes first here wins, others come after it.
 ALIASES: dict[str, tuple[str, ...]] = {

@@ -13,7 +13,9 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from laion_face_builder.files import locked, read_fingerprint, remove_partials
@@ -170,7 +172,8 @@ class _Run:
         assert fingerprint is not None, "all sources have been read"  # noqa: S101 - says it to the type checker
         remove_partials(data.index(part).parent, data.index(part).name)
         remove_partials(data.index(part).parent, proof_path(data.index(part)).name)
-        joined = join(part, len(PartIds.read({part: data.ids(part)}).keys), rows, FaceTable.read(data.faces(part)))
+        faces = FaceTable.read(data.faces(part), wanted=np.unique(rows["sample_id"].to_numpy()))
+        joined = join(part, pq.read_metadata(data.ids(part)).num_rows, rows, faces)
         joined.proof.refuse_wrong(job.metadata.where)
         write_index(data.index(part), joined, fingerprint)
         logger.info("%s", joined.proof)

@@ -27,8 +27,8 @@ from laion_face_builder.layout import ALL_PARTS
 #: The columns that wait: an index row without its part's number and faces.
 STAGED = pa.schema([("part", pa.int16()), ("sample_id", pa.int64()), *ROW_SCHEMA])
 _ROWS = pa.schema([field for field in STAGED if field.name != "part"])
-#: Rows that are held before they are written; some 0.25 GB.
-_MOST_HELD = 1 << 20
+#: Rows that are held before they are written; some 30 MB.
+_MOST_HELD = 1 << 17
 
 
 def staged_fingerprint(ids: str, parts: Sequence[int], metadata: str) -> Fingerprint:
@@ -101,11 +101,13 @@ def _wanted(metadata: Path, ids: PartIds, threads: int) -> Iterator[pa.RecordBat
 def _held(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
     """The same rows, many at a time."""
     held: list[pa.RecordBatch] = []
+    rows = 0
     for batch in batches:
         held.append(batch)
-        if sum(one.num_rows for one in held) >= _MOST_HELD:
+        rows += batch.num_rows
+        if rows >= _MOST_HELD:
             yield pa.Table.from_batches(held)
-            held = []
+            held, rows = [], 0
     if held:
         yield pa.Table.from_batches(held)
 

@@ -133,7 +133,7 @@ def test_law_1_by_part_the_index_is_the_plain_join(tmp_path_factory, world):
 
 
 @settings(deadline=None, max_examples=60)
-@given(worlds, st.sampled_from([3, 1 << 17]))
+@given(worlds, st.sampled_from([3, 1 << 16]))
 def test_law_1_of_whole_metadata_the_index_is_the_plain_join(tmp_path_factory, world, held):
     folder = tmp_path_factory.mktemp("law1")
     paths = write_files(folder, world["rows"], world["files"], NAMES[world["names"]])

@@ -80,7 +80,7 @@ def _add_prepare(commands: Any) -> None:
         type=int,
         default=None,
         metavar="N",
-        help="files, and parts, that are worked on at the same time; default: one a processor",
+        help="files, and parts, that are worked on at the same time, 1.3 GB each; default: one a processor, at most 4",
     )
 
 

@@ -35,6 +35,9 @@ from laion_face_builder.upstream.sources import Upstream
 
 logger = logging.getLogger("laion_face")
 
+#: Files, and parts, worked on at the same time unless more are asked for.
+MOST_AT_ONCE = 4
+
 
 def prepare(
     data: DataDir,
@@ -51,7 +54,8 @@ def prepare(
 
     Args:
         discard_sources: free each downloaded file once all that is made from it is written. Local files stay.
-        processes: files, and parts, that are worked on at the same time, in threads; None means one a processor.
+        processes: files, and parts, that are worked on at the same time, in threads; None means one a processor, at
+            most `MOST_AT_ONCE`: a full part takes up to 1.3 GB of memory.
 
     Raises:
         SourceError: a source cannot be had; BadFile, UnsafePickle: it is not what it has to be.
@@ -59,7 +63,7 @@ def prepare(
         StateConflict: pictures were downloaded for an index from other sources.
         LaionFaceError: the disk has no room.
     """
-    run = _Run(data, discard_sources, processes or cores())
+    run = _Run(data, discard_sources, processes or min(cores(), MOST_AT_ONCE))
     plans = plan_parts(data, parts, upstream)
     jobs = [plan for plan in plans if not plan.is_done]
     for job in jobs:

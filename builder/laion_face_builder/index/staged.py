@@ -27,8 +27,8 @@ from laion_face_builder.layout import ALL_PARTS
 #: The columns that wait: an index row without its part's number and faces.
 STAGED = pa.schema([("part", pa.int16()), ("sample_id", pa.int64()), *ROW_SCHEMA])
 _ROWS = pa.schema([field for field in STAGED if field.name != "part"])
-#: Rows that are held before they are written; some 30 MB.
-_MOST_HELD = 1 << 17
+#: Rows that are held before they are written; some 15 MB.
+_MOST_HELD = 1 << 16
 
 
 def staged_fingerprint(ids: str, parts: Sequence[int], metadata: str) -> Fingerprint:

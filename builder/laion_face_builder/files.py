@@ -113,6 +113,21 @@ def locked(path: Path, waiting: str | None = None) -> Iterator[None]:
         lock.release()
 
 
+@contextmanager
+def locked_if_free(path: Path) -> Iterator[bool]:
+    """Holds the lock file beside `path` if nobody else does; gives whether it does."""
+    lock = FileLock(str(path.with_name(f".{path.name}.lock")))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file's bytes in hex, read in pieces."""
     with path.open("rb") as file:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from laion_face_builder.files import locked, read_fingerprint, remove_partials
+from laion_face_builder.files import locked, locked_if_free, read_fingerprint, remove_partials
 from laion_face_builder.index.costs import Costs
 from laion_face_builder.index.detections import write_faces
 from laion_face_builder.index.faces import FaceTable
@@ -26,7 +26,14 @@ from laion_face_builder.index.ids import write_ids
 from laion_face_builder.index.join import join
 from laion_face_builder.index.part_ids import PartIds
 from laion_face_builder.index.plan import PartPlan, plan_parts
-from laion_face_builder.index.staged import rows_of_part, stage, staged_fingerprint, staged_rows, staging_folder
+from laion_face_builder.index.staged import (
+    parts_in,
+    rows_of_part,
+    stage,
+    staged_fingerprint,
+    staged_rows,
+    staging_folder,
+)
 from laion_face_builder.index.writer import proof_path, write_index
 from laion_face_builder.layout import ALL_PARTS, DataDir
 from laion_face_builder.parallel import cores, in_order
@@ -72,6 +79,7 @@ def prepare(
         Costs.of(jobs).check_room(data, discard_sources, run.processes)
         run.make_ids(jobs)
         run.make_parts(jobs)
+    run.free_staged()
     run.discard(file for plan in plans for file in (plan.id_list, plan.detections, *plan.metadata.files))
 
 
@@ -106,6 +114,15 @@ class _Run:
         for file in files if self._discard_sources else ():
             file.discard(self._data.sources)
 
+    def free_staged(self) -> None:
+        """Removes what waits for parts that are all written; a pass for more parts can go on."""
+        if not self._data.staging.exists():
+            return
+        with locked_if_free(self._data.staging) as is_ours:
+            for folder in self._data.staging.iterdir() if is_ours else ():
+                if all(self._data.index(part).exists() for part in parts_in(folder)):
+                    shutil.rmtree(folder)
+
     def _from_whole(self, jobs: Sequence[PartPlan]) -> None:
         with locked(self._data.staging, f"waiting for another run that reads the metadata into {self._data.root}"):
             if not any(job.lacks_index for job in jobs):  # Another run did it meanwhile.
@@ -118,8 +135,6 @@ class _Run:
             for job in jobs:
                 job.refuse_conflict()
             self._side_by_side(jobs, lambda job: staged_rows(staged, job.part))
-            if all(self._data.index(part).exists() for part in parts):  # Else a pass for more parts can go on.
-                shutil.rmtree(folder)
 
     def _ids(self, jobs: Sequence[PartPlan]) -> str:
         """The content of the id list, which has been read by now."""

@@ -44,10 +44,15 @@ def staging_folder(root: Path, ids: str, parts: Sequence[int]) -> tuple[Path, tu
     wanted = sum(1 << part for part in parts)
     start = f"{digest(ids)}-"
     for folder in sorted(root.glob(f"{start}*")):
-        there = int(folder.name.removeprefix(start), 16)
-        if there & wanted == wanted:
-            return folder, tuple(part for part in ALL_PARTS if there >> part & 1)
+        if set(parts) <= set(there := parts_in(folder)):
+            return folder, there
     return root / f"{start}{wanted:08x}", tuple(sorted(parts))
+
+
+def parts_in(folder: Path) -> tuple[int, ...]:
+    """Say of which parts the rows wait in a folder, by its name."""
+    bits = int(folder.name.rpartition("-")[2], 16)
+    return tuple(part for part in ALL_PARTS if bits >> part & 1)
 
 
 def rows_of_part(metadata: Path, ids: PartIds, threads: int) -> pa.Table:

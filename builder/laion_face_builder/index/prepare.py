@@ -79,6 +79,8 @@ def prepare(
         Costs.of(jobs).check_room(data, discard_sources, run.processes)
         run.make_ids(jobs)
         run.make_parts(jobs)
+    elif plans:
+        logger.info("parts %s: prepared, nothing to do", ", ".join(str(plan.part) for plan in plans))
     run.free_staged()
     run.discard(file for plan in plans for file in (plan.id_list, plan.detections, *plan.metadata.files))
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from laion_face_builder.errors import OptionError
 from laion_face_builder.files import locked, locked_if_free, read_fingerprint, remove_partials
 from laion_face_builder.index.costs import Costs
 from laion_face_builder.index.detections import write_faces
@@ -65,11 +66,14 @@ def prepare(
             most `MOST_AT_ONCE`: a full part takes up to 1.3 GB of memory.
 
     Raises:
+        OptionError: `processes` is less than 1.
         SourceError: a source cannot be had; BadFile, UnsafePickle: it is not what it has to be.
         JoinRefused: the metadata's rows are not those that the faces were found in.
         StateConflict: pictures were downloaded for an index from other sources.
         LaionFaceError: the disk has no room.
     """
+    if processes is not None and processes < 1:
+        raise OptionError(f"processes={processes}: expected 1 or more")
     run = _Run(data, discard_sources, processes or min(cores(), MOST_AT_ONCE))
     plans = plan_parts(data, parts, upstream)
     jobs = [plan for plan in plans if not plan.is_done]

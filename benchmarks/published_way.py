@@ -56,7 +56,7 @@ def _faces(sources: Sources, out: Path) -> None:
 def _load_faces(sources: Sources, _: Path) -> None:
     import torch
 
-    torch.load(sources.detections, weights_only=False)
+    torch.load(sources.detections, weights_only=False)  # runs what is in it: our own file
 
 
 def _everything(sources: Sources, out: Path) -> None:
@@ -75,7 +75,7 @@ def _load_and_merge(sources: Sources, out: Path) -> None:
     import torch
 
     _load_faces(sources, out)
-    ids = set(torch.load(sources.ids, weights_only=False)[0])
+    ids = set(torch.load(sources.ids, weights_only=False)[0])  # likewise
     pd.read_parquet(sources.metadata).merge(pd.DataFrame({"SAMPLE_ID": list(ids)}), on="SAMPLE_ID")
 
 

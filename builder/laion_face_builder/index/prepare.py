@@ -125,13 +125,13 @@ class _Run:
         if not self._data.staging.exists():
             return
         with locked_if_free(self._data.staging) as is_ours:
-            for folder in self._data.staging.iterdir() if is_ours else ():
+            for folder in list(self._data.staging.glob("*-????????")) if is_ours else ():
                 if all(self._data.index(part).exists() for part in parts_in(folder)):
                     shutil.rmtree(folder)
 
     def _from_whole(self, jobs: Sequence[PartPlan]) -> None:
         with locked(self._data.staging, f"waiting for another run that reads the metadata into {self._data.root}"):
-            if not any(job.lacks_index for job in jobs):  # Another run did it meanwhile.
+            if not any(job.lacks_index for job in jobs):  # It was there, or another run made it meanwhile.
                 self._side_by_side(jobs, lambda job: pa.table({}))
                 return
             folder, parts = staging_folder(

@@ -1,24 +1,23 @@
-# make demo   sets up and runs the main job end to end on a miniature upstream on this machine
-# make test   sets up and passes the tests, on the newest datasets and on datasets 3.6
-# make check  lint, format and types
+# make demo      sets up and runs the main job end to end on a miniature upstream on this machine
+# make test      sets up and passes the tests, on the built wheel, on every version that README.md names
+# make versions  the same, and writes what held into README.md's table
+# make check     lint, format and types
+# make develop   an editable install in .venv, and one with datasets 3.6 in .venv-datasets-3.6, to develop with
 
 PYTHON ?= python3
 VENV := .venv
-VENV_36 := .venv-datasets-3.6
-# Two workers: every test has servers, folders and processes of its own.
-SPREAD := --numprocesses 2 --dist worksteal
-INSTALL := -m pip install --quiet --disable-pip-version-check
+MATRIX := $(PYTHON) tests/matrix.py
 
-.PHONY: demo test check browser clean
+.PHONY: demo test versions check develop browser clean
 
-demo: $(VENV)/ready
-	$(VENV)/bin/laion-face demo demo
+demo:
+	$(MATRIX) demo
 
-test: $(VENV)/ready $(VENV_36)/ready browser
-	$(VENV)/bin/python -m pytest $(SPREAD)
-	$(VENV_36)/bin/python -m pytest $(SPREAD) tests/test_builder.py tests/test_streaming.py tests/test_ready.py \
-		tests/test_fetching.py tests/test_published.py tests/test_publish_hub.py tests/test_foreign_index.py tests/test_join.py \
-		tests/test_metadata.py tests/test_metadata_copies.py
+test: browser
+	$(MATRIX) test
+
+versions: browser
+	$(MATRIX) test --write
 
 # The tests open our pages in a real browser: $CHROMIUM, else one that is installed, else one that apt-get can install.
 browser:
@@ -35,15 +34,15 @@ check: $(VENV)/ready
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-$(VENV)/ready: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python $(INSTALL) --constraint constraints.txt --editable '.[dev]'
+develop: $(VENV)/ready $(VENV)-datasets-3.6/ready
+
+$(VENV)/ready: pyproject.toml constraints.txt tests/matrix.py
+	$(MATRIX) develop newest
 	touch $@
 
-$(VENV_36)/ready: pyproject.toml constraints.txt tests/constraints-datasets-3.6.txt
-	$(PYTHON) -m venv $(VENV_36)
-	$(VENV_36)/bin/python $(INSTALL) --constraint tests/constraints-datasets-3.6.txt --editable '.[dev]'
+$(VENV)-datasets-3.6/ready: pyproject.toml constraints.txt tests/matrix.py
+	$(MATRIX) develop datasets-3.6
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV_36) demo
+	rm -rf $(VENV) $(VENV)-* demo

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from core_tests import DATASETS36_MODULES, is_core
 
 from laion_face_builder.layout import DataDir
 from laion_face_builder.sandbox import (
@@ -44,6 +45,15 @@ for _name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "WORLD_SIZE", "RANK"):
 os.environ.update(environment_for(_HUB, _FOLDER / "home"))
 # img2dataset's albumentations would ask the network for a newer version of itself.
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        module = item.path.stem
+        if is_core(module, item.name):
+            item.add_marker("core")
+        if module in DATASETS36_MODULES:
+            item.add_marker("datasets36")
 
 
 def pytest_unconfigure() -> None:

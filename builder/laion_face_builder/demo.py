@@ -14,7 +14,6 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
 import textwrap
 import time
 from collections import Counter
@@ -25,6 +24,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from laion_face_builder.children import python
 from laion_face_builder.errors import LaionFaceError, OptionError
 from laion_face_builder.files import human_size
 from laion_face_builder.layout import DataDir
@@ -117,7 +117,7 @@ def _run(box: Sandbox, seconds: dict[str, float], step: str, arguments: Sequence
     print(f"\n$ {_as_typed(arguments)}", flush=True)
     start = time.perf_counter()
     done = subprocess.run(  # noqa: S603 - our own commands
-        [sys.executable, *arguments],
+        python(*arguments),
         env={**_own_environment(), **box.environment},
         stdout=subprocess.PIPE,
         text=True,

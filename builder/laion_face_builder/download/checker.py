@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
-import sys
 import tempfile
 from collections import deque
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+from laion_face_builder.children import python
 from laion_face_builder.download import orphans
 from laion_face_builder.download.check import CheckJob, as_json
 from laion_face_builder.errors import DownloadError
@@ -90,8 +90,8 @@ class Checker:
         count = 1 if self._crashed else min(share, _MOST_A_PROCESS)
         jobs = [self._waiting.popleft() for _ in range(count)]
         talk = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed when it is reaped
-        process = subprocess.Popen(
-            [sys.executable, "-m", "laion_face_builder.download.check"],
+        process = subprocess.Popen(  # noqa: S603 - our own module
+            python("-m", "laion_face_builder.download.check"),
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=talk,

@@ -10,7 +10,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from laion_face_builder.children import python
 from laion_face_builder.download.checker import child_environment
 from laion_face_builder.errors import OptionError
 
@@ -66,7 +66,7 @@ class Img2datasetChild:
         self._seen: object = None
         self._changed = time.monotonic()
         self._process = subprocess.Popen(  # noqa: S603 - our own module, and arguments that no shell sees
-            [sys.executable, "-u", "-m", "laion_face_builder.download.img2dataset_run", json.dumps(dict(settings))],
+            python("-u", "-m", "laion_face_builder.download.img2dataset_run", json.dumps(dict(settings))),
             stdin=subprocess.PIPE,  # ends when we do; see `orphans`
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

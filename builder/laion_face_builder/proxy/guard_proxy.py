@@ -11,17 +11,15 @@ parent is killed with -9.
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import subprocess
-import sys
 import threading
 from contextlib import suppress
 from dataclasses import asdict
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from laion_face_builder.children import python
 from laion_face_builder.errors import DownloadError
 from laion_face_builder.proxy.limits import ProxyLimits
 from laion_face_builder.web.guard import AddressRule
@@ -85,14 +83,10 @@ class GuardProxy:
             return self._last
 
     def __enter__(self) -> GuardProxy:
-        source = str(Path(__file__).parents[2])
-        search = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH", "")]))
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "laion_face_builder.proxy.server"],
+        self._process = subprocess.Popen(  # noqa: S603 - our own module
+            python("-m", "laion_face_builder.proxy.server"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            # Safe path: nothing in the folder where the user happens to be is imported.
-            env={**os.environ, "PYTHONPATH": search, "PYTHONSAFEPATH": "1"},
             start_new_session=True,  # Ctrl-C is for the parent, which then ends us
         )
         try:

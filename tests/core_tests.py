@@ -1,0 +1,42 @@
+"""Which tests run where: `core` in every environment of tests/matrix.py, `datasets36` with datasets 3.6 as well.
+
+Core are those that touch what changes from version to version: how `datasets` drives a builder and a stream, how
+huggingface_hub fetches and uploads, what pyarrow, Pillow, OpenCV, matplotlib and img2dataset take and give.
+"""
+
+#: Modules of which every test is core.
+CORE_MODULES = frozenset({"test_installed", "test_collate", "test_published"})
+
+#: Of other modules, the beginnings of the names of those that are.
+CORE_TESTS = {
+    "test_builder": (
+        "test_every_picture",
+        "test_examples_say",
+        "test_not_streamed",
+        "test_several",
+        "test_the_public",
+        "test_one_example",
+    ),
+    "test_download": ("test_the_tars_are_useful",),
+    "test_fetching": ("test_the_same_examples", "test_dataloader", "test_ranks", "test_what_is_fetched"),
+    "test_pictures": ("test_every_mode", "test_every_orientation"),
+    "test_publish_hub": ("test_the_hub_has",),
+    "test_resized_downloads": ("test_the_command_line",),
+    "test_show": ("test_the_page_shows",),
+    "test_sources": ("test_hub_file", "test_a_cut", "test_gated", "test_missing", "test_the_token", "test_fsspec"),
+    "test_stats": ("test_the_command_prints",),
+    "test_streaming": ("test_a_resumed", "test_dataloader", "test_ranks_share", "test_shards_are"),
+    "test_transforms": ("test_one_example", "test_numpy_and_pillow"),
+}
+
+DATASETS36_MODULES = frozenset(
+    {
+        *("test_builder", "test_fetching", "test_foreign_index", "test_join", "test_metadata", "test_metadata_copies"),
+        *("test_publish_hub", "test_published", "test_ready", "test_streaming"),
+    }
+)
+
+
+def is_core(module: str, name: str) -> bool:
+    """Whether test `name` of `module` runs in every environment."""
+    return module in CORE_MODULES or name.startswith(CORE_TESTS.get(module, ()) or "-")

@@ -1,39 +1,28 @@
-"""The command line. Data go to stdout, talk and progress to stderr; a known error is one line and a non-zero exit."""
+"""The command line: `laion-face`, `python -m laion_face` and `python -m laion_face_builder` all come to `main`.
+
+Data go to stdout, talk and progress to stderr; whatever a user can cause is one line and a non-zero exit.
+Importing this imports nothing else, so that Ctrl-C finds `main` at work from the first moment on.
+"""
 
 from __future__ import annotations
 
-import os
 import sys
-import threading
-from collections.abc import Sequence
-
-from laion_face_builder.cli.arguments import make_parser
-from laion_face_builder.cli.talk import talk_to_stderr
-from laion_face_builder.errors import LaionFaceError
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and gives its exit code: 0, 1 after a known error, 130 after Ctrl-C."""
-    given = make_parser().parse_args(arguments)
-    talk_to_stderr()
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and give its exit code.
+
+    0; 1 after what a user can put right; 2 if it cannot be understood; 70 after a mistake of ours; 130 after Ctrl-C.
+
+    Args:
+        arguments: what is typed after the program's name; None means that this process was started for it, and
+            its signals and standard streams are ours to settle.
+    """
     try:
-        return int(given.run(given) or 0)
-    except LaionFaceError as error:
-        print(f"laion-face: error: {error}", file=sys.stderr)
-        return 1
+        from laion_face_builder.cli.defence import guarded
+
+        return guarded(sys.argv[1:] if arguments is None else list(arguments), is_own_process=arguments is None)
     except KeyboardInterrupt:
-        print("laion-face: interrupted; run the same command again to go on", file=sys.stderr)
-        _leave_threads(130)
-        return 130
-    except BrokenPipeError:
-        # The reader of our output has gone, as `| head` does.
-        sys.stderr.close()
-        return 0
+        from laion_face_builder.cli.ending import interrupted
 
-
-def _leave_threads(code: int) -> None:
-    """Ends the program at once if threads are at work: Python would wait for them, and all files are whole anyway."""
-    if threading.active_count() > 1:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        return interrupted(is_own_process=arguments is None)

@@ -9,8 +9,11 @@ from typing import Any
 
 from laion_face_builder import __version__
 from laion_face_builder.cli import commands
+from laion_face_builder.cli.output import FORMATS
+from laion_face_builder.cli.parsing import Parser, sample_id
 from laion_face_builder.layout import CONFIG_PARTS, DATA_DIR_VARIABLE, default_data_dir
 
+SHELLS = ("bash", "zsh", "fish")
 _GROUPS = {
     "source": "where from",
     "which": "which parts",
@@ -23,12 +26,13 @@ _GROUPS = {
 }
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
     """Give the parser of the whole command line."""
-    parser = argparse.ArgumentParser(prog="laion-face", description="LAION-Face for Hugging Face datasets.")
+    parser = Parser(prog="laion-face", description="LAION-Face for Hugging Face datasets.")
     parser.add_argument("--version", action="version", version=__version__)
-    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
-
+    parser.set_defaults(run=commands.run_nothing)
+    _add_debug(parser)
+    subparsers = parser.add_subparsers(metavar="COMMAND")
     for add in _COMMANDS:
         add(subparsers)
     return parser
@@ -48,6 +52,7 @@ def _add_prepare(subparsers: Any) -> None:
         metavar="N",
         help="files, and parts, that are worked on at the same time, 1.3 GB each; default: one a processor, at most 4",
     )
+    _add_format(command)
 
 
 def _add_download(subparsers: Any) -> None:
@@ -72,21 +77,21 @@ def _add_download(subparsers: Any) -> None:
         metavar="N",
         help="rounds over the failed samples there are to be in all; default: %(default)s",
     )
+    _add_format(command)
 
 
 def _add_faces(subparsers: Any) -> None:
     command = _command(subparsers, "faces", commands.run_faces, "detections of single samples, as JSON lines")
-    command.add_argument("sample_ids", metavar="ID", nargs="+", type=int)
+    command.add_argument("sample_ids", metavar="ID", nargs="+", type=sample_id)
     _add_data_dir(command)
+    _add_format(command, default="json")
 
 
 def _add_status(subparsers: Any) -> None:
     command = _command(subparsers, "status", commands.run_status, "what is prepared and downloaded")
     command.add_argument("config", metavar="CONFIG", nargs="?", default="50M", choices=sorted(CONFIG_PARTS))
     _add_data_dir(command)
-    command.add_argument(
-        "--format", choices=("human", "json"), default="human", help="a table, or JSON; default: %(default)s"
-    )
+    _add_format(command)
 
 
 def _add_publish(subparsers: Any) -> None:
@@ -96,6 +101,7 @@ def _add_publish(subparsers: Any) -> None:
     )
     _add_data_dir(command)
     _add_publishing(command)
+    _add_format(command)
 
 
 def _add_verify(subparsers: Any) -> None:
@@ -108,6 +114,7 @@ def _add_verify(subparsers: Any) -> None:
     _add_data_dir(command)
     command.add_argument("--deep", action="store_true", help="hash every picture, read every page; default: samples")
     _add_hub(command)
+    _add_format(command)
 
 
 def _add_show(subparsers: Any) -> None:
@@ -124,6 +131,7 @@ def _add_show(subparsers: Any) -> None:
         default=Path("contact-sheet"),
         help="a .png picture, an .html page; both without a suffix; default: %(default)s",
     )
+    _add_format(command)
 
 
 def _add_stats(subparsers: Any) -> None:
@@ -133,12 +141,22 @@ def _add_stats(subparsers: Any) -> None:
     _add_config(command)
     _add_options(command, "source", "which", "filter", "images")
     command.add_argument("--out", type=Path, default=Path("stats.html"), help="the page; default: %(default)s")
-    command.add_argument("--json", action="store_true", help="the numbers as JSON instead of a table")
+    _add_format(command)
+    # How it was called before there was --format.
+    command.add_argument(
+        "--json", dest="format", action="store_const", const="json", default=argparse.SUPPRESS, help=argparse.SUPPRESS
+    )
 
 
 def _add_demo(subparsers: Any) -> None:
     command = _command(subparsers, "demo", commands.run_demo, "the whole job on a miniature upstream on this machine")
     command.add_argument("folder", nargs="?", default="demo", type=Path, help="where to; default: %(default)s")
+    _add_format(command)
+
+
+def _add_completion(subparsers: Any) -> None:
+    command = _command(subparsers, "completion", commands.run_completion, "a script that completes what is typed")
+    command.add_argument("shell", metavar="SHELL", choices=SHELLS, help=f"which: {', '.join(SHELLS)}")
 
 
 #: In the order in which `--help` lists them.
@@ -152,13 +170,29 @@ _COMMANDS = (
     _add_show,
     _add_stats,
     _add_demo,
+    _add_completion,
 )
 
 
 def _command(subparsers: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = subparsers.add_parser(name, help=text, description=text)
     command.set_defaults(run=run)
+    _add_debug(command)
     return command
+
+
+def _add_debug(parser: argparse.ArgumentParser) -> None:
+    """Before the command and after it; `defence` looks for it among the words."""
+    parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks of errors")
+
+
+def _add_format(command: argparse.ArgumentParser, default: str = "human") -> None:
+    command.add_argument(
+        "--format",
+        choices=FORMATS,
+        default=default,
+        help="for people, as JSON, or nothing but errors; default: %(default)s",
+    )
 
 
 def _add_config(command: argparse.ArgumentParser) -> None:

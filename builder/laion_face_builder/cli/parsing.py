@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Complain in one line."""
-        output.complain(f"{message.rstrip('.')}; see `{self.prog} --help`")
+        output.complain(f"{message}{' ' if message.endswith('?') else '; '}see `{self.prog} --help`")
         sys.exit(2)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -93,4 +93,4 @@ def _unknown(parser: Parser, command: str, chosen: Parser, word: str) -> str:
     elsewhere = [name for name, other in parser.commands.items() if word in other.option_names]
     near = meant(word, chosen.option_names)
     hint = f"it belongs to {', '.join(elsewhere)}" if elsewhere else near
-    return f"{command or 'laion-face'} has no option {word}: {hint}".strip(" :")
+    return f"{command or 'laion-face'} has no option {word}: {hint}".rstrip(" :")

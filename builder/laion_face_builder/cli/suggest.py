@@ -1,4 +1,4 @@
-"""Which word was meant: other cases first, then what looks alike."""
+"""Which word was meant: other cases first, then longer words, then what looks alike."""
 
 from __future__ import annotations
 
@@ -16,5 +16,9 @@ def _near(word: str, valid: list[str]) -> list[str]:
     by_case = [one for one in valid if one.casefold() == word.casefold()]
     if by_case:
         return by_case
-    folded = {one.casefold(): one for one in valid}
-    return [folded[one] for one in difflib.get_close_matches(word.casefold(), folded, n=2)]
+    longer = [one for one in valid if one.casefold().startswith(word.casefold())]
+    if 0 < len(longer) <= 2:
+        return longer
+    # Without the dashes of options, which all have in common.
+    plain = {one.casefold().lstrip("-"): one for one in valid}
+    return [plain[one] for one in difflib.get_close_matches(word.casefold().lstrip("-"), plain, n=2)]

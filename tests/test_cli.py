@@ -11,6 +11,7 @@ import sys
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
+from subprocess import PIPE
 from types import SimpleNamespace
 
 import jsonschema
@@ -28,6 +29,8 @@ from laion_face_builder.sandbox import Sandbox, SandboxSpec
 from laion_face_builder.upstream.sources import Upstream
 
 MODULES = ("laion_face", "laion_face_builder")
+#: Programs that are started in the background of a script, as these tests may be, do not hear Ctrl-C.
+LISTENS = ("env", "--default-signal=INT")
 INTERRUPTED = "laion-face: interrupted; run the same command again to go on"
 
 
@@ -39,7 +42,7 @@ def run(capsys, *words):
 
 def process(*words, module="laion_face_builder", **how):
     command = [sys.executable, "-m", module, *map(str, words)]
-    return subprocess.run(command, check=False, timeout=300, text=True, **{"stderr": subprocess.PIPE, **how})
+    return subprocess.run(command, check=False, timeout=300, text=True, **{"stderr": PIPE, **how})
 
 
 # Every format of every command
@@ -89,7 +92,7 @@ def test_json_has_the_documented_shape(words_of, capsys, command):
 
 @pytest.mark.parametrize("command", [name for name in SCHEMAS if name != "demo"])
 def test_quiet_says_nothing_and_the_exit_code_tells(words_of, command):
-    done = process(*words_of(command), "--format", "quiet", stdout=subprocess.PIPE)
+    done = process(*words_of(command), "--format", "quiet", stdout=PIPE)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
@@ -100,7 +103,7 @@ def test_quiet_says_errors_all_the_same(tmp_path, capsys):
 
 
 def test_quiet_draws_no_bars_at_a_terminal(prepared, tmp_path):
-    """Counting draws one: what a real terminal gets, by `script`-like means of the standard library."""
+    """Counting draws one for people: what a real terminal of 80 columns gets."""
     code = (
         "import os, pty, sys\n"
         "chunks = []\n"
@@ -113,7 +116,8 @@ def test_quiet_draws_no_bars_at_a_terminal(prepared, tmp_path):
     words = ["stats", "20M", "--out", str(tmp_path / "stats.html"), "--data-dir", str(prepared.data.root)]
     shown = {}
     for form in ("quiet", "human"):
-        command = [sys.executable, "-c", code, sys.executable, "-m", "laion_face_builder", *words, "--format", form]
+        command = ["sh", "-c", 'stty cols 80; exec "$@"', "sh", sys.executable, "-m", "laion_face_builder", *words]
+        command = [sys.executable, "-c", code, *command, "--format", form]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         shown[form] = done.stdout
@@ -368,7 +372,7 @@ def test_paths_beyond_ascii_come_through_any_terminal(environment, tmp_path):
     place = tmp_path / "né漢"
     own = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "PYTHONUTF8"))}
     words = ("status", "--data-dir", place)
-    done = process(*words, stdout=subprocess.PIPE, env={**own, **environment}, errors="surrogateescape")
+    done = process(*words, stdout=PIPE, env={**own, **environment}, errors="surrogateescape")
     if "PYTHONUTF8" in environment:  # The path itself cannot be said then, since Python takes its bytes for no text.
         assert done.returncode == 1
         assert "not UTF-8, as the Parquet library needs paths" in done.stderr
@@ -383,15 +387,15 @@ def test_paths_beyond_ascii_come_through_any_terminal(environment, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "moment", ["laion_face_builder.cli", "argparse", "numpy", "pyarrow.lib", "laion_face_builder.index.prepare"]
+    "moment", ["laion_face_builder.cli.ending", "argparse", "numpy", "pyarrow.lib", "laion_face_builder.index.prepare"]
 )
 @pytest.mark.parametrize("module", MODULES)
 def test_ctrl_c_while_modules_are_imported_is_one_line(module, moment, make_sandbox, tmp_path):
     box = make_sandbox(SandboxSpec(parts=(0,), rows=60))
     box.hub.plant("/", calls=range(1, 99), delay=60.0)  # Whatever comes after the imports would take for ever.
     words = ["prepare", "20M", "--parts", "0", "--data-dir", str(tmp_path), "--source-repo", box.repo]
-    command = [sys.executable, "-X", "importtime", "-m", module, *words]
-    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    command = [*LISTENS, sys.executable, "-X", "importtime", "-m", module, *words]
+    child = subprocess.Popen(command, stderr=PIPE, text=True)
     while not (line := child.stderr.readline()).endswith(f" {moment}\n"):
         assert line, f"{moment} is not imported"
     child.send_signal(signal.SIGINT)
@@ -429,11 +433,24 @@ def test_no_ctrl_c_is_swallowed_by_a_library(how, tmp_path):
         "sys.argv[1:] = ['status']\n"
         "sys.exit(cli.main())\n"
     )
-    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen([*LISTENS, sys.executable, "-c", code], stdout=PIPE, stderr=PIPE, text=True)
     assert child.stdout.readline() == "ready\n"
     child.send_signal(signal.SIGINT)
     assert child.communicate(timeout=60) == ("", INTERRUPTED + "\n")
     assert child.returncode == 130
+
+
+def test_who_is_told_to_ignore_ctrl_c_does(make_sandbox, tmp_path):
+    box = make_sandbox(SandboxSpec(parts=(0,), rows=60))
+    words = ["prepare", "20M", "--parts", "0", "--data-dir", str(tmp_path), "--source-repo", box.repo]
+    words += ["--metadata", box.metadata_repo]
+    command = ["env", "--ignore-signal=INT", sys.executable, "-X", "importtime", "-m", "laion_face_builder", *words]
+    child = subprocess.Popen(command, stderr=PIPE, text=True)
+    while not child.stderr.readline().endswith(" pyarrow.lib\n"):
+        pass
+    child.send_signal(signal.SIGINT)
+    child.communicate(timeout=300)
+    assert child.returncode == 0
 
 
 # The command alone, and as a module
@@ -488,7 +505,7 @@ def test_a_module_gives_the_exit_code(tmp_path):
 def scripts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scripts")
     for shell in ("bash", "zsh", "fish"):
-        done = process("completion", shell, stdout=subprocess.PIPE)
+        done = process("completion", shell, stdout=PIPE)
         assert (done.returncode, done.stderr) == (0, "")
         (folder / f"_{shell}").write_text(done.stdout)
     return folder

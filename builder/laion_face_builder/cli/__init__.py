@@ -18,11 +18,16 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: what is typed after the program's name; None means that this process was started for it, and
             its signals and standard streams are ours to settle.
     """
+    is_own = arguments is None
     try:
+        from laion_face_builder.cli import ending
+
+        if is_own:
+            ending.take_over_ctrl_c()
         from laion_face_builder.cli.defence import guarded
 
-        return guarded(sys.argv[1:] if arguments is None else list(arguments), is_own_process=arguments is None)
+        return guarded(list(sys.argv[1:] if arguments is None else arguments), is_own_process=is_own)
     except KeyboardInterrupt:
-        from laion_face_builder.cli.ending import interrupted
+        from laion_face_builder.cli import ending
 
-        return interrupted(is_own_process=arguments is None)
+        return ending.interrupted(is_own_process=is_own)

@@ -24,8 +24,6 @@ MISTAKE_OF_OURS = 70
 def guarded(words: list[str], *, is_own_process: bool) -> int:
     """Run what is typed; gives the exit code. Only KeyboardInterrupt comes through."""
     output.survive_any_encoding()
-    if is_own_process:
-        ending.take_over_ctrl_c()
     command = _Command(words)
     try:
         code = command.run()

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import IO
 
 FORMATS = ("human", "json", "quiet")
 _LONGEST = 2000
@@ -70,10 +69,10 @@ def finish() -> None:
         raise OutputFailed(error) from error
 
 
-def complain(message: str, kind: str = "error: ") -> None:
+def complain(message: str) -> None:
     """Write one line to stderr, if there is still anybody to read it."""
     with suppress(OSError, ValueError, AttributeError):
-        print(f"laion-face: {kind}{one_line(message)}", file=sys.stderr, flush=True)
+        print(f"laion-face: error: {one_line(message)}", file=sys.stderr, flush=True)
 
 
 def one_line(text: str) -> str:
@@ -87,16 +86,3 @@ def survive_any_encoding() -> None:
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError, ValueError, OSError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-
-
-def flush_or_give_up(stream: IO[str] | None) -> None:
-    """Write what waits; if that fails, point the stream to nowhere, or Python would complain of it at exit."""
-    if stream is None:
-        return
-    try:
-        stream.flush()
-    except (OSError, ValueError):
-        with suppress(OSError, ValueError):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream.fileno())
-            os.close(nowhere)

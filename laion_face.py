@@ -9,6 +9,11 @@ package laion_face_builder. datasets < 4 can read this very file as a loading sc
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # python -m laion_face; before the imports, which take seconds
+    from laion_face_builder.cli import main
+
+    raise SystemExit(main())
+
 import dataclasses
 import logging
 from collections.abc import Mapping

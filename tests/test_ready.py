@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 import laion_face
 from laion_face_builder import cli
+from laion_face_builder.cli import arguments, commands
 from laion_face_builder.errors import NotPrepared
 from laion_face_builder.examples.commands import command
 from laion_face_builder.options import OptionFields, Options
@@ -287,7 +288,7 @@ def test_the_command_means_just_what_the_dataset_does(given_fields, name):
     options = Options.of("20M", OptionFields(**given_fields, parts="0,2,5"), "/data dir/'here'")
     words = shlex.split(command(name, options, [2, 5]))
     assert words[:2] == ["laion-face", name]
-    typed = cli._options(cli._parser().parse_args(words[1:]))
+    typed = commands.options_of(arguments.make_parser().parse_args(words[1:]))
     assert (typed.parts, typed.data, typed.upstream) == ((2, 5), options.data, options.upstream)
     if name == "download":
         same = ("filters", "resizing", "blur_faces", "transfer")

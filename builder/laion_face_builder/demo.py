@@ -14,11 +14,12 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,17 @@ class Outcome:
     seconds: Mapping[str, float]
 
 
-def run_demo(folder: Path) -> None:
-    """Runs prepare, download and load_dataset on a fresh sandbox in `folder`, and prints what happened to stdout.
+#: Where lines for a person go.
+Say = Callable[[str], None]
+
+
+def run_demo(folder: Path, say: Say = print, *, is_quiet: bool = False) -> dict[str, Any]:
+    """Run prepare, download and load_dataset on a fresh sandbox in `folder`; gives what came out of it.
+
+    Args:
+        folder: where to.
+        say: gets what happens, line by line.
+        is_quiet: what the commands say on stderr is kept back unless one fails.
 
     Raises:
         OptionError: `folder` holds something that is not an earlier demo.
@@ -82,12 +92,13 @@ def run_demo(folder: Path) -> None:
     start = time.perf_counter()
     with Sandbox.running(folder / "sandbox") as box:
         made = time.perf_counter() - start
-        print(
-            f"A miniature LAION-Face of {len(box.truth):,} face rows is served on this machine ({made:.1f} s to make)."
-        )
-        outcome = _as_a_user(box, folder)
-        _print_table(box, outcome)
-    _print_places(folder)
+        say(f"A miniature LAION-Face of {len(box.truth):,} face rows is served on this machine ({made:.1f} s to make).")
+        outcome = _as_a_user(_Steps(box, say, is_quiet), folder)
+        figures = {"folder": str(folder), **_figures(box, outcome)}
+    for lines in (_table(figures), _places(folder)):
+        for line in lines:
+            say(line)
+    return figures
 
 
 def _make_room(folder: Path) -> None:
@@ -99,36 +110,47 @@ def _make_room(folder: Path) -> None:
     (folder / _MARKER).touch()
 
 
-def _as_a_user(box: Sandbox, folder: Path) -> Outcome:
+@dataclass
+class _Steps:
+    """The commands, one after the other, and how long each took."""
+
+    box: Sandbox
+    say: Say
+    is_quiet: bool
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def run(self, step: str, arguments: Sequence[str]) -> str:
+        """Runs Python with these arguments; gives its stdout, and lets its stderr through to the user's."""
+        self.say(f"\n$ {_as_typed(arguments)}")
+        start = time.perf_counter()
+        done = subprocess.run(  # noqa: S603 - our own commands
+            python(*arguments),
+            env={**_own_environment(), **self.box.environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE if self.is_quiet else None,
+            text=True,
+            check=False,
+            start_new_session=True,  # Ctrl-C is ours alone, and said once.
+        )
+        self.seconds[step] = time.perf_counter() - start
+        if done.returncode:
+            sys.stderr.write(done.stderr or "")
+            raise LaionFaceError(
+                f"demo: `{_as_typed(arguments)}` ended with exit code {done.returncode}; see what it said above"
+            )
+        return done.stdout
+
+
+def _as_a_user(steps: _Steps, folder: Path) -> Outcome:
     data, load = folder / "data", folder / "load.py"
     load.write_text(_LOAD, encoding="utf-8")
     given = ["20M", "--parts", ",".join(map(str, PARTS)), "--data-dir", str(data)]
-    seconds: dict[str, float] = {}
-    _run(box, seconds, "prepare", ["-m", "laion_face_builder", "prepare", *given])
-    _run(box, seconds, "download", ["-m", "laion_face_builder", "download", *given, "--allow-private-hosts"])
-    loaded = _run(box, seconds, "load, twice", [str(load), str(data), str(folder / "preview.png")])
+    steps.run("prepare", ["-m", "laion_face_builder", "prepare", *given])
+    steps.run("download", ["-m", "laion_face_builder", "download", *given, "--allow-private-hosts"])
+    loaded = steps.run("load, twice", [str(load), str(data), str(folder / "preview.png")])
     sidecars = [pq.read_table(DataDir.at(data).sidecar(part), columns=["status"])["status"] for part in PARTS]
     statuses = Counter(status for sidecar in sidecars for status in sidecar.to_pylist())
-    return Outcome(statuses, json.loads(loaded), seconds)
-
-
-def _run(box: Sandbox, seconds: dict[str, float], step: str, arguments: Sequence[str]) -> str:
-    """Runs Python with these arguments; gives its stdout, and lets its stderr through to the user's."""
-    print(f"\n$ {_as_typed(arguments)}", flush=True)
-    start = time.perf_counter()
-    done = subprocess.run(  # noqa: S603 - our own commands
-        python(*arguments),
-        env={**_own_environment(), **box.environment},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    seconds[step] = time.perf_counter() - start
-    if done.returncode:
-        raise LaionFaceError(
-            f"demo: `{_as_typed(arguments)}` ended with exit code {done.returncode}; see what it said above"
-        )
-    return done.stdout
+    return Outcome(statuses, json.loads(loaded), steps.seconds)
 
 
 def _own_environment() -> dict[str, str]:
@@ -143,50 +165,55 @@ def _as_typed(arguments: Sequence[str]) -> str:
     return shlex.join(["python", *arguments])
 
 
-def _print_table(box: Sandbox, outcome: Outcome) -> None:
+def _figures(box: Sandbox, outcome: Outcome) -> dict[str, Any]:
     """What came out beside what was put in: the sandbox knows the truth."""
     true = [truth for part in PARTS for truth in box.truth_of(part)]
     usable = [truth for truth in true if truth.ok]
     arrow, stream = outcome.loaded
-    rows: list[tuple[str, object, object]] = [
-        ("metadata rows", "", box.content.rows_read_for(PARTS)),
-        ("face rows in the index", outcome.statuses.total(), len(true)),
-        ("usable pictures", outcome.statuses["ok"], len(usable)),
-        ("examples from Arrow files", arrow["examples"], len(usable)),
-        ("examples streamed", stream["examples"], len(usable)),
-        ("the same, in the same order", _yes(arrow["ids"] == stream["ids"]), "yes"),
-        ("faces in them", arrow["faces"], sum(len(truth.faces) for truth in usable)),
-    ]
-    print(f"\n{'':32}{'came out':>10}{'put in':>10}")
-    for name, out, into in rows:
-        print(f"{name:32}{_number(out):>10}{_number(into):>10}")
-    _print_failures(outcome, Counter(truth.fate for truth in true if not truth.ok))
-    print(f"\n{'seconds':32}")
-    for step, seconds in [*outcome.seconds.items(), ("first streamed example after", stream["first"])]:
-        print(f"{step:32}{seconds:>10.1f}")
+    return {
+        "metadata_rows": box.content.rows_read_for(PARTS),
+        "rows": {"came_out": outcome.statuses.total(), "put_in": len(true)},
+        "usable": {"came_out": outcome.statuses["ok"], "put_in": len(usable)},
+        "from_arrow": {"came_out": arrow["examples"], "put_in": len(usable)},
+        "streamed": {"came_out": stream["examples"], "put_in": len(usable)},
+        "same_order": arrow["ids"] == stream["ids"],
+        "faces": {"came_out": arrow["faces"], "put_in": sum(len(truth.faces) for truth in usable)},
+        "failed": {
+            "came_out": {reason: count for reason, count in outcome.statuses.most_common() if reason != "ok"},
+            "put_in": dict(Counter(truth.fate for truth in true if not truth.ok).most_common()),
+        },
+        "seconds": {**outcome.seconds, "first streamed example after": stream["first"]},
+    }
 
 
-def _print_failures(outcome: Outcome, put_in: Counter[str]) -> None:
-    failed = [(reason, count) for reason, count in outcome.statuses.most_common() if reason != "ok"]
-    print(f"\n{'pictures that failed':32}{sum(count for _, count in failed):>10,}{put_in.total():>10,}")
-    for reason, count in failed:
-        print(f"  {reason:30}{count:>10,}")
-    names = ", ".join(f"{fate}={count}" for fate, count in put_in.most_common())
-    print(textwrap.fill(f"put in: {names}", 90, initial_indent="  ", subsequent_indent="    "))
+def _table(figures: Mapping[str, Any]) -> Iterator[str]:
+    yield f"\n{'':32}{'came out':>10}{'put in':>10}"
+    yield f"{'metadata rows':32}{'':>10}{figures['metadata_rows']:>10,}"
+    yield _row("face rows in the index", figures["rows"])
+    yield _row("usable pictures", figures["usable"])
+    yield _row("examples from Arrow files", figures["from_arrow"])
+    yield _row("examples streamed", figures["streamed"])
+    yield f"{'the same, in the same order':32}{'yes' if figures['same_order'] else 'NO':>10}{'yes':>10}"
+    yield _row("faces in them", figures["faces"])
+    yield from _failures(**figures["failed"])
+    yield f"\n{'seconds':32}"
+    yield from (f"{step:32}{seconds:>10.1f}" for step, seconds in figures["seconds"].items())
 
 
-def _number(value: object) -> str:
-    return f"{value:,}" if isinstance(value, int) else str(value)
+def _row(name: str, both: Mapping[str, int]) -> str:
+    return f"{name:32}{both['came_out']:>10,}{both['put_in']:>10,}"
 
 
-def _yes(value: bool) -> str:
-    return "yes" if value else "NO"
+def _failures(came_out: Mapping[str, int], put_in: Mapping[str, int]) -> Iterator[str]:
+    yield "\n" + _row("pictures that failed", {"came_out": sum(came_out.values()), "put_in": sum(put_in.values())})
+    yield from (f"  {reason:30}{count:>10,}" for reason, count in came_out.items())
+    names = ", ".join(f"{fate}={count}" for fate, count in put_in.items())
+    yield textwrap.fill(f"put in: {names}", 90, initial_indent="  ", subsequent_indent="    ")
 
 
-def _print_places(folder: Path) -> None:
+def _places(folder: Path) -> Iterator[str]:
     size = sum(path.stat().st_size for path in (folder / "data").rglob("*") if path.is_file())
-    print(
-        f"""
+    yield f"""
 Look at
   {folder / "preview.png"}   the pictures with boxes, landmarks and captions
   {folder / "load.py"}       the script that loaded them
@@ -201,4 +228,3 @@ The real thing
      --discard-sources keeps the disk free.
   3. Its pictures, about 1.56 million addresses:  laion-face download 20M --parts 0 --data-dir DATA
   4. In Python:  laion_face.load_dataset("20M", parts="0", data_dir="DATA", split="train", streaming=True)"""
-    )

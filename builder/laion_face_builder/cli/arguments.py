@@ -1,0 +1,248 @@
+"""What can be typed: the commands, and the options of each."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from laion_face_builder import __version__
+from laion_face_builder.cli import commands
+from laion_face_builder.cli.output import FORMATS
+from laion_face_builder.cli.parsing import Parser, sample_id
+from laion_face_builder.layout import CONFIG_PARTS, DATA_DIR_VARIABLE, default_data_dir
+
+SHELLS = ("bash", "zsh", "fish")
+_GROUPS = {
+    "source": "where from",
+    "which": "which parts",
+    "filter": "which samples",
+    "pictures": "pictures",
+    "resize": "resizing and blurring",
+    "images": "pictures",
+    "stream": "fetching ahead",
+    "transfer": "fetching",
+}
+
+
+def make_parser() -> Parser:
+    """Give the parser of the whole command line."""
+    parser = Parser(prog="laion-face", description="LAION-Face for Hugging Face datasets.")
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.set_defaults(run=commands.run_nothing)
+    _add_debug(parser)
+    subparsers = parser.add_subparsers(metavar="COMMAND")
+    for add in _COMMANDS:
+        add(subparsers)
+    return parser
+
+
+def _add_prepare(subparsers: Any) -> None:
+    command = _command(subparsers, "prepare", commands.run_prepare, "ids, detections and metadata -> the index")
+    _add_config(command)
+    _add_options(command, "source", "which")
+    command.add_argument(
+        "--discard-sources", action="store_true", help="delete each downloaded source once what it is for is written"
+    )
+    command.add_argument(
+        "--processes",
+        type=int,
+        default=None,
+        metavar="N",
+        help="files, and parts, that are worked on at the same time, 1.3 GB each; default: one a processor, at most 4",
+    )
+    _add_format(command)
+
+
+def _add_download(subparsers: Any) -> None:
+    command = _command(subparsers, "download", commands.run_download, "pictures, by img2dataset")
+    _add_config(command)
+    _add_options(command, "source", "which", "filter", "resize", "transfer")
+    command.add_argument(
+        "--encode-format", default=None, help="of resized or blurred pictures: jpg (default), png, webp"
+    )
+    command.add_argument(
+        "--encode-quality", type=int, default=None, help="likewise, 1 to 100, of png 0 to 9; default: 95, of png 6"
+    )
+    command.add_argument("--processes", type=int, default=None, help="processes of img2dataset; default: one a core")
+    command.add_argument("--threads", type=int, default=64, help="threads of each; default: %(default)s")
+    command.add_argument(
+        "--samples-per-shard", type=int, default=10_000, help="samples in one tar; default: %(default)s"
+    )
+    command.add_argument(
+        "--retry-failed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="rounds over the failed samples there are to be in all; default: %(default)s",
+    )
+    _add_format(command)
+
+
+def _add_faces(subparsers: Any) -> None:
+    command = _command(subparsers, "faces", commands.run_faces, "detections of single samples, as JSON lines")
+    command.add_argument("sample_ids", metavar="ID", nargs="+", type=sample_id)
+    _add_data_dir(command)
+    _add_format(command, default="json")
+
+
+def _add_status(subparsers: Any) -> None:
+    command = _command(subparsers, "status", commands.run_status, "what is prepared and downloaded")
+    command.add_argument("config", metavar="CONFIG", nargs="?", default="50M", choices=sorted(CONFIG_PARTS))
+    _add_data_dir(command)
+    _add_format(command)
+
+
+def _add_publish(subparsers: Any) -> None:
+    command = _command(subparsers, "publish", commands.run_publish, "a no-code copy: a folder, or a Hub dataset")
+    command.add_argument(
+        "target", metavar="TARGET", help='a folder, or a Hub dataset "owner/name" ("./a/b" is a folder)'
+    )
+    _add_data_dir(command)
+    _add_publishing(command)
+    _add_format(command)
+
+
+def _add_verify(subparsers: Any) -> None:
+    command = _command(
+        subparsers, "verify", commands.run_verify, "what is wrong with a DATA_DIR or a published place, a line each"
+    )
+    command.add_argument(
+        "place", metavar="PLACE", nargs="?", help="DATA_DIR, published folder or Hub dataset; default: --data-dir"
+    )
+    _add_data_dir(command)
+    command.add_argument("--deep", action="store_true", help="hash every picture, read every page; default: samples")
+    _add_hub(command)
+    _add_format(command)
+
+
+def _add_show(subparsers: Any) -> None:
+    command = _command(
+        subparsers, "show", commands.run_show, "a contact sheet: pictures, boxes, landmarks, scores, captions"
+    )
+    _add_config(command)
+    _add_options(command, "source", "which", "filter", "pictures", "resize", "transfer")
+    command.add_argument("--count", type=int, default=24, help="examples; default: %(default)s")
+    command.add_argument("--columns", type=int, default=4, help="of the sheet; default: %(default)s")
+    command.add_argument(
+        "--out",
+        type=Path,
+        default=Path("contact-sheet"),
+        help="a .png picture, an .html page; both without a suffix; default: %(default)s",
+    )
+    _add_format(command)
+
+
+def _add_stats(subparsers: Any) -> None:
+    command = _command(
+        subparsers, "stats", commands.run_stats, "what a filter keeps, and how faces, sizes and failures are spread"
+    )
+    _add_config(command)
+    _add_options(command, "source", "which", "filter", "images")
+    command.add_argument("--out", type=Path, default=Path("stats.html"), help="the page; default: %(default)s")
+    _add_format(command)
+    # How it was called before there was --format.
+    command.add_argument(
+        "--json", dest="format", action="store_const", const="json", default=argparse.SUPPRESS, help=argparse.SUPPRESS
+    )
+
+
+def _add_demo(subparsers: Any) -> None:
+    command = _command(subparsers, "demo", commands.run_demo, "the whole job on a miniature upstream on this machine")
+    command.add_argument("folder", nargs="?", default="demo", type=Path, help="where to; default: %(default)s")
+    _add_format(command)
+
+
+def _add_completion(subparsers: Any) -> None:
+    command = _command(subparsers, "completion", commands.run_completion, "a script that completes what is typed")
+    command.add_argument("shell", metavar="SHELL", choices=SHELLS, help=f"which: {', '.join(SHELLS)}")
+
+
+#: In the order in which `--help` lists them.
+_COMMANDS = (
+    _add_prepare,
+    _add_download,
+    _add_faces,
+    _add_status,
+    _add_publish,
+    _add_verify,
+    _add_show,
+    _add_stats,
+    _add_demo,
+    _add_completion,
+)
+
+
+def _command(subparsers: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = subparsers.add_parser(name, help=text, description=text)
+    command.set_defaults(run=run)
+    _add_debug(command)
+    return command
+
+
+def _add_debug(parser: argparse.ArgumentParser) -> None:
+    """Before the command and after it; `defence` looks for it among the words."""
+    parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks of errors")
+
+
+def _add_format(command: argparse.ArgumentParser, default: str = "human") -> None:
+    command.add_argument(
+        "--format",
+        choices=FORMATS,
+        default=default,
+        help="for people, as JSON, or nothing but errors; default: %(default)s",
+    )
+
+
+def _add_config(command: argparse.ArgumentParser) -> None:
+    command.add_argument("config", metavar="CONFIG", choices=sorted(CONFIG_PARTS), help=" or ".join(CONFIG_PARTS))
+    _add_data_dir(command)
+    command.add_argument("--token", default=None, help="Hub token; default: HF_TOKEN or that of `hf auth login`")
+
+
+def _add_publishing(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--parts", default=None, help='such as "0,2,5-7"; default: those that are there')
+    command.add_argument("--exclude", default=None, help="file of sample ids, URLs, hosts, SHA-256s or MD5s")
+    command.add_argument("--with-images", action="store_true", help="with pictures, from the tars: for private repos")
+    command.add_argument(
+        "--preview", type=int, default=0, metavar="N", help="a config `preview` with N pictures; default: none"
+    )
+    command.add_argument("--private", action="store_true", help="make the Hub dataset private")
+    command.add_argument(
+        "--public-pictures", action="store_true", help="you have the right to show every picture to everybody"
+    )
+    _add_hub(command)
+
+
+def _add_hub(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--revision", default=None, help="branch of the Hub dataset; default: main")
+    command.add_argument("--token", default=None, help="Hub token; default: HF_TOKEN or that of `hf auth login`")
+
+
+def _add_data_dir(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--data-dir", default=None, help=f"where parts live; default: ${DATA_DIR_VARIABLE} or {default_data_dir()}"
+    )
+
+
+def _add_options(command: argparse.ArgumentParser, *groups: str) -> None:
+    """The options of these groups, or of that name, under the config's names with dashes."""
+    from laion_face_builder.options import OptionFields
+
+    for name in groups:
+        group = command.add_argument_group(_GROUPS[name])
+        for spec in dataclasses.fields(OptionFields):
+            if name in (spec.metadata["group"], spec.name):
+                _add_option(group, spec)
+
+
+def _add_option(group: Any, spec: dataclasses.Field[Any]) -> None:
+    flag, text = f"--{spec.name.replace('_', '-')}", spec.metadata["help"]
+    if spec.metadata["kind"] is bool:
+        group.add_argument(flag, action="store_true", help=text)
+    else:
+        shown = "" if spec.default is None else f"; default: {spec.default}"
+        group.add_argument(
+            flag, type=spec.metadata["kind"], default=spec.default, help=(text + shown).replace("%", "%%")
+        )

@@ -1,0 +1,199 @@
+"""What each command does. Heavy libraries are imported when it is done, so that the others start at once.
+
+The shapes of the documents are in `schemas`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from laion_face_builder.cli.output import Output, say
+from laion_face_builder.layout import CONFIG_PARTS, DataDir
+
+if TYPE_CHECKING:
+    from laion_face_builder.download.part import PartResult
+    from laion_face_builder.publish.manifest import Manifest
+
+logger = logging.getLogger("laion_face")
+
+
+def options_of(given: argparse.Namespace) -> Any:
+    """Validate the options of a command that takes a config."""
+    from laion_face_builder.options import OptionFields, Options, option_names
+
+    fields = OptionFields(**{name: value for name, value in vars(given).items() if name in option_names()})
+    return Options.of(given.config, fields, given.data_dir, given.token)
+
+
+def run_nothing(given: argparse.Namespace) -> None:
+    """Show the next steps: no command was named."""
+    from laion_face_builder.cli import welcome
+
+    for line in welcome.lines(DataDir.at(None)):
+        say(line)
+
+
+def run_prepare(given: argparse.Namespace) -> None:
+    """Make the indexes."""
+    from laion_face_builder import status
+    from laion_face_builder.index.copying import copy_parts
+    from laion_face_builder.index.prepare import prepare
+
+    options = options_of(given)
+    if options.index is not None:
+        copy_parts(options.data, options.parts, options.index, options.upstream.token)
+    else:
+        how = {"discard_sources": given.discard_sources, "processes": given.processes}
+        prepare(options.data, options.parts, options.upstream, **how)
+    Output(given.format).document(lambda: status.as_json(options.data, options.parts))
+
+
+def run_download(given: argparse.Namespace) -> None:
+    """Download the pictures."""
+    from laion_face_builder.examples import parts
+
+    options, out = options_of(given), Output(given.format)
+    how = parts.download_options(
+        options,
+        processes_count=given.processes,
+        thread_count=given.threads,
+        samples_per_shard=given.samples_per_shard,
+        encode_format=given.encode_format,
+        encode_quality=given.encode_quality,
+    )
+    results = {}
+    for part, result in parts.download(options, how, given.retry_failed):
+        results[part] = result
+        out.document(partial(dict, part=part, **vars(result)))
+    out.lines(_download_table(results))
+
+
+def run_faces(given: argparse.Namespace) -> int:
+    """Print the faces of single samples; 1 if some are not there."""
+    from laion_face_builder.index.detections import faces_of
+
+    out, data, missing = Output(given.format), DataDir.at(given.data_dir), set(given.sample_ids)
+    for found in faces_of(data, given.sample_ids):
+        missing.discard(found.sample_id)
+        out.lines(_face_lines(found.sample_id, found.part, found.faces))
+        out.document(partial(vars, found))
+    for sample_id in sorted(missing):
+        logger.warning("%d: no detections in the parts that are prepared in %s", sample_id, data.root)
+    return 1 if missing else 0
+
+
+def run_status(given: argparse.Namespace) -> None:
+    """Print what is there."""
+    from laion_face_builder import status
+
+    data, parts = DataDir.at(given.data_dir), CONFIG_PARTS[given.config]
+    out = Output(given.format)
+    out.lines(status.lines(data, parts))
+    out.document(lambda: status.as_json(data, parts))
+
+
+def run_publish(given: argparse.Namespace) -> None:
+    """Publish what is prepared."""
+    from laion_face_builder.publish.publish import publish
+    from laion_face_builder.publish.request import PublishRequest
+
+    names = ("target", "parts", "with_images", "preview", "private", "public_pictures", "revision", "token", "exclude")
+    request = PublishRequest(DataDir.at(given.data_dir), **{name: getattr(given, name) for name in names})
+    manifest = publish(request)
+    Output(given.format).document(lambda: _published(given.target, manifest))
+
+
+def run_verify(given: argparse.Namespace) -> int:
+    """Print what is wrong; 1 if anything is."""
+    from laion_face_builder.publish.verify import verify
+
+    out = Output(given.format)
+    place = given.place or str(DataDir.at(given.data_dir).root)
+    found = verify(place, deep=given.deep, revision=given.revision, token=given.token)
+    problems = []
+    for problem in found.problems:
+        problems.append(problem)
+        out.lines([problem])
+    out.document(lambda: {"place": place, "problems": problems})
+    logger.info("%s: %s", found.about, f"{len(problems)} problems" if problems else "all as it should be")
+    return int(bool(problems))
+
+
+def run_show(given: argparse.Namespace) -> None:
+    """Draw a contact sheet."""
+    from laion_face_builder.looks.show import Sheet, show
+    from laion_face_builder.looks.typed import as_typed, to_look_at
+
+    out = Output(given.format)
+    wanted = Sheet(given.out, given.count, given.columns, f"{as_typed('show', vars(given))} --count {given.count}")
+    files = list(map(str, show(to_look_at(options_of(given), given.parts), wanted)))
+    out.lines(files)
+    out.document(lambda: {"files": files})
+
+
+def run_stats(given: argparse.Namespace) -> None:
+    """Count, print the numbers, write the page."""
+    from laion_face_builder.looks.counts import count
+    from laion_face_builder.looks.stats import as_json, lines, write_page
+    from laion_face_builder.looks.typed import as_typed, to_look_at
+
+    out = Output(given.format)
+    stats = count(to_look_at(options_of(given), given.parts))
+    write_page(given.out, stats, as_typed("stats", vars(given)))
+    out.lines(lines(stats))
+    out.document(lambda: as_json(stats))
+    logger.info("%s: the same with plots", given.out)
+
+
+def run_demo(given: argparse.Namespace) -> None:
+    """Run the demo."""
+    from laion_face_builder.demo import run_demo
+
+    out = Output(given.format)
+    figures = run_demo(given.folder, lambda line: out.lines([line]), is_quiet=given.format == "quiet")
+    out.document(lambda: figures)
+
+
+def run_completion(given: argparse.Namespace) -> None:
+    """Print the script for a shell."""
+    from laion_face_builder.cli.arguments import make_parser
+    from laion_face_builder.cli.completion import script
+
+    say(script(make_parser(), given.shell))
+
+
+def _download_table(results: dict[int, PartResult]) -> Iterator[str]:
+    yield f"{'part':>4}  {'asked for':>10}  {'usable':>10}  {'share':>6}  {'size':>9}  rounds  most failures"
+    for part, result in results.items():
+        yield _download_line(part, result)
+
+
+def _download_line(part: int, result: PartResult) -> str:
+    from laion_face_builder.files import human_size
+
+    failures = ", ".join(f"{reason} {count:,}" for reason, count in result.failures.most_common(3))
+    return (
+        f"{part:>4}  {result.rows - result.filtered:>10,}  {result.ok:>10,}  {result.success_rate:>6.1%}  "
+        f"{human_size(result.bytes):>9}  {result.rounds + 1:>6}  {failures or '-'}"
+    )
+
+
+def _face_lines(sample_id: int, part: int, faces: Sequence[dict[str, Any]]) -> Iterator[str]:
+    yield f"{sample_id}, part {part}: {len(faces)} face{'' if len(faces) == 1 else 's'}"
+    for face in faces:
+        marks = "  ".join(_numbers(point) for point in face["landmarks"])
+        yield f"  score {face['score']:.3f}  box {_numbers(face['box'])}  landmarks {marks}"
+
+
+def _numbers(values: Iterable[float]) -> str:
+    return ",".join(f"{value:.1f}" for value in values)
+
+
+def _published(target: str, manifest: Manifest) -> dict[str, Any]:
+    names = ("name", "part", "rows", "size", "sha256")
+    files = [{name: getattr(entry, name) for name in names} for entry in manifest.entries.values()]
+    return {"target": target, "kind": manifest.kind, "parts": list(manifest.parts), "files": files}

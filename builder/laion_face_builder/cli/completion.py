@@ -1,0 +1,41 @@
+"""Scripts with which a shell completes what is typed, made from the parser itself by shtab."""
+
+from __future__ import annotations
+
+import argparse
+
+import shtab
+
+from laion_face_builder.cli.parsing import Parser
+from laion_face_builder.download.options import ENCODE_FORMATS
+from laion_face_builder.images.frames import RESIZE_MODES
+from laion_face_builder.options import IMAGE_MODES, NSFW_VALUES, ON_ERROR, ON_SIZE_CHANGE
+
+#: Options, and what is typed before any option, that are names of files or folders.
+_FOLDERS = ("data_dir", "source_repo", "metadata", "index", "images", "cache_images", "place", "target", "folder")
+_FILES = ("out", "exclude")
+#: Words of options that take others as well, or that are checked with all the rest.
+_WORDS = {
+    "images": IMAGE_MODES,
+    "nsfw": NSFW_VALUES,
+    "on_error": ON_ERROR,
+    "on_size_change": ON_SIZE_CHANGE,
+    "resize_mode": RESIZE_MODES,
+    "encode_format": ENCODE_FORMATS,
+}
+
+
+def script(parser: Parser, shell: str) -> str:
+    """Give the script for bash, zsh or fish. The parser is of no use for parsing afterwards."""
+    for command in parser.commands.values():
+        for action in command._actions:
+            _hint(action)
+    return shtab.complete(parser, shell)
+
+
+def _hint(action: argparse.Action) -> None:
+    if action.dest in _WORDS:
+        action.choices = _WORDS[action.dest]
+    for names, kind in ((_FOLDERS, shtab.DIRECTORY), (_FILES, shtab.FILE)):
+        if action.dest in names:
+            action.complete = kind  # type: ignore[attr-defined]

@@ -1,0 +1,92 @@
+"""Between the commands and the user: whatever goes wrong becomes one line and an exit code.
+
+`--debug` shows the traceback as well. It is looked for among the words themselves, so that it counts from the first
+moment on, before anything is parsed.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+from laion_face_builder.cli import ending, output, talk
+from laion_face_builder.cli.output import OutputFailed
+from laion_face_builder.errors import LaionFaceError
+
+if TYPE_CHECKING:
+    import argparse
+
+MISTAKE_OF_OURS = 70
+
+
+def guarded(words: list[str], *, is_own_process: bool) -> int:
+    """Run what is typed; gives the exit code. Only KeyboardInterrupt comes through."""
+    output.survive_any_encoding()
+    command = _Command(words)
+    try:
+        code = command.run()
+    except KeyboardInterrupt:
+        command.debug()
+        raise
+    except Exception as error:
+        code = command.fail(error)
+    return ending.settle(code) if is_own_process else code
+
+
+class _Command:
+    """One command: the words, and once they are understood, what they mean."""
+
+    def __init__(self, words: list[str]) -> None:
+        self._words = words
+        self._given: argparse.Namespace | None = None
+
+    def run(self) -> int:
+        from laion_face_builder.cli.parsing import parse
+
+        try:
+            self._given = given = parse(self._words)
+        except SystemExit as ended:  # --help, --version, or what cannot be understood
+            output.finish()
+            return int(ended.code or 0)
+        talk.talk_to_stderr()
+        with talk.silence() if getattr(given, "format", "") == "quiet" else nullcontext():
+            code = int(given.run(given) or 0)
+        output.finish()
+        return code
+
+    def debug(self) -> None:
+        """Show the traceback of what is being handled, if that is asked for."""
+        if "--debug" in self._words and sys.stderr is not None:
+            traceback.print_exc()
+
+    def fail(self, error: Exception) -> int:
+        """Say what went wrong; gives the exit code."""
+        if isinstance(error, OutputFailed) and isinstance(error.error, BrokenPipeError):
+            return 0  # The reader of our output has gone, as `| head` does.
+        self.debug()
+        code, message = self._explained(error)
+        output.complain(message)
+        return code
+
+    def _explained(self, error: Exception) -> tuple[int, str]:
+        if isinstance(error, OutputFailed):
+            why = error.error.strerror or error.error
+            return 1, f"standard output: {why}; send it somewhere else, and run the same command again"
+        from laion_face_builder.cli.os_errors import is_explained, on_full_disk, sentence
+
+        if isinstance(error, LaionFaceError):
+            return 1, f"{error}{on_full_disk(error.__cause__, self._given)}"
+        if isinstance(error, MemoryError):
+            return 1, "there is not enough memory; run it again with fewer --processes, or where there is more"
+        if isinstance(error, OSError) and is_explained(error):
+            return 1, sentence(error, self._given)
+        if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
+            return 1, (
+                f"{error.object!r}: not UTF-8, as the Parquet library needs paths; use another, or set PYTHONUTF8=1"
+            )
+        return MISTAKE_OF_OURS, (
+            f"something went wrong that should not: {type(error).__name__}: {output.one_line(str(error))} - run it "
+            "again with --debug for the traceback, and report that to the project"
+        )

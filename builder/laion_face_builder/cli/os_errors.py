@@ -1,0 +1,102 @@
+"""What the operating system refuses, in words: which file, what happened, what to do."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import socket
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from laion_face_builder.layout import DataDir
+
+if TYPE_CHECKING:
+    import argparse
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_ELSEWHERE = "name another place with --data-dir or --out"
+#: What happened, and what to do.
+_MEANINGS = {
+    errno.ENOSPC: ("no space is left on its disk", "free some space and run the same command again"),
+    errno.EDQUOT: ("your quota on its disk is used up", "free some space and run the same command again"),
+    errno.EFBIG: ("the file is larger than is allowed", "raise the limit (ulimit -f), or use another disk"),
+    errno.EROFS: ("its disk is read-only", f"make it writable, or {_ELSEWHERE}"),
+    errno.EACCES: ("permission denied", f"get yourself the right to read and write it, or {_ELSEWHERE}"),
+    errno.EPERM: ("the system does not permit it", f"get yourself the right to read and write it, or {_ELSEWHERE}"),
+    errno.ENOTDIR: ("a file is in its way where a folder has to be", f"move that file away, or {_ELSEWHERE}"),
+    errno.EEXIST: ("a file is there where a folder has to be", f"move that file away, or {_ELSEWHERE}"),
+    errno.EISDIR: ("a folder is there where a file has to be", "move it away, or name another file"),
+    errno.ENOTEMPTY: ("the folder is not empty", "look what is in it, and move that away"),
+    errno.ENOENT: ("there is no such file or folder", "look whether its name is right, and whether its disk is there"),
+    errno.ENAMETOOLONG: ("the name is too long", "use a shorter path"),
+    errno.ELOOP: ("its links lead in a circle", "mend them"),
+    errno.EMFILE: ("too many files are open", "raise the limit (ulimit -n 4096) and run the same command again"),
+    errno.ENFILE: ("too many files are open on this machine", "close some programs and run the same command again"),
+    errno.ENOMEM: ("there is not enough memory", "run it again with fewer --processes, or where there is more"),
+    errno.EIO: ("its disk reports an error", "look what the system says of that disk"),
+    errno.ESTALE: ("its network disk has lost it", "run the same command again"),
+    errno.ETXTBSY: ("another program runs it", "end that program and run the same command again"),
+    errno.EBUSY: ("another program uses it", "end that program and run the same command again"),
+    errno.ENOLCK: ("its disk cannot lock files", f"use a local disk, or {_ELSEWHERE}"),
+    errno.ENOTSUP: ("its disk cannot do that", f"use a local disk, or {_ELSEWHERE}"),
+}
+
+
+def is_explained(error: OSError) -> bool:
+    """Whether there is a sentence for it: other OSErrors are mistakes of ours, or of libraries."""
+    return error.errno in _MEANINGS or error.filename is not None or _is_of_network(error)
+
+
+def sentence(error: OSError, given: argparse.Namespace | None) -> str:
+    """Say what happened to which file, and what to do.
+
+    Args:
+        given: the command's arguments, which say where it writes: not every error names its file.
+    """
+    if error.filename is None and _is_of_network(error):
+        return f"the network: {error.strerror or error}; look whether it is there, and run the same command again"
+    where = _named(error) or _place(given)
+    what, way_out = _MEANINGS.get(error.errno or 0, (error.strerror or str(error), "put that right, and run it again"))
+    free = f" ({_free(where)})" if error.errno in _FULL else ""
+    return f"{where}: {what}{free}; {way_out}"
+
+
+def on_full_disk(cause: BaseException | None, given: argparse.Namespace | None) -> str:
+    """Say what to do after an error of ours that a full disk has caused; "" after any other."""
+    if not isinstance(cause, OSError) or cause.errno not in _FULL:
+        return ""
+    return f" ({_free(_named(cause) or _place(given))}); {_MEANINGS[errno.ENOSPC][1]}"
+
+
+def _is_of_network(error: OSError) -> bool:
+    return isinstance(error, ConnectionError | TimeoutError | socket.gaierror) or error.errno in (
+        errno.ENETUNREACH,
+        errno.EHOSTUNREACH,
+        errno.ENETDOWN,
+    )
+
+
+def _named(error: OSError) -> str:
+    names = [name for name in (error.filename2, error.filename) if isinstance(name, str | bytes | os.PathLike)]
+    return os.fsdecode(names[0]) if names else ""
+
+
+def _place(given: argparse.Namespace | None) -> str:
+    """Of the folders that the command writes to the one with the least room."""
+    written = vars(given) if given is not None else {}
+    named = [written[name] for name in ("out", "folder", "target") if isinstance(written.get(name), str | Path)]
+    places = [Path(place).absolute() for place in named] + [DataDir.at(written.get("data_dir")).root]
+    return str(min([*places, Path(tempfile.gettempdir())], key=lambda place: shutil.disk_usage(_existing(place)).free))
+
+
+def _free(where: str) -> str:
+    from laion_face_builder.files import human_size  # which imports pyarrow, and that may be what is missing
+
+    folder = _existing(Path(where))
+    return f"{human_size(shutil.disk_usage(folder).free)} free at {folder}"
+
+
+def _existing(path: Path) -> Path:
+    return next((place for place in (path, *path.parents) if place.is_dir()), Path())

@@ -11,11 +11,14 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from laion_face_builder import __version__
 from laion_face_builder.errors import LaionFaceError
 from laion_face_builder.layout import CONFIG_PARTS, DATA_DIR_VARIABLE, DataDir, default_data_dir
+
+if TYPE_CHECKING:
+    from laion_face_builder.forecast import Forecast
 
 logger = logging.getLogger("laion_face")
 
@@ -82,6 +85,7 @@ def _add_prepare(commands: Any) -> None:
         metavar="N",
         help="files, and parts, that are worked on at the same time, 1.3 GB each; default: one a processor, at most 4",
     )
+    _add_dry_run(command)
 
 
 def _add_download(commands: Any) -> None:
@@ -106,6 +110,7 @@ def _add_download(commands: Any) -> None:
         metavar="N",
         help="rounds over the failed samples there are to be in all; default: %(default)s",
     )
+    _add_dry_run(command)
 
 
 def _add_faces(commands: Any) -> None:
@@ -130,6 +135,7 @@ def _add_publish(commands: Any) -> None:
     )
     _add_data_dir(command)
     _add_publishing(command)
+    _add_dry_run(command)
 
 
 def _add_verify(commands: Any) -> None:
@@ -154,6 +160,7 @@ def _add_show(commands: Any) -> None:
         default=Path("contact-sheet"),
         help="a .png picture, an .html page; both without a suffix; default: %(default)s",
     )
+    _add_dry_run(command)
 
 
 def _add_stats(commands: Any) -> None:
@@ -162,11 +169,13 @@ def _add_stats(commands: Any) -> None:
     _add_options(command, "source", "which", "filter", "images")
     command.add_argument("--out", type=Path, default=Path("stats.html"), help="the page; default: %(default)s")
     command.add_argument("--json", action="store_true", help="the numbers as JSON instead of a table")
+    _add_dry_run(command)
 
 
 def _add_demo(commands: Any) -> None:
     command = _command(commands, "demo", _demo, "the whole job on a miniature upstream on this machine")
     command.add_argument("folder", nargs="?", default="demo", type=Path, help="where to; default: %(default)s")
+    _add_dry_run(command)
 
 
 #: In the order in which `--help` lists them.
@@ -214,6 +223,12 @@ def _add_hub(command: argparse.ArgumentParser) -> None:
     command.add_argument("--token", default=None, help="Hub token; default: HF_TOKEN or that of `hf auth login`")
 
 
+def _add_dry_run(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--dry-run", action="store_true", help="say what would be fetched, made and removed, and touch nothing"
+    )
+
+
 def _add_data_dir(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--data-dir", default=None, help=f"where parts live; default: ${DATA_DIR_VARIABLE} or {default_data_dir()}"
@@ -249,15 +264,27 @@ def _options(given: argparse.Namespace) -> Any:
     return Options.of(given.config, fields, given.data_dir, given.token)
 
 
+def _foretell(forecast: Forecast, given: argparse.Namespace) -> None:
+    """Prints what would be done, and ends as the real run would."""
+    is_json = getattr(given, "format", "human") == "json"
+    for line in [json.dumps(forecast.as_dict())] if is_json else forecast.lines():
+        print(line)
+    if forecast.refusal is not None:
+        raise forecast.refusal
+
+
 def _prepare(given: argparse.Namespace) -> None:
     from laion_face_builder.index.copying import copy_parts
     from laion_face_builder.index.prepare import prepare
+    from laion_face_builder.index.prepare_forecast import forecast_copy, forecast_prepare
 
     options = _options(given)
     if options.index is not None:
-        copy_parts(options.data, options.parts, options.index, options.upstream.token)
-        return
+        copied = (options.data, options.parts, options.index, options.upstream.token)
+        return _foretell(forecast_copy(*copied), given) if given.dry_run else copy_parts(*copied)
     how = {"discard_sources": given.discard_sources, "processes": given.processes}
+    if given.dry_run:
+        return _foretell(forecast_prepare(options.data, options.parts, options.upstream, **how), given)
     prepare(options.data, options.parts, options.upstream, **how)
 
 
@@ -273,6 +300,8 @@ def _download(given: argparse.Namespace) -> None:
         encode_format=given.encode_format,
         encode_quality=given.encode_quality,
     )
+    if given.dry_run:
+        return _foretell(parts.forecast_download(options, how, given.retry_failed), given)
     for part, result in parts.download(options, how, given.retry_failed):
         print(json.dumps({"part": part, **vars(result)}))
 
@@ -301,10 +330,14 @@ def _status(given: argparse.Namespace) -> None:
 
 def _publish(given: argparse.Namespace) -> None:
     from laion_face_builder.publish.publish import publish
+    from laion_face_builder.publish.publish_forecast import forecast_publish
     from laion_face_builder.publish.request import PublishRequest
 
     names = ("target", "parts", "with_images", "preview", "private", "public_pictures", "revision", "token", "exclude")
-    publish(PublishRequest(DataDir.at(given.data_dir), **{name: getattr(given, name) for name in names}))
+    request = PublishRequest(DataDir.at(given.data_dir), **{name: getattr(given, name) for name in names})
+    if given.dry_run:
+        return _foretell(forecast_publish(request), given)
+    publish(request)
 
 
 def _verify(given: argparse.Namespace) -> int:
@@ -320,20 +353,28 @@ def _verify(given: argparse.Namespace) -> int:
 
 
 def _show(given: argparse.Namespace) -> None:
+    from laion_face_builder.looks.looks_forecast import forecast_show
     from laion_face_builder.looks.show import Sheet, show
     from laion_face_builder.looks.typed import as_typed, to_look_at
 
     wanted = Sheet(given.out, given.count, given.columns, f"{as_typed('show', vars(given))} --count {given.count}")
-    for file in show(to_look_at(_options(given), given.parts), wanted):
+    options = to_look_at(_options(given), given.parts)
+    if given.dry_run:
+        return _foretell(forecast_show(options, wanted), given)
+    for file in show(options, wanted):
         print(file)
 
 
 def _stats(given: argparse.Namespace) -> None:
     from laion_face_builder.looks.counts import count
+    from laion_face_builder.looks.looks_forecast import forecast_stats
     from laion_face_builder.looks.stats import as_json, lines, write_page
     from laion_face_builder.looks.typed import as_typed, to_look_at
 
-    stats = count(to_look_at(_options(given), given.parts))
+    options = to_look_at(_options(given), given.parts)
+    if given.dry_run:
+        return _foretell(forecast_stats(options, given.out), given)
+    stats = count(options)
     write_page(given.out, stats, as_typed("stats", vars(given)))
     for line in [json.dumps(as_json(stats))] if given.json else lines(stats):
         print(line)
@@ -341,8 +382,10 @@ def _stats(given: argparse.Namespace) -> None:
 
 
 def _demo(given: argparse.Namespace) -> None:
-    from laion_face_builder.demo import run_demo
+    from laion_face_builder.demo import forecast_demo, run_demo
 
+    if given.dry_run:
+        return _foretell(forecast_demo(given.folder), given)
     run_demo(given.folder)
 
 

@@ -34,7 +34,7 @@ from laion_face_builder.sandbox import Sandbox
 PARTS = (0, 2)
 _MARKER = ".laion-face-demo"
 #: What it leaves on the disk, caches and all; measured.
-_BYTES = 120_000_000
+_BYTES = 20_000_000
 _LOAD = '''\
 """Loads what the demo prepared, once as Arrow files and once as a stream. Usage: load.py DATA_DIR PREVIEW.png"""
 

@@ -28,11 +28,14 @@ import pyarrow.parquet as pq
 from laion_face_builder.children import python
 from laion_face_builder.errors import LaionFaceError, OptionError
 from laion_face_builder.files import human_size
+from laion_face_builder.forecast import Amount, Disk, Forecast, Step
 from laion_face_builder.layout import DataDir
 from laion_face_builder.sandbox import Sandbox
 
 PARTS = (0, 2)
 _MARKER = ".laion-face-demo"
+#: What it leaves on the disk, caches and all; measured.
+_BYTES = 20_000_000
 _LOAD = '''\
 """Loads what the demo prepared, once as Arrow files and once as a stream. Usage: load.py DATA_DIR PREVIEW.png"""
 
@@ -101,10 +104,35 @@ def run_demo(folder: Path, say: Say = print, *, is_quiet: bool = False) -> dict[
     return figures
 
 
+def forecast_demo(folder: Path) -> Forecast:
+    """Say what `run_demo` would do. Everything comes from this machine.
+
+    Raises:
+        OptionError: `folder` holds something that is not an earlier demo.
+    """
+    steps = [Step(str(folder), "removed", "an earlier demo")] if _has_demo(folder) else []
+    steps.append(Step(str(folder), "made", "a miniature upstream, what the commands make of it, and a contact sheet"))
+    disk = Disk.of(folder, Amount(_BYTES, is_exact=False))
+    return Forecast(
+        "demo", tuple(steps), (disk,), notes=("nothing is fetched from elsewhere; it takes a minute or two",)
+    )
+
+
+def _has_demo(folder: Path) -> bool:
+    """Whether an earlier demo is in the folder.
+
+    Raises:
+        OptionError: something else is.
+    """
+    if not (folder.exists() and any(folder.iterdir())):
+        return False
+    if not (folder / _MARKER).exists():
+        raise OptionError(f"{folder}: it is not empty and not from an earlier demo. Name another folder.")
+    return True
+
+
 def _make_room(folder: Path) -> None:
-    if folder.exists() and any(folder.iterdir()):
-        if not (folder / _MARKER).exists():
-            raise OptionError(f"{folder}: it is not empty and not from an earlier demo. Name another folder.")
+    if _has_demo(folder):
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _MARKER).touch()

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -135,6 +136,13 @@ def sha256_of(path: Path) -> str:
         while piece := file.read(1 << 22):
             hasher.update(piece)
     return hasher.hexdigest()
+
+
+def disk_free(folder: Path) -> int:
+    """Bytes that are free on the disk of `folder`, or of the folder in which it would be made."""
+    return shutil.disk_usage(
+        next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    ).free
 
 
 def human_size(count: int | float) -> str:

@@ -52,6 +52,7 @@ def _add_prepare(subparsers: Any) -> None:
         metavar="N",
         help="files, and parts, that are worked on at the same time, 1.3 GB each; default: one a processor, at most 4",
     )
+    _add_dry_run(command)
     _add_format(command)
 
 
@@ -77,6 +78,7 @@ def _add_download(subparsers: Any) -> None:
         metavar="N",
         help="rounds over the failed samples there are to be in all; default: %(default)s",
     )
+    _add_dry_run(command)
     _add_format(command)
 
 
@@ -101,6 +103,7 @@ def _add_publish(subparsers: Any) -> None:
     )
     _add_data_dir(command)
     _add_publishing(command)
+    _add_dry_run(command)
     _add_format(command)
 
 
@@ -131,6 +134,7 @@ def _add_show(subparsers: Any) -> None:
         default=Path("contact-sheet"),
         help="a .png picture, an .html page; both without a suffix; default: %(default)s",
     )
+    _add_dry_run(command)
     _add_format(command)
 
 
@@ -141,6 +145,7 @@ def _add_stats(subparsers: Any) -> None:
     _add_config(command)
     _add_options(command, "source", "which", "filter", "images")
     command.add_argument("--out", type=Path, default=Path("stats.html"), help="the page; default: %(default)s")
+    _add_dry_run(command)
     _add_format(command)
     # How it was called before there was --format.
     command.add_argument(
@@ -151,6 +156,7 @@ def _add_stats(subparsers: Any) -> None:
 def _add_demo(subparsers: Any) -> None:
     command = _command(subparsers, "demo", commands.run_demo, "the whole job on a miniature upstream on this machine")
     command.add_argument("folder", nargs="?", default="demo", type=Path, help="where to; default: %(default)s")
+    _add_dry_run(command)
     _add_format(command)
 
 
@@ -192,6 +198,12 @@ def _add_format(command: argparse.ArgumentParser, default: str = "human") -> Non
         choices=FORMATS,
         default=default,
         help="for people, as JSON, or nothing but errors; default: %(default)s",
+    )
+
+
+def _add_dry_run(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--dry-run", action="store_true", help="say what would be fetched, made and removed, and touch nothing"
     )
 
 

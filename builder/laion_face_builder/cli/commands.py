@@ -16,6 +16,7 @@ from laion_face_builder.layout import CONFIG_PARTS, DataDir
 
 if TYPE_CHECKING:
     from laion_face_builder.download.part import PartResult
+    from laion_face_builder.forecast import Forecast
     from laion_face_builder.publish.manifest import Manifest
 
 logger = logging.getLogger("laion_face")
@@ -42,12 +43,18 @@ def run_prepare(given: argparse.Namespace) -> None:
     from laion_face_builder import status
     from laion_face_builder.index.copying import copy_parts
     from laion_face_builder.index.prepare import prepare
+    from laion_face_builder.index.prepare_forecast import forecast_copy, forecast_prepare
 
     options = options_of(given)
     if options.index is not None:
-        copy_parts(options.data, options.parts, options.index, options.upstream.token)
+        copied = (options.data, options.parts, options.index, options.upstream.token)
+        if given.dry_run:
+            return _foretell(forecast_copy(*copied), given)
+        copy_parts(*copied)
     else:
         how = {"discard_sources": given.discard_sources, "processes": given.processes}
+        if given.dry_run:
+            return _foretell(forecast_prepare(options.data, options.parts, options.upstream, **how), given)
         prepare(options.data, options.parts, options.upstream, **how)
     Output(given.format).document(lambda: status.as_json(options.data, options.parts))
 
@@ -65,6 +72,8 @@ def run_download(given: argparse.Namespace) -> None:
         encode_format=given.encode_format,
         encode_quality=given.encode_quality,
     )
+    if given.dry_run:
+        return _foretell(parts.forecast_download(options, how, given.retry_failed), given)
     results = {}
     for part, result in parts.download(options, how, given.retry_failed):
         results[part] = result
@@ -99,10 +108,13 @@ def run_status(given: argparse.Namespace) -> None:
 def run_publish(given: argparse.Namespace) -> None:
     """Publish what is prepared."""
     from laion_face_builder.publish.publish import publish
+    from laion_face_builder.publish.publish_forecast import forecast_publish
     from laion_face_builder.publish.request import PublishRequest
 
     names = ("target", "parts", "with_images", "preview", "private", "public_pictures", "revision", "token", "exclude")
     request = PublishRequest(DataDir.at(given.data_dir), **{name: getattr(given, name) for name in names})
+    if given.dry_run:
+        return _foretell(forecast_publish(request), given)
     manifest = publish(request)
     Output(given.format).document(lambda: _published(given.target, manifest))
 
@@ -125,12 +137,16 @@ def run_verify(given: argparse.Namespace) -> int:
 
 def run_show(given: argparse.Namespace) -> None:
     """Draw a contact sheet."""
+    from laion_face_builder.looks.looks_forecast import forecast_show
     from laion_face_builder.looks.show import Sheet, show
     from laion_face_builder.looks.typed import as_typed, to_look_at
 
     out = Output(given.format)
     wanted = Sheet(given.out, given.count, given.columns, f"{as_typed('show', vars(given))} --count {given.count}")
-    files = list(map(str, show(to_look_at(options_of(given), given.parts), wanted)))
+    options = to_look_at(options_of(given), given.parts)
+    if given.dry_run:
+        return _foretell(forecast_show(options, wanted), given)
+    files = list(map(str, show(options, wanted)))
     out.lines(files)
     out.document(lambda: {"files": files})
 
@@ -138,11 +154,15 @@ def run_show(given: argparse.Namespace) -> None:
 def run_stats(given: argparse.Namespace) -> None:
     """Count, print the numbers, write the page."""
     from laion_face_builder.looks.counts import count
+    from laion_face_builder.looks.looks_forecast import forecast_stats
     from laion_face_builder.looks.stats import as_json, lines, write_page
     from laion_face_builder.looks.typed import as_typed, to_look_at
 
     out = Output(given.format)
-    stats = count(to_look_at(options_of(given), given.parts))
+    options = to_look_at(options_of(given), given.parts)
+    if given.dry_run:
+        return _foretell(forecast_stats(options, given.out), given)
+    stats = count(options)
     write_page(given.out, stats, as_typed("stats", vars(given)))
     out.lines(lines(stats))
     out.document(lambda: as_json(stats))
@@ -151,8 +171,10 @@ def run_stats(given: argparse.Namespace) -> None:
 
 def run_demo(given: argparse.Namespace) -> None:
     """Run the demo."""
-    from laion_face_builder.demo import run_demo
+    from laion_face_builder.demo import forecast_demo, run_demo
 
+    if given.dry_run:
+        return _foretell(forecast_demo(given.folder), given)
     out = Output(given.format)
     figures = run_demo(given.folder, lambda line: out.lines([line]), is_quiet=given.format == "quiet")
     out.document(lambda: figures)
@@ -164,6 +186,15 @@ def run_completion(given: argparse.Namespace) -> None:
     from laion_face_builder.cli.completion import script
 
     say(script(make_parser(), given.shell))
+
+
+def _foretell(forecast: Forecast, given: argparse.Namespace) -> None:
+    """Print what would be done, and end as the real run would."""
+    out = Output(given.format)
+    out.lines(forecast.lines())
+    out.document(forecast.as_dict)
+    if forecast.refusal is not None:
+        raise forecast.refusal
 
 
 def _download_table(results: dict[int, PartResult]) -> Iterator[str]:

@@ -98,16 +98,25 @@ def adopted(
     Raises:
         NotPrepared: no tar of this part is there, or none of its samples is in the index.
     """
-    place = part_folder(folder, part)
-    tars = list(_tars(place))
-    if not tars:
-        raise NotPrepared(f"{place}: there is no .tar in it; expected img2dataset's output_format webdataset.")
+    place, tars = _tars_of(folder, part)
     with opened_index(data, part, index) as rows:
         index_digest = digest(rows.fingerprint)
         state = (data, part, index_digest, max_pixels, resizing, *tars)
         if state not in _KNOWN or not _KNOWN[state].exists():
             _KNOWN[state] = _sidecar(tars, data, part, rows, _How(max_pixels, resizing))
         return place, _KNOWN[state]
+
+
+def unseen(folder: Path, data: DataDir, part: int, *, max_pixels: int, resizing: Resizing) -> list[Path]:
+    """The tars that `adopted` would look through; of the others it is known what they hold. Makes nothing.
+
+    Raises:
+        NotPrepared: no tar of this part is there.
+    """
+    _, tars = _tars_of(folder, part)
+    kept = data.root / "adopted" / "tars"
+    jobs = [_job(tar, tar.probe(), kept, _How(max_pixels, resizing)) for tar in tars]
+    return [tar.path for tar, job in zip(tars, jobs, strict=True) if not job.is_done]
 
 
 def part_folder(folder: Path, part: int) -> Path:
@@ -126,6 +135,14 @@ def part_folder(folder: Path, part: int) -> Path:
     raise NotPrepared(
         f"{folder}: no pictures of part {part} in it; expected {', '.join(names[:2])}, or the part's tars themselves."
     )
+
+
+def _tars_of(folder: Path, part: int) -> tuple[Path, list[_Tar]]:
+    place = part_folder(folder, part)
+    tars = list(_tars(place))
+    if not tars:
+        raise NotPrepared(f"{place}: there is no .tar in it; expected img2dataset's output_format webdataset.")
+    return place, tars
 
 
 def _tars(place: Path) -> Iterator[_Tar]:

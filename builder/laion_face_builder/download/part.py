@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +25,7 @@ from laion_face_builder.download.rounds import (
     Rows,
     opened_index,
     rows_of_round,
+    rows_to_retry,
     write_plan,
     write_round,
 )
@@ -43,6 +43,7 @@ from laion_face_builder.files import (
     Fingerprint,
     canonical_json,
     digest,
+    disk_free,
     human_size,
     locked,
     make_fingerprint,
@@ -92,8 +93,7 @@ def download_part(
     """
     options = options or DownloadOptions()
     files = PartFiles(data, part)
-    refuse_odd_path(data.root)
-    refuse_user_proxy(os.environ, options.trust_proxy)
+    refuse_impossible(data, options)
     waiting = f"part {part:05d}: another process downloads it; waiting for that"
     with opened_index(data, part, index) as rows, locked(data.images_fingerprint(part), waiting):
         made_with = _claim(files, rows, options, filters)
@@ -102,18 +102,25 @@ def download_part(
         return _rounds(files, rows, options, made_with, retry_failed)
 
 
+def refuse_impossible(data: DataDir, options: DownloadOptions) -> None:
+    """Raises OptionError for a path that img2dataset cannot write to, and for a proxy that is not trusted."""
+    refuse_odd_path(data.root)
+    refuse_user_proxy(os.environ, options.trust_proxy)
+
+
 def _rounds(
     files: PartFiles, index: IndexPart, options: DownloadOptions, made_with: Fingerprint, retry_failed: int
 ) -> PartResult:
     tars: list[CheckedTar] = []
     done = -1
-    for number in range(1 + max(retry_failed, files.rounds_started())):
+    for number in rounds_in_all(files, retry_failed):
         rows = _rows(files, number, made_with)
         if number and not len(rows):
             break
         this_round = Round(files, number, rows, options, made_with)
         if this_round.missing:
-            _check_space(files, this_round.missing_samples, options)
+            _say_space(files, this_round.missing_samples)
+            check_space(files, this_round.missing_samples, options)
             _withdraw_sidecar(files, this_round.missing_tars())
             this_round.run(index)
         tars += this_round.tars()
@@ -146,9 +153,7 @@ def _withdraw_sidecar(files: PartFiles, missing: list[str]) -> None:
 def _rows(files: PartFiles, number: int, made_with: Fingerprint) -> Rows:
     """The rows of a round; those of a new round are all that failed so far and may still come."""
     if number and not files.round(number).exists():
-        status = pq.read_table(files.data.sidecar(files.part), columns=["status"])["status"]
-        settled = pc.is_in(status, value_set=pa.array([reasons.OK, *reasons.FINAL]))
-        rows = np.flatnonzero(pc.invert(settled).to_numpy())
+        rows = rows_to_retry(pq.read_table(files.data.sidecar(files.part), columns=["status"])["status"])
         if not len(rows):
             return rows
         write_round(files, number, rows, make_fingerprint("round", number=number, images=digest(made_with)))
@@ -159,18 +164,46 @@ def _write_sidecar(files: PartFiles, index: IndexPart, made_with: Fingerprint, t
     path = files.data.sidecar(files.part)
     if sidecar_made_from(path) == made_from(tars):
         return
-    without = pc.fill_null(pq.read_table(files.plan)["status"], reasons.NOT_DOWNLOADED)
-    sample_ids = index.read(0, index.num_rows, ["sample_id"])["sample_id"]
-    rows = np.arange(index.num_rows, dtype=np.int64)
     how = {name: made_with[name] for name in ("resize", "blur_faces") if name in made_with}
     fingerprint = make_fingerprint(
         "sidecar", part=files.part, index=made_with["index"], images=digest(made_with), **how
     )
-    write_sidecar(path, assemble(sample_ids, rows, tars, without), fingerprint, tars)
+    sample_ids = index.read(0, index.num_rows, ["sample_id"])["sample_id"]
+    table = sidecar_table(sample_ids, pq.read_table(files.plan)["status"], tars)
+    write_sidecar(path, table, fingerprint, tars)
+
+
+def sidecar_table(sample_ids: pa.ChunkedArray, plan: pa.ChunkedArray, tars: list[CheckedTar]) -> pa.Table:
+    """The sidecar of the part as these tars have it."""
+    rows = np.arange(len(plan), dtype=np.int64)
+    return assemble(sample_ids, rows, tars, pc.fill_null(plan, reasons.NOT_DOWNLOADED))
+
+
+def bytes_of(samples: int) -> int:
+    """What so many samples take of the disk, about."""
+    return samples * _BYTES_A_SAMPLE
 
 
 def _claim(files: PartFiles, index: IndexPart, options: DownloadOptions, filters: RowFilters | None) -> Fingerprint:
-    """The fingerprint of what is to be on disk; refuses to mix it with something else that is there."""
+    wanted = claimed(files, index, options, filters)
+    path = files.data.images_fingerprint(files.part)
+    if not path.exists():
+        with written_whole(path) as partial:
+            partial.write_text(canonical_json(wanted) + "\n", encoding="utf-8")
+    return wanted
+
+
+def rounds_in_all(files: PartFiles, retry_failed: int) -> range:
+    """The rounds that there are to be: those that were asked for, and those that were started."""
+    return range(1 + max(retry_failed, files.rounds_started()))
+
+
+def claimed(files: PartFiles, index: IndexPart, options: DownloadOptions, filters: RowFilters | None) -> Fingerprint:
+    """The fingerprint of what is to be on disk; refuses to mix it with something else that is there.
+
+    Raises:
+        StateConflict: something else is there; BadFile: nothing says what is.
+    """
     wanted = make_fingerprint(
         "images",
         part=files.part,
@@ -187,9 +220,6 @@ def _claim(files: PartFiles, index: IndexPart, options: DownloadOptions, filters
             f"{folder}: there are files, but nothing says what they were made with. Move the folder away, or use it as "
             "it is with images=FOLDER."
         )
-    else:
-        with written_whole(path) as partial:
-            partial.write_text(canonical_json(wanted) + "\n", encoding="utf-8")
     return wanted
 
 
@@ -213,9 +243,17 @@ def _require_same(files: PartFiles, wanted: Fingerprint) -> None:
 def _ensure_plan(
     files: PartFiles, index: IndexPart, filters: RowFilters | None, made_with: Fingerprint, blur_faces: bool
 ) -> None:
-    fingerprint = make_fingerprint("plan", images=digest(made_with))
-    if read_fingerprint(files.plan) != fingerprint:
-        write_plan(files, index, filters, fingerprint, blur_faces)
+    if not has_plan(files, made_with):
+        write_plan(files, index, filters, _plan_fingerprint(made_with), blur_faces)
+
+
+def has_plan(files: PartFiles, made_with: Fingerprint) -> bool:
+    """Whether the plan is there, and of this download."""
+    return read_fingerprint(files.plan) == _plan_fingerprint(made_with)
+
+
+def _plan_fingerprint(made_with: Fingerprint) -> Fingerprint:
+    return make_fingerprint("plan", images=digest(made_with))
 
 
 def _remove_leftovers(files: PartFiles) -> None:
@@ -227,12 +265,21 @@ def _remove_leftovers(files: PartFiles) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _check_space(files: PartFiles, samples: int, options: DownloadOptions) -> None:
-    folder = files.data.images_fingerprint(files.part).parent
-    needed, free = samples * _BYTES_A_SAMPLE, shutil.disk_usage(folder).free
+def _say_space(files: PartFiles, samples: int) -> None:
+    needed, free = bytes_of(samples), disk_free(files.data.tars(files.part))
     logger.info(
         "part %05d: %d pictures to fetch, about %s; %s free", files.part, samples, human_size(needed), human_size(free)
     )
+
+
+def check_space(files: PartFiles, samples: int, options: DownloadOptions) -> None:
+    """Stops if the disk is clearly too small for so many samples.
+
+    Raises:
+        DownloadError: it is, and `ignore_space` is not set.
+    """
+    folder = files.data.images_fingerprint(files.part).parent
+    needed, free = bytes_of(samples), disk_free(folder)
     if needed > 2 * free and not options.ignore_space:
         raise DownloadError(
             f"{folder}: about {human_size(needed)} needed, {human_size(free)} free. Choose a larger disk, fewer parts "

@@ -10,7 +10,7 @@ import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -72,9 +72,18 @@ class Round:
         return [shard for shard in range(len(self._sizes)) if shard not in self._finished]
 
     @property
+    def unchecked(self) -> list[int]:
+        """Those of the missing ones whose files are all there: they are looked through, and fetched if they are bad."""
+        return [shard for shard in self.missing if self._job(shard) is not None]
+
+    def samples_of(self, shards: Iterable[int]) -> int:
+        """How many samples some shards have."""
+        return sum(self._sizes[shard] for shard in shards)
+
+    @property
     def missing_samples(self) -> int:
         """The samples in them."""
-        return sum(self._sizes[shard] for shard in self.missing)
+        return self.samples_of(self.missing)
 
     def missing_tars(self) -> list[str]:
         """Their tars, as the sidecar names them."""

@@ -157,15 +157,21 @@ def write_plan(
 ) -> None:
     """Decides for every index row whether it is to be fetched; not if its faces are to be blurred and cannot be."""
     with written_whole(files.plan) as partial, pq.ParquetWriter(partial, stamped(PLAN, fingerprint)) as writer:
-        for start, stop in index.row_groups:
-            table = index.read(start, stop)
-            keep = np.ones(stop - start, dtype=bool) if filters is None else filters.mask(table)
-            urls = zip(table["url"].to_pylist(), keep, strict=True)
-            status = pa.array([_url_status(url) if kept else reasons.FILTERED for url, kept in urls], pa.string())
-            if blur_faces:
-                lost = pc.and_(pc.is_null(boxes_to_blur(table)), pc.is_null(status))
-                status = pc.if_else(lost, reasons.CANNOT_BLUR, status)
+        for status in planned(index, filters, blur_faces):
             writer.write_table(pa.table([status], schema=writer.schema))
+
+
+def planned(index: IndexPart, filters: RowFilters | None, blur_faces: bool = False) -> Iterator[pa.Array]:
+    """The plan, a row group at a time: why a row is not fetched, null if it is."""
+    for start, stop in index.row_groups:
+        table = index.read(start, stop)
+        keep = np.ones(stop - start, dtype=bool) if filters is None else filters.mask(table)
+        urls = zip(table["url"].to_pylist(), keep, strict=True)
+        status = pa.array([_url_status(url) if kept else reasons.FILTERED for url, kept in urls], pa.string())
+        if blur_faces:
+            lost = pc.and_(pc.is_null(boxes_to_blur(table)), pc.is_null(status))
+            status = pc.if_else(lost, reasons.CANNOT_BLUR, status)
+        yield status
 
 
 def _url_status(url: str | None) -> str | None:
@@ -186,8 +192,18 @@ def rows_of_round(files: PartFiles, number: int) -> Rows:
     """int64[n]: the index rows of a round, ascending, in the order of img2dataset's list."""
     if number:
         return np.asarray(pq.read_table(files.round(number))["row"].to_numpy(), dtype=np.int64)
-    wanted = pc.is_null(pq.read_table(files.plan)["status"])
-    return np.flatnonzero(wanted.to_numpy())
+    return rows_to_fetch(pq.read_table(files.plan)["status"])
+
+
+def rows_to_fetch(plan: pa.ChunkedArray) -> Rows:
+    """int64[n]: the index rows that a plan wants."""
+    return np.flatnonzero(pc.is_null(plan).to_numpy())
+
+
+def rows_to_retry(statuses: pa.ChunkedArray) -> Rows:
+    """int64[n]: the index rows that failed so far, by the sidecar's `statuses`, and may still come."""
+    settled = pc.is_in(statuses, value_set=pa.array([reasons.OK, *reasons.FINAL]))
+    return np.flatnonzero(pc.invert(settled).to_numpy())
 
 
 def write_list(path: Path, index: IndexPart, rows: Rows, blur_faces: bool = False) -> None:

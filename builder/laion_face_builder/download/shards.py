@@ -117,10 +117,20 @@ def remove_unfinished(folder: Path, finished: Collection[int]) -> None:
     Raises:
         StateConflict: there is a `.json` in the folder that is not img2dataset's, which would crash it.
     """
+    refuse_foreign(folder)
     shutil.rmtree(folder / "_tmp", ignore_errors=True)
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         named = _OURS.fullmatch(path.name)
         if named and int(named[1]) not in finished:
             ShardFiles(folder, int(named[1])).remove()
-        elif path.suffix == ".json" and not _STATS_NAME.fullmatch(path.name):
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Refuses a folder that img2dataset cannot work in.
+
+    Raises:
+        StateConflict: there is a `.json` in it that is not img2dataset's.
+    """
+    for path in sorted(folder.glob("*.json")):
+        if not _STATS_NAME.fullmatch(path.name):
             raise StateConflict(f"{path}: img2dataset crashes on a foreign .json in its folder. Move it elsewhere.")

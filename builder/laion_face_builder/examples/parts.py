@@ -18,6 +18,7 @@ from laion_face_builder.download.tars import PartPictures
 from laion_face_builder.errors import NotPrepared, StateConflict
 from laion_face_builder.examples.commands import command, listed
 from laion_face_builder.files import digest, read_fingerprint
+from laion_face_builder.forecast import Forecast
 from laion_face_builder.index.published import PublishedPart, find_published
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.options import IMAGE_MODES, Options
@@ -150,6 +151,23 @@ def download(options: Options, how: DownloadOptions, retry_failed: int = 0) -> I
     for part in options.parts:
         with _index_of(options, part) as index:
             yield part, download_part(options.data, part, how, options.filters, retry_failed, index=index)
+
+
+def forecast_download(options: Options, how: DownloadOptions, retry_failed: int = 0) -> Forecast:
+    """Say what `download` would do with the same arguments.
+
+    Raises:
+        NotPrepared: a part has no index.
+    """
+    from laion_face_builder.download.download_forecast import PartForecast, forecast_part, forecast_parts
+
+    require_prepared(options)
+
+    def forecast_of(part: int) -> PartForecast:
+        with _index_of(options, part) as index:
+            return forecast_part(options.data, part, how, options.filters, retry_failed, index=index)
+
+    return forecast_parts(options.data, options.parts, forecast_of)
 
 
 def _index_of(options: Options, part: int) -> IndexPart:

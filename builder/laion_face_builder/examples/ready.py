@@ -7,7 +7,6 @@ imported, if nothing is missing: the first example of a stream comes soon.
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from laion_face_builder.download.adopt import part_folder
 from laion_face_builder.errors import NotPrepared
 from laion_face_builder.examples import parts
 from laion_face_builder.examples.commands import command, listed
-from laion_face_builder.files import human_size
+from laion_face_builder.files import disk_free, human_size
 from laion_face_builder.options import IMAGE_MODES, Options
 
 logger = logging.getLogger("laion_face")
@@ -113,6 +112,4 @@ def _no_pictures(options: Options, missing: Sequence[int]) -> NotPrepared:
 
 
 def _free(folder: Path) -> str:
-    while not folder.exists():
-        folder = folder.parent
-    return human_size(shutil.disk_usage(folder).free)
+    return human_size(disk_free(folder))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
@@ -47,19 +48,64 @@ def copy_parts(data: DataDir, parts: Sequence[int], place: str, token: str | Non
             bar.update()
 
 
-def _copy_part(data: DataDir, part: int, place: str, token: str | None) -> None:
-    target = data.index(part)
-    with IndexPart.open(find_published(place, part, token), token) as source:
-        fingerprint = copied_fingerprint(source, part)
-    ours = read_fingerprint(target)
-    if ours == fingerprint:
-        return
-    if ours is not None and has_pictures(data, part):
+@dataclass(frozen=True)
+class CopyPlan:
+    """One part: what lies in DATA_DIR, and what the published index has.
+
+    Attributes:
+        place: where that is.
+        ours: what the local index was made from; None if there is none.
+        theirs: what the copy would carry.
+        size: compressed bytes of the part's rows, as they lie there.
+        is_remote: whether these come over the network.
+    """
+
+    data: DataDir
+    part: int
+    place: str
+    ours: Fingerprint | None
+    theirs: Fingerprint
+    size: int
+    is_remote: bool
+
+    @classmethod
+    def of(cls, data: DataDir, part: int, place: str, token: str | None) -> CopyPlan:
+        """Looks both up; of the published one footers are read.
+
+        Raises:
+            SourceError: the part is not there, or cannot be had; BadFile: it is no index.
+        """
+        with IndexPart.open(find_published(place, part, token), token) as source:
+            theirs = copied_fingerprint(source, part)
+            size, is_remote = sum(source.row_group_bytes), "://" in source.address
+        return cls(data, part, place, read_fingerprint(data.index(part)), theirs, size, is_remote)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it is there already."""
+        return self.ours == self.theirs
+
+    def refuse_conflict(self) -> None:
+        """Keep pictures that were downloaded for the index that is there.
+
+        Raises:
+            StateConflict: it is another one.
+        """
+        if self.is_done or self.ours is None or not has_pictures(self.data, self.part):
+            return
         raise StateConflict(
-            f"{target}: pictures were downloaded for it, and it is not the part that {place} has. Name the sources "
-            f"that it was made from, or move {data.tars(part)} and {data.sidecar(part).name} away to start this part "
-            "anew."
+            f"{self.data.index(self.part)}: pictures were downloaded for it, and it is not the part that {self.place} "
+            f"has. Name the sources that it was made from, or move {self.data.tars(self.part)} and "
+            f"{self.data.sidecar(self.part).name} away to start this part anew."
         )
+
+
+def _copy_part(data: DataDir, part: int, place: str, token: str | None) -> None:
+    plan = CopyPlan.of(data, part, place, token)
+    plan.refuse_conflict()
+    if plan.is_done:
+        return
+    target = data.index(part)
     remove_partials(target.parent, target.name)
     proof_path(target).unlink(missing_ok=True)  # It speaks of the index that is replaced.
     rows = copy_index(target, place, part, token)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from laion_face_builder.errors import LaionFaceError
-from laion_face_builder.files import human_size
+from laion_face_builder.files import disk_free, human_size
 from laion_face_builder.index.plan import PartPlan
+from laion_face_builder.index.staged import is_staged, staged_file, staging_folder
 from laion_face_builder.layout import ALL_PARTS, DataDir
 from laion_face_builder.upstream.kinds import CONVERTED
 from laion_face_builder.upstream.source_files import RemoteFile
@@ -30,7 +29,8 @@ class Costs:
 
     Attributes:
         downloads: what is fetched, by what it is: bytes still missing of each file, None if unknown.
-        read: bytes of whole metadata that have to be read, from here or afar; 0 if it is by part.
+        read: bytes of whole metadata that have to be read, from here or afar, less the files whose rows wait already; 0
+            if it is by part.
         files: how many files that is.
         written: bytes of all that is written, roughly.
     """
@@ -50,54 +50,90 @@ class Costs:
         indexed = [job for job in jobs if job.lacks_index]
         metadata = {file.name: file for job in indexed for file in job.metadata.files}
         is_whole = bool(indexed) and indexed[0].metadata.is_whole
-        kinds = {"ids": id_lists, "detections": detections, "metadata": metadata}
+        unread = _unstaged(indexed) if is_whole else list(metadata.values())
+        to_fetch = {"ids": [*id_lists.values()], "detections": [*detections.values()], "metadata": unread}
         share = len(indexed) / len(ALL_PARTS) if is_whole else 1.0
-        written = sum(_written(kind, file) for kind, files in kinds.items() for file in files.values())
+        written = sum(_written(kind, file) for kind in ("ids", "detections") for file in to_fetch[kind])
+        written += share * sum(_written("metadata", file) for file in metadata.values())
         # Rows of whole metadata are written twice: while they wait, and in the index.
-        written += sum(_written("metadata", file) for file in metadata.values()) * (2 * share - 1 if is_whole else 0)
+        written += share * sum(_written("metadata", file) for file in unread) if is_whole else 0
         return cls(
             tuple(job.part for job in jobs),
-            {kind: [file.missing(sources) for file in files.values()] for kind, files in kinds.items()},
-            sum(file.size or 0 for file in metadata.values()) if is_whole else 0,
-            len(metadata),
+            {kind: [file.missing(sources) for file in files] for kind, files in to_fetch.items()},
+            sum(file.size or 0 for file in unread) if is_whole else 0,
+            len(unread),
             int(written),
         )
 
-    def check_room(self, data: DataDir, discard_sources: bool, side_by_side: int) -> None:
-        """Say the sizes, and stop if they do not fit.
+    @property
+    def fetched(self) -> int:
+        """Bytes to download, of the files whose size is stated."""
+        return sum(size or 0 for some in self.downloads.values() for size in some)
+
+    @property
+    def is_stated(self) -> bool:
+        """Whether all sizes are."""
+        return not any(None in some for some in self.downloads.values())
+
+    def most_written(self, discard_sources: bool, side_by_side: int) -> int:
+        """Bytes that are on the disk at the same time.
 
         Args:
             side_by_side: files that are there at the same time at least.
+        """
+        sizes = sorted((size or 0 for some in self.downloads.values() for size in some), reverse=True)
+        return self.written + sum(sizes[:side_by_side] if discard_sources else sizes)
+
+    def say(self, data: DataDir) -> None:
+        """Say the sizes."""
+        logger.info(
+            "parts %s: %s to download; ids, faces and index take about %s; %s free at %s",
+            ", ".join(map(str, self.parts)),
+            self.to_download(),
+            human_size(self.written),
+            human_size(disk_free(data.root)),
+            data.root,
+        )
+        if self.read:
+            logger.info("%s", self.to_read())
+
+    def to_download(self) -> str:
+        """Say what is downloaded of each kind."""
+        return ", ".join(f"{kind} {_total(some)}" for kind, some in self.downloads.items())
+
+    def to_read(self) -> str:
+        """Say what whole metadata takes."""
+        parts = f"{len(self.parts)} {'part' if len(self.parts) == 1 else 'parts'}"
+        files = f"{human_size(self.read)} in {self.files} files of metadata"
+        return f"{files} are read for {parts}; all {len(ALL_PARTS)} cost no more"
+
+    def check_room(self, data: DataDir, discard_sources: bool, side_by_side: int) -> None:
+        """Stop if all that does not fit.
 
         Raises:
             LaionFaceError: the disk has no room.
         """
-        sizes = sorted((size or 0 for some in self.downloads.values() for size in some), reverse=True)
-        needed = self.written + sum(sizes[:side_by_side] if discard_sources else sizes)
-        free = shutil.disk_usage(_existing(data.root)).free
-        logger.info(
-            "parts %s: %s to download; ids, faces and index take about %s; %s free at %s",
-            ", ".join(map(str, self.parts)),
-            ", ".join(f"{kind} {_total(some)}" for kind, some in self.downloads.items()),
-            human_size(self.written),
-            human_size(free),
-            data.root,
-        )
-        if self.read:
-            logger.info(
-                "%s in %d files of metadata are read for %d %s; all %d cost no more",
-                human_size(self.read),
-                self.files,
-                len(self.parts),
-                "part" if len(self.parts) == 1 else "parts",
-                len(ALL_PARTS),
-            )
+        needed, free = self.most_written(discard_sources, side_by_side), disk_free(data.root)
         if needed > free:
             hint = "" if discard_sources else ", free each source once it is used (--discard-sources)"
             raise LaionFaceError(
-                f"{data.root}: about {human_size(needed)} are needed ({human_size(sum(sizes))} to download), "
+                f"{data.root}: about {human_size(needed)} are needed ({human_size(self.fetched)} to download), "
                 f"{human_size(free)} are free. Name another --data-dir, fewer --parts{hint}, or make room."
             )
+
+
+def _unstaged(jobs: Sequence[PartPlan]) -> list[RemoteFile]:
+    """The files of whole metadata that a pass for these parts has to read: not those whose rows wait already."""
+    first, staging = jobs[0], jobs[0].data.staging
+    files = first.metadata.files
+    if not staging.exists() or (ids := first.content(first.id_list)) is None:
+        return list(files)
+    folder, parts = staging_folder(staging, ids, [job.part for job in jobs])
+
+    def waits(number: int, file: RemoteFile) -> bool:
+        return is_staged(staged_file(folder, number), ids, parts, lambda: first.content(file))
+
+    return [file for number, file in enumerate(files) if not waits(number, file)]
 
 
 def _written(kind: str, file: RemoteFile) -> float:
@@ -109,7 +145,3 @@ def _total(sizes: Iterable[int | None]) -> str:
     sizes = list(sizes)
     known = human_size(sum(size for size in sizes if size is not None))
     return f"{known} and more (not all sizes are stated)" if None in sizes else known
-
-
-def _existing(folder: Path) -> Path:
-    return next(path for path in (folder, *folder.parents) if path.exists())

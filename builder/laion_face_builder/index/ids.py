@@ -48,7 +48,7 @@ def write_ids(pth: Path, data: DataDir, parts: Sequence[int], source_version: st
         UnsafePickle, BadFile: `pth` is not a list of ids for 32 parts; the message names the part and the value.
     """
     with locked(data.ids(0).parent / "all"):
-        missing = [part for part in parts if read_fingerprint(data.ids(part)) != ids_fingerprint(part, source_version)]
+        missing = [part for part in parts if lacks_ids(data, part, source_version)]
         if not missing:
             return
         remove_partials(data.ids(0).parent)
@@ -57,6 +57,12 @@ def write_ids(pth: Path, data: DataDir, parts: Sequence[int], source_version: st
         for part in missing:
             ids = sorted_ids(pth, part, by_part.pop(part))
             _write(data.ids(part), ids, ids_fingerprint(part, source_version))
+
+
+def lacks_ids(data: DataDir, part: int, source_version: str | None) -> bool:
+    """Whether a part's ids are not there, or not from this source; None is a source that is not known yet."""
+    ours = read_fingerprint(data.ids(part))
+    return ours is None or source_version is None or ours != ids_fingerprint(part, source_version)
 
 
 def read_ids(path: Path) -> np.ndarray:

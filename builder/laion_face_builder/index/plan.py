@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,9 +34,9 @@ class Metadata:
     files: tuple[RemoteFile, ...]
     is_whole: bool
 
-    def content(self, sources: Path) -> str | None:
+    def content(self, sources: Path, *, remember: bool = True) -> str | None:
         """What the bytes are, in order; None if that is not known before they have been fetched."""
-        contents = [file.content(sources) for file in self.files]
+        contents = [file.content(sources, remember=remember) for file in self.files]
         if None in contents:
             return None
         return f"whole:{digest(contents, 64)}" if self.is_whole else contents[0]
@@ -44,32 +44,40 @@ class Metadata:
 
 @dataclass(frozen=True)
 class PartPlan:
-    """One part: its upstream files, looked up, and our files that are made of them."""
+    """One part: its upstream files, looked up, and our files that are made of them.
+
+    Attributes:
+        is_dry: nothing is written, not even notes of what upstream's files contain.
+    """
 
     data: DataDir
     part: int
     id_list: RemoteFile
     detections: RemoteFile
     metadata: Metadata
+    is_dry: bool = False
+
+    def content(self, of: RemoteFile | Metadata) -> str | None:
+        """What the bytes of a source are; None before that is known."""
+        return of.content(self.data.sources, remember=not self.is_dry)
 
     @property
     def ids_fingerprint(self) -> Fingerprint | None:
         """Of ids/part-000NN.parquet; None before it is known what is in the sources, like the other two."""
-        content = self.id_list.content(self.data.sources)
+        content = self.content(self.id_list)
         return ids_fingerprint(self.part, content) if content else None
 
     @property
     def faces_fingerprint(self) -> Fingerprint | None:
         """Of faces/part-000NN.parquet."""
-        content = self.detections.content(self.data.sources)
+        content = self.content(self.detections)
         return faces_fingerprint(self.part, content) if content else None
 
     @property
     def index_fingerprint(self) -> Fingerprint | None:
         """Of index/part-000NN.parquet."""
-        sources = self.data.sources
-        ids, faces = self.id_list.content(sources), self.detections.content(sources)
-        metadata = self.metadata.content(sources)
+        ids, faces = self.content(self.id_list), self.content(self.detections)
+        metadata = self.content(self.metadata)
         if ids and faces and metadata:
             return index_fingerprint(self.part, ids=ids, faces=faces, metadata=metadata)
         return None
@@ -77,17 +85,17 @@ class PartPlan:
     @property
     def lacks_ids(self) -> bool:
         """Whether the ids have to be made, as far as is known."""
-        return not _is_made(self.data.ids(self.part), self.ids_fingerprint)
+        return not _is_made(self.data.ids(self.part), lambda: self.ids_fingerprint)
 
     @property
     def lacks_faces(self) -> bool:
         """Whether the faces have to be made."""
-        return not _is_made(self.data.faces(self.part), self.faces_fingerprint)
+        return not _is_made(self.data.faces(self.part), lambda: self.faces_fingerprint)
 
     @property
     def lacks_index(self) -> bool:
         """Whether the index has to be made."""
-        return not _is_made(self.data.index(self.part), self.index_fingerprint)
+        return not _is_made(self.data.index(self.part), lambda: self.index_fingerprint)
 
     @property
     def is_done(self) -> bool:
@@ -105,13 +113,25 @@ class PartPlan:
         ours = read_fingerprint(self.data.index(self.part))
         if ours is None or ours == new:
             return
-        changed = ", ".join(f"{key} {ours.get(key)} -> {new[key]}" for key in new if ours.get(key) != new[key])
         raise StateConflict(
-            f"{self.data.index(self.part)}: made from other sources than those named now ({changed}), and pictures "
-            "were downloaded for it. Either name the old sources again (source_repo, source_revision, metadata), or "
-            f"move {self.data.tars(self.part)}, {self.data.images_fingerprint(self.part).name} and "
+            f"{self.data.index(self.part)}: made from other sources than those named now ({changes(ours, new)}), and "
+            "pictures were downloaded for it. Either name the old sources again (source_repo, source_revision, "
+            f"metadata), or move {self.data.tars(self.part)}, {self.data.images_fingerprint(self.part).name} and "
             f"{self.data.sidecar(self.part).name} away to start this part anew."
         )
+
+
+@dataclass(frozen=True)
+class Passed:
+    """A part that is used as it is, and why nobody looks closer."""
+
+    part: int
+    why: str
+
+
+def changes(ours: Fingerprint, new: Fingerprint) -> str:
+    """What a file was made from, and is to be made from now."""
+    return ", ".join(f"{key} {ours.get(key)} -> {new[key]}" for key in new if ours.get(key) != new[key])
 
 
 def has_pictures(data: DataDir, part: int) -> bool:
@@ -120,10 +140,28 @@ def has_pictures(data: DataDir, part: int) -> bool:
 
 
 def plan_parts(data: DataDir, parts: Sequence[int], upstream: Upstream) -> list[PartPlan]:
-    """Look up what upstream has for each part, without the parts that are used as they are.
+    """Look up what upstream has for each part, without the parts that are used as they are; says which those are.
 
-    These are parts that are there already, of which upstream does not say whether they are still up to date; and those
+    Raises:
+        SourceError: a source cannot be had for a part that is not there.
+    """
+    found = look_up_parts(data, parts, upstream)
+    for one in found:
+        if isinstance(one, Passed):
+            logger.warning("part %d is prepared and is used as it is; %s", one.part, one.why)
+    return [one for one in found if isinstance(one, PartPlan)]
+
+
+def look_up_parts(
+    data: DataDir, parts: Sequence[int], upstream: Upstream, *, is_dry: bool = False
+) -> list[PartPlan | Passed]:
+    """Look up what upstream has for each part.
+
+    Passed are parts that are there already, of which upstream does not say whether they are still up to date; and those
     with pictures that an earlier version of this program joined from the same sources.
+
+    Args:
+        is_dry: see `PartPlan`.
 
     Raises:
         SourceError: a source cannot be had for a part that is not there.
@@ -131,30 +169,27 @@ def plan_parts(data: DataDir, parts: Sequence[int], upstream: Upstream) -> list[
     try:
         id_list = upstream.id_list()
     except SourceError as error:
-        for part in parts:
-            _reuse(data, part, {}, error)
-        return []
-    found = [_plan(data, part, upstream, id_list) for part in parts]
-    return [plan for plan in found if plan is not None and not _is_of_earlier_version(plan)]
+        return [_reuse(data, part, {}, error) for part in parts]
+    return [_look_up(data, part, upstream, id_list, is_dry) for part in parts]
 
 
-def _plan(data: DataDir, part: int, upstream: Upstream, id_list: RemoteFile) -> PartPlan | None:
-    known = {"ids": id_list.content(data.sources)}
+def _look_up(data: DataDir, part: int, upstream: Upstream, id_list: RemoteFile, is_dry: bool) -> PartPlan | Passed:
+    known = {"ids": id_list}
     try:
-        detections = upstream.detections(part)
-        known["faces"] = detections.content(data.sources)
+        known["faces"] = detections = upstream.detections(part)
         source = upstream.metadata_source()
         if isinstance(source, Whole):
             metadata = Metadata(source.where, source.files, is_whole=True)
         else:
             metadata = Metadata(source.where, (source.part(part),), is_whole=False)
-        return PartPlan(data, part, id_list, detections, metadata)
     except SourceError as error:
-        _reuse(data, part, known, error)
-        return None
+        contents = {kind: file.content(data.sources, remember=not is_dry) for kind, file in known.items()}
+        return _reuse(data, part, contents, error)
+    plan = PartPlan(data, part, id_list, detections, metadata, is_dry)
+    return _of_earlier_version(plan) or plan
 
 
-def _reuse(data: DataDir, part: int, known: dict[str, str | None], error: SourceError) -> None:
+def _reuse(data: DataDir, part: int, known: dict[str, str | None], error: SourceError) -> Passed:
     """Lets a part pass that is there, and not from other sources as far as they are known.
 
     Raises:
@@ -163,32 +198,28 @@ def _reuse(data: DataDir, part: int, known: dict[str, str | None], error: Source
     ours = read_fingerprint(data.index(part))
     if ours is None or any(content and ours.get(kind) != content for kind, content in known.items()):
         raise error
-    logger.warning(
-        "part %d is prepared and is used as it is; whether its sources changed is not known: %s", part, error
-    )
+    return Passed(part, f"whether its sources changed is not known: {error}")
 
 
-def _is_of_earlier_version(plan: PartPlan) -> bool:
-    """Whether the index is of the same sources, joined as earlier versions did, and has pictures that belong to it."""
+def _of_earlier_version(plan: PartPlan) -> Passed | None:
+    """Lets an index pass that is of the same sources, joined as earlier versions did, and has pictures of its own."""
     ours = read_fingerprint(plan.data.index(plan.part))
     if ours is None or "join" in ours or not has_pictures(plan.data, plan.part):
-        return False
-    sources = plan.data.sources
-    ids, faces = plan.id_list.content(sources), plan.detections.content(sources)
-    metadata = plan.metadata.content(sources)
+        return None
+    ids, faces, metadata = plan.content(plan.id_list), plan.content(plan.detections), plan.content(plan.metadata)
     # Earlier versions knew the metadata by their footers, if they were not the Hub's: these say nothing now.
     is_known = not str(ours.get("metadata")).startswith(("footer:", "etag:", "modified:"))
     if (ours.get("ids"), ours.get("faces")) != (ids, faces) or (is_known and ours.get("metadata") != metadata):
-        return False
-    logger.warning(
-        "part %d was prepared by an earlier version and has pictures: it is used as it is, without a proof of its "
-        "join. To make it anew, move %s and %s away.",
+        return None
+    return Passed(
         plan.part,
-        plan.data.index(plan.part),
-        plan.data.tars(plan.part),
+        "it was prepared by an earlier version and has pictures, and there is no proof of its join. To make it anew, "
+        f"move {plan.data.index(plan.part)} and {plan.data.tars(plan.part)} away.",
     )
-    return True
 
 
-def _is_made(path: Path, fingerprint: Fingerprint | None) -> bool:
-    return fingerprint is not None and read_fingerprint(path) == fingerprint
+def _is_made(path: Path, fingerprint: Callable[[], Fingerprint | None]) -> bool:
+    """Whether the file is there, made from what it is to be made from; that is only asked for if the file is there."""
+    if not path.exists() or (wanted := fingerprint()) is None:
+        return False
+    return read_fingerprint(path) == wanted

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from laion_face_builder.errors import OptionError
-from laion_face_builder.files import locked, locked_if_free, read_fingerprint, remove_partials
+from laion_face_builder.files import locked, locked_if_free, remove_partials
 from laion_face_builder.index.costs import Costs
 from laion_face_builder.index.detections import write_faces
 from laion_face_builder.index.faces import FaceTable
@@ -28,12 +28,14 @@ from laion_face_builder.index.join import join
 from laion_face_builder.index.part_ids import PartIds
 from laion_face_builder.index.plan import PartPlan, plan_parts
 from laion_face_builder.index.staged import (
-    parts_in,
+    is_staged,
     rows_of_part,
     stage,
+    staged_file,
     staged_fingerprint,
     staged_rows,
     staging_folder,
+    written_by_now,
 )
 from laion_face_builder.index.writer import proof_path, write_index
 from laion_face_builder.layout import ALL_PARTS, DataDir
@@ -72,21 +74,32 @@ def prepare(
         StateConflict: pictures were downloaded for an index from other sources.
         LaionFaceError: the disk has no room.
     """
-    if processes is not None and processes < 1:
-        raise OptionError(f"processes={processes}: expected 1 or more")
-    run = _Run(data, discard_sources, processes or min(cores(), MOST_AT_ONCE))
+    run = _Run(data, discard_sources, at_once(processes))
     plans = plan_parts(data, parts, upstream)
     jobs = [plan for plan in plans if not plan.is_done]
     for job in jobs:
         job.refuse_conflict()
     if jobs:
-        Costs.of(jobs).check_room(data, discard_sources, run.processes)
+        costs = Costs.of(jobs)
+        costs.say(data)
+        costs.check_room(data, discard_sources, run.processes)
         run.make_ids(jobs)
         run.make_parts(jobs)
     elif plans:
         logger.info("parts %s: prepared, nothing to do", ", ".join(str(plan.part) for plan in plans))
     run.free_staged()
     run.discard(file for plan in plans for file in (plan.id_list, plan.detections, *plan.metadata.files))
+
+
+def at_once(processes: int | None) -> int:
+    """How many files, and parts, are worked on at the same time.
+
+    Raises:
+        OptionError: `processes` is less than 1.
+    """
+    if processes is not None and processes < 1:
+        raise OptionError(f"processes={processes}: expected 1 or more")
+    return processes or min(cores(), MOST_AT_ONCE)
 
 
 class _Run:
@@ -125,9 +138,11 @@ class _Run:
         if not self._data.staging.exists():
             return
         with locked_if_free(self._data.staging) as is_ours:
-            for folder in list(self._data.staging.glob("*-????????")) if is_ours else ():
-                if all(self._data.index(part).exists() for part in parts_in(folder)):
-                    shutil.rmtree(folder)
+            for folder in written_by_now(self._data.staging, self._is_written) if is_ours else ():
+                shutil.rmtree(folder)
+
+    def _is_written(self, part: int) -> bool:
+        return self._data.index(part).exists()
 
     def _from_whole(self, jobs: Sequence[PartPlan]) -> None:
         with locked(self._data.staging, f"waiting for another run that reads the metadata into {self._data.root}"):
@@ -155,9 +170,8 @@ class _Run:
 
         def work(numbered: tuple[int, RemoteFile]) -> Path:
             number, file = numbered
-            target = folder / f"{number:05d}.parquet"
-            known = file.content(self._data.sources)
-            if known is None or read_fingerprint(target) != staged_fingerprint(ids, parts, known):
+            target = staged_file(folder, number)
+            if not is_staged(target, ids, parts, lambda: file.content(self._data.sources)):
                 path, content = self._read(file)
                 stage(target, path, lookup, staged_fingerprint(ids, parts, content))
             self.discard([file])

@@ -12,14 +12,14 @@ go once the last part is written.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from laion_face_builder.files import Fingerprint, digest, make_fingerprint, stamped, written_whole
+from laion_face_builder.files import Fingerprint, digest, make_fingerprint, read_fingerprint, stamped, written_whole
 from laion_face_builder.index.metadata import ROW_SCHEMA, open_metadata
 from laion_face_builder.index.part_ids import PartIds
 from laion_face_builder.layout import ALL_PARTS
@@ -34,6 +34,23 @@ _MOST_HELD = 1 << 16
 def staged_fingerprint(ids: str, parts: Sequence[int], metadata: str) -> Fingerprint:
     """Name what a staged file is made from: the contents of the id list and of the metadata file, and the parts."""
     return make_fingerprint("staged", ids=ids, parts=list(parts), metadata=metadata)
+
+
+def is_staged(target: Path, ids: str, parts: Sequence[int], metadata: Callable[[], str | None]) -> bool:
+    """Tell whether the rows of a metadata file wait already; what is in the file is asked for only if there are any."""
+    if not target.exists() or (content := metadata()) is None:
+        return False
+    return read_fingerprint(target) == staged_fingerprint(ids, parts, content)
+
+
+def staged_file(folder: Path, number: int) -> Path:
+    """Name the file in which the rows of a metadata file wait."""
+    return folder / f"{number:05d}.parquet"
+
+
+def written_by_now(root: Path, is_written: Callable[[int], bool]) -> list[Path]:
+    """Name the folders whose parts are all written, so that nothing waits there any more."""
+    return [folder for folder in root.glob("*-????????") if all(map(is_written, parts_in(folder)))]
 
 
 def staging_folder(root: Path, ids: str, parts: Sequence[int]) -> tuple[Path, tuple[int, ...]]:

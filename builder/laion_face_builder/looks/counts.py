@@ -52,8 +52,7 @@ def count(options: Options) -> Stats:
     Raises:
         OptionError: images="download"; StateConflict: pictures were downloaded for another index.
     """
-    if options.images == "download":
-        raise OptionError("images='download': run `laion-face download` first; stats reads what is there")
+    refuse_download(options)
     total, by_part = PartStats(), {}
     with tqdm(total=len(options.parts), desc="counting", unit=" parts", disable=None, file=sys.stderr) as bar:
         for part in options.parts:
@@ -64,6 +63,12 @@ def count(options: Options) -> Stats:
             total.keep_hosts()
             bar.update()
     return Stats(options, total, by_part)
+
+
+def refuse_download(options: Options) -> None:
+    """Raises OptionError for images="download"."""
+    if options.images == "download":
+        raise OptionError("images='download': run `laion-face download` first; stats reads what is there")
 
 
 def _count_part(options: Options, part: int) -> PartStats:

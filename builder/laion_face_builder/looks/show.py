@@ -68,9 +68,7 @@ def show(options: Options, wanted: Sheet) -> list[Path]:
     Raises:
         OptionError: see `Sheet.files`; images="download" is the business of `laion-face download`.
     """
-    files = wanted.files
-    if options.images == "download":
-        raise OptionError("images='download': run `laion-face download` first; show reads what is there, or fetches")
+    files = files_of(options, wanted)
     examples, counts = take(options, wanted.count)
     if not examples:
         logger.warning("no example to show: %s", counts)
@@ -78,6 +76,17 @@ def show(options: Options, wanted: Sheet) -> list[Path]:
         with written_whole(file) as partial:
             partial.write_bytes(_drawn(file, examples, counts, wanted))
     return files
+
+
+def files_of(options: Options, wanted: Sheet) -> list[Path]:
+    """The files that `show` writes.
+
+    Raises:
+        OptionError: see `show`.
+    """
+    if options.images == "download":
+        raise OptionError("images='download': run `laion-face download` first; show reads what is there, or fetches")
+    return wanted.files
 
 
 def take(options: Options, count: int) -> tuple[list[Example], Report]:

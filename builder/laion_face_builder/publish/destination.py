@@ -123,6 +123,10 @@ class Destination(Protocol):
         """
         ...
 
+    def lacks(self, files: Sequence[Outgoing]) -> list[Outgoing]:
+        """Those of `files` that `send` would put there; nothing is made or changed."""
+        ...
+
     def remove(self, names: Sequence[str], message: str) -> None:
         """Takes away files of an earlier publish, in one commit; names that are not there are passed over."""
         ...

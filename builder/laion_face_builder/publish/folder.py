@@ -49,12 +49,16 @@ class FolderDestination:
         with self._writing():
             for folder in {(self.path / file.name).parent for file in files}:
                 remove_partials(folder)
-            left = sorted(missing(files, self._measured(files)), key=lambda file: file.name == "README.md")
+            left = sorted(self.lacks(files), key=lambda file: file.name == "README.md")
             total = sum(file.size for file in left)
             with tqdm(total=total, desc=message, unit="B", unit_scale=True, disable=None, file=sys.stderr) as bar:
                 for file in left:
                     self._copy(file, bar)
         return total
+
+    def lacks(self, files: Sequence[Outgoing]) -> list[Outgoing]:
+        """Those that are not there, or are other bytes; reads files of the same name and size."""
+        return missing(files, self._measured(files))
 
     def remove(self, names: Sequence[str], message: str) -> None:
         """Deletes the files, and folders that are empty then.

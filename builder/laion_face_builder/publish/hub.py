@@ -96,6 +96,14 @@ class HubDestination:
             self._commit(lambda held: [additions[file.name] for file in missing(left, held)], left, message)
         return sum(file.size for file in left)
 
+    def lacks(self, files: Sequence[Outgoing]) -> list[Outgoing]:
+        """Those that are not there, by what the Hub states.
+
+        Raises:
+            PublishError: no answer, or no access.
+        """
+        return missing(files, self._stated(files, self._head()))
+
     def remove(self, names: Sequence[str], message: str) -> None:
         """Commits that those of `names` that are there are gone.
 

@@ -23,18 +23,27 @@ Made = tuple[Entry, Path]
 
 def made_index(options: Options, part: int, staging: Staging, is_held: IsHeld) -> Iterator[Made]:
     """The part's one file: the prepared one itself, if it can be published as it is."""
+    with IndexPart.open(options.data.index(part)) as index:
+        path, known = known_index(options, part, index, staging, is_held)
+        if known is None:
+            if path != options.data.index(part):
+                write_published(path, index, options.filters)
+            known = measured(path, index_name(part), part, (0, index.num_rows))
+            staging.note(known)
+    yield known, path
+
+
+def known_index(
+    options: Options, part: int, index: IndexPart, staging: Staging, is_held: IsHeld
+) -> tuple[Path, Entry | None]:
+    """Where the part's one file lies or will lie, and what it is if it is known from an earlier run."""
     source, name = options.data.index(part), index_name(part)
     as_it_is = is_publishable(source, options.filters)
     path = source if as_it_is else staging.path(name)
-    with IndexPart.open(source) as index:
-        fingerprint = published_fingerprint(index, options.filters)
-        known = _known(staging, name, fingerprint, path, is_held)
-        if known is None or (as_it_is and known.size != path.stat().st_size):
-            if not as_it_is:
-                write_published(path, index, options.filters)
-            known = measured(path, name, part, (0, index.num_rows))
-            staging.note(known)
-    yield known, path
+    known = _known(staging, name, published_fingerprint(index, options.filters), path, is_held)
+    if known is not None and as_it_is and known.size != path.stat().st_size:
+        return path, None
+    return path, known
 
 
 def made_examples(options: Options, part: int, bounds: Bounds, staging: Staging, is_held: IsHeld) -> Iterator[Made]:
@@ -43,29 +52,50 @@ def made_examples(options: Options, part: int, bounds: Bounds, staging: Staging,
     with IndexPart.open(options.data.index(part)) as index:
         rows = index.num_rows
     start, number = 0, 0
+    for entry in known_examples(part, fingerprint, rows, staging, is_held):
+        start, number = entry.stop, number + 1
+        yield entry, staging.path(entry.name)
     writer: PartExamples | None = None
     while number == 0 or start < rows:
+        writer = writer or PartExamples(options, part, start, rows, bounds)
         name = examples_name(part, number)
         path = staging.path(name)
-        entry = _known(staging, name, fingerprint, path, is_held)
-        if writer is not None or entry is None or entry.first != start:
-            writer = writer or PartExamples(options, part, start, rows, bounds)
-            stop = writer.write(path, fingerprint)
-            entry = measured(path, name, part, (start, stop))
-            staging.note(entry)
-        start, number = entry.stop, number + 1
+        stop = writer.write(path, fingerprint)
+        entry = measured(path, name, part, (start, stop))
+        staging.note(entry)
+        start, number = stop, number + 1
         yield entry, path
+
+
+def known_examples(
+    part: int, fingerprint: Fingerprint, rows: int, staging: Staging, is_held: IsHeld
+) -> Iterator[Entry]:
+    """The part's first files, as far as they are known from an earlier run and follow one another."""
+    start, number = 0, 0
+    while number == 0 or start < rows:
+        name = examples_name(part, number)
+        entry = _known(staging, name, fingerprint, staging.path(name), is_held)
+        if entry is None or entry.first != start:
+            return
+        yield entry
+        start, number = entry.stop, number + 1
 
 
 def made_preview(options: Options, rows: int, staging: Staging, is_held: IsHeld) -> Iterator[Made]:
     """The preview's one file."""
     fingerprint, path = preview_fingerprint(options, rows), staging.path(PREVIEW_FILE)
-    entry = _known(staging, PREVIEW_FILE, fingerprint, path, is_held)
+    entry = known_preview(options, rows, staging, is_held)
     if entry is None:
         write_preview(path, options, rows, fingerprint)
         entry = measured(path, PREVIEW_FILE, -1, (0, 0))
         staging.note(entry)
     yield entry, path
+
+
+def known_preview(options: Options, rows: int, staging: Staging, is_held: IsHeld) -> Entry | None:
+    """The preview's file, if it is known from an earlier run."""
+    fingerprint = preview_fingerprint(options, rows)
+    return _known(staging, PREVIEW_FILE, fingerprint, staging.path(PREVIEW_FILE), is_held)
 
 
 def _known(staging: Staging, name: str, made_from: Fingerprint, path: Path, is_held: IsHeld) -> Entry | None:

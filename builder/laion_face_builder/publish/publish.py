@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -18,7 +18,7 @@ from laion_face_builder.files import human_size
 from laion_face_builder.options import Options
 from laion_face_builder.publish.card import card_of
 from laion_face_builder.publish.croissant import croissant_of
-from laion_face_builder.publish.destination import Destination, Outgoing, destination_at, is_folder
+from laion_face_builder.publish.destination import Destination, Held, Outgoing, destination_at, is_folder
 from laion_face_builder.publish.making import made_examples, made_index, made_preview
 from laion_face_builder.publish.manifest import CARD, CROISSANT, MANIFEST, PREVIEW_FILE, Entry, Manifest, is_ours
 from laion_face_builder.publish.place import Place
@@ -37,6 +37,20 @@ def publish(request: PublishRequest) -> Manifest:
         StateConflict: the target holds the other kind of files.
         SourceError: the Hub refuses or does not answer.
     """
+    options, destination, there = checked(request)
+    with Staging.at(request.data, address(request), request.kind, there) as staging:
+        job = _Job(request, options, destination, staging)
+        manifest = job.run(there)
+        staging.finish()
+    return manifest
+
+
+def checked(request: PublishRequest) -> tuple[Options, Destination, Manifest | None]:
+    """What is published, where it goes and what it holds already; refuses what cannot or may not be done.
+
+    Raises:
+        LaionFaceError: as `publish`, or the disk has no room.
+    """
     check_rights(request)
     options = options_of(request)
     check_room(request, options)
@@ -45,12 +59,7 @@ def publish(request: PublishRequest) -> Manifest:
     destination = destination_at(
         request.target, private=request.private, revision=request.revision, token=request.token
     )
-    there = _already_there(request)
-    with Staging.at(request.data, _address(request), request.kind, there) as staging:
-        job = _Job(request, options, destination, staging)
-        manifest = job.run(there)
-        staging.finish()
-    return manifest
+    return options, destination, _already_there(request)
 
 
 class _Job:
@@ -58,7 +67,7 @@ class _Job:
 
     def __init__(self, request: PublishRequest, options: Options, destination: Destination, staging: Staging) -> None:
         self._request, self._options, self._destination, self._staging = request, options, destination, staging
-        self._held = {name: (held.size, held.sha256) for name, held in destination.listing().items()}
+        self._held = holdings(destination.listing())
         self._waiting: list[Outgoing] = []
         self._sent = 0
 
@@ -67,7 +76,7 @@ class _Job:
         for entry in self._made():
             entries[entry.name] = entry
         self._flush()
-        kept = _kept(there, self._options.parts, bool(self._request.preview))
+        kept = kept_of(there, self._options.parts, bool(self._request.preview))
         manifest = Manifest(self._request.kind, {**kept, **entries})
         about = self._about(manifest)
         self._sent += self._destination.send(about, "Describe what is published")
@@ -102,8 +111,7 @@ class _Job:
 
     def _is_held(self, entry: Entry) -> bool:
         """Whether the target has this very file; where it states no SHA-256, the size and our own ledger must do."""
-        size, sha256 = self._held.get(entry.name, (-1, None))
-        return size == entry.size and sha256 in (None, entry.sha256)
+        return holds(self._held, entry)
 
     def _flush(self) -> None:
         if not self._waiting:
@@ -117,14 +125,7 @@ class _Job:
         self._waiting = []
 
     def _about(self, manifest: Manifest) -> list[Outgoing]:
-        """Manifest and card; the card last, since it is what `datasets` believes."""
-        shown = "path/to/this/folder" if is_folder(self._request.target) else self._request.target
-        texts = {
-            MANIFEST: manifest.as_text(),
-            CROISSANT: croissant_of(manifest),
-            CARD: card_of(manifest, shown),
-        }
-        return [self._text(name, text) for name, text in texts.items()]
+        return [self._text(name, text) for name, text in texts_about(self._request, manifest).items()]
 
     def _text(self, name: str, text: str) -> Outgoing:
         path = self._staging.path("about") / name
@@ -134,8 +135,7 @@ class _Job:
 
     def _remove(self, manifest: Manifest) -> None:
         """Files that an earlier publish left, finished or not, and that the card does not name."""
-        stale = sorted(name for name in self._held if is_ours(name) and name not in manifest.entries)
-        if stale:
+        if stale := stale_of(self._held, manifest.entries):
             self._destination.remove(stale, "Remove what is no longer published")
 
     def _check(self, manifest: Manifest, about: Sequence[Outgoing]) -> None:
@@ -157,6 +157,36 @@ class _Job:
         )
 
 
+#: Size of each file that the target has, and its SHA-256 where that is stated.
+Holdings = Mapping[str, tuple[int, str | None]]
+
+
+def holdings(listing: Mapping[str, Held]) -> dict[str, tuple[int, str | None]]:
+    """What the target has, by name."""
+    return {name: (held.size, held.sha256) for name, held in listing.items()}
+
+
+def holds(held: Holdings, entry: Entry) -> bool:
+    """Whether the target has this very file; where it states no SHA-256, the size and our own ledger must do."""
+    size, sha256 = held.get(entry.name, (-1, None))
+    return size == entry.size and sha256 in (None, entry.sha256)
+
+
+def stale_of(held: Iterable[str], published: Container[str]) -> list[str]:
+    """Files that an earlier publish left, finished or not, and that are not among those to be published."""
+    return sorted(name for name in held if is_ours(name) and name not in published)
+
+
+def texts_about(request: PublishRequest, manifest: Manifest) -> dict[str, str]:
+    """Manifest and card; the card last, since it is what `datasets` believes."""
+    shown = "path/to/this/folder" if is_folder(request.target) else request.target
+    return {
+        MANIFEST: manifest.as_text(),
+        CROISSANT: croissant_of(manifest),
+        CARD: card_of(manifest, shown),
+    }
+
+
 def _already_there(request: PublishRequest) -> Manifest | None:
     there = Place.at(request.target, request.revision, request.token).manifest()
     if there is not None and there.kind != request.kind:
@@ -165,7 +195,7 @@ def _already_there(request: PublishRequest) -> Manifest | None:
     return there
 
 
-def _kept(there: Manifest | None, parts: Sequence[int], new_preview: bool) -> dict[str, Entry]:
+def kept_of(there: Manifest | None, parts: Sequence[int], new_preview: bool) -> dict[str, Entry]:
     """What stays of an earlier publish: other parts, and its preview unless there is a new one."""
     if there is None:
         return {}
@@ -176,7 +206,8 @@ def _kept(there: Manifest | None, parts: Sequence[int], new_preview: bool) -> di
     }
 
 
-def _address(request: PublishRequest) -> str:
+def address(request: PublishRequest) -> str:
+    """Names the target, however it was written."""
     if is_folder(request.target):
         return str(Path(request.target).expanduser().absolute())
     return f"{request.target}@{request.revision or 'main'}"

@@ -33,11 +33,16 @@ class Staging:
     @contextmanager
     def at(cls, data: DataDir, target: str, kind: Kind, known: Manifest | None) -> Iterator[Staging]:
         """The folder for `target`, held against other processes until the block ends."""
-        root = data.root / "publish" / f"{kind}-{digest(target)}"
+        root = _folder(data, target, kind)
         with locked(root, waiting=f"waiting for another publish to {target}"):
             for folder in (root, root / "data", root / "preview"):
                 remove_partials(folder)
             yield cls(root, kind, known)
+
+    @classmethod
+    def seen(cls, data: DataDir, target: str, kind: Kind, known: Manifest | None) -> Staging:
+        """The folder for `target` as it is now, to be looked at only."""
+        return cls(_folder(data, target, kind), kind, known)
 
     def path(self, name: str) -> Path:
         """Where a file is made."""
@@ -64,3 +69,7 @@ class Staging:
     def _read(self) -> Manifest:
         ledger = self.root / MANIFEST
         return Manifest.from_text(ledger.read_bytes(), str(self.root)) if ledger.exists() else Manifest(self._kind)
+
+
+def _folder(data: DataDir, target: str, kind: Kind) -> Path:
+    return data.root / "publish" / f"{kind}-{digest(target)}"

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from laion_face_builder.errors import ChecksumError, SourceError
 from laion_face_builder.files import canonical_json, digest, locked, remove_partials, sha256_of, written_whole
+from laion_face_builder.upstream.hashes import known_sha256
 from laion_face_builder.upstream.retrying import TransientError, pause
 from laion_face_builder.upstream.source_files import RemoteFile
 
@@ -72,20 +73,25 @@ class CopiedFile(RemoteFile):
         return target
 
     def missing(self, folder: Path) -> int | None:
-        """The size less what is there."""
+        """The size less what is there, as far as `fetch` can go on with it."""
         target = self.place(folder)
         if self._is_checked(target):
             return 0
         if self.size is None:
             return None
-        return max(self.size - max(_size(target), _size(self._incomplete(target))), 0)
+        if _size(target) == self.size and not self._is_of_another_version(_note(target)):
+            return 0
+        come = _size(self._incomplete(target))
+        return self.size - come if come <= self.size else self.size
 
-    def content(self, folder: Path) -> str | None:
+    def content(self, folder: Path, *, remember: bool = True) -> str | None:
         """What upstream states, or what was found when the copy was checked."""
         if self.version.startswith("sha256:"):
             return self.version
         target = self.place(folder)
         if self._is_checked(target) and "sha256" not in self._noted(target):
+            if not remember:
+                return f"sha256:{known_sha256(target, folder, remember=False)}"
             with locked(target):  # A note of an earlier version of this program.
                 if self._is_checked(target):
                     self._remember(target)
@@ -193,12 +199,15 @@ class CopiedFile(RemoteFile):
     def _is_good(self, target: Path) -> bool:
         """Whether a copy that was not checked as it is now can be taken all the same."""
         noted = _note(target)
-        version = str(noted.get("version", self.version))
-        if version != self.version and version.partition(":")[0] == self.version.partition(":")[0]:
+        if self._is_of_another_version(noted):
             return False
         if "sha256" in self._noted(target):
             return bool(noted["sha256"] == sha256_of(target))
         return self.mismatch(target) is None
+
+    def _is_of_another_version(self, noted: dict[str, Any]) -> bool:
+        version = str(noted.get("version", self.version))
+        return version != self.version and version.partition(":")[0] == self.version.partition(":")[0]
 
     def _remember(self, target: Path) -> None:
         kind, _, stated = self.version.partition(":")

@@ -9,6 +9,7 @@ sources/.hashes/
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -22,8 +23,12 @@ logger = logging.getLogger("laion_face")
 _SAID = 100_000_000
 
 
-def known_sha256(path: Path, folder: Path) -> str:
-    """The SHA-256 of a file's bytes in hex, remembered below `folder` until its size or time of change is another."""
+def known_sha256(path: Path, folder: Path, *, remember: bool = True) -> str:
+    """The SHA-256 of a file's bytes in hex, remembered below `folder` until its size or time of change is another.
+
+    Args:
+        remember: False writes no note: what is not noted is then hashed once in this process.
+    """
     path = path.resolve()
     status = path.stat()
     seen = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
@@ -34,15 +39,30 @@ def known_sha256(path: Path, folder: Path) -> str:
             return str(known["sha256"])
     except (OSError, ValueError, KeyError, TypeError):
         pass  # Not hashed yet, or a note that cannot be read.
-    if status.st_size >= _SAID:
-        logger.info("hashing %s (%s), to know it again", path, human_size(status.st_size))
-    sha256 = sha256_of(path)
+    if not remember:
+        return _hashed_once(path, **seen)
+    sha256 = _hashed(path, status.st_size)
     with contextlib.suppress(OSError), written_whole(note) as partial:  # Without a note it is hashed again.
         partial.write_text(canonical_json({**seen, "sha256": sha256}))
     return sha256
 
 
+@functools.lru_cache(maxsize=1024)
+def _hashed_once(path: Path, size: int, mtime_ns: int) -> str:
+    return _hashed(path, size)
+
+
+def _hashed(path: Path, size: int) -> str:
+    if size >= _SAID:
+        logger.info("hashing %s (%s), to know it again", path, human_size(size))
+    return sha256_of(path)
+
+
 def git_hash(path: Path) -> str:
     """Git's name for small files that are not in LFS: SHA-1 of a header and the bytes."""
-    content = path.read_bytes()
+    return git_hash_of(path.read_bytes())
+
+
+def git_hash_of(content: bytes) -> str:
+    """The same of bytes that need not be a file yet."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()

@@ -63,9 +63,9 @@ class CachedFile(LocalFile):
                 )
         return self.path
 
-    def content(self, folder: Path) -> str:
+    def content(self, folder: Path, *, remember: bool = True) -> str:
         """What the Hub stated, else as of any local file."""
-        return self.version if self.version.startswith("sha256:") else super().content(folder)
+        return self.version if self.version.startswith("sha256:") else super().content(folder, remember=remember)
 
 
 @dataclass(frozen=True)

@@ -46,11 +46,12 @@ class RemoteFile(ABC):
         """Frees the copy below `folder`; does nothing for local files."""
 
     @abstractmethod
-    def content(self, folder: Path) -> str | None:
+    def content(self, folder: Path, *, remember: bool = True) -> str | None:
         """ "sha256:<hex>" of the bytes; None if that cannot be told before they have been fetched.
 
         Equal bytes are the same source, whatever they are called and wherever they lie. After `fetch` it is known, also
-        when the copy has been discarded since, until `version` changes. Notes are kept below `folder`.
+        when the copy has been discarded since, until `version` changes. Notes are kept below `folder`; False for
+        `remember` writes none.
         """
 
 
@@ -76,9 +77,9 @@ class LocalFile(RemoteFile):
     def discard(self, folder: Path) -> None:
         """Nothing: it is not ours."""
 
-    def content(self, folder: Path) -> str:
+    def content(self, folder: Path, *, remember: bool = True) -> str:
         """Hashed once, remembered until its size or time of change is another."""
-        return f"sha256:{known_sha256(self.path, folder)}"
+        return f"sha256:{known_sha256(self.path, folder, remember=remember)}"
 
 
 def local_file(path: Path) -> LocalFile:

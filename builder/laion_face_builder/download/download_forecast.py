@@ -1,0 +1,240 @@
+"""What downloading a part would do; see `forecast`. The same files decide as in the real run (`part`, `round`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from laion_face_builder.download.options import DownloadOptions
+from laion_face_builder.download.part import (
+    bytes_of,
+    check_space,
+    claimed,
+    has_plan,
+    refuse_impossible,
+    rounds_in_all,
+    sidecar_table,
+)
+from laion_face_builder.download.round import Round
+from laion_face_builder.download.rounds import (
+    PartFiles,
+    RowFilters,
+    Rows,
+    opened_index,
+    planned,
+    rows_of_round,
+    rows_to_fetch,
+    rows_to_retry,
+)
+from laion_face_builder.download.shards import refuse_foreign
+from laion_face_builder.download.sidecar import CheckedTar
+from laion_face_builder.errors import LaionFaceError
+from laion_face_builder.files import Fingerprint
+from laion_face_builder.forecast import Amount, Deed, Disk, Forecast, Step
+from laion_face_builder.index.reader import IndexPart
+from laion_face_builder.layout import DataDir
+
+
+@dataclass(frozen=True)
+class RoundForecast:
+    """What one round would do.
+
+    Attributes:
+        number: 0, or that of the retry.
+        pictures: those that are asked for; None where that shows only once the round before it has ended.
+        unchecked: those that are there and have not been looked through: what is not whole of them is asked for too.
+        shards: tars that are made.
+    """
+
+    number: int
+    pictures: int | None
+    unchecked: int = 0
+    shards: int = 0
+
+
+@dataclass(frozen=True)
+class PartForecast:
+    """What downloading one part would do.
+
+    Attributes:
+        rows: of its index.
+        wanted: those that pass the filters and can be fetched at all.
+        is_read: whether the rows were looked at; those of an index that lies elsewhere are not, and count as wanted.
+        is_begun: whether a download of this part has been started before.
+        rounds: in order; those that were finished before are among them, with nothing to do.
+        refusal: what it would end with, at a round of which the disk has no room or the folder cannot be used.
+    """
+
+    part: int
+    rows: int
+    wanted: int
+    is_read: bool
+    is_begun: bool
+    rounds: tuple[RoundForecast, ...]
+    refusal: LaionFaceError | None = None
+
+    @property
+    def pictures(self) -> int:
+        """All that are asked for, as far as that is known."""
+        return sum(one.pictures or 0 for one in self.rounds)
+
+    @property
+    def unchecked(self) -> int:
+        """All that are there and are looked through."""
+        return sum(one.unchecked for one in self.rounds)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether no more pictures can come."""
+        return self.is_read and not self.unchecked and all(one.pictures is not None for one in self.rounds)
+
+
+def forecast_part(
+    data: DataDir,
+    part: int,
+    options: DownloadOptions | None = None,
+    filters: RowFilters | None = None,
+    retry_failed: int = 0,
+    *,
+    index: IndexPart | None = None,
+) -> PartForecast:
+    """Say what `part.download_part` would do with the same arguments.
+
+    Raises:
+        NotPrepared, StateConflict, OptionError, BadFile: as `download_part` before it fetches anything.
+    """
+    options = options or DownloadOptions()
+    refuse_impossible(data, options)
+    files = PartFiles(data, part)
+    with opened_index(data, part, index) as rows:
+        made_with = claimed(files, rows, options, filters)
+        is_read = has_plan(files, made_with) or "://" not in rows.address
+        plan = _plan(files, rows, made_with, options, filters) if is_read else _everything(rows.num_rows)
+        rounds: list[RoundForecast] = []
+        refusal = None
+        try:
+            for one in _Rounds(files, options, made_with, plan).all(retry_failed):
+                rounds.append(one)
+        except LaionFaceError as error:
+            refusal = error
+    begun = data.images_fingerprint(part).exists()
+    return PartForecast(part, len(plan), len(rows_to_fetch(plan)), is_read, begun, tuple(rounds), refusal)
+
+
+def _plan(
+    files: PartFiles, index: IndexPart, made_with: Fingerprint, options: DownloadOptions, filters: RowFilters | None
+) -> pa.ChunkedArray:
+    if has_plan(files, made_with):
+        return pq.read_table(files.plan)["status"]
+    return pa.chunked_array(planned(index, filters, options.blur_faces), pa.string())
+
+
+def _everything(rows: int) -> pa.ChunkedArray:
+    return pa.chunked_array([pa.nulls(rows, pa.string())])
+
+
+@dataclass(frozen=True)
+class _Rounds:
+    """The walk through a part's rounds, as `part` goes through them."""
+
+    files: PartFiles
+    options: DownloadOptions
+    made_with: Fingerprint
+    plan: pa.ChunkedArray
+
+    def all(self, retry_failed: int) -> Iterator[RoundForecast]:
+        """What each round would do; raises what would end it after it was given."""
+        tars: list[CheckedTar] = []
+        is_known = True
+        for number in rounds_in_all(self.files, retry_failed):
+            rows = self._rows(number, tars if is_known else None)
+            if rows is None:
+                yield RoundForecast(number, None)
+                continue
+            if number and not len(rows):
+                return
+            this_round = Round(self.files, number, rows, self.options, self.made_with)
+            yield self._round(number, this_round)
+            if this_round.missing:
+                self._refuse(number, this_round)
+            is_known = is_known and not this_round.missing
+            tars += this_round.tars()
+
+    def _rows(self, number: int, tars: list[CheckedTar] | None) -> Rows | None:
+        """The rows of a round; None if it is a new one, and those before it have not been finished."""
+        if not number:
+            return rows_to_fetch(self.plan)
+        if self.files.round(number).exists():
+            return rows_of_round(self.files, number)
+        if tars is None:
+            return None
+        row_numbers = pa.chunked_array([pa.array(range(len(self.plan)), pa.int64())])  # In place of sample ids.
+        return rows_to_retry(sidecar_table(row_numbers, self.plan, tars)["status"])
+
+    @staticmethod
+    def _round(number: int, this_round: Round) -> RoundForecast:
+        unchecked = this_round.unchecked
+        fetched = [shard for shard in this_round.missing if shard not in unchecked]
+        return RoundForecast(number, this_round.samples_of(fetched), this_round.samples_of(unchecked), len(fetched))
+
+    def _refuse(self, number: int, this_round: Round) -> None:
+        check_space(self.files, this_round.missing_samples, self.options)
+        if len(this_round.missing) > len(this_round.unchecked):
+            refuse_foreign(self.files.tars(number))
+
+
+def forecast_parts(data: DataDir, parts: Sequence[int], forecast_of: Callable[[int], PartForecast]) -> Forecast:
+    """Say what downloading several parts would do, one after the other; a part that is refused is the last.
+
+    Args:
+        forecast_of: what `forecast_part` says of a part.
+    """
+    steps: list[Step] = []
+    pictures = Amount()
+    refusal: LaionFaceError | None = None
+    for part in parts:
+        try:
+            found = forecast_of(part)
+            refusal = found.refusal
+        except LaionFaceError as error:
+            refusal = error
+        if refusal is not None:  # Parts before it are downloaded, those after it are not.
+            steps.append(Step(f"part {part}", "refused", str(refusal)))
+            break
+        steps.append(Step(f"part {part}", *_deed(data, found)))
+        pictures += Amount(found.pictures, found.is_exact)
+    write = Amount(bytes_of(pictures.count), is_exact=not pictures.count)
+    notes = [f"bytes to write are reckoned with {bytes_of(1):,} a picture"] if pictures.count else []
+    return Forecast(
+        "download",
+        tuple(steps),
+        (Disk.of(data.root, write),),
+        write,
+        pictures=pictures,
+        notes=tuple(notes),
+        refusal=refusal,
+    )
+
+
+def _deed(data: DataDir, found: PartForecast) -> tuple[Deed, str]:
+    is_there = data.sidecar(found.part).exists()
+    said = "; ".join(_said(one) for one in found.rounds if one.pictures is None or one.pictures or one.unchecked)
+    if not said:
+        return ("used as it is", "") if is_there else ("made", "all pictures are there, the list of them is not")
+    if not found.is_read:
+        said += "; filters aside, since the index lies elsewhere"
+    if not found.is_begun:
+        return "made", said
+    return "made", f"goes on: {said}"
+
+
+def _said(one: RoundForecast) -> str:
+    name = f"retry {one.number}: " if one.number else ""
+    if one.pictures is None:
+        return f"{name}what has failed by then"
+    fetched = f"{one.pictures:,} pictures to ask for, in {one.shards:,} tars" if one.pictures else ""
+    checked = f"{one.unchecked:,} that are there to look through" if one.unchecked else ""
+    return name + ", ".join(filter(None, (fetched, checked)))

@@ -347,7 +347,6 @@ def _demo(given: argparse.Namespace) -> None:
 
 
 def _talk_to_stderr() -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    logger.handlers = [handler]
-    logger.setLevel(logging.INFO)
+    from laion_face_builder import progress
+
+    progress.talk_to_stderr()

@@ -7,12 +7,10 @@ holds already, from an earlier publish, stays: parts may be published one by one
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
+from laion_face_builder import progress
 from laion_face_builder.errors import LaionFaceError, StateConflict
 from laion_face_builder.files import human_size
 from laion_face_builder.options import Options
@@ -77,9 +75,11 @@ class _Job:
 
     def _made(self) -> Iterator[Entry]:
         """Every file that is to be there, made and queued if it is not there yet."""
-        with tqdm(total=len(self._options.parts), desc="publish", unit="part", disable=None, file=sys.stderr) as bar:
-            for part in self._options.parts:
-                yield from self._part(part)
+        parts = self._options.parts
+        with progress.bar("publish", len(parts)) as bar:
+            for number, part in enumerate(parts, 1):
+                with progress.nth("part", number, len(parts)):
+                    yield from self._part(part)
                 bar.update()
         if self._request.preview:
             yield from self._queued(made_preview(self._options, self._request.preview, self._staging, self._is_held))

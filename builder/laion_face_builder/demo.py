@@ -121,6 +121,7 @@ def _run(box: Sandbox, seconds: dict[str, float], step: str, arguments: Sequence
         env={**_own_environment(), **box.environment},
         stdout=subprocess.PIPE,
         text=True,
+        encoding="utf-8",
         check=False,
     )
     seconds[step] = time.perf_counter() - start

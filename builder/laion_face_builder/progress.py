@@ -9,6 +9,8 @@ How a bar is drawn is in `progress_bar`, which is imported with the first one: t
 
 from __future__ import annotations
 
+import codecs
+import io
 import logging
 import os
 import sys
@@ -138,7 +140,11 @@ class Lines(logging.Handler):
 
 
 def talk_to_stderr() -> None:
-    """Have the command line say what happens, and what Python warns of."""
+    """Have the command line say what happens, and what Python warns of; and print whatever it is asked to."""
+    codecs.register_error("laion_face", _as_it_can)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors != "laion_face":
+            stream.reconfigure(errors="laion_face")
     logger.handlers = [Lines()]
     logger.setLevel(logging.INFO)
     logging.captureWarnings(True)
@@ -150,6 +156,14 @@ def talk_unless_configured() -> None:
     if not logger.handlers and logger.level == logging.NOTSET:
         logger.addHandler(Lines(gives_way=True))
         logger.setLevel(logging.INFO)
+
+
+def _as_it_can(error: UnicodeError) -> tuple[str | bytes, int]:
+    """For names of files their own bytes; for what else the terminal has no character for its number."""
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.backslashreplace_errors(error)
 
 
 def _bars_away() -> AbstractContextManager[None]:

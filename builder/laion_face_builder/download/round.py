@@ -166,7 +166,7 @@ class Round:
             seen = self._files.seen_stats(self._number, shard)
             if stats is not None and not seen.exists():
                 with written_whole(seen) as partial:
-                    partial.write_text(stats)
+                    partial.write_text(stats, encoding="utf-8")
 
     def _queue(self, checker: Checker, *, strict: bool) -> None:
         """Has finished shards checked; without `strict`, one that came after the last look at the proxy waits."""
@@ -200,7 +200,7 @@ class Round:
             out=str(self._files.checked_tar(self._number, shard)),
             id_column="row",
             samples=self._sizes[shard],
-            strict=not seen.exists() or seen.read_text() != stats,
+            strict=not seen.exists() or seen.read_text(encoding="utf-8") != stats,
             max_pixels=self._options.max_pixels,
             fingerprint=make_fingerprint("checked", **made_from),
         )

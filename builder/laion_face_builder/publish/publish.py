@@ -13,6 +13,7 @@ from pathlib import Path
 from laion_face_builder import progress
 from laion_face_builder.errors import LaionFaceError, StateConflict
 from laion_face_builder.files import human_size
+from laion_face_builder.layout import absolute
 from laion_face_builder.options import Options
 from laion_face_builder.publish.card import card_of
 from laion_face_builder.publish.croissant import croissant_of
@@ -178,5 +179,5 @@ def _kept(there: Manifest | None, parts: Sequence[int], new_preview: bool) -> di
 
 def _address(request: PublishRequest) -> str:
     if is_folder(request.target):
-        return str(Path(request.target).expanduser().absolute())
+        return str(absolute(request.target))
     return f"{request.target}@{request.revision or 'main'}"

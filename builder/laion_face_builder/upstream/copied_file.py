@@ -196,7 +196,9 @@ class CopiedFile(RemoteFile):
         note = _checked_file(target)
         remove_partials(note.parent, note.name)
         with written_whole(note) as partial:
-            partial.write_text(canonical_json({"version": self.version, "sha256": sha256, **_seen(target)}))
+            partial.write_text(
+                canonical_json({"version": self.version, "sha256": sha256, **_seen(target)}), encoding="utf-8"
+            )
 
     def _noted(self, target: Path) -> dict[str, Any]:
         """The note of this very version; {} if there is none."""
@@ -210,7 +212,7 @@ def _checked_file(target: Path) -> Path:
 
 def _note(target: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(_checked_file(target).read_text()))
+        return dict(json.loads(_checked_file(target).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return {}
 

@@ -29,7 +29,7 @@ def known_sha256(path: Path, folder: Path) -> str:
     seen = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
     note = folder / ".hashes" / f"{digest(str(path))}.json"
     try:
-        known = json.loads(note.read_text())
+        known = json.loads(note.read_text(encoding="utf-8"))
         if {name: known[name] for name in seen} == seen:
             return str(known["sha256"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -38,7 +38,7 @@ def known_sha256(path: Path, folder: Path) -> str:
         logger.info("hashing %s (%s), to know it again", path, human_size(status.st_size))
     sha256 = sha256_of(path)
     with contextlib.suppress(OSError), written_whole(note) as partial:  # Without a note it is hashed again.
-        partial.write_text(canonical_json({**seen, "sha256": sha256}))
+        partial.write_text(canonical_json({**seen, "sha256": sha256}), encoding="utf-8")
     return sha256
 
 

@@ -15,13 +15,13 @@ if __name__ == "__main__":  # python -m laion_face; before the imports, which ta
     raise SystemExit(main())
 
 import dataclasses
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import datasets
 import laion_face_builder  # From: laion-face
+from laion_face_builder import progress  # From: laion-face
 from laion_face_builder.examples import loading  # From: laion-face
 from laion_face_builder.examples import report as reports  # From: laion-face
 from laion_face_builder.examples import stream  # From: laion-face
@@ -167,5 +167,5 @@ def report(dataset: Any) -> reports.Report:
     return loading.report_of(dataset)
 
 
-loading.talk_unless_configured(logging.getLogger("laion_face"))
+progress.talk_unless_configured()
 __version__ = laion_face_builder.__version__

@@ -249,7 +249,7 @@ def _img2dataset(case: Case, **how: Any) -> Found:
             **how,
         )
         cpu = used() - before
-        shards = [json.loads(file.read_text()) for file in Path(folder, "out").glob("*_stats.json")]
+        shards = [json.loads(file.read_text(encoding="utf-8")) for file in Path(folder, "out").glob("*_stats.json")]
     successes = sum(shard["successes"] for shard in shards)
     # There is one shard: what it says of itself leaves out the start, which takes 4 to 10 s.
     return Found(successes, sum(shard["end_time"] - shard["start_time"] for shard in shards), cpu)

@@ -88,7 +88,7 @@ class _Family(threading.Thread):
 def _below(pid: int) -> Iterator[int]:
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
         try:
-            found = children.read_text().split()
+            found = children.read_text(encoding="utf-8").split()
         except OSError:  # the thread or the process has ended
             continue
         for child in map(int, found):
@@ -99,7 +99,7 @@ def _below(pid: int) -> Iterator[int]:
 def _proportional(pid: int) -> int:
     """Resident kB of a process, shared pages in equal shares."""
     try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()
     except OSError:
         return 0
     return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))

@@ -21,7 +21,7 @@ import picture_server
 
 def resident_mb() -> float:
     """Memory of this process that is in use, MB."""
-    found = re.search(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    found = re.search(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
     assert found is not None, "no VmRSS: not Linux"
     return int(found[1]) / 1000
 

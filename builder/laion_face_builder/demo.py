@@ -157,6 +157,7 @@ class _Steps:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE if self.is_quiet else None,
             text=True,
+            encoding="utf-8",
             check=False,
             start_new_session=True,  # Ctrl-C is ours alone, and said once.
         )

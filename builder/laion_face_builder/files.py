@@ -43,7 +43,8 @@ def make_fingerprint(kind: str, **what: Any) -> Fingerprint:
 
 def digest(value: object, length: int = 16) -> str:
     """The first `length` hex digits of the SHA-256 of `value` as canonical JSON."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:length]
+    # Paths may have bytes that are no UTF-8, which Python keeps as surrogates.
+    return hashlib.sha256(canonical_json(value).encode(errors="surrogatepass")).hexdigest()[:length]
 
 
 def stamped(schema: pa.Schema, fingerprint: Mapping[str, Any]) -> pa.Schema:

@@ -77,11 +77,30 @@ def _whole(value: object) -> int:
     return value
 
 
+def absolute(path: str | os.PathLike[str]) -> Path:
+    """Give the path from the root, `~` and `~name` replaced: a program may change its folder later.
+
+    Raises:
+        OptionError: nobody has that name; or the path has bytes that are no UTF-8, which Arrow cannot open.
+    """
+    try:
+        found = Path(path).expanduser().absolute()
+        str(found).encode()
+        return found
+    except UnicodeError as error:
+        raise OptionError(
+            f"{os.fspath(path)!r}: found a name that is no UTF-8, or Python does not take it for that under this "
+            "locale. Set PYTHONUTF8=1, or give another name"
+        ) from error
+    except RuntimeError as error:
+        raise OptionError(f'{os.fspath(path)!r}: there is no such user; a folder of that name is "./~…"') from error
+
+
 def default_data_dir() -> Path:
     """$LAION_FACE_DATA_DIR, else laion-face under the user's cache folder ($XDG_CACHE_HOME or ~/.cache)."""
     if chosen := os.environ.get(DATA_DIR_VARIABLE):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "laion-face"
+        return absolute(chosen)
+    return absolute(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "laion-face"
 
 
 @dataclass(frozen=True)
@@ -93,7 +112,7 @@ class DataDir:
     @classmethod
     def at(cls, path: str | os.PathLike[str] | None) -> DataDir:
         """The folder at `path`, absolute; None means the default place."""
-        return cls(Path(path).expanduser().absolute() if path is not None else default_data_dir().absolute())
+        return cls(default_data_dir() if path is None else absolute(path))
 
     @property
     def sources(self) -> Path:

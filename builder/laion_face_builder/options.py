@@ -12,7 +12,6 @@ import numbers
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from laion_face_builder.errors import OptionError
@@ -20,7 +19,7 @@ from laion_face_builder.images.frames import RESIZE_MODES, Resizing
 from laion_face_builder.images.pictures import MAX_PIXELS
 from laion_face_builder.index.exclusion_file import read_exclusion
 from laion_face_builder.index.filters import Filters
-from laion_face_builder.layout import CONFIG_PARTS, ROW_GROUPS, DataDir, parse_parts
+from laion_face_builder.layout import CONFIG_PARTS, ROW_GROUPS, DataDir, absolute, parse_parts
 from laion_face_builder.upstream.sources import Upstream
 
 IMAGE_MODES = ("auto", "fetch", "download", "none")
@@ -187,9 +186,12 @@ class Options:
             config=config,
             data=DataDir.at(data_dir),
             upstream=Upstream(
-                given.source_repo, given.source_revision, given.metadata, token if isinstance(token, str) else None
+                _place(given.source_repo),
+                given.source_revision,
+                _place(given.metadata),
+                token if isinstance(token, str) else None,
             ),
-            index=given.index,
+            index=None if given.index is None else _place(given.index),
             parts=parse_parts(given.parts, config),
             shards_per_part=given.shards_per_part,
             filters=_filters(given),
@@ -199,7 +201,7 @@ class Options:
             resizing=Resizing(given.resize_mode, given.image_size, given.resize_only_if_bigger),
             blur_faces=given.blur_faces,
             transfer=Transfer(**{f.name: getattr(given, f.name) for f in dataclasses.fields(Transfer)}),
-            ahead=Ahead(**{f.name: getattr(given, f.name) for f in dataclasses.fields(Ahead)}),
+            ahead=_ahead(given),
         )
 
     def defining(self) -> dict[str, Any]:
@@ -270,7 +272,7 @@ def _filters(given: OptionFields) -> Filters:
     values = {f.name: getattr(given, f.name) for f in dataclasses.fields(Filters)}
     values["nsfw"] = _nsfw(given.nsfw)
     if given.exclude is not None:
-        path = Path(given.exclude).expanduser().absolute()
+        path = absolute(given.exclude)
         if not path.is_file():
             raise OptionError(f"exclude={given.exclude!r}: there is no such file")
         values["exclude"] = read_exclusion(str(path))
@@ -290,11 +292,24 @@ def _nsfw(given: Any) -> tuple[str, ...] | None:
 def _images(given: Any) -> str:
     if given in IMAGE_MODES:
         return str(given)
-    folder = Path(os.fspath(given)).expanduser() if isinstance(given, (str, os.PathLike)) else None
+    folder = absolute(given) if isinstance(given, (str, os.PathLike)) else None
     if folder is None or not folder.is_dir():
         valid = ", ".join(map(repr, IMAGE_MODES))
         raise OptionError(f"images={given!r}: valid are {valid}, or a folder that exists")
-    return str(folder.absolute())
+    return str(folder)
+
+
+def _ahead(given: OptionFields) -> Ahead:
+    ahead = Ahead(**{f.name: getattr(given, f.name) for f in dataclasses.fields(Ahead)})
+    folder = ahead.cache_images
+    return ahead if folder is None else dataclasses.replace(ahead, cache_images=str(absolute(folder)))
+
+
+def _place(given: str | os.PathLike[str]) -> str:
+    """A path from the root, if it is one and not an address or the name of a Hub dataset."""
+    text = os.fspath(given)
+    is_path = text.startswith((".", "~", os.sep)) or os.path.exists(text)
+    return str(absolute(text)) if is_path and "://" not in text else text
 
 
 def _one_of(name: str, value: Any, valid: tuple[str, ...]) -> str:

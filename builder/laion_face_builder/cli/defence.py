@@ -11,6 +11,7 @@ import traceback
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
+from laion_face_builder import progress
 from laion_face_builder.cli import ending, output, talk
 from laion_face_builder.cli.output import OutputFailed
 from laion_face_builder.errors import LaionFaceError
@@ -50,7 +51,7 @@ class _Command:
         except SystemExit as ended:  # --help, --version, or what cannot be understood
             output.finish()
             return int(ended.code or 0)
-        talk.talk_to_stderr()
+        progress.talk_to_stderr()
         with talk.silence() if getattr(given, "format", "") == "quiet" else nullcontext():
             code = int(given.run(given) or 0)
         output.finish()

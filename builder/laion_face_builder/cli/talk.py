@@ -9,15 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from typing import Any, TextIO, cast
 
+from laion_face_builder import progress
+
 logger = logging.getLogger("laion_face")
-
-
-def talk_to_stderr() -> None:
-    """Let the logger of the project be heard on stderr."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    logger.handlers = [handler]
-    logger.setLevel(logging.INFO)
 
 
 @contextmanager
@@ -25,16 +19,18 @@ def silence() -> Iterator[None]:
     """Let nothing be heard but errors: no talk, no bars, no warnings of libraries."""
     before = logger.level
     logger.setLevel(logging.ERROR)
+    progress.set_quiet(True)
     try:
         with warnings.catch_warnings(), redirect_stderr(cast(TextIO, _NoTerminal(sys.stderr))):
             warnings.simplefilter("ignore")
             yield
     finally:
+        progress.set_quiet(False)
         logger.setLevel(before)
 
 
 class _NoTerminal:
-    """Stderr, but nobody watches it: so that bars, whoever draws them, are not drawn."""
+    """Stderr, but nobody watches it: so that bars of libraries are not drawn either."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

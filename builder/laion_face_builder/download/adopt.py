@@ -16,7 +16,6 @@ import hashlib
 import logging
 import os
 import re
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,8 +26,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
+from laion_face_builder import progress
 from laion_face_builder.download.check import CheckJob
 from laion_face_builder.download.checker import Checker, child_environment
 from laion_face_builder.download.rounds import opened_index
@@ -183,7 +182,7 @@ def _checked(tars: list[_Tar], probes: list[str], folder: Path, how: _How) -> li
         logger.info("%s: looking through %d tars, once", tars[0].path.parent, len(new))
     with (
         Checker(os.cpu_count() or 1, child_environment()) as checker,
-        tqdm(total=len(new), desc="looking through tars", unit=" tars", disable=None, file=sys.stderr) as bar,
+        progress.bar("looking through tars", len(new), "tar") as bar,
     ):
         for job in new:
             checker.add(job)

@@ -96,6 +96,7 @@ class Checker:
             stdout=subprocess.DEVNULL,
             stderr=talk,
             text=True,
+            encoding="utf-8",
             env=dict(self._environment),
             cwd=Path(jobs[0].out).parent,
             start_new_session=True,

@@ -7,7 +7,6 @@ and its file names the stats that it saw, so that a shard downloaded again is lo
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -17,8 +16,8 @@ from typing import Any
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
+from laion_face_builder import progress
 from laion_face_builder.download.check import CheckJob
 from laion_face_builder.download.checker import Checker, child_environment
 from laion_face_builder.download.img2dataset_child import Img2datasetChild, img2dataset_environment
@@ -176,7 +175,7 @@ class Round:
             seen = self._files.seen_stats(self._number, shard)
             if stats is not None and not seen.exists():
                 with written_whole(seen) as partial:
-                    partial.write_text(stats)
+                    partial.write_text(stats, encoding="utf-8")
 
     def _queue(self, checker: Checker, *, strict: bool) -> None:
         """Has finished shards checked; without `strict`, one that came after the last look at the proxy waits."""
@@ -195,7 +194,7 @@ class Round:
                 self._finished.add(shard)
                 self._count(Path(job.out))
                 bar.update(self._sizes[shard])
-                bar.set_postfix_str(self._postfix())
+                bar.note(*self._notes())
 
     def _job(self, shard: int) -> CheckJob | None:
         """The check of a shard that has all of its files; None while it has not."""
@@ -210,7 +209,7 @@ class Round:
             out=str(self._files.checked_tar(self._number, shard)),
             id_column="row",
             samples=self._sizes[shard],
-            strict=not seen.exists() or seen.read_text() != stats,
+            strict=not seen.exists() or seen.read_text(encoding="utf-8") != stats,
             max_pixels=self._options.max_pixels,
             fingerprint=make_fingerprint("checked", **made_from),
         )
@@ -228,20 +227,18 @@ class Round:
             self._statuses[row["values"]] += row["counts"]
         self._bytes += pc.sum(table["length"]).as_py() or 0
 
-    def _postfix(self) -> str:
+    def _notes(self) -> list[str]:
         done = sum(self._statuses.values())
         failures = Counter(self._statuses)
         good = failures.pop(reasons.OK, 0)
         named = [f"{reason} {count}" for reason, count in failures.most_common(_REASONS_SHOWN)]
-        return ", ".join([f"{good / max(done, 1):.1%} good", *named, human_size(self._bytes)])
+        return [f"{good / max(done, 1):.1%} good", human_size(self._bytes), *named]
 
     @contextmanager
     def _bar(self) -> Iterator[Any]:
         name = f"part {self._files.part:05d}" + (f" retry {self._number}" if self._number else "")
         done = len(self._rows) - self.missing_samples
-        with tqdm(
-            total=len(self._rows), initial=done, desc=name, unit=" pictures", disable=None, file=sys.stderr
-        ) as bar:
+        with progress.bar(name, len(self._rows), "picture", done=done) as bar:
             yield bar
 
     def _gave_up(self, said: str) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,24 +48,6 @@ def load(builder_class: type[datasets.GeneratorBasedBuilder], name: str | None, 
         prepare_with["storage_options"] = given["storage_options"]
     builder.download_and_prepare(num_proc=load_with["num_proc"], **prepare_with)
     return builder.as_dataset(split=load_with["split"], in_memory=bool(load_with["keep_in_memory"]))
-
-
-class _Talk(logging.Handler):
-    """Says on stderr what happens, until the program sets up logging of its own."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Writes `record` if nobody else does."""
-        if not logging.getLogger().handlers:
-            # Streams that are dropped late speak when the program is ending, and stderr may have been closed.
-            with suppress(ValueError, OSError):
-                print(self.format(record), file=sys.stderr)
-
-
-def talk_unless_configured(of: logging.Logger) -> None:
-    """Lets `of` be heard: sizes before downloads and counts of failures are of no use unsaid."""
-    if not of.handlers and of.level == logging.NOTSET:
-        of.addHandler(_Talk())
-        of.setLevel(logging.INFO)
 
 
 def check_call(name: str | None, custom_features: Any, given: dict[str, Any]) -> None:

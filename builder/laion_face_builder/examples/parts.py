@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from laion_face_builder import progress
 from laion_face_builder.download.adopt import part_folder
 from laion_face_builder.download.tars import PartPictures
 from laion_face_builder.errors import NotPrepared, StateConflict
@@ -148,9 +149,11 @@ def download(options: Options, how: DownloadOptions, retry_failed: int = 0) -> I
     from laion_face_builder.download.part import download_part
 
     require_prepared(options)
-    for part in options.parts:
+    for number, part in enumerate(options.parts, 1):
         with _index_of(options, part) as index:
-            yield part, download_part(options.data, part, how, options.filters, retry_failed, index=index)
+            with progress.nth("part", number, len(options.parts)):
+                result = download_part(options.data, part, how, options.filters, retry_failed, index=index)
+            yield part, result
 
 
 def forecast_download(options: Options, how: DownloadOptions, retry_failed: int = 0) -> Forecast:

@@ -182,7 +182,7 @@ def _write(counts: Report, path: Path | None) -> None:
     if path is None or not path.parent.is_dir():
         return
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(counts.as_dict()))
+    partial.write_text(json.dumps(counts.as_dict()), encoding="utf-8")
     os.replace(partial, path)
 
 
@@ -199,13 +199,13 @@ def read(folder: Path) -> Report:
     files = [finished] if finished.exists() else sorted(folder.glob("*-*.json"))
     total = Report()
     for file in files:
-        total.add(Report.from_dict(json.loads(file.read_text())))
+        total.add(Report.from_dict(json.loads(file.read_text(encoding="utf-8"))))
     return total
 
 
 def keep(report: Report, folder: Path) -> None:
     """Writes a finished report into `folder`."""
-    (folder / REPORT_FILE).write_text(json.dumps(report.as_dict()) + "\n")
+    (folder / REPORT_FILE).write_text(json.dumps(report.as_dict()) + "\n", encoding="utf-8")
 
 
 def _remove(folder: Path, owner: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +28,7 @@ from laion_face_builder.web.ahead import ordered
 from laion_face_builder.web.cache import PictureCache
 from laion_face_builder.web.fetcher import FetchedPicture, Fetcher
 from laion_face_builder.web.limits import FetchLimits
+from laion_face_builder.web.no_network import watched
 
 
 @dataclass(frozen=True)
@@ -144,13 +145,15 @@ def fetched(plan: Plan, steps: Iterator[Step]) -> Generator[Fetched, None, None]
     keep = options.ahead.cache_images
     cache = PictureCache(keep, options.ahead.cache_bytes) if keep is not None else None
     with Fetcher(limits, cache) as fetcher:
-        yield from ordered(
+        arriving = ordered(
             steps,
             fetcher,
             url_of=lambda step: step.row.url_to_fetch,
             lookahead=options.ahead.lookahead,
             max_buffer_bytes=options.ahead.max_buffer_bytes,
         )
+        with closing(arriving):
+            yield from watched(arriving)
 
 
 def world_size() -> int:

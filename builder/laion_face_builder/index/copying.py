@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
+from laion_face_builder import progress
 from laion_face_builder.errors import StateConflict
 from laion_face_builder.files import (
     Fingerprint,
@@ -41,9 +39,9 @@ def copy_parts(data: DataDir, parts: Sequence[int], place: str, token: str | Non
         SourceError: a part is not there, or cannot be had; BadFile: it is no index.
         StateConflict: pictures were downloaded for another index.
     """
-    with tqdm(total=len(parts), unit="part", desc="prepare", disable=None, file=sys.stderr) as bar:
-        for part in parts:
-            with locked(data.index(part)):
+    with progress.bar("prepare", len(parts)) as bar:
+        for number, part in enumerate(parts, 1):
+            with progress.nth("part", number, len(parts)), locked(data.index(part)):
                 _copy_part(data, part, place, token)
             bar.update()
 
@@ -129,7 +127,7 @@ def copy_index(target: Path, place: str, part: int, token: str | None = None) ->
         with (
             written_whole(target) as partial,
             open_writer(partial, schema) as out,
-            tqdm(total=rows, unit="row", desc=f"part {part}: index", leave=False, disable=None, file=sys.stderr) as bar,
+            progress.bar(target.name, rows, "row") as bar,
         ):
             for start, stop in row_group_bounds(rows):
                 table = source.read(start, stop).combine_chunks()

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import logging
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
+from laion_face_builder import progress
 from laion_face_builder.errors import OptionError
 from laion_face_builder.files import locked, locked_if_free, remove_partials
 from laion_face_builder.index.costs import Costs
@@ -172,14 +171,15 @@ class _Run:
             number, file = numbered
             target = staged_file(folder, number)
             if not is_staged(target, ids, parts, lambda: file.content(self._data.sources)):
-                path, content = self._read(file)
+                with progress.nth("file", number + 1, len(files)):
+                    path, content = self._read(file)
                 stage(target, path, lookup, staged_fingerprint(ids, parts, content))
             self.discard([file])
             bar.update(file.size or 0)
             return target
 
         total = sum(file.size or 0 for file in files)
-        with _bar("metadata", total, unit="B", unit_scale=True) as bar:
+        with progress.bar("metadata", total, "B") as bar:
             return list(in_order(work, enumerate(files), self.processes))
 
     def _rows_by_part(self, job: PartPlan, threads: int) -> pa.Table:
@@ -188,8 +188,13 @@ class _Run:
         return rows_of_part(path, PartIds.read({job.part: self._data.ids(job.part)}), threads)
 
     def _side_by_side(self, jobs: Sequence[PartPlan], rows_of: Callable[[PartPlan], pa.Table]) -> None:
-        with _bar("prepare", len(jobs), unit="part") as bar:
-            for _ in in_order(lambda job: self._make_part(job, rows_of), jobs, self.processes):
+        def work(numbered: tuple[int, PartPlan]) -> None:
+            number, job = numbered
+            with progress.nth("part", number, len(jobs)):
+                self._make_part(job, rows_of)
+
+        with progress.bar("prepare", len(jobs)) as bar:
+            for _ in in_order(work, enumerate(jobs, 1), self.processes):
                 bar.update()
 
     def _make_part(self, job: PartPlan, rows_of: Callable[[PartPlan], pa.Table]) -> None:
@@ -225,7 +230,3 @@ class _Run:
         content = file.content(self._data.sources)
         assert content is not None, "known once it has been fetched"  # noqa: S101 - says it to the type checker
         return path, content
-
-
-def _bar(text: str, total: int, **how: object) -> tqdm[None]:
-    return tqdm(total=total, desc=text, disable=None, file=sys.stderr, **how)

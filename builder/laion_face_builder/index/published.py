@@ -13,11 +13,11 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from laion_face_builder.errors import BadFile, SourceError, SourceNotFound
 from laion_face_builder.index.index_file import IndexFile
 from laion_face_builder.index.part_column import Known, holds_only, may_hold
+from laion_face_builder.layout import absolute
 from laion_face_builder.upstream.source_fsspec import list_fsspec
 from laion_face_builder.upstream.source_hub import HubRepo
 from laion_face_builder.upstream.sources import hub_id
@@ -80,7 +80,7 @@ def _in_them(files: Sequence[str], known: dict[str, list[Known]], token: str | N
 
 
 def _published_files(place: str, token: str | None) -> list[str]:
-    folder = Path(place).expanduser()
+    folder = absolute(place)
     if "://" not in place and folder.is_dir():
         # A DATA_DIR has other files of the same names beside its index.
         folder = folder / "index" if (folder / "index").is_dir() else folder

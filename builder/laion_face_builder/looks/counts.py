@@ -5,7 +5,6 @@ One row group is in memory at a time, and of a part's sidecar the status and the
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
+from laion_face_builder import progress
 from laion_face_builder.errors import OptionError
 from laion_face_builder.examples import parts
 from laion_face_builder.images import reasons
@@ -54,7 +53,7 @@ def count(options: Options) -> Stats:
     """
     refuse_download(options)
     total, by_part = PartStats(), {}
-    with tqdm(total=len(options.parts), desc="counting", unit=" parts", disable=None, file=sys.stderr) as bar:
+    with progress.bar("counting", len(options.parts)) as bar:
         for part in options.parts:
             found = _count_part(options, part)
             if found.asked:

@@ -121,7 +121,7 @@ def _thumbnail(example: Example) -> Image.Image | None:
 
 def _drawn(file: Path, examples: Sequence[Example], counts: Report, wanted: Sheet) -> bytes:
     if file.suffix.lower() != ".png":
-        return sheet(examples, wanted.command, f"Read: {counts}", wanted.columns).encode()
+        return sheet(examples, wanted.command, f"Read: {counts}", wanted.columns).encode(errors="replace")
     out = BytesIO()
     contact_sheet(examples, wanted.columns).save(out, "PNG", optimize=True)
     return out.getvalue()

@@ -86,7 +86,7 @@ def as_json(stats: Stats) -> dict[str, Any]:
 def write_page(file: Path, stats: Stats, command: str) -> None:
     """Writes the page to `file`."""
     with written_whole(file) as partial:
-        partial.write_text(stats_page(stats, command), encoding="utf-8")
+        partial.write_text(stats_page(stats, command), encoding="utf-8", errors="replace")
 
 
 def stats_page(stats: Stats, command: str) -> str:

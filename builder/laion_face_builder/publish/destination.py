@@ -19,6 +19,7 @@ from typing import Protocol
 
 from laion_face_builder.errors import BadFile, OptionError
 from laion_face_builder.files import sha256_of
+from laion_face_builder.layout import absolute
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
@@ -162,7 +163,7 @@ def destination_at(
             raise OptionError(f"{target} is a folder: {', '.join(unfit)} only go with a Hub id like owner/name")
         from laion_face_builder.publish.folder import FolderDestination
 
-        return FolderDestination(Path(target).expanduser())
+        return FolderDestination(absolute(target))
     if not _HUB_ID.fullmatch(target):
         raise OptionError(f"{target!r} is neither a Hub id (owner/name) nor a folder that is there; write ./{target}")
     from laion_face_builder.publish.hub import HubDestination

@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
+from laion_face_builder import progress
 from laion_face_builder.errors import PublishError
 from laion_face_builder.files import locked, remove_partials, sha256_of, written_whole
 from laion_face_builder.publish.destination import Held, Outgoing, missing, problems
@@ -51,7 +49,7 @@ class FolderDestination:
                 remove_partials(folder)
             left = sorted(self.lacks(files), key=lambda file: file.name == "README.md")
             total = sum(file.size for file in left)
-            with tqdm(total=total, desc=message, unit="B", unit_scale=True, disable=None, file=sys.stderr) as bar:
+            with progress.bar(message, total, "B") as bar:
                 for file in left:
                     self._copy(file, bar)
         return total
@@ -82,10 +80,10 @@ class FolderDestination:
         """What is there of `files`, with the SHA-256 where the size alone does not tell."""
         held = self.listing()
         same = [file.name for file in files if file.name in held and held[file.name].size == file.size]
-        reading = tqdm(same, desc="check", unit="file", disable=None, file=sys.stderr)
+        reading = progress.bar("check", len(same), "file").counting(same)
         return held | {name: Held(held[name].size, sha256_of(self.path / name)) for name in reading}
 
-    def _copy(self, file: Outgoing, bar: tqdm[None]) -> None:
+    def _copy(self, file: Outgoing, bar: progress.Bar) -> None:
         hasher = hashlib.sha256()
         with written_whole(self.path / file.name) as partial:
             with file.path.open("rb") as source, partial.open("wb") as copy:

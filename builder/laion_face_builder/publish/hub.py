@@ -8,15 +8,13 @@ whose answer is lost may have been made: the repo is listed anew before it is tr
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tqdm import tqdm
-
+from laion_face_builder import progress
 from laion_face_builder.errors import LaionFaceError, OptionError, PublishError, SourceError, StateConflict
 from laion_face_builder.publish.destination import Held, Outgoing, missing, problems
 from laion_face_builder.publish.refusals import refused, root_of
@@ -90,7 +88,7 @@ class HubDestination:
             return 0
         from huggingface_hub import CommitOperationAdd
 
-        with _quiet_unless_terminal():
+        with _without_bars():
             additions = {file.name: CommitOperationAdd(file.name, file.path) for file in left}
             self._upload(left, additions, message)
             self._commit(lambda held: [additions[file.name] for file in missing(left, held)], left, message)
@@ -186,7 +184,7 @@ class HubDestination:
         """File by file, so that one that fails does not take the others along; small ones travel in the commit."""
         upload = partial(self._api.preupload_lfs_files, repo_type="dataset", revision=self.revision)
         total = sum(file.size for file in files)
-        with tqdm(total=total, desc=message, unit="B", unit_scale=True, disable=None, file=sys.stderr) as bar:
+        with progress.bar(message, total, "B") as bar:
             for file in files:
                 self._asked(partial(upload, self.repo, [additions[file.name]]), file.name)
                 if (sent := additions[file.name].upload_info.sha256.hex()) != file.sha256:
@@ -228,11 +226,11 @@ class HubDestination:
 
 
 @contextmanager
-def _quiet_unless_terminal() -> Iterator[None]:
-    """huggingface_hub draws its bars into log files too; ours know better."""
+def _without_bars() -> Iterator[None]:
+    """huggingface_hub draws its bars into log files too, and at a terminal leaves them lying among ours."""
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    change = not sys.stderr.isatty() and not are_progress_bars_disabled()
+    change = not are_progress_bars_disabled()
     if change:
         disable_progress_bars()
     try:

@@ -8,15 +8,14 @@ but the row that it starts with, so that a publish that was killed goes on behin
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from tqdm import tqdm
 
+from laion_face_builder import progress
 from laion_face_builder.errors import PictureError
 from laion_face_builder.examples import parts
 from laion_face_builder.examples.example import Example, Row
@@ -142,7 +141,7 @@ def _groups(steps: Iterator[Step], rows: int, bounds: Bounds, max_pixels: int) -
 
 
 def _with_progress(steps: Iterator[Step], rows: int) -> Iterator[Step]:
-    with tqdm(total=rows, unit="row", unit_scale=True, desc="pictures", disable=None, file=sys.stderr) as bar:
+    with progress.bar("pictures", rows, "row") as bar:
         for step in steps:
-            bar.update(step.row.number + 1 - bar.n)
+            bar.advance_to(step.row.number + 1)
             yield step

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from laion_face_builder.errors import SourceNotFound
+from laion_face_builder.layout import absolute
 from laion_face_builder.publish.destination import is_folder
 from laion_face_builder.publish.manifest import MANIFEST, Manifest
 from laion_face_builder.upstream.retrying import TransientError, retried
@@ -32,7 +33,7 @@ class Place:
     def at(cls, target: str, revision: str | None = None, token: str | None = None) -> Place:
         """The place that `target` means, as `destination.destination_at` understands it."""
         if is_folder(target):
-            return cls(Path(target).expanduser().absolute(), None)
+            return cls(absolute(target), None)
         return cls(None, HubRepo(target, revision, token))
 
     @property

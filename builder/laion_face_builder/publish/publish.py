@@ -7,14 +7,13 @@ holds already, from an earlier publish, stays: parts may be published one by one
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
+from laion_face_builder import progress
 from laion_face_builder.errors import LaionFaceError, StateConflict
 from laion_face_builder.files import human_size
+from laion_face_builder.layout import absolute
 from laion_face_builder.options import Options
 from laion_face_builder.publish.card import card_of
 from laion_face_builder.publish.croissant import croissant_of
@@ -86,9 +85,11 @@ class _Job:
 
     def _made(self) -> Iterator[Entry]:
         """Every file that is to be there, made and queued if it is not there yet."""
-        with tqdm(total=len(self._options.parts), desc="publish", unit="part", disable=None, file=sys.stderr) as bar:
-            for part in self._options.parts:
-                yield from self._part(part)
+        parts = self._options.parts
+        with progress.bar("publish", len(parts)) as bar:
+            for number, part in enumerate(parts, 1):
+                with progress.nth("part", number, len(parts)):
+                    yield from self._part(part)
                 bar.update()
         if self._request.preview:
             yield from self._queued(made_preview(self._options, self._request.preview, self._staging, self._is_held))
@@ -209,5 +210,5 @@ def kept_of(there: Manifest | None, parts: Sequence[int], new_preview: bool) -> 
 def address(request: PublishRequest) -> str:
     """Names the target, however it was written."""
     if is_folder(request.target):
-        return str(Path(request.target).expanduser().absolute())
+        return str(absolute(request.target))
     return f"{request.target}@{request.revision or 'main'}"

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from laion_face_builder.errors import NotPrepared
-from laion_face_builder.layout import DataDir
+from laion_face_builder.layout import DataDir, absolute
 from laion_face_builder.publish.destination import destination_at, is_folder
 from laion_face_builder.publish.manifest import CARD, MANIFEST
 from laion_face_builder.publish.place import Place
@@ -33,7 +32,7 @@ def verify(place: str, *, deep: bool = False, revision: str | None = None, token
         NotPrepared: it is neither; SourceError: the Hub does not answer.
     """
     if is_folder(place):
-        root = Path(place).expanduser()
+        root = absolute(place)
         data = DataDir.at(root)
         if not (root / MANIFEST).exists() and (prepared_parts(data) or not (root / CARD).exists()):
             return _of_data(data, deep)

@@ -15,15 +15,13 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sys
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from laion_face_builder import progress
 from laion_face_builder.errors import ChecksumError, SourceError
 from laion_face_builder.files import canonical_json, digest, locked, remove_partials, sha256_of, written_whole
 from laion_face_builder.upstream.hashes import known_sha256
@@ -131,22 +129,14 @@ class CopiedFile(RemoteFile):
         incomplete = self._incomplete(target)
         logger.info("fetching %s", self.name)
         try:
-            with tqdm(
-                total=self.size,
-                unit="B",
-                unit_scale=True,
-                desc=target.name[:40],
-                leave=False,
-                disable=None,
-                file=sys.stderr,
-            ) as bar:
+            with progress.bar(target.name, self.size, "B", done=_size(incomplete)) as bar:
                 self._fill(incomplete, bar)
             os.replace(incomplete, target)
         except OSError as error:  # Of the disk: those of the network have become TransientErrors.
             raise SourceError(f"{self.name}: cannot write {incomplete}: {error.strerror or error}") from error
         self._forget_incomplete(target)
 
-    def _fill(self, incomplete: Path, bar: tqdm[None]) -> None:
+    def _fill(self, incomplete: Path, bar: progress.Bar) -> None:
         """Tries until the file is whole; gives up after ATTEMPTS tries in a row that brought next to nothing."""
         failures = 0
         while True:
@@ -166,7 +156,7 @@ class CopiedFile(RemoteFile):
                 ) from problem
             pause(max(failures - 1, 0), problem)
 
-    def _append(self, incomplete: Path, bar: tqdm[None]) -> None:
+    def _append(self, incomplete: Path, bar: progress.Bar) -> None:
         with incomplete.open("ab") as file:
             have = file.tell()
             if self.size is None or have > self.size:  # Without a size nobody can tell whether it is whole.
@@ -177,7 +167,7 @@ class CopiedFile(RemoteFile):
                 if offset != have:  # The server began anew.
                     have = file.truncate(offset)
                 have += file.write(piece)
-                bar.update(have - bar.n)
+                bar.advance_to(have)
 
     def _incomplete(self, target: Path) -> Path:
         return target.with_name(f".{target.name}.{digest(self.version, 12)}.incomplete")
@@ -215,7 +205,9 @@ class CopiedFile(RemoteFile):
         note = _checked_file(target)
         remove_partials(note.parent, note.name)
         with written_whole(note) as partial:
-            partial.write_text(canonical_json({"version": self.version, "sha256": sha256, **_seen(target)}))
+            partial.write_text(
+                canonical_json({"version": self.version, "sha256": sha256, **_seen(target)}), encoding="utf-8"
+            )
 
     def _noted(self, target: Path) -> dict[str, Any]:
         """The note of this very version; {} if there is none."""
@@ -229,7 +221,7 @@ def _checked_file(target: Path) -> Path:
 
 def _note(target: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(_checked_file(target).read_text()))
+        return dict(json.loads(_checked_file(target).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return {}
 

@@ -34,7 +34,7 @@ def known_sha256(path: Path, folder: Path, *, remember: bool = True) -> str:
     seen = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
     note = folder / ".hashes" / f"{digest(str(path))}.json"
     try:
-        known = json.loads(note.read_text())
+        known = json.loads(note.read_text(encoding="utf-8"))
         if {name: known[name] for name in seen} == seen:
             return str(known["sha256"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -43,7 +43,7 @@ def known_sha256(path: Path, folder: Path, *, remember: bool = True) -> str:
         return _hashed_once(path, **seen)
     sha256 = _hashed(path, status.st_size)
     with contextlib.suppress(OSError), written_whole(note) as partial:  # Without a note it is hashed again.
-        partial.write_text(canonical_json({**seen, "sha256": sha256}))
+        partial.write_text(canonical_json({**seen, "sha256": sha256}), encoding="utf-8")
     return sha256
 
 

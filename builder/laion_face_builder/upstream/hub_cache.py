@@ -90,7 +90,7 @@ class CachedRepo:
         if self.revision and _COMMIT.fullmatch(self.revision):
             return self.revision
         note = _folder_of(self.repo) / "refs" / (self.revision or "main")
-        found = note.read_text().strip() if note.is_file() else ""
+        found = note.read_text(encoding="utf-8").strip() if note.is_file() else ""
         if not _COMMIT.fullmatch(found):
             raise SourceError(self._offline(f"has no revision {self.revision or 'main'!r} of it"))
         return found

@@ -32,7 +32,7 @@ def in_our_words(error: Exception, where: str) -> Exception:
         return TransientError(f"HTTP {status}", _wait_asked(getattr(error, "response").headers))  # noqa: B009 - varies
     library = type(error).__module__.partition(".")[0]
     if status is None and (isinstance(error, OSError) or library in _HTTP_LIBRARIES):
-        return TransientError(short(error))
+        return TransientError(f"it cannot be reached ({short(error)})")
     if isinstance(error, json.JSONDecodeError):
         return TransientError("the answer is not JSON, as from a gateway that has no answer")
     return SourceError(f"{where}: {short(error)}")

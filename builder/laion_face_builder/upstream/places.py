@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from laion_face_builder.errors import OptionError, SourceNotFound
+from laion_face_builder.layout import absolute
 from laion_face_builder.upstream.footers import check_footer
 from laion_face_builder.upstream.http_folder import http_metadata
 from laion_face_builder.upstream.hub_cache import CachedRepo
@@ -102,10 +103,10 @@ def local_folder(place: str, option: str, what: str) -> Path | None:
     """
     if not place or "://" in place.removeprefix("file://"):
         return None
-    path = Path(place.removeprefix("file://")).expanduser()
+    path = absolute(place.removeprefix("file://"))
     if path.is_dir():
         return path
-    if place.startswith((".", "~", "/", "\\", "file://")) or path.is_absolute() or path.exists():
+    if place.startswith((".", "~", "/", "\\", "file://")) or Path(place).is_absolute() or path.exists():
         found = "a file" if path.exists() else "nothing"
         raise SourceNotFound(f"{option}={place!r}: found {found} there, expected a folder of {what}")
     return None

@@ -153,7 +153,9 @@ class HubRepo:
         where = f"Hub dataset {self.repo}" + (f", file {path}" if path else "")
         status = status_of(error)
         if isinstance(error, hub.OfflineModeIsEnabled):
-            return SourceError(f"{where}: HF_HUB_OFFLINE is set, so the Hub cannot be asked")
+            return SourceError(
+                f"{where}: HF_HUB_OFFLINE is set, so the Hub cannot be asked. Unset it, or name a folder."
+            )
         if isinstance(error, hub.GatedRepoError) or (
             status in (401, 403) and not isinstance(error, hub.RepositoryNotFoundError)
         ):

@@ -8,7 +8,7 @@ behind it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Generic, TypeVar
 
 from laion_face_builder.errors import PictureError
@@ -29,7 +29,7 @@ def ordered(
     url_of: Callable[[Item], str | None],
     lookahead: int = 4096,
     max_buffer_bytes: int = 512_000_000,
-) -> Iterator[tuple[Item, FetchedPicture | PictureError | None]]:
+) -> Generator[tuple[Item, FetchedPicture | PictureError | None], None, None]:
     """Each item with its picture, why there is none, or None for an item without an address; in the order of `items`.
 
     Fetching goes on in the background while the consumer is busy. Dropped or closed, the generator ends what it has

@@ -1,0 +1,191 @@
+"""Everything on stderr: lines that are said, and the bars below them; no line ever lands inside a bar.
+
+A line from any thread takes the bars away, is written in one piece, and the bars are drawn again. Bars are for people
+at a terminal: not for files, terminals that cannot move their cursor (TERM=dumb), worker processes, or anybody who
+asked for quiet. There is no colour anywhere, so NO_COLOR has nothing to turn off.
+
+How a bar is drawn is in `progress_bar`, which is imported with the first one: that takes a tenth of a second.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import logging
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+logger = logging.getLogger("laion_face")
+
+_quiet = False
+#: Where the job stands here: "part 3 of 13". Each thread has its own.
+_STANDING: ContextVar[str] = ContextVar("standing", default="")
+#: Back to the line's beginning, and away with what is there.
+_ERASE = "\r\x1b[K"
+
+
+class Bar:
+    """Counts what is done, and draws nothing. Use as a context manager; see `bar`."""
+
+    def __init__(self, done: int = 0) -> None:
+        self.n = done
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def update(self, n: int = 1) -> Any:
+        """Add `n`; from any thread."""
+        self.n += n
+
+    def advance_to(self, n: int) -> None:
+        """Have `n` done in all."""
+        self.update(n - self.n)
+
+    def note(self, *notes: str) -> None:
+        """Show these behind the counts, as many as there is room for, the first ones first."""
+
+    def counting(self, items: Iterable[T]) -> Iterator[T]:
+        """Give the items, and count each when the next one is asked for."""
+        with self:
+            for item in items:
+                yield item
+                self.update()
+
+    def close(self) -> None:
+        """Take it away."""
+
+
+def set_quiet(quiet: bool) -> None:
+    """Draw no bars from now on, or draw them again; lines are a matter of the logger's level."""
+    global _quiet  # noqa: PLW0603 - one stderr, one switch
+    _quiet = quiet
+
+
+def draws() -> bool:
+    """Whether bars are drawn now."""
+    return not _quiet and not _is_worker() and _can_redraw()
+
+
+def bar(text: str, total: int | None, unit: str = "part", *, done: int = 0) -> Bar:
+    """Draw a bar until the block ends; then it is gone, and what came of the work is said in a line.
+
+    Args:
+        text: what is done, such as a file's name; shortened in the middle where there is no room.
+        total: how much there is to do, None if that is not known.
+        unit: what is counted; "B" for bytes.
+        done: what was done before.
+    """
+    if not draws():
+        return Bar(done)
+    from laion_face_builder.progress_bar import DrawnBar
+
+    return DrawnBar.drawn(_STANDING.get(), text, total=total, unit=unit, initial=done)
+
+
+@contextmanager
+def nth(what: str, number: int, of: int) -> Iterator[None]:
+    """Have the bars of this block and thread say "part 3 of 13", unless there is but one part."""
+    before = _STANDING.get()
+    _STANDING.set(f"{what} {number} of {of}" if of > 1 else before)
+    try:
+        yield
+    finally:
+        _STANDING.set(before)
+
+
+def say(text: str) -> None:
+    """Write a whole line to stderr, above the bars."""
+    # Streams that are dropped late speak when the program is ending, and stderr may have been closed.
+    with suppress(ValueError, OSError, AttributeError), _bars_away():
+        # One write: a worker process, or a thread that draws nothing, may write at the same moment.
+        sys.stderr.write((_ERASE if _is_worker() and _can_redraw() else "") + text + "\n")
+        sys.stderr.flush()
+
+
+class Lines(logging.Handler):
+    """Says what is logged.
+
+    Args:
+        gives_way: be silent once the program has logging of its own.
+    """
+
+    def __init__(self, *, gives_way: bool = False) -> None:
+        super().__init__()
+        self._gives_way = gives_way
+
+    def handle(self, record: logging.LogRecord) -> Any:
+        """Say `record`, without a lock of its own: what is said while a bar is drawn would wait for ever for it."""
+        said = self.filter(record)
+        if said:
+            self.emit(said if isinstance(said, logging.LogRecord) else record)
+        return said
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say `record` if nobody else does."""
+        if self._gives_way and logging.getLogger().handlers:
+            return
+        try:
+            say(self.format(record))
+        except Exception:  # As every handler: a bad log call does not end the program.
+            self.handleError(record)
+
+
+def talk_to_stderr() -> None:
+    """Have the command line say what happens, and what Python warns of; and print whatever it is asked to."""
+    codecs.register_error("laion_face", _as_it_can)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors != "laion_face":
+            stream.reconfigure(errors="laion_face")
+    logger.handlers = [Lines()]
+    logger.setLevel(logging.INFO)
+    logging.captureWarnings(True)
+    logging.getLogger("py.warnings").handlers = [Lines()]
+
+
+def talk_unless_configured() -> None:
+    """Have the library be heard until the program sets up logging: sizes before downloads are of no use unsaid."""
+    if not logger.handlers and logger.level == logging.NOTSET:
+        logger.addHandler(Lines(gives_way=True))
+        logger.setLevel(logging.INFO)
+
+
+def _as_it_can(error: UnicodeError) -> tuple[str | bytes, int]:
+    """For names of files their own bytes; for what else the terminal has no character for its number."""
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.backslashreplace_errors(error)
+
+
+def _bars_away() -> AbstractContextManager[None]:
+    """Takes away all bars of this process, those of other libraries too, until the block ends.
+
+    A worker does nothing of the kind: it has copies of its parent's bars, and maybe of a lock that nobody will release.
+    """
+    bars = sys.modules.get("tqdm.std")
+    if bars is None or _is_worker():
+        return nullcontext()
+    away: AbstractContextManager[None] = bars.tqdm.external_write_mode(file=sys.stderr)
+    return away
+
+
+def _is_worker() -> bool:
+    """Whether this is a process of a pool; datasets has a `multiprocessing` of its own."""
+    kinds = (sys.modules.get(name) for name in ("multiprocessing.process", "multiprocess.process"))
+    return any(kind is not None and kind.parent_process() is not None for kind in kinds)
+
+
+def _can_redraw() -> bool:
+    try:
+        return os.environ.get("TERM") != "dumb" and sys.stderr.isatty()
+    except (ValueError, AttributeError):  # closed, or none
+        return False

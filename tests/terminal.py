@@ -1,0 +1,105 @@
+"""A terminal to run commands in; its screen knows what a program of ours may send: text, \\r, \\n, ESC[A, ESC[K."""
+
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import termios
+
+_PIECES = re.compile(r"\r|\n|\x1b\[A|\x1b\[K|[^\r\n\x1b]+")
+
+
+class Screen:
+    """What is seen, and what has scrolled away, as one long sheet. A line that was too long is one line here."""
+
+    def __init__(self, columns):
+        self.columns = columns
+        self.rows = [[]]
+        self.joined = [False]  # whether a row goes on with the row above
+        self.row = self.column = 0
+
+    def feed(self, text):
+        at = 0
+        for piece in _PIECES.finditer(text):
+            assert piece.start() == at, f"not known here: {text[at : at + 20]!r}"
+            at = piece.end()
+            self._take(piece[0])
+        assert at == len(text), f"not known here: {text[at : at + 20]!r}"
+
+    def _take(self, piece):
+        if piece == "\r":
+            self.column = 0
+        elif piece == "\n":
+            self._down(joined=False)
+        elif piece == "\x1b[A":
+            self.row = max(self.row - 1, 0)
+        elif piece == "\x1b[K":
+            del self.rows[self.row][self.column :]
+        else:
+            for char in piece:
+                self._put(char)
+
+    def _put(self, char):
+        if self.column == self.columns:
+            self.column = 0
+            self._down(joined=True)
+        row = self.rows[self.row]
+        row += " " * (self.column - len(row))
+        row[self.column : self.column + 1] = char
+        self.column += 1
+
+    def _down(self, joined):
+        self.row += 1
+        if self.row == len(self.rows):
+            self.rows.append([])
+            self.joined.append(False)
+        if joined:
+            self.joined[self.row] = True
+
+    def lines(self, but=None):
+        """The lines that are not empty; without that of row `but`."""
+        found = []
+        for number, (row, joined) in enumerate(zip(self.rows, self.joined, strict=True)):
+            text = "".join(row)
+            if joined and found:
+                found[-1][1].append(number)
+                found[-1][0] += text
+            else:
+                found.append([text, [number]])
+        return [text.rstrip() for text, rows in found if text.strip() and but not in rows]
+
+
+def run_in_terminal(command, columns, env, seen=None, rows=50):
+    """Runs `command` in a terminal of that size; gives its exit code, the screen and all that it sent.
+
+    `seen(screen)` is called with what is there every now and then.
+    """
+    ours, its = pty.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    process = subprocess.Popen(command, stdin=its, stdout=its, stderr=its, env=env, start_new_session=True)
+    os.close(its)
+    screen, sent, rest = Screen(columns), [], b""
+    try:
+        while piece := _read(ours):
+            sent.append(piece)
+            # A character or a sequence that was cut is for the next time.
+            text = (rest + piece).decode("utf-8", "surrogateescape")
+            cut = re.search(r"(\x1b\[?|[\udc80-\udcff]+)\Z", text)
+            rest = cut[0].encode("utf-8", "surrogateescape") if cut else b""
+            screen.feed(text[: cut.start()] if cut else text)
+            if seen is not None:
+                seen(screen)
+        return process.wait(timeout=60), screen, b"".join(sent).decode("utf-8", "replace")
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+
+
+def _read(descriptor):
+    try:
+        return os.read(descriptor, 1 << 16)
+    except OSError:  # how Linux says that the other end is closed
+        return b""

@@ -41,7 +41,7 @@ def publish(request: PublishRequest) -> Manifest:
     options = options_of(request)
     check_room(request, options)
     if request.preview:
-        check_preview(options, request.preview)
+        check_preview(options)
     destination = destination_at(
         request.target, private=request.private, revision=request.revision, token=request.token
     )

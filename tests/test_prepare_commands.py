@@ -95,7 +95,7 @@ def test_ctrl_c_ends_it_at_once_and_the_same_command_goes_on(make_sandbox, tmp_p
 @pytest.mark.parametrize("count", ["0", "-1"])
 def test_no_processes_are_refused(tmp_path, capsys, count):
     assert cli.main(["prepare", "20M", "--data-dir", str(tmp_path), "--processes", count]) == 1
-    assert f"processes={count}: expected 1 or more" in capsys.readouterr().err
+    assert f"processes={count}: expected a whole number, 1 to 1,000" in capsys.readouterr().err
 
 
 def test_a_published_index_needs_nothing_else(published, tmp_path, sandbox: Sandbox, monkeypatch):

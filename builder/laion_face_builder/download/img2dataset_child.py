@@ -136,12 +136,12 @@ def _listing(folder: Path) -> list[tuple[str, int]]:
 
 
 def _copy(source: IO[bytes], log: Path) -> None:
-    with log.open("wb") as file:
+    with log.open("wb", buffering=0) as file:
         while piece := os.read(source.fileno(), 1 << 16):
-            file.write(piece)
-            file.flush()
-            if file.tell() > _LOG_BYTES:
-                kept = log.read_bytes()[-_LOG_BYTES // 2 :]
-                file.seek(0)
-                file.truncate()
-                file.write(kept)
+            with suppress(OSError):  # On a full disk it goes on unheard: the disk is what there is to be said.
+                file.write(piece)
+                if file.tell() > _LOG_BYTES:
+                    kept = log.read_bytes()[-_LOG_BYTES // 2 :]
+                    file.seek(0)
+                    file.truncate()
+                    file.write(kept)

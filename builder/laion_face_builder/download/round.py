@@ -6,7 +6,11 @@ and its file names the stats that it saw, so that a shard downloaded again is lo
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
+import re
+import shutil
 import sys
 import time
 from collections import Counter
@@ -29,7 +33,7 @@ from laion_face_builder.download.shards import ShardFiles, remove_unfinished, sh
 from laion_face_builder.download.sidecar import CheckedTar
 from laion_face_builder.download.way_out import way_out
 from laion_face_builder.errors import DownloadError
-from laion_face_builder.files import Fingerprint, digest, human_size, make_fingerprint, written_whole
+from laion_face_builder.files import Fingerprint, digest, disk_error, human_size, make_fingerprint, written_whole
 from laion_face_builder.images import reasons
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.proxy.guard_proxy import GuardProxy
@@ -38,6 +42,8 @@ logger = logging.getLogger("laion_face")
 
 _POLL_SECONDS = 0.25
 _REASONS_SHOWN = 3
+#: Bytes; no tar is written on less.
+_LEAST_ROOM = 1 << 16
 
 
 class Round:
@@ -103,10 +109,20 @@ class Round:
                 said = self._attempt(index, checker, bar)
                 self._settle(checker, bar)
                 vain = 0 if len(self._finished) > before else vain + 1
+                if vain:
+                    self._refuse_full_disk(said)
                 if vain > self._options.restarts:
                     raise DownloadError(self._gave_up(said))
                 if self.missing:
                     logger.warning("img2dataset ended with %d shards missing; starting it again", len(self.missing))
+
+    def _refuse_full_disk(self, said: str) -> None:
+        """img2dataset counts a shard that finds no room as failed, and would be started in vain again and again."""
+        full = shutil.disk_usage(self._folder).free < _LEAST_ROOM or re.search(r"\[Errno (28|122)\]", said)
+        too_large = re.search(r"\[Errno 27\]", said)
+        if full or too_large:
+            number = errno.ENOSPC if full else errno.EFBIG
+            raise disk_error(self._folder / f"{self.missing[0]:05d}.tar", OSError(number, os.strerror(number)))
 
     def _attempt(self, index: IndexPart, checker: Checker, bar: Any) -> str:
         """Runs img2dataset once; gives its last words."""

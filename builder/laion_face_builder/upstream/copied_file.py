@@ -25,7 +25,15 @@ from typing import Any
 from tqdm import tqdm
 
 from laion_face_builder.errors import ChecksumError, SourceError
-from laion_face_builder.files import canonical_json, digest, locked, remove_partials, sha256_of, written_whole
+from laion_face_builder.files import (
+    canonical_json,
+    digest,
+    disk_errors,
+    locked,
+    remove_partials,
+    sha256_of,
+    written_whole,
+)
 from laion_face_builder.upstream.retrying import TransientError, pause
 from laion_face_builder.upstream.source_files import RemoteFile
 
@@ -95,10 +103,10 @@ class CopiedFile(RemoteFile):
     def discard(self, folder: Path) -> None:
         """Removes the copy and all that belongs to it; what its content was stays known."""
         target = self.place(folder)
-        if not target.parent.exists():
+        if not target.exists() and not _checked_file(target).exists() and not _size(self._incomplete(target)):
             return
         known_from_note = self.content(folder) not in (None, self.version)
-        with locked(target):
+        with locked(target), disk_errors(target):
             if not known_from_note:
                 _checked_file(target).unlink(missing_ok=True)
             target.unlink(missing_ok=True)
@@ -124,7 +132,8 @@ class CopiedFile(RemoteFile):
     def _copy(self, target: Path) -> None:
         incomplete = self._incomplete(target)
         logger.info("fetching %s", self.name)
-        try:
+        with disk_errors(incomplete):  # Those of the network have become TransientErrors.
+            target.parent.mkdir(parents=True, exist_ok=True)
             with tqdm(
                 total=self.size,
                 unit="B",
@@ -136,8 +145,6 @@ class CopiedFile(RemoteFile):
             ) as bar:
                 self._fill(incomplete, bar)
             os.replace(incomplete, target)
-        except OSError as error:  # Of the disk: those of the network have become TransientErrors.
-            raise SourceError(f"{self.name}: cannot write {incomplete}: {error.strerror or error}") from error
         self._forget_incomplete(target)
 
     def _fill(self, incomplete: Path, bar: tqdm[None]) -> None:

@@ -48,10 +48,10 @@ def test_status_has_the_proofs_for_people(made: DataDir, sandbox: Sandbox, capsy
     lines = capsys.readouterr().out.splitlines()
     true = sandbox.content.proof[0]
     heads, first = lines[1].split(), lines[2].split()
-    assert heads[:9] == ["part", "ids", "faces", "index", "found", "fit", "left", "out", "swapped"]
+    assert " ".join(heads[:10]) == "part listed with faces indexed found fit left out swapped"
     assert first[4:6] == [f"{100 * true['found'] / true['asked']:.1f}", "%"]
     assert first[9] == str(true["swapped"])
-    assert lines[-2] == "1 of 13 parts are prepared"
+    assert lines[-3] == "1 of 13 parts are prepared"
     assert all(len(line) <= 120 for line in lines[1:])
 
 

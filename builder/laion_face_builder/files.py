@@ -117,6 +117,11 @@ def disk_errors(path: Path, partial: Path | None = None) -> Iterator[None]:
         raise
 
 
+def is_of_writing(error: OSError) -> bool:
+    """Whether it tells of a disk that is full or may not be written, and of nothing else."""
+    return error.errno in {*_OF_WRITING, *_NOT_ALLOWED}
+
+
 def _is_about(path: Path, error: OSError) -> bool:
     """Whether the file or a folder above it is the one that makes trouble: of what others raise, we do not speak."""
     name = error.filename

@@ -79,7 +79,7 @@ def _expand(parts: Any) -> Iterable[int]:
 def _between(first: int, last: int) -> list[int]:
     """All from `first` to `last`; of those beyond any part, which are refused, only these two."""
     if last < first:
-        raise OptionError(f"parts: {first}-{last} runs backwards; expected {last}-{first}")
+        raise OptionError(f"parts={first}-{last}: runs backwards; expected {last}-{first}")
     return [first, *range(first, min(last, ALL_PARTS[-1])), last]
 
 

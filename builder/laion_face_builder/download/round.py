@@ -6,11 +6,8 @@ and its file names the stats that it saw, so that a shard downloaded again is lo
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
-import re
-import shutil
 import sys
 import time
 from collections import Counter
@@ -42,8 +39,6 @@ logger = logging.getLogger("laion_face")
 
 _POLL_SECONDS = 0.25
 _REASONS_SHOWN = 3
-#: Bytes; no tar is written on less.
-_LEAST_ROOM = 1 << 16
 
 
 class Round:
@@ -97,7 +92,7 @@ class Round:
         """Downloads and checks what is missing.
 
         Raises:
-            DownloadError: img2dataset was started again and again and finished nothing more.
+            DownloadError: img2dataset was started again and again and finished nothing more; DiskError: no room.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         wait_for_orphans(self._files.writers)
@@ -109,20 +104,10 @@ class Round:
                 said = self._attempt(index, checker, bar)
                 self._settle(checker, bar)
                 vain = 0 if len(self._finished) > before else vain + 1
-                if vain:
-                    self._refuse_full_disk(said)
                 if vain > self._options.restarts:
                     raise DownloadError(self._gave_up(said))
                 if self.missing:
                     logger.warning("img2dataset ended with %d shards missing; starting it again", len(self.missing))
-
-    def _refuse_full_disk(self, said: str) -> None:
-        """img2dataset counts a shard that finds no room as failed, and would be started in vain again and again."""
-        full = shutil.disk_usage(self._folder).free < _LEAST_ROOM or re.search(r"\[Errno (28|122)\]", said)
-        too_large = re.search(r"\[Errno 27\]", said)
-        if full or too_large:
-            number = errno.ENOSPC if full else errno.EFBIG
-            raise disk_error(self._folder / f"{self.missing[0]:05d}.tar", OSError(number, os.strerror(number)))
 
     def _attempt(self, index: IndexPart, checker: Checker, bar: Any) -> str:
         """Runs img2dataset once; gives its last words."""
@@ -152,6 +137,9 @@ class Round:
             self._note_seen(proxy)
             self._queue(checker, strict=False)
             self._collect(checker, bar)
+            if child.disk_error is not None:
+                # It counts such a shard as failed, and would be started in vain again and again.
+                raise disk_error(self._folder / "*.tar", OSError(child.disk_error, os.strerror(child.disk_error)))
             if child.still_for > self._options.stuck_after:
                 logger.warning(
                     "part %05d: img2dataset is stuck, nothing changed for %g s; ending it",

@@ -40,6 +40,15 @@ class Place:
         """For messages."""
         return str(self.folder) if self.folder is not None else f"Hub dataset {self._hub.repo}"
 
+    def require(self) -> None:
+        """Look whether the place is there at all.
+
+        Raises:
+            SourceNotFound: no such repo, or no such revision; SourceError: the Hub does not answer, or refuses.
+        """
+        if self.folder is None:
+            _ = self._hub.commit
+
     def read(self, name: str) -> bytes | None:
         """The bytes of a small file; None if there is no such file or no such place.
 

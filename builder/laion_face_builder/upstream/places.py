@@ -88,6 +88,8 @@ def find_metadata(place: str, token: str | None = None) -> ByPart | Whole:
         return http_metadata(place)
     if place.startswith("hf://datasets/"):
         return metadata_at(_hub_folder(place.removeprefix("hf://datasets/"), token))
+    if place.startswith("hf://"):
+        raise OptionError(f"metadata={place!r}: expected hf://datasets/OWNER/NAME[@REVISION][/FOLDER]")
     if "://" in place:
         return metadata_at(_Fsspec(place))
     name, _, revision = place.partition("@")
@@ -114,6 +116,8 @@ def local_folder(place: str, option: str, what: str) -> Path | None:
 def _hub_folder(rest: str, token: str | None) -> _Hub:
     """hf://datasets/OWNER/NAME[@REVISION][/FOLDER]."""
     owner, _, tail = rest.partition("/")
+    if not owner or not tail:
+        raise OptionError(f"metadata='hf://datasets/{rest}': expected hf://datasets/OWNER/NAME[@REVISION][/FOLDER]")
     name, _, below = tail.partition("/")
     name, _, revision = name.partition("@")
     below = below.strip("/")

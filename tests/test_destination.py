@@ -240,7 +240,7 @@ def test_a_file_that_changes_while_it_is_copied_is_not_taken_for_whole(tmp_path,
 
 def test_a_folder_that_cannot_be_written_is_a_clear_error(tmp_path, files):
     (tmp_path / "place").write_text("a file")
-    with pytest.raises(PublishError, match=r"place: File exists.* Give a folder that can be written to"):
+    with pytest.raises(PublishError, match=r"place.* cannot be written .*File exists.* name another"):
         FolderDestination(tmp_path / "place").send(files, "All")
 
 

@@ -48,10 +48,10 @@ def test_status_has_the_proofs_for_people(made: DataDir, sandbox: Sandbox, capsy
     lines = capsys.readouterr().out.splitlines()
     true = sandbox.content.proof[0]
     heads, first = lines[1].split(), lines[2].split()
-    assert heads[:9] == ["part", "ids", "faces", "index", "found", "fit", "left", "out", "swapped"]
+    assert " ".join(heads[:10]) == "part listed with faces indexed found fit left out swapped"
     assert first[4:6] == [f"{100 * true['found'] / true['asked']:.1f}", "%"]
     assert first[9] == str(true["swapped"])
-    assert lines[-2] == "1 of 13 parts are prepared"
+    assert lines[-3] == "1 of 13 parts are prepared"
     assert all(len(line) <= 120 for line in lines[1:])
 
 
@@ -95,7 +95,7 @@ def test_ctrl_c_ends_it_at_once_and_the_same_command_goes_on(make_sandbox, tmp_p
 @pytest.mark.parametrize("count", ["0", "-1"])
 def test_no_processes_are_refused(tmp_path, capsys, count):
     assert cli.main(["prepare", "20M", "--data-dir", str(tmp_path), "--processes", count]) == 1
-    assert f"processes={count}: expected 1 or more" in capsys.readouterr().err
+    assert f"processes={count}: expected a whole number, 1 to 1,000" in capsys.readouterr().err
 
 
 def test_a_published_index_needs_nothing_else(published, tmp_path, sandbox: Sandbox, monkeypatch):

@@ -54,7 +54,9 @@ FLOORS = [
     *("ground", "upstream", "index", "images", "transforms", "options", "web", "proxy", "download", "examples"),
     "publish",
 ]
-GROUND = {"errors", "schema", "files", "forecast", "layout", "parallel", "children", "progress", "progress_bar"}
+GROUND = {
+    *("errors", "schema", "files", "forecast", "layout", "parallel", "children", "progress", "progress_bar", "values"),
+}
 
 
 def test_imports_go_up_the_floors_only():

@@ -8,6 +8,7 @@ LaionFaceError
 │   └── ChecksumError      the bytes are not those that upstream states
 ├── BadFile                a file is there, but is not what it has to be
 │   └── UnsafePickle       a pickle names something that is not on the allow-list
+├── DiskError              a file cannot be written: no room, no permission, something in its way (also an OSError)
 ├── JoinRefused            the metadata's rows are not those that the faces were found in
 ├── NotPrepared            what is asked for has not been prepared or downloaded
 ├── StateConflict          going on would throw away, or mix, what took days to make
@@ -74,6 +75,10 @@ def _rebuild_bad_file(cls: type[BadFile], file: str, found: str, expected: str, 
 
 class UnsafePickle(BadFile):
     """A pickle asks for something that is not on the allow-list. Nothing of it was run."""
+
+
+class DiskError(LaionFaceError, OSError):
+    """A file cannot be written. The message names it, what is wrong with its place, and the way out."""
 
 
 class JoinRefused(LaionFaceError):

@@ -7,6 +7,7 @@ bytes, and a reader can tell whether a file still belongs to its sources.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -14,7 +15,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from laion_face_builder.errors import BadFile
+from laion_face_builder.errors import BadFile, DiskError
 
 FINGERPRINT_KEY = b"laion_face.fingerprint"
 #: Raised when the layout of any of our files changes: older files are then rebuilt.
 FORMAT_VERSION = 1
 
 Fingerprint = dict[str, Any]
+
+_NO_ROOM = {errno.ENOSPC: "no room left on its disk", errno.EDQUOT: "your quota of its disk is used up"}
+_NOT_ALLOWED = {errno.EROFS: "read-only", errno.EACCES: "no permission to write", errno.EPERM: "no permission to write"}
+#: Only writing meets these.
+_OF_WRITING = {*_NO_ROOM, errno.EFBIG, errno.EROFS}
 
 
 def canonical_json(value: object) -> str:
@@ -77,38 +83,108 @@ def written_whole(path: Path) -> Iterator[Path]:
     """Gives a temporary path beside `path`; when the block ends well, it is synced and becomes `path`.
 
     After an exception nothing is left; after a kill only a file called `.NAME.….partial`, which nobody reads.
+
+    Raises:
+        DiskError: there is no room, or it may not be written there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        yield partial
-        _sync(partial)
-        os.replace(partial, path)
-        _sync(path.parent)
+        with disk_errors(path, partial):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            _sync(partial)
+            os.replace(partial, path)
+            _sync(path.parent)
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def disk_errors(path: Path, partial: Path | None = None) -> Iterator[None]:
+    """Turns what writing `path` raises into a DiskError that says what to do; what comes from elsewhere stays.
+
+    Args:
+        path: what people call it.
+        partial: what is written first, if that is another file.
+    """
+    try:
+        yield
+    except DiskError:
+        raise
+    except OSError as error:
+        if error.errno in _OF_WRITING or _is_about(partial or path, error):
+            raise disk_error(path, error) from error
+        raise
+
+
+def is_of_writing(error: OSError) -> bool:
+    """Whether it tells of a disk that is full or may not be written, and of nothing else."""
+    return error.errno in {*_OF_WRITING, *_NOT_ALLOWED}
+
+
+def _is_about(path: Path, error: OSError) -> bool:
+    """Whether the file or a folder above it is the one that makes trouble: of what others raise, we do not speak."""
+    name = error.filename
+    if isinstance(name, str):
+        return Path(name) in (path, *path.parents)
+    return name is None and path.name in str(error)  # Arrow says it in the text only.
+
+
+def disk_error(path: Path, error: OSError) -> DiskError:
+    """The error that `path` cannot be written, in words for its user."""
+    folder = path.parent
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    again = "run the same command again: it goes on"
+    if error.errno in _NOT_ALLOWED:
+        where = f"{folder}: {_NOT_ALLOWED[error.errno]}, so {path} cannot be written"
+        said = f"{where}. Give yourself the permission, or name another folder"
+    elif error.errno in _NO_ROOM:
+        said = f"{path}: {_NO_ROOM[error.errno]} ({_free(folder)}). Make room, or name another folder, and {again}"
+    elif error.errno == errno.EFBIG:
+        limits = "than a file may be there, see `ulimit -f`"
+        said = f"{path}: larger {limits} ({_free(folder)}). Raise that, or name another folder, and {again}"
+    else:
+        said = f"{path}: cannot be written ({error.strerror or error}). Move away what is in its way, or name another"
+    found = DiskError(said)
+    found.errno = error.errno
+    return found
+
+
+def _free(folder: Path) -> str:
+    return f"{human_size(shutil.disk_usage(folder).free)} free at {folder}"
 
 
 def remove_partials(folder: Path, name: str = "") -> None:
     """Removes what killed writers left in `folder`, or of its file `name`. Call it only while holding the lock."""
     for partial in folder.glob(f".{name}*.partial"):
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # In a folder that may only be read it is in nobody's way.
+            partial.unlink(missing_ok=True)
 
 
 @contextmanager
 def locked(path: Path, waiting: str | None = None) -> Iterator[None]:
     """Holds the lock file beside `path`, waiting for whoever has it: two processes never make the same file at once.
 
-    `waiting` is said, as a warning, before it waits.
+    Where nothing can be written no lock is needed, and none is held: whoever only reads goes on.
+
+    Args:
+        waiting: said, as a warning, before it waits.
+
+    Raises:
+        DiskError: there is no room for the lock, or it may not be opened where other files can be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(str(path.with_name(f".{path.name}.lock")))
+    lock = _lock_beside(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         if waiting is not None:
             logging.getLogger("laion_face").warning("%s", waiting)
         lock.acquire()
+    except OSError as error:
+        _require_unwritable(Path(lock.lock_file), error)
     try:
         yield
     finally:
@@ -117,17 +193,33 @@ def locked(path: Path, waiting: str | None = None) -> Iterator[None]:
 
 @contextmanager
 def locked_if_free(path: Path) -> Iterator[bool]:
-    """Holds the lock file beside `path` if nobody else does; gives whether it does."""
-    lock = FileLock(str(path.with_name(f".{path.name}.lock")))
+    """Holds the lock file beside `path` if nobody else does; gives whether it does. Never where nothing can be written.
+
+    Raises:
+        DiskError: as for `locked`.
+    """
+    lock = _lock_beside(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         yield False
         return
+    except OSError as error:
+        _require_unwritable(Path(lock.lock_file), error)
     try:
-        yield True
+        yield lock.is_locked
     finally:
         lock.release()
+
+
+def _lock_beside(path: Path) -> FileLock:
+    return FileLock(str(path.with_name(f".{path.name}.lock")))
+
+
+def _require_unwritable(lock: Path, error: OSError) -> None:
+    """Lets an error pass if nobody can write there anyway, or we cannot: no lock, no writing."""
+    if error.errno not in _NOT_ALLOWED or os.access(lock.parent, os.W_OK):
+        raise disk_error(lock, error) from error
 
 
 def sha256_of(path: Path) -> str:

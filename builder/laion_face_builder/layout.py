@@ -14,12 +14,15 @@ DATA_DIR/
 
 from __future__ import annotations
 
+import numbers
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from laion_face_builder.errors import OptionError
+from laion_face_builder.values import absolute, folder, shown
 
 #: LAION-400M's metadata, the id list and the detections all come in the same 32 parts.
 ALL_PARTS = tuple(range(32))
@@ -50,56 +53,46 @@ def parse_parts(parts: str | int | Iterable[int] | None, config: str) -> tuple[i
         return valid
     try:
         chosen = sorted(set(_expand(parts)))
-    except (TypeError, ValueError) as error:
-        raise OptionError(f'parts={parts!r}: expected something like "0,2,5-7" or a list of ints') from error
+    except OptionError:
+        raise
+    except (TypeError, ValueError, OverflowError) as error:
+        raise OptionError(f'parts={shown(parts)}: expected something like "0,2,5-7" or a list of ints') from error
     wrong = [part for part in chosen if part not in valid]
     if wrong or not chosen:
-        named = f"{wrong} not in config {config}" if wrong else "none given"
-        raise OptionError(f"parts={parts!r}: {named}; its parts are {', '.join(map(str, valid))}")
+        named = f"{shown(wrong)} not in config {config}" if wrong else "none given"
+        raise OptionError(f"parts={shown(parts)}: {named}; its parts are {', '.join(map(str, valid))}")
     return tuple(chosen)
 
 
-def _expand(parts: str | int | Iterable[int]) -> Iterable[int]:
-    if isinstance(parts, int):
-        return [parts]
+def _expand(parts: Any) -> Iterable[int]:
+    if isinstance(parts, numbers.Integral):
+        return [_whole(parts)]
     if not isinstance(parts, str):
-        return [_whole(part) for part in parts]
-    numbers: list[int] = []
-    for piece in parts.split(","):
+        return [] if isinstance(parts, bytes) else [_whole(part) for part in parts]
+    found: list[int] = []
+    for piece in parts.split(",") if parts.strip() else ():
         first, dash, last = piece.strip().partition("-")
-        numbers += range(int(first), int(last) + 1) if dash else [int(first)]
-    return numbers
+        found += _between(int(first), int(last)) if dash else [int(first)]
+    return found
 
 
-def _whole(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
+def _between(first: int, last: int) -> list[int]:
+    """All from `first` to `last`; of those beyond any part, which are refused, only these two."""
+    if last < first:
+        raise OptionError(f"parts={first}-{last}: runs backwards; expected {last}-{first}")
+    return [first, *range(first, min(last, ALL_PARTS[-1])), last]
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{value!r} is not an int")
-    return value
-
-
-def absolute(path: str | os.PathLike[str]) -> Path:
-    """Give the path from the root, `~` and `~name` replaced: a program may change its folder later.
-
-    Raises:
-        OptionError: nobody has that name; or the path has bytes that are no UTF-8, which Arrow cannot open.
-    """
-    try:
-        found = Path(path).expanduser().absolute()
-        str(found).encode()
-        return found
-    except UnicodeError as error:
-        raise OptionError(
-            f"{os.fspath(path)!r}: found a name that is no UTF-8, or Python does not take it for that under this "
-            "locale. Set PYTHONUTF8=1, or give another name"
-        ) from error
-    except RuntimeError as error:
-        raise OptionError(f'{os.fspath(path)!r}: there is no such user; a folder of that name is "./~…"') from error
+    return int(value)
 
 
 def default_data_dir() -> Path:
     """$LAION_FACE_DATA_DIR, else laion-face under the user's cache folder ($XDG_CACHE_HOME or ~/.cache)."""
     if chosen := os.environ.get(DATA_DIR_VARIABLE):
-        return absolute(chosen)
+        return folder(DATA_DIR_VARIABLE, chosen)
     return absolute(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "laion-face"
 
 
@@ -111,8 +104,12 @@ class DataDir:
 
     @classmethod
     def at(cls, path: str | os.PathLike[str] | None) -> DataDir:
-        """The folder at `path`, absolute; None means the default place."""
-        return cls(default_data_dir() if path is None else absolute(path))
+        """The folder at `path`, absolute; None means the default place.
+
+        Raises:
+            OptionError: it is no path, or a file is there.
+        """
+        return cls(folder("data_dir", path) if path is not None else default_data_dir())
 
     @property
     def sources(self) -> Path:

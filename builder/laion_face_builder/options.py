@@ -8,82 +8,112 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import numbers
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from laion_face_builder.errors import OptionError
 from laion_face_builder.images.frames import RESIZE_MODES, Resizing
 from laion_face_builder.images.pictures import MAX_PIXELS
-from laion_face_builder.index.exclusion_file import read_exclusion
+from laion_face_builder.index.exclusion import Exclusion
+from laion_face_builder.index.exclusion_file import exclusion_of, read_exclusion
 from laion_face_builder.index.filters import Filters
-from laion_face_builder.layout import CONFIG_PARTS, ROW_GROUPS, DataDir, absolute, parse_parts
+from laion_face_builder.layout import CONFIG_PARTS, ROW_GROUPS, DataDir, parse_parts
 from laion_face_builder.upstream.sources import Upstream
+from laion_face_builder.values import Range, absolute, place, shown
 
 IMAGE_MODES = ("auto", "fetch", "download", "none")
 ON_ERROR = ("skip", "null", "raise")
 ON_SIZE_CHANGE = ("rescale", "drop", "keep")
 NSFW_VALUES = ("UNLIKELY", "UNSURE", "NSFW")
-_POSITIVE = (
-    "shards_per_part",
-    "concurrency",
-    "lookahead",
-    "max_buffer_bytes",
-    "cache_bytes",
-    "timeout",
-    "max_bytes",
-    "max_pixels",
-    "per_host",
-    "image_size",
-)
+#: Options that are addresses or paths; `exclude` and `images` are too, among other things.
+_PLACES = ("source_repo", "metadata", "index", "cache_images")
+#: What no picture, machine or network has: nearly always a slip, or another unit.
+_MOST_BYTES = 1_000_000_000_000_000
+_MOST_PIXELS = 1_000_000_000_000
+_MOST_SIDE = 100_000_000
+_MOST_FACES = 1_000_000
 
 
-def option(default: Any, text: str, *, kind: type = str, group: str) -> Any:
-    """A dataclass field with its one-line meaning, the type of one value and the group that it is shown in."""
-    return field(default=default, metadata={"help": text, "kind": kind, "group": group})
+def option(
+    default: Any,
+    text: str,
+    *,
+    kind: type = str,
+    group: str,
+    least: float | None = None,
+    most: float | None = None,
+) -> Any:
+    """A dataclass field with its one-line meaning, the type and range of one value, and the group it is shown in."""
+    valid = None if least is None else Range(kind, least, most)
+    text = text if valid is None else f"{text}; {valid.text}"
+    return field(default=default, metadata={"help": text, "kind": kind, "group": group, "valid": valid})
 
 
 @dataclass
 class OptionFields:
     """The options as given. Every one has a default; None means that there is no such limit or filter."""
 
-    source_repo: str = option(
+    source_repo: str | os.PathLike[str] = option(
         "FacePerceiver/laion-face", "Hub repo, or local folder, of the id list and the detections", group="source"
     )
     source_revision: str | None = option(None, "its revision (branch, tag or commit); default: main", group="source")
-    metadata: str = option(
+    metadata: str | os.PathLike[str] = option(
         "laion/relaion400m",
         "LAION-400M metadata: Hub dataset id, hf:// or http(s) folder, or local folder",
         group="source",
     )
-    index: str | None = option(
+    index: str | os.PathLike[str] | None = option(
         None, "a published index, folder or Hub id: then no other source is needed", group="source"
     )
     parts: str | int | Iterable[int] | None = option(
         None, 'parts to use, such as "0,2,5-7"; default: all of the config\'s', group="which"
     )
-    shards_per_part: int = option(ROW_GROUPS, "logical shards of each part", kind=int, group="which")
-    min_score: float | None = option(None, "a face counts from this detection score on", kind=float, group="filter")
+    shards_per_part: int = option(
+        ROW_GROUPS, "logical shards of each part", kind=int, group="which", least=1, most=100_000
+    )
+    min_score: float | None = option(
+        None, "a face counts from this detection score on", kind=float, group="filter", least=0, most=1
+    )
     min_face_size: float | None = option(
-        None, "a face counts if the short side of its box has so many pixels", kind=float, group="filter"
+        None,
+        "a face counts if the short side of its box has so many pixels",
+        kind=float,
+        group="filter",
+        least=0,
+        most=_MOST_SIDE,
     )
     min_face_area: float | None = option(
-        None, "a face counts if its box covers this share of the picture (0..1)", kind=float, group="filter"
+        None, "a face counts if its box covers this share of the picture", kind=float, group="filter", least=0, most=1
     )
     min_faces: int | None = option(
-        None, "fewest counting faces; default: 1 if a face threshold is given, else 0", kind=int, group="filter"
+        None,
+        "fewest counting faces; default: 1 if a face threshold is given, else 0",
+        kind=int,
+        group="filter",
+        least=0,
+        most=_MOST_FACES,
     )
-    max_faces: int | None = option(None, "most counting faces", kind=int, group="filter")
-    min_width: int | None = option(None, "least width of the original picture, pixels", kind=int, group="filter")
-    min_height: int | None = option(None, "least height of the original picture, pixels", kind=int, group="filter")
+    max_faces: int | None = option(None, "most counting faces", kind=int, group="filter", least=0, most=_MOST_FACES)
+    min_width: int | None = option(
+        None, "least width of the original picture, pixels", kind=int, group="filter", least=0, most=_MOST_SIDE
+    )
+    min_height: int | None = option(
+        None, "least height of the original picture, pixels", kind=int, group="filter", least=0, most=_MOST_SIDE
+    )
     nsfw: str | Iterable[str] | None = option(
         None, f"allowed values of LAION's nsfw tag, of {', '.join(NSFW_VALUES)}", group="filter"
     )
-    min_similarity: float | None = option(None, "least CLIP similarity of picture and text", kind=float, group="filter")
-    exclude: str | None = option(None, "file of sample ids, URLs, hosts, SHA-256s or MD5s to leave out", group="filter")
-    images: str = option(
+    min_similarity: float | None = option(
+        None, "least CLIP similarity of picture and text", kind=float, group="filter", least=-1, most=1
+    )
+    exclude: str | os.PathLike[str] | Iterable[Any] | None = option(
+        None,
+        "file of sample ids, URLs, hosts, SHA-256s or MD5s to leave out; in Python also these themselves",
+        group="filter",
+    )
+    images: str | os.PathLike[str] = option(
         "auto", '"auto", "fetch", "download", "none", or the folder of an existing img2dataset output', group="pictures"
     )
     on_error: str = option("skip", 'a picture that failed: "skip", "null" (image None) or "raise"', group="pictures")
@@ -93,25 +123,51 @@ class OptionFields:
     resize_mode: str = option(
         "no", f"how pictures are resized when downloaded, as img2dataset: {', '.join(RESIZE_MODES)}", group="resize"
     )
-    image_size: int = option(256, "the size that they are resized to, pixels", kind=int, group="resize")
+    image_size: int = option(
+        256, "the size that they are resized to, pixels", kind=int, group="resize", least=1, most=16_384
+    )
     resize_only_if_bigger: bool = option(False, "smaller pictures keep their size", kind=bool, group="resize")
     blur_faces: bool = option(
         False, "faces are blurred; pictures whose boxes may not fit are left out", kind=bool, group="resize"
     )
-    concurrency: int = option(256, "pictures that are fetched at the same time", kind=int, group="stream")
+    concurrency: int = option(
+        256, "pictures that are fetched at the same time", kind=int, group="stream", least=1, most=10_000
+    )
     lookahead: int = option(
-        4096, "rows fetched ahead; more than concurrency, or one slow host holds up all", kind=int, group="stream"
+        4096,
+        "rows fetched ahead; more than concurrency, or one slow host holds up all",
+        kind=int,
+        group="stream",
+        least=1,
+        most=10_000_000,
     )
     max_buffer_bytes: int = option(
-        512_000_000, "memory for pictures that were fetched ahead, bytes", kind=int, group="stream"
+        512_000_000,
+        "memory for pictures that were fetched ahead, bytes",
+        kind=int,
+        group="stream",
+        least=1,
+        most=_MOST_BYTES,
     )
-    cache_images: str | None = option(None, "folder that keeps fetched pictures between epochs", group="stream")
-    cache_bytes: int = option(50_000_000_000, "how much it may hold, bytes", kind=int, group="stream")
-    timeout: float = option(30.0, "seconds for one picture, everything included", kind=float, group="transfer")
-    retries: int = option(1, "further tries for what can pass (timeouts, 429, 5xx)", kind=int, group="transfer")
-    max_bytes: int = option(32_000_000, "largest picture file, bytes", kind=int, group="transfer")
-    max_pixels: int = option(MAX_PIXELS, "largest picture, pixels", kind=int, group="transfer")
-    per_host: int = option(8, "connections to one host at a time", kind=int, group="transfer")
+    cache_images: str | os.PathLike[str] | None = option(
+        None, "folder that keeps fetched pictures between epochs", group="stream"
+    )
+    cache_bytes: int = option(
+        50_000_000_000, "how much it may hold, bytes", kind=int, group="stream", least=1, most=_MOST_BYTES
+    )
+    timeout: float = option(
+        30.0, "seconds for one picture, everything included", kind=float, group="transfer", least=0.001, most=86_400
+    )
+    retries: int = option(
+        1, "further tries for what can pass (timeouts, 429, 5xx)", kind=int, group="transfer", least=0, most=100
+    )
+    max_bytes: int = option(
+        32_000_000, "largest picture file, bytes", kind=int, group="transfer", least=1, most=_MOST_BYTES
+    )
+    max_pixels: int = option(
+        MAX_PIXELS, "largest picture, pixels", kind=int, group="transfer", least=1, most=_MOST_PIXELS
+    )
+    per_host: int = option(8, "connections to one host at a time", kind=int, group="transfer", least=1, most=10_000)
     user_agent_token: str | None = option(None, "name under which sites may address or refuse you", group="transfer")
     allow_private_hosts: bool = option(
         False, "also connect to addresses that are not public", kind=bool, group="transfer"
@@ -119,6 +175,10 @@ class OptionFields:
     trust_proxy: bool = option(
         False, "go through your own proxy, which then has to refuse private addresses", kind=bool, group="transfer"
     )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Keeps what can be read only once, such as a generator: datasets asks for the options several times."""
+        super().__setattr__(name, tuple(value) if isinstance(value, Iterator) else value)
 
 
 @dataclass(frozen=True)
@@ -180,18 +240,18 @@ class Options:
         """
         if config not in CONFIG_PARTS:
             raise OptionError(f"config {config!r}: valid are {', '.join(CONFIG_PARTS)}")
-        _check_numbers(given)
+        given = _plain(given)
         _check_remaking(given)
         return cls(
             config=config,
             data=DataDir.at(data_dir),
             upstream=Upstream(
-                _place(given.source_repo),
+                _place("source_repo", given.source_repo),
                 given.source_revision,
-                _place(given.metadata),
+                _place("metadata", given.metadata),
                 token if isinstance(token, str) else None,
             ),
-            index=None if given.index is None else _place(given.index),
+            index=None if given.index is None else _place("index", given.index),
             parts=parse_parts(given.parts, config),
             shards_per_part=given.shards_per_part,
             filters=_filters(given),
@@ -233,20 +293,30 @@ def refuse_unknown(names: Iterable[str], also: Iterable[str] = ()) -> None:
             raise OptionError(f"unknown option {name!r}: {hint}valid are {', '.join(sorted(valid))}")
 
 
-def _check_numbers(given: OptionFields) -> None:
-    for spec in dataclasses.fields(OptionFields):
-        value, kind = getattr(given, spec.name), spec.metadata["kind"]
-        if value is None and spec.default is None:
-            continue
-        if kind is bool and not isinstance(value, bool):
-            raise OptionError(f"{spec.name}={value!r}: expected True or False")
-        if kind in (int, float):
-            _check_number(spec.name, value, kind)
-    for name in _POSITIVE:
-        if not getattr(given, name) > 0:
-            raise OptionError(f"{name}={getattr(given, name)!r}: expected more than 0")
-    if given.min_faces is not None and given.max_faces is not None and given.min_faces > given.max_faces:
-        raise OptionError(f"min_faces={given.min_faces} is more than max_faces={given.max_faces}: nothing would pass")
+def _plain(given: OptionFields) -> OptionFields:
+    """The options as plain text and numbers, each checked by itself."""
+    values = {spec.name: _plain_value(spec, getattr(given, spec.name)) for spec in dataclasses.fields(OptionFields)}
+    plain = OptionFields(**values)
+    if plain.min_faces is not None and plain.max_faces is not None and plain.min_faces > plain.max_faces:
+        raise OptionError(f"min_faces={plain.min_faces} is more than max_faces={plain.max_faces}: nothing would pass")
+    return plain
+
+
+def _plain_value(spec: dataclasses.Field[Any], value: Any) -> Any:
+    kind, valid = spec.metadata["kind"], spec.metadata["valid"]
+    if value is None and spec.default is None:
+        return None
+    if kind is bool and not isinstance(value, bool):
+        raise OptionError(f"{spec.name}={shown(value)}: expected True or False")
+    if valid is not None:
+        valid.check(spec.name, value)
+        # Those of NumPy are no JSON; an int stays one, since it is in fingerprints.
+        return value if isinstance(value, (int, float)) else kind(value)
+    if spec.name in _PLACES:
+        return place(spec.name, value)
+    if spec.name in ("source_revision", "user_agent_token") and not isinstance(value, str):
+        raise OptionError(f"{spec.name}={shown(value)}: expected text, not {type(value).__name__}")
+    return value
 
 
 def _check_remaking(given: OptionFields) -> None:
@@ -259,43 +329,46 @@ def _check_remaking(given: OptionFields) -> None:
         )
 
 
-def _check_number(name: str, value: Any, kind: type) -> None:
-    wanted = numbers.Integral if kind is int else numbers.Real
-    if isinstance(value, bool) or not isinstance(value, wanted) or not float(value) == float(value):
-        raise OptionError(f"{name}={value!r}: expected {'a whole number' if kind is int else 'a number'}")
-    # CLIP similarity is a cosine: the only option that may be below zero.
-    if value < 0 and name != "min_similarity":
-        raise OptionError(f"{name}={value!r}: expected 0 or more")
-
-
 def _filters(given: OptionFields) -> Filters:
     values = {f.name: getattr(given, f.name) for f in dataclasses.fields(Filters)}
     values["nsfw"] = _nsfw(given.nsfw)
-    if given.exclude is not None:
-        path = absolute(given.exclude)
-        if not path.is_file():
-            raise OptionError(f"exclude={given.exclude!r}: there is no such file")
-        values["exclude"] = read_exclusion(str(path))
+    values["exclude"] = None if given.exclude is None else _exclusion(given.exclude)
     return Filters(**values)
+
+
+def _exclusion(given: Any) -> Exclusion:
+    if isinstance(given, (str, os.PathLike)):
+        path = absolute(place("exclude", given))
+        if not path.is_file():
+            found = "it is a folder" if path.is_dir() else "there is no such file"
+            raise OptionError(f"exclude={shown(given)}: {found}; one entry goes as exclude=[…]")
+        return read_exclusion(str(path))
+    if isinstance(given, (bytes, bytearray, Mapping)) or not isinstance(given, Iterable):
+        raise OptionError(f"exclude={shown(given)}: expected a file, or a list of ids, URLs, hosts and hashes")
+    return exclusion_of(given)
 
 
 def _nsfw(given: Any) -> tuple[str, ...] | None:
     if given is None:
         return None
+    if not isinstance(given, Iterable):
+        raise OptionError(f"nsfw={shown(given)}: valid are {', '.join(map(repr, NSFW_VALUES))}")
     values = given.split(",") if isinstance(given, str) else list(given)
     chosen = tuple(sorted({str(value).strip().upper() for value in values}))
+    if not chosen:
+        raise OptionError(f"nsfw={shown(given)}: nothing would pass; valid are {', '.join(map(repr, NSFW_VALUES))}")
     for value in chosen:
         _one_of("nsfw", value, NSFW_VALUES)
     return chosen
 
 
 def _images(given: Any) -> str:
-    if given in IMAGE_MODES:
-        return str(given)
-    folder = absolute(given) if isinstance(given, (str, os.PathLike)) else None
+    if isinstance(given, str) and given in IMAGE_MODES:
+        return given
+    folder = absolute(place("images", given)) if isinstance(given, (str, os.PathLike)) else None
     if folder is None or not folder.is_dir():
         valid = ", ".join(map(repr, IMAGE_MODES))
-        raise OptionError(f"images={given!r}: valid are {valid}, or a folder that exists")
+        raise OptionError(f"images={shown(given)}: valid are {valid}, or a folder that exists")
     return str(folder)
 
 
@@ -305,14 +378,14 @@ def _ahead(given: OptionFields) -> Ahead:
     return ahead if folder is None else dataclasses.replace(ahead, cache_images=str(absolute(folder)))
 
 
-def _place(given: str | os.PathLike[str]) -> str:
+def _place(name: str, given: str | os.PathLike[str]) -> str:
     """A path from the root, if it is one and not an address or the name of a Hub dataset."""
-    text = os.fspath(given)
+    text = place(name, given)
     is_path = text.startswith((".", "~", os.sep)) or os.path.exists(text)
     return str(absolute(text)) if is_path and "://" not in text else text
 
 
 def _one_of(name: str, value: Any, valid: tuple[str, ...]) -> str:
-    if value not in valid:
-        raise OptionError(f"{name}={value!r}: valid are {', '.join(map(repr, valid))}")
-    return str(value)
+    if not isinstance(value, str) or value not in valid:
+        raise OptionError(f"{name}={shown(value)}: valid are {', '.join(map(repr, valid))}")
+    return value

@@ -22,11 +22,11 @@ class PartStatus:
     """What there is of one part; None where there is nothing.
 
     Attributes:
-        ids, faces, rows: ids on the part's list, samples with detections, rows of the index.
+        ids, faces, rows: samples on the part's list, with detections, and in the index.
         proof: of the join: `index.proof.Proof.as_dict` and what it was made from; None too for an index that came
             without one.
         tars, tar_bytes: files with pictures, and their sizes together.
-        pictures: rows of the sidecar by status; "ok" are usable pictures.
+        pictures: samples by what became of their picture; "ok" are usable pictures.
     """
 
     part: int
@@ -62,16 +62,17 @@ def lines(data: DataDir, parts: Iterable[int]) -> Iterator[str]:
     """Print a header, a line for every part, and a sum."""
     parts = list(parts)
     yield f"{data.root}"
-    heads = ("ids", "faces", "index", "found", "fit", "left out", "swapped", "tars", "size")
-    yield _columns("part", heads) + "  usable pictures"
+    heads = ("listed", "with faces", "indexed", "found", "fit", "left out", "swapped", "tars", "size")
+    yield _columns("part", heads) + "  samples with a usable picture"
     prepared = 0
     for part in parts:
         status = PartStatus.of(data, part)
         prepared += status.rows is not None
         yield _line(status)
     yield f"{prepared} of {len(parts)} parts are prepared"
+    yield "listed, with faces, indexed, left out, swapped: numbers of samples"
     if prepared:
-        yield "found: ids that the metadata has; fit: faces that lie in their pictures"
+        yield "found: listed samples that the metadata has; fit: faces that lie in their pictures"
 
 
 def as_json(data: DataDir, parts: Iterable[int]) -> dict[str, Any]:
@@ -94,7 +95,7 @@ def _line(status: PartStatus) -> str:
 
 
 def _columns(first: str, others: Sequence[str]) -> str:
-    widths = (10, 9, 9, 7, 7, 8, 8, 5, 9)
+    widths = (10, 10, 9, 7, 7, 8, 8, 5, 9)
     return f"{first:>4}" + "".join(f"  {text:>{width}}" for text, width in zip(others, widths, strict=True))
 
 

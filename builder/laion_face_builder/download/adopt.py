@@ -33,7 +33,7 @@ from laion_face_builder.download.checker import Checker, child_environment
 from laion_face_builder.download.rounds import opened_index
 from laion_face_builder.download.sidecar import CheckedTar, assemble, write_sidecar
 from laion_face_builder.errors import BadFile, NotPrepared
-from laion_face_builder.files import Fingerprint, digest, locked, make_fingerprint, read_fingerprint
+from laion_face_builder.files import Fingerprint, digest, disk_errors, locked, make_fingerprint, read_fingerprint
 from laion_face_builder.images import reasons
 from laion_face_builder.images.frames import Resizing
 from laion_face_builder.index.reader import IndexPart
@@ -160,7 +160,8 @@ def _sidecar(tars: list[_Tar], data: DataDir, part: int, index: IndexPart, how: 
     sidecar = data.root / "adopted" / digest(fingerprint) / data.sidecar(part).name
     with locked(sidecar, f"part {part:05d}: another process looks through {tars[0].path.parent}; waiting for that"):
         if not _is_current(sidecar, fingerprint):
-            checked = _checked(tars, probes, data.root / "adopted" / "tars", how)
+            with disk_errors(sidecar):
+                checked = _checked(tars, probes, data.root / "adopted" / "tars", how)
             write_sidecar(sidecar, _joined(checked, index, part, tars[0].path.parent), fingerprint, checked)
     return sidecar
 

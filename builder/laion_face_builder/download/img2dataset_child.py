@@ -6,8 +6,10 @@ is read from its folder, and a run whose files do not change for a while is ende
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -24,6 +26,9 @@ from laion_face_builder.errors import OptionError
 
 _SECONDS_TO_END = 5.0
 _LOG_BYTES = 1_000_000
+#: What Python says of a disk that is full, and of a file that may not grow.
+_OF_THE_DISK = re.compile(rb"\[Errno (%d|%d|%d)\]" % (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+_LONGEST_WORD = 16
 _PROXIES = ("http_proxy", "https_proxy", "ftp_proxy")
 #: No reports to anyone, and no look-ups for newer versions when its libraries are imported.
 _QUIET = {
@@ -58,6 +63,9 @@ class Img2datasetChild:
         settings: arguments of `img2dataset.download`.
         environment: see `img2dataset_environment`.
         log: gets what the run prints, the last megabyte of it.
+
+    Attributes:
+        disk_error: the number of the system's error, as soon as it says that the disk is full.
     """
 
     def __init__(self, settings: Mapping[str, Any], environment: Mapping[str, str], log: Path) -> None:
@@ -65,6 +73,7 @@ class Img2datasetChild:
         self._log = log
         self._seen: object = None
         self._changed = time.monotonic()
+        self.disk_error: int | None = None
         self._process = subprocess.Popen(  # noqa: S603 - our own module, and arguments that no shell sees
             python("-u", "-m", "laion_face_builder.download.img2dataset_run", json.dumps(dict(settings))),
             stdin=subprocess.PIPE,  # ends when we do; see `orphans`
@@ -75,7 +84,7 @@ class Img2datasetChild:
             start_new_session=True,
         )
         self._pump = threading.Thread(
-            target=_copy, args=(self._process.stdout, log), daemon=True, name="img2dataset-log"
+            target=self._keep, args=(self._process.stdout,), daemon=True, name="img2dataset-log"
         )
         self._pump.start()
 
@@ -120,6 +129,18 @@ class Img2datasetChild:
             return " | ".join([line.strip() for line in said if line.strip()][-lines:]) or "nothing"
         return "nothing"
 
+    def _keep(self, source: IO[bytes]) -> None:
+        """Copies what it prints into the log, and notes what it says of the disk."""
+        before = b""
+        with self._log.open("wb", buffering=0) as file:
+            while piece := os.read(source.fileno(), 1 << 16):
+                if found := _OF_THE_DISK.search(before + piece):
+                    self.disk_error = int(found[1])
+                before = piece[-_LONGEST_WORD:]
+                with suppress(OSError):  # On a full disk it goes on unheard: the disk is what there is to be said.
+                    file.write(piece)
+                    _shorten(file, self._log)
+
     def _signal(self, number: int) -> None:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, number)
@@ -135,13 +156,9 @@ def _listing(folder: Path) -> list[tuple[str, int]]:
     return sorted(found)
 
 
-def _copy(source: IO[bytes], log: Path) -> None:
-    with log.open("wb") as file:
-        while piece := os.read(source.fileno(), 1 << 16):
-            file.write(piece)
-            file.flush()
-            if file.tell() > _LOG_BYTES:
-                kept = log.read_bytes()[-_LOG_BYTES // 2 :]
-                file.seek(0)
-                file.truncate()
-                file.write(kept)
+def _shorten(file: IO[bytes], log: Path) -> None:
+    if file.tell() > _LOG_BYTES:
+        kept = log.read_bytes()[-_LOG_BYTES // 2 :]
+        file.seek(0)
+        file.truncate()
+        file.write(kept)

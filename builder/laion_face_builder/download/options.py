@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from laion_face_builder.download.blur import BOXES_COLUMN, JPEG_QUALITY, MOST_PIXELS
 from laion_face_builder.errors import OptionError
 from laion_face_builder.images.frames import RESIZE_MODES, Resizing
 from laion_face_builder.images.pictures import MAX_PIXELS
+from laion_face_builder.options import OptionFields
+from laion_face_builder.values import Range
 
 #: Words in `X-Robots-Tag` by which a site opts out, as img2dataset has them.
 OPT_OUT_DIRECTIVES = ("noai", "noimageai", "noindex", "noimageindex")
@@ -82,12 +84,8 @@ class DownloadOptions:
     ignore_space: bool = False
 
     def __post_init__(self) -> None:
-        for name in _POSITIVE:
-            if not getattr(self, name) > 0:
-                raise OptionError(f"{name}={getattr(self, name)!r}: expected more than 0")
-        for name in ("retries", "restarts"):
-            if getattr(self, name) < 0:
-                raise OptionError(f"{name}={getattr(self, name)!r}: expected 0 or more")
+        for name, valid in _VALID.items():
+            valid.check(name + _TYPED.get(name, ""), getattr(self, name))
         self._check_encoding()
 
     def _check_encoding(self) -> None:
@@ -167,15 +165,20 @@ class DownloadOptions:
         }
 
 
-_POSITIVE = (
-    "processes_count",
-    "thread_count",
-    "samples_per_shard",
-    "timeout",
-    "max_bytes",
-    "max_pixels",
-    "per_host",
-    "image_size",
-    "stuck_after",
-    "check_processes",
-)
+#: Of the fields that are options of a dataset too, `options` knows what is valid.
+_VALID = {
+    "processes_count": Range(int, 1, 1_000),
+    "thread_count": Range(int, 1, 10_000),
+    "samples_per_shard": Range(int, 1, 1_000_000),
+    "stuck_after": Range(float, 0.001),
+    "restarts": Range(int, 0),
+    "check_processes": Range(int, 1, 1_000),
+} | {
+    spec.name: spec.metadata["valid"]
+    for spec in fields(OptionFields)
+    if spec.metadata["valid"] is not None and spec.name in DownloadOptions.__dataclass_fields__
+}
+#: What the command line calls those that have another name there.
+_TYPED = {"processes_count": " (--processes)", "thread_count": " (--threads)"}
+#: Rounds over failed samples.
+RETRY_FAILED = Range(int, 0, 1_000)

@@ -43,6 +43,7 @@ from laion_face_builder.files import (
     Fingerprint,
     canonical_json,
     digest,
+    disk_errors,
     disk_free,
     human_size,
     locked,
@@ -88,7 +89,7 @@ def download_part(
         NotPrepared: there is no index.
         StateConflict: the part was started with other filters, another index, another size of shards, or with other
             resizing or blurring.
-        DownloadError: img2dataset does not get on, or the disk is too small.
+        DownloadError: img2dataset does not get on, or the disk is too small; DiskError: it is full, or read-only.
         OptionError: the environment names a proxy that is not trusted, or img2dataset cannot write to such a path.
     """
     options = options or DownloadOptions()
@@ -99,7 +100,8 @@ def download_part(
         made_with = _claim(files, rows, options, filters)
         _remove_leftovers(files)
         _ensure_plan(files, rows, filters, made_with, options.blur_faces)
-        return _rounds(files, rows, options, made_with, retry_failed)
+        with disk_errors(files.data.tars(part)):
+            return _rounds(files, rows, options, made_with, retry_failed)
 
 
 def refuse_impossible(data: DataDir, options: DownloadOptions) -> None:

@@ -7,6 +7,7 @@ and its file names the stats that it saw, so that a shard downloaded again is lo
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -28,7 +29,7 @@ from laion_face_builder.download.shards import ShardFiles, remove_unfinished, sh
 from laion_face_builder.download.sidecar import CheckedTar
 from laion_face_builder.download.way_out import way_out
 from laion_face_builder.errors import DownloadError
-from laion_face_builder.files import Fingerprint, digest, human_size, make_fingerprint, written_whole
+from laion_face_builder.files import Fingerprint, digest, disk_error, human_size, make_fingerprint, written_whole
 from laion_face_builder.images import reasons
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.proxy.guard_proxy import GuardProxy
@@ -99,7 +100,7 @@ class Round:
         """Downloads and checks what is missing.
 
         Raises:
-            DownloadError: img2dataset was started again and again and finished nothing more.
+            DownloadError: img2dataset was started again and again and finished nothing more; DiskError: no room.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         wait_for_orphans(self._files.writers)
@@ -144,6 +145,9 @@ class Round:
             self._note_seen(proxy)
             self._queue(checker, strict=False)
             self._collect(checker, bar)
+            if child.disk_error is not None:
+                # It counts such a shard as failed, and would be started in vain again and again.
+                raise disk_error(self._folder / "*.tar", OSError(child.disk_error, os.strerror(child.disk_error)))
             if child.still_for > self._options.stuck_after:
                 logger.warning(
                     "part %05d: img2dataset is stuck, nothing changed for %g s; ending it",

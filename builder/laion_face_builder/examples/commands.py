@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from laion_face_builder.index.exclusion import Exclusion
 from laion_face_builder.options import OptionFields, Options
 
 #: Which options each command takes besides CONFIG, --parts and --data-dir, by their groups.
@@ -53,4 +54,6 @@ def _values(options: Options) -> Mapping[str, Any]:
 
 
 def _typed(value: object) -> str:
+    if isinstance(value, Exclusion):
+        return value.name if os.path.isabs(value.name) else "FILE_WITH_THESE"
     return ",".join(value) if isinstance(value, tuple) else str(value)

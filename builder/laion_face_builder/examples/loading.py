@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import datasets
 
-from laion_face_builder.errors import OptionError
+from laion_face_builder.errors import DiskError, LaionFaceError, OptionError
 from laion_face_builder.examples import parts, ready, report
 from laion_face_builder.examples.rows import Plan, Shard, shards_per_part_for, world_size
 from laion_face_builder.examples.stream import DecodedStream, ExampleStream
-from laion_face_builder.files import digest
+from laion_face_builder.files import digest, disk_error, is_of_writing
 from laion_face_builder.layout import CONFIG_PARTS
 from laion_face_builder.options import Options, refuse_unknown
 
@@ -37,6 +39,27 @@ _IS_OLD = int(datasets.__version__.partition(".")[0]) < 4
 def load(builder_class: type[datasets.GeneratorBasedBuilder], name: str | None, given: dict[str, Any]) -> Any:
     """`laion_face.load_dataset`."""
     check_call(name, None, given)
+    with _plain_disk_errors(Path(given.get("cache_dir") or datasets.config.HF_DATASETS_CACHE)):
+        return _load(builder_class, name, given)
+
+
+@contextmanager
+def _plain_disk_errors(cache_dir: Path) -> Iterator[None]:
+    """Says what is wrong with the disk of the Arrow cache: datasets hides it behind an error of its own."""
+    try:
+        yield
+    except DiskError:
+        raise
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None or isinstance(cause, LaionFaceError) or not is_of_writing(cause):
+            raise
+        raise disk_error(cache_dir / "LaionFace", cause) from error
+
+
+def _load(builder_class: type[datasets.GeneratorBasedBuilder], name: str | None, given: dict[str, Any]) -> Any:
     load_with = {key: given.pop(key, None) for key in _LOAD_ARGUMENTS}
     prepare_with = {key: given.pop(key) for key in _PREPARE_ARGUMENTS if key in given}
     if load_with["streaming"] and load_with["num_proc"] is not None:

@@ -144,10 +144,12 @@ def download(options: Options, how: DownloadOptions, retry_failed: int = 0) -> I
     """Downloads the pictures of each part that is prepared; gives its number and result.
 
     Raises:
-        NotPrepared: a part has no index.
+        OptionError: no such number of rounds; NotPrepared: a part has no index.
     """
+    from laion_face_builder.download.options import RETRY_FAILED
     from laion_face_builder.download.part import download_part
 
+    RETRY_FAILED.check("retry_failed", retry_failed)
     require_prepared(options)
     for number, part in enumerate(options.parts, 1):
         with _index_of(options, part) as index:

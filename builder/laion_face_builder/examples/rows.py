@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from laion_face_builder.errors import PictureError
+from laion_face_builder.errors import OptionError, PictureError
 from laion_face_builder.examples import parts
 from laion_face_builder.examples.example import INDEX_COLUMNS, ExampleMaker, Row
 from laion_face_builder.examples.report import Tally
@@ -24,6 +24,7 @@ from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.index.rows import RowBatch, in_batches
 from laion_face_builder.layout import ROW_GROUPS
 from laion_face_builder.options import Options
+from laion_face_builder.values import shown
 from laion_face_builder.web.ahead import ordered
 from laion_face_builder.web.cache import PictureCache
 from laion_face_builder.web.fetcher import FetchedPicture, Fetcher
@@ -157,9 +158,15 @@ def fetched(plan: Plan, steps: Iterator[Step]) -> Generator[Fetched, None, None]
 
 
 def world_size() -> int:
-    """How many ranks train together, as torchrun and its like say it; 1 without them."""
-    value = os.environ.get("WORLD_SIZE", "")
-    return max(1, int(value)) if value.isdigit() else 1
+    """How many ranks train together, as torchrun and its like say it; 1 without them.
+
+    Raises:
+        OptionError: the variable WORLD_SIZE is no such number.
+    """
+    value = os.environ.get("WORLD_SIZE", "").strip() or "1"
+    if not value.isdecimal() or int(value) < 1:
+        raise OptionError(f"WORLD_SIZE={shown(value)}: expected the number of ranks, 1 or more; or unset it")
+    return int(value)
 
 
 def shards_per_part_for(parts_read: int, world: int, near: int = ROW_GROUPS) -> int:

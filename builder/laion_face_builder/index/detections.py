@@ -31,11 +31,13 @@ from laion_face_builder.index.face_stream import read_faces_of_piece
 from laion_face_builder.layout import ALL_PARTS, DataDir
 from laion_face_builder.schema import DETECTIONS
 from laion_face_builder.upstream.pickle_pieces import PIECE_SIZE, iter_pieces
+from laion_face_builder.values import Range
 
 log = logging.getLogger("laion_face")
 
 #: Small enough that a single id is found by reading one group of each part: about 1 MB.
 ROWS_A_GROUP = 1 << 14
+_ID = Range(int, -(1 << 63), (1 << 63) - 1)
 #: Numbers near each other differ in their low bytes: split by byte, the high ones take a third of the room.
 _FLOATS = (
     "faces.list.element.box.list.element",
@@ -99,12 +101,14 @@ def faces_of(data: DataDir, sample_ids: Sequence[int]) -> Iterator[FoundFaces]:
     """The faces of single samples, in the order asked for, from all prepared parts; unknown ids give nothing.
 
     Raises:
-        NotPrepared: no part's faces have been prepared.
+        OptionError: not a number that can be an id; NotPrepared: no part's faces have been prepared.
         BadFile: a file is not one of ours.
     """
     files = [(part, data.faces(part)) for part in ALL_PARTS if data.faces(part).exists()]
     if not files:
         raise NotPrepared(f"{data.root}: no faces are prepared there. Run `laion-face prepare` with this --data-dir.")
+    for sample_id in sample_ids:
+        _ID.check("sample_id", sample_id)
     wanted = np.unique(np.asarray(sample_ids, np.int64))
     found: dict[int, list[FoundFaces]] = {}
     for part, path in files:

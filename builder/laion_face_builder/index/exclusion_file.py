@@ -26,9 +26,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from laion_face_builder.errors import BadFile
+from laion_face_builder.errors import BadFile, OptionError
 from laion_face_builder.index.exclusion import Exclusion
 from laion_face_builder.index.urls import canonical_url, one_spelling
+from laion_face_builder.values import shown
 
 logger = logging.getLogger("laion_face")
 
@@ -40,6 +41,8 @@ _HASH = re.compile(r"[0-9a-fA-F]{64}|[0-9a-fA-F]{32}")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://(?![^/?#]*\*).+")
 _HOST = re.compile(r"(?P<star>\*\.)?(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s/:@\[\]*?#\\]+)(?P<port>:[0-9]{1,5})?")
 _NAME = re.compile(r"(?:[a-z0-9_-]+\.)*[a-z][a-z0-9-]*[a-z0-9]")
+
+_EXPECTED = "a sample id, a URL with its scheme, a host, a SHA-256 or an MD5"
 
 
 class Entry(NamedTuple):
@@ -96,7 +99,7 @@ def parse_exclusion(lines: Iterable[str], name: str = "exclude") -> Exclusion:
     Raises:
         BadFile: a line can be nothing of what may stand there.
     """
-    found: dict[str, set[Any]] = {"sample_ids": set(), "urls": set(), "hosts": set(), "sha256s": set(), "md5s": set()}
+    found: list[Entry] = []
     is_first, is_csv, with_comma = True, False, 0
     for number, raw in enumerate(lines, 1):
         line = raw.strip()
@@ -108,11 +111,41 @@ def parse_exclusion(lines: Iterable[str], name: str = "exclude") -> Exclusion:
         elif (entry := entry_of(field)) is None:
             raise _refused(f"{name}:{number}", line)
         else:
-            found[entry.kind].add(entry.value)
+            found.append(entry)
             with_comma += entry.kind == "urls" and "," in field and line[0] not in "\"'"
         is_first = False
     if with_comma:
         logger.info("%s: %d URLs have a comma and no quotes: it is taken as a part of them", name, with_comma)
+    return _exclusion(name, found)
+
+
+def exclusion_of(values: Iterable[Any]) -> Exclusion:
+    """Sort ids, URLs, hosts and hashes that were given as values; they name what a file with these lines names.
+
+    Raises:
+        OptionError: one can be nothing of these. There are no comments, headers or further columns here.
+    """
+    return _of_texts(tuple(map(str, values)))
+
+
+@functools.lru_cache(maxsize=4)
+def _of_texts(texts: tuple[str, ...]) -> Exclusion:
+    entries = [(text, entry_of(text.strip())) for text in texts]
+    for number, (text, entry) in enumerate(entries):
+        if entry is None:
+            raise OptionError(f"exclude[{number}]={shown(text)}: expected {_EXPECTED}")
+    found = _exclusion("exclude", [entry for _, entry in entries if entry is not None])
+    if any(found.counts.values()):
+        logger.info("exclude: %s are left out", found)
+    else:
+        logger.warning("exclude: names nothing, so nothing is left out")
+    return found
+
+
+def _exclusion(name: str, entries: Iterable[Entry]) -> Exclusion:
+    found: dict[str, set[Any]] = {"sample_ids": set(), "urls": set(), "hosts": set(), "sha256s": set(), "md5s": set()}
+    for entry in entries:
+        found[entry.kind].add(entry.value)
     ids = np.array(sorted(found.pop("sample_ids")), np.int64)
     return Exclusion(name, ids, **{kind: frozenset(values) for kind, values in found.items()})
 
@@ -167,6 +200,6 @@ def _refused(place: str, line: str) -> BadFile:
     return BadFile(
         place,
         found=repr(line if len(line) <= 80 else f"{line[:80]}…"),
-        expected="a sample id, a URL with its scheme, a host, a SHA-256 or an MD5",
+        expected=_EXPECTED,
         way_out="Correct the line, or put a # before it.",
     )

@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from laion_face_builder import progress
-from laion_face_builder.errors import OptionError
 from laion_face_builder.files import locked, locked_if_free, remove_partials
 from laion_face_builder.index.costs import Costs
 from laion_face_builder.index.detections import write_faces
@@ -41,11 +40,13 @@ from laion_face_builder.layout import ALL_PARTS, DataDir
 from laion_face_builder.parallel import cores, in_order
 from laion_face_builder.upstream.source_files import RemoteFile
 from laion_face_builder.upstream.sources import Upstream
+from laion_face_builder.values import Range
 
 logger = logging.getLogger("laion_face")
 
 #: Files, and parts, worked on at the same time unless more are asked for.
 MOST_AT_ONCE = 4
+_PROCESSES = Range(int, 1, 1_000)
 
 
 def prepare(
@@ -67,7 +68,7 @@ def prepare(
             most `MOST_AT_ONCE`: a full part takes up to 1.3 GB of memory.
 
     Raises:
-        OptionError: `processes` is less than 1.
+        OptionError: `processes` is no such number.
         SourceError: a source cannot be had; BadFile, UnsafePickle: it is not what it has to be.
         JoinRefused: the metadata's rows are not those that the faces were found in.
         StateConflict: pictures were downloaded for an index from other sources.
@@ -96,8 +97,8 @@ def at_once(processes: int | None) -> int:
     Raises:
         OptionError: `processes` is less than 1.
     """
-    if processes is not None and processes < 1:
-        raise OptionError(f"processes={processes}: expected 1 or more")
+    if processes is not None:
+        _PROCESSES.check("processes", processes)
     return processes or min(cores(), MOST_AT_ONCE)
 
 

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from laion_face_builder.errors import BadFile, SourceError, SourceNotFound
 from laion_face_builder.index.index_file import IndexFile
 from laion_face_builder.index.part_column import Known, holds_only, may_hold
-from laion_face_builder.layout import absolute
 from laion_face_builder.upstream.source_fsspec import list_fsspec
 from laion_face_builder.upstream.source_hub import HubRepo
 from laion_face_builder.upstream.sources import hub_id
+from laion_face_builder.values import absolute
 
 #: As `datasets` names the files of a split; newer and older versions put a hash behind it.
 _SPLIT = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<of>\d{5})(-[0-9a-f]+)?\.parquet")

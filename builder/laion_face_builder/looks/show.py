@@ -20,6 +20,7 @@ from laion_face_builder.looks.sheet import THUMBNAIL, sheet
 from laion_face_builder.options import Options
 from laion_face_builder.preview import contact_sheet
 from laion_face_builder.transforms.pixels import to_rgb
+from laion_face_builder.values import Range
 
 logger = logging.getLogger("laion_face")
 
@@ -52,10 +53,8 @@ class Sheet:
         Raises:
             OptionError: the suffix is another, or the numbers make no sheet.
         """
-        if not 1 <= self.count <= MOST_EXAMPLES or not 1 <= self.columns <= 24:
-            raise OptionError(
-                f"count={self.count}, columns={self.columns}: expected 1 to {MOST_EXAMPLES} examples in 1 to 24 columns"
-            )
+        Range(int, 1, MOST_EXAMPLES).check("count", self.count)
+        Range(int, 1, 24).check("columns", self.columns)
         suffix = self.out.suffix.lower()
         if suffix not in _SUFFIXES:
             raise OptionError(f"out={self.out}: expected .png, .html, or no suffix for both")

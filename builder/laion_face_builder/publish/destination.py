@@ -19,7 +19,7 @@ from typing import Protocol
 
 from laion_face_builder.errors import BadFile, OptionError
 from laion_face_builder.files import sha256_of
-from laion_face_builder.layout import absolute
+from laion_face_builder.values import absolute
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 

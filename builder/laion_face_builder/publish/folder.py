@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from laion_face_builder import progress
-from laion_face_builder.errors import PublishError
+from laion_face_builder.errors import DiskError, PublishError
 from laion_face_builder.files import locked, remove_partials, sha256_of, written_whole
 from laion_face_builder.publish.destination import Held, Outgoing, missing, problems
 
@@ -99,6 +99,8 @@ class FolderDestination:
         try:
             with locked(self.path / "publish", f"another publish to {self.path} is going on; waiting for it"):
                 yield
+        except DiskError as error:
+            raise PublishError(f"{error}; what was copied is kept") from error
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             way_out = "Free some space" if full else "Give a folder that can be written to"

@@ -9,12 +9,12 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from laion_face_builder.errors import SourceNotFound
-from laion_face_builder.layout import absolute
 from laion_face_builder.publish.destination import is_folder
 from laion_face_builder.publish.manifest import MANIFEST, Manifest
 from laion_face_builder.upstream.retrying import TransientError, retried
 from laion_face_builder.upstream.source_fsspec import filesystem_of
 from laion_face_builder.upstream.source_hub import HubRepo
+from laion_face_builder.values import absolute
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,15 @@ class Place:
     def name(self) -> str:
         """For messages."""
         return str(self.folder) if self.folder is not None else f"Hub dataset {self._hub.repo}"
+
+    def require(self) -> None:
+        """Look whether the place is there at all.
+
+        Raises:
+            SourceNotFound: no such repo, or no such revision; SourceError: the Hub does not answer, or refuses.
+        """
+        if self.folder is None:
+            _ = self._hub.commit
 
     def read(self, name: str) -> bytes | None:
         """The bytes of a small file; None if there is no such file or no such place.

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from laion_face_builder.errors import NotPrepared, OptionError
+from laion_face_builder.errors import NotPrepared
 from laion_face_builder.examples import parts
 from laion_face_builder.examples.example import Example
 from laion_face_builder.files import Fingerprint, make_fingerprint, stamped, written_whole
@@ -18,14 +18,12 @@ MOST_ROWS = 1000
 _ROWS_A_GROUP = 100
 
 
-def check_preview(options: Options, rows: int) -> None:
+def check_preview(options: Options) -> None:
     """Refuses what cannot be shown.
 
     Raises:
-        OptionError: too many rows, or fewer than one; NotPrepared: no part has pictures.
+        NotPrepared: no part has pictures.
     """
-    if not 1 <= rows <= MOST_ROWS:
-        raise OptionError(f"preview={rows}: expected 1 to {MOST_ROWS} rows")
     if not pictured_parts(options):
         raise NotPrepared(
             f"{options.data.root}: no part has pictures to show. Run `laion-face download` first, or drop --preview"

@@ -13,7 +13,6 @@ from pathlib import Path
 from laion_face_builder import progress
 from laion_face_builder.errors import LaionFaceError, StateConflict
 from laion_face_builder.files import human_size
-from laion_face_builder.layout import absolute
 from laion_face_builder.options import Options
 from laion_face_builder.publish.card import card_of
 from laion_face_builder.publish.croissant import croissant_of
@@ -24,6 +23,7 @@ from laion_face_builder.publish.place import Place
 from laion_face_builder.publish.preview_files import check_preview
 from laion_face_builder.publish.request import PublishRequest, check_rights, check_room, options_of
 from laion_face_builder.publish.staging import Staging
+from laion_face_builder.values import absolute
 
 logger = logging.getLogger("laion_face")
 
@@ -54,7 +54,7 @@ def checked(request: PublishRequest) -> tuple[Options, Destination, Manifest | N
     options = options_of(request)
     check_room(request, options)
     if request.preview:
-        check_preview(options, request.preview)
+        check_preview(options)
     destination = destination_at(
         request.target, private=request.private, revision=request.revision, token=request.token
     )

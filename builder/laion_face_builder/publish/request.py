@@ -16,6 +16,8 @@ from laion_face_builder.options import OptionFields, Options
 from laion_face_builder.publish.destination import is_folder
 from laion_face_builder.publish.image_files import Bounds
 from laion_face_builder.publish.manifest import Kind
+from laion_face_builder.publish.preview_files import MOST_ROWS
+from laion_face_builder.values import Range
 
 logger = logging.getLogger("laion_face")
 
@@ -59,8 +61,9 @@ def check_rights(request: PublishRequest) -> None:
     """Refuses to make pictures public by accident, and says whose they are.
 
     Raises:
-        OptionError: says how it is meant.
+        OptionError: says how it is meant, or that there cannot be so many rows in a preview.
     """
+    Range(int, 0, MOST_ROWS).check("preview", request.preview)
     if not (request.with_images or request.preview):
         return
     logger.warning(

@@ -23,7 +23,15 @@ from typing import Any
 
 from laion_face_builder import progress
 from laion_face_builder.errors import ChecksumError, SourceError
-from laion_face_builder.files import canonical_json, digest, locked, remove_partials, sha256_of, written_whole
+from laion_face_builder.files import (
+    canonical_json,
+    digest,
+    disk_errors,
+    locked,
+    remove_partials,
+    sha256_of,
+    written_whole,
+)
 from laion_face_builder.upstream.hashes import known_sha256
 from laion_face_builder.upstream.retrying import TransientError, pause
 from laion_face_builder.upstream.source_files import RemoteFile
@@ -99,10 +107,10 @@ class CopiedFile(RemoteFile):
     def discard(self, folder: Path) -> None:
         """Removes the copy and all that belongs to it; what its content was stays known."""
         target = self.place(folder)
-        if not target.parent.exists():
+        if not target.exists() and not _checked_file(target).exists() and not _size(self._incomplete(target)):
             return
         known_from_note = self.content(folder) not in (None, self.version)
-        with locked(target):
+        with locked(target), disk_errors(target):
             if not known_from_note:
                 _checked_file(target).unlink(missing_ok=True)
             target.unlink(missing_ok=True)
@@ -128,12 +136,11 @@ class CopiedFile(RemoteFile):
     def _copy(self, target: Path) -> None:
         incomplete = self._incomplete(target)
         logger.info("fetching %s", self.name)
-        try:
+        with disk_errors(incomplete):  # Those of the network have become TransientErrors.
+            target.parent.mkdir(parents=True, exist_ok=True)
             with progress.bar(target.name, self.size, "B", done=_size(incomplete)) as bar:
                 self._fill(incomplete, bar)
             os.replace(incomplete, target)
-        except OSError as error:  # Of the disk: those of the network have become TransientErrors.
-            raise SourceError(f"{self.name}: cannot write {incomplete}: {error.strerror or error}") from error
         self._forget_incomplete(target)
 
     def _fill(self, incomplete: Path, bar: progress.Bar) -> None:

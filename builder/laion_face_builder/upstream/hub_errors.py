@@ -10,8 +10,8 @@ import re
 from collections.abc import Mapping
 
 from laion_face_builder.errors import LaionFaceError, SourceError
-from laion_face_builder.upstream.retrying import TransientError
-from laion_face_builder.upstream.source_url import PASSING_STATUS
+from laion_face_builder.upstream.retrying import TransientError, Unreachable
+from laion_face_builder.upstream.source_url import PASSING_STATUS, redacted
 
 #: The HTTP libraries under huggingface_hub, by version; the errors of the last two are not OSErrors.
 _HTTP_LIBRARIES = frozenset({"requests", "httpx", "httpx2"})
@@ -32,10 +32,22 @@ def in_our_words(error: Exception, where: str) -> Exception:
         return TransientError(f"HTTP {status}", _wait_asked(getattr(error, "response").headers))  # noqa: B009 - varies
     library = type(error).__module__.partition(".")[0]
     if status is None and (isinstance(error, OSError) or library in _HTTP_LIBRARIES):
-        return TransientError(f"it cannot be reached ({short(error)})")
+        from huggingface_hub import constants
+
+        return Unreachable(f"it cannot be reached: no answer from {redacted(constants.ENDPOINT)}, {_cause(error)}")
     if isinstance(error, json.JSONDecodeError):
         return TransientError("the answer is not JSON, as from a gateway that has no answer")
     return SourceError(f"{where}: {short(error)}")
+
+
+def _cause(error: BaseException) -> str:
+    """What the system says, such as "Connection refused", below the layers of HTTP libraries; else all they say."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, OSError) and inner.strerror:
+            return inner.strerror
+        inner = inner.__cause__ or inner.__context__
+    return short(error)
 
 
 def _wait_asked(headers: Mapping[str, str]) -> float:

@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 
 from laion_face_builder.errors import OptionError, SourceNotFound
-from laion_face_builder.layout import absolute
 from laion_face_builder.upstream.footers import check_footer
 from laion_face_builder.upstream.http_folder import http_metadata
 from laion_face_builder.upstream.hub_cache import CachedRepo
@@ -18,6 +17,7 @@ from laion_face_builder.upstream.source_files import LocalFile, RemoteFile, loca
 from laion_face_builder.upstream.source_fsspec import FsspecFile, fsspec_files
 from laion_face_builder.upstream.source_hub import HubRepo, hub_repo
 from laion_face_builder.upstream.source_url import redacted
+from laion_face_builder.values import absolute
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -89,6 +89,8 @@ def find_metadata(place: str, token: str | None = None) -> ByPart | Whole:
         return http_metadata(place)
     if place.startswith("hf://datasets/"):
         return metadata_at(_hub_folder(place.removeprefix("hf://datasets/"), token))
+    if place.startswith("hf://"):
+        raise OptionError(f"metadata={place!r}: expected hf://datasets/OWNER/NAME[@REVISION][/FOLDER]")
     if "://" in place:
         return metadata_at(_Fsspec(place))
     name, _, revision = place.partition("@")
@@ -115,6 +117,8 @@ def local_folder(place: str, option: str, what: str) -> Path | None:
 def _hub_folder(rest: str, token: str | None) -> _Hub:
     """hf://datasets/OWNER/NAME[@REVISION][/FOLDER]."""
     owner, _, tail = rest.partition("/")
+    if not owner or not tail:
+        raise OptionError(f"metadata='hf://datasets/{rest}': expected hf://datasets/OWNER/NAME[@REVISION][/FOLDER]")
     name, _, below = tail.partition("/")
     name, _, revision = name.partition("@")
     below = below.strip("/")

@@ -17,9 +17,17 @@ LOOKUPS = 4
 class TransientError(Exception):
     """A request failed in a way that may pass: dropped connection, time-out, 429, 5xx. `wait`: seconds asked for."""
 
+    way_out = "Try again later."
+
     def __init__(self, reason: str, wait: float = 0.0) -> None:
         self.wait = wait
         super().__init__(reason)
+
+
+class Unreachable(TransientError):
+    """Nobody answers at all: no such name, nothing listens there, or no network."""
+
+    way_out = "Is the address right, and the network there? If so, try again later."
 
 
 def pause(attempt: int, error: TransientError | None = None) -> None:
@@ -38,6 +46,6 @@ def retried(ask: Callable[[], T], name: str) -> T:
             return ask()
         except TransientError as error:
             if attempt == LOOKUPS - 1:
-                raise SourceError(f"{name}: {error}; asked {LOOKUPS} times. Try again later.") from error
+                raise SourceError(f"{name}: {error}; asked {LOOKUPS} times. {error.way_out}") from error
             pause(attempt, error)
     raise AssertionError("unreachable")

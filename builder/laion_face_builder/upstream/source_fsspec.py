@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from laion_face_builder.errors import OptionError
+from laion_face_builder.errors import OptionError, SourceError
 from laion_face_builder.files import digest
 from laion_face_builder.upstream.copied_file import PIECE, CopiedFile
-from laion_face_builder.upstream.retrying import TransientError, retried
+from laion_face_builder.upstream.retrying import TransientError, Unreachable, retried
 from laion_face_builder.upstream.source_url import parquet_mismatch, place_of, redacted
 
 #: What filesystems say about a file that changes when it does; each has its own words.
@@ -97,15 +97,24 @@ def filesystem_of(address: str, **options: Any) -> tuple[Any, str]:
     """fsspec's filesystem for the address, and the path in it.
 
     Raises:
-        OptionError: nothing installed understands the address.
+        OptionError: nothing installed understands the address; SourceError: its server does not answer.
     """
     import fsspec
 
     _revive_after_fork()
     try:
         system, path = fsspec.core.url_to_fs(address, **options)
-    except (ValueError, ImportError) as error:
-        raise OptionError(f"{redacted(address)}: {error}") from error
+    except ImportError as error:
+        missing = getattr(error.__cause__, "name", None) or error.name
+        install = f". Install it: `pip install {missing}`" if missing else ""
+        raise OptionError(f"{redacted(address)}: {_said(error, address)}{install}") from error
+    except ValueError as error:
+        raise OptionError(
+            f"{redacted(address)}: {_said(error, address)}; expected hf://datasets/, http(s)://, s3://, gs:// or "
+            "another that fsspec knows"
+        ) from error
+    except Exception as error:  # Some connect at once (ftp, sftp), and raise errors of their own libraries.
+        raise SourceError(f"{redacted(address)}: no answer, {_said(error, address)}. {Unreachable.way_out}") from error
     return system, path
 
 
@@ -121,5 +130,8 @@ def _asked(address: str, ask: Callable[[], Any]) -> Any:
     try:
         return ask()
     except Exception as error:  # Every filesystem raises errors of its own libraries, some with the whole address.
-        text = f"{type(error).__name__}: {error}".replace("\n", " ")
-        raise TransientError(text.replace(address, redacted(address))) from error
+        raise TransientError(f"{type(error).__name__}: {_said(error, address)}") from error
+
+
+def _said(error: Exception, address: str) -> str:
+    return " ".join(str(error).split()).replace(address, redacted(address)) or type(error).__name__

@@ -18,7 +18,7 @@ from laion_face_builder.errors import BadFile, OptionError, SourceError
 from laion_face_builder.files import digest
 from laion_face_builder.upstream.copied_file import PIECE, CopiedFile
 from laion_face_builder.upstream.footers import check_footer
-from laion_face_builder.upstream.retrying import TransientError, retried
+from laion_face_builder.upstream.retrying import TransientError, Unreachable, retried
 
 #: Seconds without a byte after which a request counts as dropped.
 TIMEOUT = 30.0
@@ -55,8 +55,14 @@ def _answer(
             raise TransientError(f"HTTP {error.code}", _seconds(error.headers)) from error
         raise
     except (OSError, http.client.HTTPException) as error:
-        raise TransientError(str(error) or type(error).__name__) from error
+        raise unreachable(error) from error
     return answer
+
+
+def unreachable(error: Exception) -> Unreachable:
+    """The error that there was no answer, in the words of the system: "Connection refused"."""
+    reason = getattr(error, "reason", error)  # urllib wraps what happened.
+    return Unreachable(f"no answer, {getattr(reason, 'strerror', None) or reason or type(reason).__name__}")
 
 
 def ranged_pieces(answer: http.client.HTTPResponse, start: int) -> Iterator[tuple[int, bytes]]:

@@ -1,0 +1,99 @@
+"""Single values as users give them: checked against what is valid, and shown in messages of one line."""
+
+from __future__ import annotations
+
+import numbers
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from laion_face_builder.errors import OptionError
+
+#: Characters of a value that a message shows.
+_MOST_SHOWN = 300
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that are valid, both ends included; `most` None means that there is no end."""
+
+    kind: type
+    least: float
+    most: float | None = None
+
+    def check(self, name: str, value: Any) -> None:
+        """Refuse what is no such number.
+
+        Raises:
+            OptionError: names `name`, the value and the range.
+        """
+        wanted = numbers.Integral if self.kind is int else numbers.Real
+        is_number = isinstance(value, wanted) and not isinstance(value, bool)
+        if not is_number or not value >= self.least or (self.most is not None and value > self.most):
+            raise OptionError(f"{name}={shown(value)}: expected {self}")
+
+    def __str__(self) -> str:
+        number = "a whole number" if self.kind is int else "a number"
+        return f"{number}, {self.text}"
+
+    @property
+    def text(self) -> str:
+        """ "0 to 1", or "1 or more"."""
+        return f"{self.least:,} or more" if self.most is None else f"{self.least:,} to {self.most:,}"
+
+
+def shown(value: object) -> str:
+    """Show a value in one short line, as Python writes it."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
+
+
+def absolute(path: str | os.PathLike[str]) -> Path:
+    """Give the path from the root, `~` and `~name` replaced: a program may change its folder later.
+
+    Raises:
+        OptionError: nobody has that name; or the path has bytes that are no UTF-8, which Arrow cannot open.
+    """
+    try:
+        found = Path(path).expanduser().absolute()
+        str(found).encode()
+        return found
+    except UnicodeError as error:
+        raise OptionError(
+            f"{os.fspath(path)!r}: found a name that is no UTF-8, or Python does not take it for that under this "
+            "locale. Set PYTHONUTF8=1, or give another name"
+        ) from error
+    except RuntimeError as error:
+        raise OptionError(f'{os.fspath(path)!r}: there is no such user; a folder of that name is "./~…"') from error
+
+
+def place(name: str, value: Any) -> str:
+    """Give the text of a place, an address or a path; a `Path` is a local one, whatever it looks like.
+
+    Raises:
+        OptionError: neither text nor a path, or empty.
+    """
+    text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
+    if not isinstance(text, str):
+        raise OptionError(f"{name}={shown(value)}: expected text or a pathlib.Path, not {type(value).__name__}")
+    if not text.strip() or "\0" in text:
+        raise OptionError(f"{name}={shown(text)}: names nothing; leave it out, or give a folder or an address")
+    return text if isinstance(value, str) else str(absolute(text))
+
+
+def folder(name: str, value: Any) -> Path:
+    """Give the absolute path of a local folder, which may not be there yet.
+
+    Raises:
+        OptionError: no path of this machine, or a file is in its way.
+    """
+    text = place(name, value)
+    if "://" in text:
+        raise OptionError(f"{name}={shown(text)}: expected a folder of this machine, not an address")
+    path = absolute(text)
+    there = next(found for found in (path, *path.parents) if os.path.lexists(found) or found == found.parent)
+    if not os.path.isdir(there):
+        what = "it" if there == path else str(there)
+        raise OptionError(f"{name}={shown(text)}: {what} is no folder. Name another, or move it away")
+    return path

@@ -11,13 +11,19 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from laion_face_builder import __version__
 from laion_face_builder.errors import LaionFaceError
 from laion_face_builder.layout import CONFIG_PARTS, DATA_DIR_VARIABLE, DataDir, default_data_dir
+from laion_face_builder.shown import hushed
 
 logger = logging.getLogger("laion_face")
+
+_OF_TOKENS = (
+    "Hub token, for all on this machine to see in the list of processes: better set the variable HF_TOKEN, or log in "
+    "with `hf auth login`; these are the default"
+)
 
 _GROUPS = {
     "source": "where from",
@@ -59,7 +65,7 @@ def _leave_threads(code: int) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="laion-face", description="LAION-Face for Hugging Face datasets.")
+    parser = _Parser(prog="laion-face", description="LAION-Face for Hugging Face datasets.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -192,7 +198,7 @@ def _command(commands: Any, name: str, run: Any, text: str) -> argparse.Argument
 def _add_config(command: argparse.ArgumentParser) -> None:
     command.add_argument("config", metavar="CONFIG", choices=sorted(CONFIG_PARTS), help=" or ".join(CONFIG_PARTS))
     _add_data_dir(command)
-    command.add_argument("--token", default=None, help="Hub token; default: HF_TOKEN or that of `hf auth login`")
+    command.add_argument("--token", default=None, help=_OF_TOKENS)
 
 
 def _add_publishing(command: argparse.ArgumentParser) -> None:
@@ -211,7 +217,7 @@ def _add_publishing(command: argparse.ArgumentParser) -> None:
 
 def _add_hub(command: argparse.ArgumentParser) -> None:
     command.add_argument("--revision", default=None, help="branch of the Hub dataset; default: main")
-    command.add_argument("--token", default=None, help="Hub token; default: HF_TOKEN or that of `hf auth login`")
+    command.add_argument("--token", default=None, help=_OF_TOKENS)
 
 
 def _add_data_dir(command: argparse.ArgumentParser) -> None:
@@ -344,6 +350,14 @@ def _demo(given: argparse.Namespace) -> None:
     from laion_face_builder.demo import run_demo
 
     run_demo(given.folder)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Quotes what was typed wrong, but no password or token in it."""
+
+    def error(self, message: str) -> NoReturn:
+        """Says what is wrong and ends the program."""
+        super().error(hushed(message))
 
 
 def _talk_to_stderr() -> None:

@@ -92,7 +92,13 @@ class DataDir:
 
     @classmethod
     def at(cls, path: str | os.PathLike[str] | None) -> DataDir:
-        """The folder at `path`, absolute; None means the default place."""
+        """The folder at `path`, absolute; None means the default place.
+
+        Raises:
+            OptionError: it is an address: a folder named like that would be made, with the password that is in it.
+        """
+        if "://" in str(path):
+            raise OptionError(f"data_dir={str(path)!r}: expected a local folder")
         return cls(Path(path).expanduser().absolute() if path is not None else default_data_dir().absolute())
 
     @property

@@ -21,7 +21,9 @@ from laion_face_builder.images.pictures import MAX_PIXELS
 from laion_face_builder.index.exclusion_file import read_exclusion
 from laion_face_builder.index.filters import Filters
 from laion_face_builder.layout import CONFIG_PARTS, ROW_GROUPS, DataDir, parse_parts
+from laion_face_builder.shown import ShownFields
 from laion_face_builder.upstream.sources import Upstream
+from laion_face_builder.upstream.tokens import Token, checked_token
 
 IMAGE_MODES = ("auto", "fetch", "download", "none")
 ON_ERROR = ("skip", "null", "raise")
@@ -46,8 +48,8 @@ def option(default: Any, text: str, *, kind: type = str, group: str) -> Any:
     return field(default=default, metadata={"help": text, "kind": kind, "group": group})
 
 
-@dataclass
-class OptionFields:
+@dataclass(repr=False)
+class OptionFields(ShownFields):
     """The options as given. Every one has a default; None means that there is no such limit or filter."""
 
     source_repo: str = option(
@@ -147,8 +149,8 @@ class Ahead:
     cache_bytes: int
 
 
-@dataclass(frozen=True)
-class Options:
+@dataclass(frozen=True, repr=False)
+class Options(ShownFields):
     """All options of one dataset, validated: what is in here is right. Hashable, comparable, picklable."""
 
     config: str
@@ -172,7 +174,7 @@ class Options:
         config: str,
         given: OptionFields,
         data_dir: str | os.PathLike[str] | None = None,
-        token: str | bool | None = None,
+        token: Token = None,
     ) -> Options:
         """Checks everything in `given`.
 
@@ -186,9 +188,7 @@ class Options:
         return cls(
             config=config,
             data=DataDir.at(data_dir),
-            upstream=Upstream(
-                given.source_repo, given.source_revision, given.metadata, token if isinstance(token, str) else None
-            ),
+            upstream=Upstream(given.source_repo, given.source_revision, given.metadata, checked_token(token)),
             index=given.index,
             parts=parse_parts(given.parts, config),
             shards_per_part=given.shards_per_part,
@@ -251,6 +251,8 @@ def _check_remaking(given: OptionFields) -> None:
     mode = _one_of("resize_mode", given.resize_mode, RESIZE_MODES)
     if mode != "no" and given.images == "fetch":
         raise OptionError(f"resize_mode={mode!r}: pictures that are fetched keep their size; valid is 'no'")
+    if "://" in str(given.cache_images):
+        raise OptionError(f"cache_images={given.cache_images!r}: expected a local folder")
     if given.blur_faces and given.cache_images is not None:
         raise OptionError(
             "cache_images keeps pictures as they came, faces and all: it does not go with blur_faces. Leave one out"

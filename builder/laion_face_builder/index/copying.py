@@ -26,11 +26,13 @@ from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.index.writer import open_writer, proof_path
 from laion_face_builder.layout import DataDir, row_group_bounds
 from laion_face_builder.schema import INDEX
+from laion_face_builder.shown import shown
+from laion_face_builder.upstream.tokens import Token
 
 logger = logging.getLogger("laion_face")
 
 
-def copy_parts(data: DataDir, parts: Sequence[int], place: str, token: str | None = None) -> None:
+def copy_parts(data: DataDir, parts: Sequence[int], place: str, token: Token = None) -> None:
     """Make the local index of `parts` from a published one, as far as it is not there yet; nothing else is needed.
 
     Args:
@@ -47,7 +49,7 @@ def copy_parts(data: DataDir, parts: Sequence[int], place: str, token: str | Non
             bar.update()
 
 
-def _copy_part(data: DataDir, part: int, place: str, token: str | None) -> None:
+def _copy_part(data: DataDir, part: int, place: str, token: Token) -> None:
     target = data.index(part)
     with IndexPart.open(find_published(place, part, token), token) as source:
         fingerprint = copied_fingerprint(source, part)
@@ -56,17 +58,17 @@ def _copy_part(data: DataDir, part: int, place: str, token: str | None) -> None:
         return
     if ours is not None and has_pictures(data, part):
         raise StateConflict(
-            f"{target}: pictures were downloaded for it, and it is not the part that {place} has. Name the sources "
-            f"that it was made from, or move {data.tars(part)} and {data.sidecar(part).name} away to start this part "
-            "anew."
+            f"{target}: pictures were downloaded for it, and it is not the part that {shown(place)} has. Name the "
+            f"sources that it was made from, or move {data.tars(part)} and {data.sidecar(part).name} away to start "
+            "this part anew."
         )
     remove_partials(target.parent, target.name)
     proof_path(target).unlink(missing_ok=True)  # It speaks of the index that is replaced.
     rows = copy_index(target, place, part, token)
-    logger.info("part %d: %d rows from %s", part, rows, place)
+    logger.info("part %d: %d rows from %s", part, rows, shown(place))
 
 
-def copy_index(target: Path, place: str, part: int, token: str | None = None) -> int:
+def copy_index(target: Path, place: str, part: int, token: Token = None) -> int:
     """Writes the part of the published index at `place` to `target`; gives its number of rows.
 
     A part that laion-face wrote is the same index there, with the same fingerprint. In memory is a row group.

@@ -16,6 +16,7 @@ from laion_face_builder.options import OptionFields, Options
 from laion_face_builder.publish.destination import is_folder
 from laion_face_builder.publish.image_files import Bounds
 from laion_face_builder.publish.manifest import Kind
+from laion_face_builder.upstream.tokens import Token
 
 logger = logging.getLogger("laion_face")
 
@@ -44,7 +45,7 @@ class PublishRequest:
     private: bool = False
     public_pictures: bool = False
     revision: str | None = None
-    token: str | None = field(default=None, repr=False)
+    token: Token = field(default=None, repr=False)
     exclude: str | None = None
     bounds: Bounds = Bounds()
     batch_bytes: int = 4_000_000_000

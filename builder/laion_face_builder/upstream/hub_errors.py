@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 
 from laion_face_builder.errors import LaionFaceError, SourceError
+from laion_face_builder.shown import in_one_line
 from laion_face_builder.upstream.retrying import TransientError
 from laion_face_builder.upstream.source_url import PASSING_STATUS
 
@@ -48,4 +49,4 @@ def _wait_asked(headers: Mapping[str, str]) -> float:
 
 def short(error: BaseException) -> str:
     """The error's text in one line of at most 300 characters."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return in_one_line(error) or type(error).__name__

@@ -11,9 +11,11 @@ from typing import Any
 
 from laion_face_builder.errors import OptionError
 from laion_face_builder.files import digest
+from laion_face_builder.shown import bare, harmless, shown
 from laion_face_builder.upstream.copied_file import PIECE, CopiedFile
 from laion_face_builder.upstream.retrying import TransientError, retried
-from laion_face_builder.upstream.source_url import parquet_mismatch, place_of, redacted
+from laion_face_builder.upstream.source_url import parquet_mismatch, place_of
+from laion_face_builder.upstream.tokens import Token
 
 #: What filesystems say about a file that changes when it does; each has its own words.
 _CHANGING = (
@@ -27,12 +29,14 @@ class FsspecFile(CopiedFile):
     """A file in an fsspec folder (s3://, gs://, memory://, …), copied in ranges.
 
     Args:
-        root: the folder's address, which may carry user and password: `path` alone leads to no server.
+        root: the folder's address, which may carry user and password.
         path: as the filesystem of `root` calls it.
+        token: for hf:// addresses.
     """
 
     root: str = field(repr=False)
-    path: str
+    path: str = field(repr=False)
+    token: Token = field(default=None, repr=False)
 
     def place(self, folder: Path) -> Path:
         """HOST-<hex of the folder's address>/NAME."""
@@ -40,10 +44,10 @@ class FsspecFile(CopiedFile):
 
     def pieces(self, start: int) -> Iterator[tuple[int, bytes]]:
         """Ranges of 16 MiB."""
-        system, _ = filesystem_of(self.root)
+        system, _ = filesystem_of(self.root, self.token)
         for begin in range(start, self.size or 0, 16 * PIECE):
             stop = min(begin + 16 * PIECE, self.size or 0)
-            piece = _asked(self.root, partial(system.cat_file, self.path, start=begin, end=stop))
+            piece = _asked(partial(system.cat_file, self.path, start=begin, end=stop))
             if len(piece) != stop - begin:
                 raise TransientError(f"got {len(piece)} of {stop - begin} bytes at {begin}")
             yield begin, piece
@@ -53,7 +57,7 @@ class FsspecFile(CopiedFile):
         return parquet_mismatch(self, path)
 
 
-def fsspec_files(root: str) -> dict[str, FsspecFile]:
+def fsspec_files(root: str, token: Token = None) -> dict[str, FsspecFile]:
     """All files in an fsspec folder and below it, by their paths in it: one listing, nothing asked of each.
 
     Raises:
@@ -61,18 +65,18 @@ def fsspec_files(root: str) -> dict[str, FsspecFile]:
     """
 
     def ask() -> dict[str, FsspecFile]:
-        system, folder = filesystem_of(root)
+        system, folder = filesystem_of(root, token)
         system.invalidate_cache()
-        found = _asked(root, lambda: system.find(folder, detail=True))
+        found = _asked(lambda: system.find(folder, detail=True))
         below = {path.removeprefix(folder.rstrip("/")).lstrip("/"): path for path in sorted(found)}
-        return {name: _file(root, name, path, found[path]) for name, path in below.items()}
+        return {name: _file(root, name, path, found[path], token) for name, path in below.items()}
 
-    return retried(ask, redacted(root))
+    return retried(ask, shown(root))
 
 
-def _file(root: str, name: str, path: str, info: Mapping[str, Any]) -> FsspecFile:
+def _file(root: str, name: str, path: str, info: Mapping[str, Any], token: Token) -> FsspecFile:
     size = int(info["size"]) if info.get("size") is not None else None
-    return FsspecFile(posixpath.join(redacted(root), name), size, _version(size, info), root, path)
+    return FsspecFile(posixpath.join(bare(root), name), size, _version(size, info), root, path, token)
 
 
 def _version(size: int | None, info: Mapping[str, Any]) -> str:
@@ -82,30 +86,31 @@ def _version(size: int | None, info: Mapping[str, Any]) -> str:
     return "modified:" + digest([size, *([name, str(info[name])] for name in _CHANGING if name in info)])
 
 
-def list_fsspec(address: str) -> list[str]:
+def list_fsspec(address: str, token: Token = None) -> list[str]:
     """Addresses of all files in an fsspec folder and below it."""
 
     def ask() -> list[str]:
-        system, path = filesystem_of(address)
+        system, path = filesystem_of(address, token)
         system.invalidate_cache()
-        return [str(system.unstrip_protocol(found)) for found in _asked(address, lambda: system.find(path))]
+        return [str(system.unstrip_protocol(found)) for found in _asked(lambda: system.find(path))]
 
-    return sorted(retried(ask, redacted(address)))
+    return sorted(retried(ask, shown(address)))
 
 
-def filesystem_of(address: str, **options: Any) -> tuple[Any, str]:
-    """fsspec's filesystem for the address, and the path in it.
+def filesystem_of(address: str, token: Token = None) -> tuple[Any, str]:
+    """fsspec's filesystem for the address, and the path in it; the token is for hf:// alone.
 
     Raises:
         OptionError: nothing installed understands the address.
     """
     import fsspec
 
+    options = {"token": token} if token is not None and address.startswith("hf://") else {}
     _revive_after_fork()
     try:
         system, path = fsspec.core.url_to_fs(address, **options)
     except (ValueError, ImportError) as error:
-        raise OptionError(f"{redacted(address)}: {error}") from error
+        raise OptionError(f"{shown(address)}: {error}") from harmless(error)
     return system, path
 
 
@@ -117,9 +122,9 @@ def _revive_after_fork() -> None:
         asyn.reset_lock()
 
 
-def _asked(address: str, ask: Callable[[], Any]) -> Any:
+def _asked(ask: Callable[[], Any]) -> Any:
     try:
         return ask()
     except Exception as error:  # Every filesystem raises errors of its own libraries, some with the whole address.
         text = f"{type(error).__name__}: {error}".replace("\n", " ")
-        raise TransientError(text.replace(address, redacted(address))) from error
+        raise TransientError(text) from harmless(error)

@@ -22,7 +22,7 @@ _END = r"\s'\"<>"
 _RULES = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
-        (r"(?<=://)[^\s/?#]*@", f"{HIDDEN}@"),
+        (r"(?<=://)[^\s/?#]*@(?:(?=[/?#]).*@)?", f"{HIDDEN}@"),
         # A password with "/", "?", "#" or a blank that was not percent-encoded: where a port would be there is none.
         (rf"(?<=://)[^\s/?#@:\[]*:(?!\d*(?:[{_END}/?#),;\]:]|$)).*@", f"{HIDDEN}@"),
         # Where no port can be, a colon is that of a password.

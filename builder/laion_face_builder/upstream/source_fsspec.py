@@ -14,7 +14,7 @@ from laion_face_builder.files import digest
 from laion_face_builder.shown import bare, harmless, shown
 from laion_face_builder.upstream.copied_file import PIECE, CopiedFile
 from laion_face_builder.upstream.retrying import TransientError, retried
-from laion_face_builder.upstream.source_url import parquet_mismatch, place_of
+from laion_face_builder.upstream.source_url import parquet_mismatch, place_of, without_user
 from laion_face_builder.upstream.tokens import Token
 
 #: What filesystems say about a file that changes when it does; each has its own words.
@@ -87,14 +87,17 @@ def _version(size: int | None, info: Mapping[str, Any]) -> str:
 
 
 def list_fsspec(address: str, token: Token = None) -> list[str]:
-    """Addresses of all files in an fsspec folder and below it."""
+    """Addresses of all files in an fsspec folder and below it; in an http(s) folder with its user and password."""
 
     def ask() -> list[str]:
         system, path = filesystem_of(address, token)
         system.invalidate_cache()
         return [str(system.unstrip_protocol(found)) for found in _asked(lambda: system.find(path))]
 
-    return sorted(retried(ask, shown(address)))
+    alone, secret = _of_http(address)
+    user = address[: len(address) - len(alone.partition("://")[2])] if secret else ""
+    found = sorted(retried(ask, shown(address)))
+    return [user + file.partition("://")[2] if user else file for file in found]
 
 
 def filesystem_of(address: str, token: Token = None) -> tuple[Any, str]:
@@ -105,13 +108,21 @@ def filesystem_of(address: str, token: Token = None) -> tuple[Any, str]:
     """
     import fsspec
 
-    options = {"token": token} if token is not None and address.startswith("hf://") else {}
+    options: dict[str, Any] = {"token": token} if token is not None and address.startswith("hf://") else {}
+    address, secret = _of_http(address)
+    if secret:
+        options = {"client_kwargs": {"headers": secret}}
     _revive_after_fork()
     try:
         system, path = fsspec.core.url_to_fs(address, **options)
     except (ValueError, ImportError) as error:
         raise OptionError(f"{shown(address)}: {error}") from harmless(error)
     return system, path
+
+
+def _of_http(address: str) -> tuple[str, dict[str, str]]:
+    """As `without_user`, of http(s) alone: other filesystems take user and password as they are in the address."""
+    return without_user(address) if address.startswith(("http://", "https://")) else (address, {})
 
 
 def _revive_after_fork() -> None:

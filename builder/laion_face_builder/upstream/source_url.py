@@ -43,7 +43,7 @@ def _answer(
 ) -> http.client.HTTPResponse:
     if urlsplit(address).scheme not in ("http", "https"):
         raise OptionError(f"{shown(address)}: expected an http(s) address")
-    address, user = _without_user(address)
+    address, user = without_user(address)
     request = urllib.request.Request(address, method=method)  # noqa: S310 - the scheme was checked
     for name, value in {"Accept-Encoding": "identity", "User-Agent": f"laion-face/{__version__}", **headers}.items():
         request.add_header(name, value)
@@ -72,7 +72,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req: urllib.request.Request, *answer: Any) -> urllib.request.Request | None:
         """The next request; the last of `answer` is where to, of which user and password are left out."""
         *said, place = answer
-        place, _ = _without_user(place)
+        place, _ = without_user(place)
         request = super().redirect_request(req, *said, place)  # type: ignore[call-arg]  # code, message and so on
         if request is not None and urlsplit(place)[:2] == urlsplit(req.full_url)[:2]:
             secret = {name: value for name, value in req.unredirected_hdrs.items() if name == "Authorization"}
@@ -99,8 +99,11 @@ def _read(answer: http.client.HTTPResponse) -> bytes:
         raise TransientError(str(error) or type(error).__name__) from harmless(error)
 
 
-def _without_user(address: str) -> tuple[str, dict[str, str]]:
-    """The address without user and password, and the header that carries them: urllib takes them for a host name."""
+def without_user(address: str) -> tuple[str, dict[str, str]]:
+    """The address without user and password, and the header that carries them, in UTF-8.
+
+    urllib would take them for a host name, and aiohttp knows no letters beyond Latin-1.
+    """
     parts = urlsplit(address)
     user, at, host = parts.netloc.rpartition("@")
     if not at:

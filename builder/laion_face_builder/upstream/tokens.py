@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from laion_face_builder.errors import OptionError
 
-#: Text: this one. None: that of HF_TOKEN or `hf auth login`, if any. False: none. True: like None, but there must be one.
+#: Text: this one. None: that of HF_TOKEN or `hf auth login`, if any. False: none. True: as None, and not none.
 Token = str | bool | None
 
 _GIVE = "`hf auth login`, the variable HF_TOKEN, or token=…"

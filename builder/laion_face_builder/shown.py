@@ -31,7 +31,7 @@ _RULES = tuple(
         (rf"\?(?=[^{_END}]*=)[^{_END}]*[^{_END}:,;.)\]]", f"?{HIDDEN}"),
         # As a proxy may be named, or an address that was taken apart: no scheme.
         (rf"[^{_END}/?#@:=(]{{1,256}}:[^\s/?#@]{{1,256}}@(?=[\w\[])", f"{HIDDEN}@"),
-        (r"(?i)(authorization['\"]?\s*[:=,]\s*b?['\"]?(?:(?:basic|bearer)\s+)?)[^\s'\",})]+", rf"\1{HIDDEN}"),
+        (r"(?i)(authorization['\"]?\s*[:=,]\s*(?:b?['\"])?(?:(?:basic|bearer)\s+)?)[^\s'\",})]+", rf"\1{HIDDEN}"),
         (r"\b(Bearer\s+)[^\s'\",})]{8,}", rf"\1{HIDDEN}"),
         (r"(?<=['\"])(Basic\s+)[A-Za-z0-9+/=_-]{4,}(?=['\"\\])", rf"\1{HIDDEN}"),
         (r"\bhf_(?:[a-z]+_)?[A-Za-z0-9]{16,}[\w.-]*", f"hf_{HIDDEN}"),
@@ -72,12 +72,15 @@ class Stranger(Exception):
 
 
 def harmless(error: Exception) -> Exception:
-    """What an error of ours may be raised from: `error`, or a stand-in if a traceback of it would show a secret."""
-    said = [f"{type(one).__name__}: {one}" for one in _behind(error)]
-    clean = [hushed(text) for text in said]
-    if clean == said and all(hushed(repr(one)) == repr(one) for one in _behind(error)):
+    """What an error of ours may be raised from: `error`, or a stand-in if a traceback of it would show a secret.
+
+    Those behind it are then named only: where there was a secret, others quote pieces of it.
+    """
+    first, *behind = _behind(error)
+    if all(hushed(text) == text for one in (first, *behind) for text in (str(one), repr(one))):
         return error
-    return Stranger("; from ".join(clean)).with_traceback(error.__traceback__)
+    kinds = "".join(f", from {type(one).__name__}" for one in behind)
+    return Stranger(f"{type(first).__name__}: {hushed(str(first))}{kinds}").with_traceback(error.__traceback__)
 
 
 def _behind(error: BaseException) -> Iterator[BaseException]:

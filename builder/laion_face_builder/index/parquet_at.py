@@ -123,7 +123,7 @@ class ParquetAt:
     def _attempt(self, read: Callable[[], T]) -> T:
         try:
             return read()
-        except LaionFaceError:
+        except (LaionFaceError, TransientError):
             raise
         except FileNotFoundError as error:
             raise self._absent() from harmless(error)

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from laion_face_builder.errors import OptionError, SourceNotFound
-from laion_face_builder.shown import bare
+from laion_face_builder.shown import HIDDEN, bare
 from laion_face_builder.upstream.footers import check_footer
 from laion_face_builder.upstream.http_folder import http_metadata
 from laion_face_builder.upstream.hub_cache import CachedRepo
@@ -134,7 +134,9 @@ def hub_id(name: str, option: str) -> str:
     """
     if not _HUB_ID.fullmatch(name) or name.startswith((".", "-")):
         addresses = ", an hf://, http(s):// or other fsspec folder" if option == "metadata" else ""
+        # With a colon it is the first half of some other address, up to the @.
+        given = name if ":" not in name else f"{name.partition(':')[0]}:{HIDDEN}"
         raise OptionError(
-            f'{option}={name!r}: expected a Hub dataset "owner/name"{addresses}, or a local folder ("./x")'
+            f'{option}={given!r}: expected a Hub dataset "owner/name"{addresses}, or a local folder ("./x")'
         )
     return name

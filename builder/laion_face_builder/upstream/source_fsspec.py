@@ -104,7 +104,7 @@ def filesystem_of(address: str, token: Token = None) -> tuple[Any, str]:
     """fsspec's filesystem for the address, and the path in it; the token is for hf:// alone.
 
     Raises:
-        OptionError: nothing installed understands the address.
+        OptionError: nothing installed understands the address; TransientError: it leads to a server that is not there.
     """
     import fsspec
 
@@ -117,6 +117,8 @@ def filesystem_of(address: str, token: Token = None) -> tuple[Any, str]:
         system, path = fsspec.core.url_to_fs(address, **options)
     except (ValueError, ImportError) as error:
         raise OptionError(f"{shown(address)}: {error}") from harmless(error)
+    except Exception as error:  # Some connect already here.
+        raise _passing(error) from harmless(error)
     return system, path
 
 
@@ -137,5 +139,8 @@ def _asked(ask: Callable[[], Any]) -> Any:
     try:
         return ask()
     except Exception as error:  # Every filesystem raises errors of its own libraries, some with the whole address.
-        text = f"{type(error).__name__}: {error}".replace("\n", " ")
-        raise TransientError(text) from harmless(error)
+        raise _passing(error) from harmless(error)
+
+
+def _passing(error: Exception) -> TransientError:
+    return TransientError(f"{type(error).__name__}: {error}".replace("\n", " "))

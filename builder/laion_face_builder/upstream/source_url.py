@@ -207,6 +207,8 @@ def check_address(address: str, option: str) -> None:
     Raises:
         OptionError: not; as with a password that has "/" or "#" in it as they are.
     """
+    if address.startswith("hf://") and ":" in address.removeprefix("hf://").partition("@")[0]:
+        raise OptionError(f"{option}={shown(address)!r}: found a password or a port; the Hub knows a token, token=…")
     try:
         parts = urlsplit(address)
         is_known = parts.scheme not in ("http", "https") or bool(parts.hostname and parts.port != 0)

@@ -63,7 +63,7 @@ _CITATION = """\
 """
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, repr=False)
 class LaionFaceConfig(OptionFields, datasets.BuilderConfig):
     """A config: datasets' own fields (name, data_dir, …) and the options of `laion_face_builder.options`."""
 

@@ -55,7 +55,19 @@ FLOORS = [
     "publish",
 ]
 GROUND = {
-    *("errors", "schema", "files", "forecast", "layout", "parallel", "children", "progress", "progress_bar", "values"),
+    *(
+        "errors",
+        "schema",
+        "files",
+        "forecast",
+        "layout",
+        "parallel",
+        "children",
+        "progress",
+        "progress_bar",
+        "values",
+        "shown",
+    ),
 }
 
 

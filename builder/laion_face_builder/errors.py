@@ -22,9 +22,14 @@ from __future__ import annotations
 
 import os
 
+from laion_face_builder.shown import hushed, shown
+
 
 class LaionFaceError(Exception):
-    """Base of all errors that this project raises on purpose. `str()` is one line for a person."""
+    """Base of all errors that this project raises on purpose. `str()` is one line for a person, without any secret."""
+
+    def __init__(self, *words: object) -> None:
+        super().__init__(*(hushed(word) if isinstance(word, str) else word for word in words))
 
 
 class OptionError(LaionFaceError, ValueError):
@@ -51,14 +56,14 @@ class BadFile(LaionFaceError):
     """A file is not what it has to be.
 
     Args:
-        file: the path or address of the file.
+        file: the path or address of the file; kept as it may be shown.
         found: what is in it.
         expected: what has to be in it.
         way_out: what the user can do.
     """
 
     def __init__(self, file: str | os.PathLike[str], *, found: str, expected: str, way_out: str) -> None:
-        self.file = os.fspath(file)
+        self.file = shown(os.fspath(file))
         self.found = found
         self.expected = expected
         self.way_out = way_out
@@ -112,7 +117,8 @@ class PictureError(LaionFaceError):
     def __init__(self, reason: str, detail: str = "") -> None:
         self.reason = reason
         self.detail = detail
-        super().__init__(f"{reason}: {detail}" if detail else reason)
+        # Not hushed: a picture's address is the data set's, and whoever looks into a failure needs all of it.
+        Exception.__init__(self, f"{reason}: {detail}" if detail else reason)
 
     def __reduce__(self) -> tuple[object, ...]:
         return (type(self), (self.reason, self.detail))

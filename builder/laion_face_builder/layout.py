@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from laion_face_builder.errors import OptionError
-from laion_face_builder.values import absolute, folder, shown
+from laion_face_builder.values import absolute, as_written, folder
 
 #: LAION-400M's metadata, the id list and the detections all come in the same 32 parts.
 ALL_PARTS = tuple(range(32))
@@ -56,11 +56,11 @@ def parse_parts(parts: str | int | Iterable[int] | None, config: str) -> tuple[i
     except OptionError:
         raise
     except (TypeError, ValueError, OverflowError) as error:
-        raise OptionError(f'parts={shown(parts)}: expected something like "0,2,5-7" or a list of ints') from error
+        raise OptionError(f'parts={as_written(parts)}: expected something like "0,2,5-7" or a list of ints') from error
     wrong = [part for part in chosen if part not in valid]
     if wrong or not chosen:
-        named = f"{shown(wrong)} not in config {config}" if wrong else "none given"
-        raise OptionError(f"parts={shown(parts)}: {named}; its parts are {', '.join(map(str, valid))}")
+        named = f"{as_written(wrong)} not in config {config}" if wrong else "none given"
+        raise OptionError(f"parts={as_written(parts)}: {named}; its parts are {', '.join(map(str, valid))}")
     return tuple(chosen)
 
 
@@ -107,7 +107,7 @@ class DataDir:
         """The folder at `path`, absolute; None means the default place.
 
         Raises:
-            OptionError: it is no path, or a file is there.
+            OptionError: it is no path of this machine, or a file is there.
         """
         return cls(folder("data_dir", path) if path is not None else default_data_dir())
 

@@ -20,8 +20,10 @@ from laion_face_builder.index.exclusion import Exclusion
 from laion_face_builder.index.exclusion_file import exclusion_of, read_exclusion
 from laion_face_builder.index.filters import Filters
 from laion_face_builder.layout import CONFIG_PARTS, ROW_GROUPS, DataDir, parse_parts
+from laion_face_builder.shown import ShownFields
 from laion_face_builder.upstream.sources import Upstream
-from laion_face_builder.values import Range, absolute, place, shown
+from laion_face_builder.upstream.tokens import Token, checked_token
+from laion_face_builder.values import Range, absolute, as_written, place
 
 IMAGE_MODES = ("auto", "fetch", "download", "none")
 ON_ERROR = ("skip", "null", "raise")
@@ -51,8 +53,8 @@ def option(
     return field(default=default, metadata={"help": text, "kind": kind, "group": group, "valid": valid})
 
 
-@dataclass
-class OptionFields:
+@dataclass(repr=False)
+class OptionFields(ShownFields):
     """The options as given. Every one has a default; None means that there is no such limit or filter."""
 
     source_repo: str | os.PathLike[str] = option(
@@ -206,8 +208,8 @@ class Ahead:
     cache_bytes: int
 
 
-@dataclass(frozen=True)
-class Options:
+@dataclass(frozen=True, repr=False)
+class Options(ShownFields):
     """All options of one dataset, validated: what is in here is right. Hashable, comparable, picklable."""
 
     config: str
@@ -231,7 +233,7 @@ class Options:
         config: str,
         given: OptionFields,
         data_dir: str | os.PathLike[str] | None = None,
-        token: str | bool | None = None,
+        token: Token = None,
     ) -> Options:
         """Checks everything in `given`.
 
@@ -249,7 +251,7 @@ class Options:
                 _place("source_repo", given.source_repo),
                 given.source_revision,
                 _place("metadata", given.metadata),
-                token if isinstance(token, str) else None,
+                checked_token(token),
             ),
             index=None if given.index is None else _place("index", given.index),
             parts=parse_parts(given.parts, config),
@@ -307,7 +309,7 @@ def _plain_value(spec: dataclasses.Field[Any], value: Any) -> Any:
     if value is None and spec.default is None:
         return None
     if kind is bool and not isinstance(value, bool):
-        raise OptionError(f"{spec.name}={shown(value)}: expected True or False")
+        raise OptionError(f"{spec.name}={as_written(value)}: expected True or False")
     if valid is not None:
         valid.check(spec.name, value)
         # Those of NumPy are no JSON; an int stays one, since it is in fingerprints.
@@ -315,7 +317,7 @@ def _plain_value(spec: dataclasses.Field[Any], value: Any) -> Any:
     if spec.name in _PLACES:
         return place(spec.name, value)
     if spec.name in ("source_revision", "user_agent_token") and not isinstance(value, str):
-        raise OptionError(f"{spec.name}={shown(value)}: expected text, not {type(value).__name__}")
+        raise OptionError(f"{spec.name}={as_written(value)}: expected text, not {type(value).__name__}")
     return value
 
 
@@ -323,6 +325,8 @@ def _check_remaking(given: OptionFields) -> None:
     mode = _one_of("resize_mode", given.resize_mode, RESIZE_MODES)
     if mode != "no" and given.images == "fetch":
         raise OptionError(f"resize_mode={mode!r}: pictures that are fetched keep their size; valid is 'no'")
+    if "://" in str(given.cache_images):
+        raise OptionError(f"cache_images={given.cache_images!r}: expected a local folder")
     if given.blur_faces and given.cache_images is not None:
         raise OptionError(
             "cache_images keeps pictures as they came, faces and all: it does not go with blur_faces. Leave one out"
@@ -341,10 +345,10 @@ def _exclusion(given: Any) -> Exclusion:
         path = absolute(place("exclude", given))
         if not path.is_file():
             found = "it is a folder" if path.is_dir() else "there is no such file"
-            raise OptionError(f"exclude={shown(given)}: {found}; one entry goes as exclude=[…]")
+            raise OptionError(f"exclude={as_written(given)}: {found}; one entry goes as exclude=[…]")
         return read_exclusion(str(path))
     if isinstance(given, (bytes, bytearray, Mapping)) or not isinstance(given, Iterable):
-        raise OptionError(f"exclude={shown(given)}: expected a file, or a list of ids, URLs, hosts and hashes")
+        raise OptionError(f"exclude={as_written(given)}: expected a file, or a list of ids, URLs, hosts and hashes")
     return exclusion_of(given)
 
 
@@ -352,11 +356,13 @@ def _nsfw(given: Any) -> tuple[str, ...] | None:
     if given is None:
         return None
     if not isinstance(given, Iterable):
-        raise OptionError(f"nsfw={shown(given)}: valid are {', '.join(map(repr, NSFW_VALUES))}")
+        raise OptionError(f"nsfw={as_written(given)}: valid are {', '.join(map(repr, NSFW_VALUES))}")
     values = given.split(",") if isinstance(given, str) else list(given)
     chosen = tuple(sorted({str(value).strip().upper() for value in values}))
     if not chosen:
-        raise OptionError(f"nsfw={shown(given)}: nothing would pass; valid are {', '.join(map(repr, NSFW_VALUES))}")
+        raise OptionError(
+            f"nsfw={as_written(given)}: nothing would pass; valid are {', '.join(map(repr, NSFW_VALUES))}"
+        )
     for value in chosen:
         _one_of("nsfw", value, NSFW_VALUES)
     return chosen
@@ -368,7 +374,7 @@ def _images(given: Any) -> str:
     folder = absolute(place("images", given)) if isinstance(given, (str, os.PathLike)) else None
     if folder is None or not folder.is_dir():
         valid = ", ".join(map(repr, IMAGE_MODES))
-        raise OptionError(f"images={shown(given)}: valid are {valid}, or a folder that exists")
+        raise OptionError(f"images={as_written(given)}: valid are {valid}, or a folder that exists")
     return str(folder)
 
 
@@ -387,5 +393,5 @@ def _place(name: str, given: str | os.PathLike[str]) -> str:
 
 def _one_of(name: str, value: Any, valid: tuple[str, ...]) -> str:
     if not isinstance(value, str) or value not in valid:
-        raise OptionError(f"{name}={shown(value)}: valid are {', '.join(map(repr, valid))}")
+        raise OptionError(f"{name}={as_written(value)}: valid are {', '.join(map(repr, valid))}")
     return value

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from laion_face_builder.errors import OptionError
+from laion_face_builder.shown import hushed
 
 #: Characters of a value that a message shows.
 _MOST_SHOWN = 300
@@ -31,7 +32,7 @@ class Range:
         wanted = numbers.Integral if self.kind is int else numbers.Real
         is_number = isinstance(value, wanted) and not isinstance(value, bool)
         if not is_number or not value >= self.least or (self.most is not None and value > self.most):
-            raise OptionError(f"{name}={shown(value)}: expected {self}")
+            raise OptionError(f"{name}={as_written(value)}: expected {self}")
 
     def __str__(self) -> str:
         number = "a whole number" if self.kind is int else "a number"
@@ -43,9 +44,9 @@ class Range:
         return f"{self.least:,} or more" if self.most is None else f"{self.least:,} to {self.most:,}"
 
 
-def shown(value: object) -> str:
+def as_written(value: object) -> str:
     """Show a value in one short line, as Python writes it."""
-    text = " ".join(repr(value).split())
+    text = hushed(" ".join(repr(value).split()))
     return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
 
 
@@ -76,9 +77,9 @@ def place(name: str, value: Any) -> str:
     """
     text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
     if not isinstance(text, str):
-        raise OptionError(f"{name}={shown(value)}: expected text or a pathlib.Path, not {type(value).__name__}")
+        raise OptionError(f"{name}={as_written(value)}: expected text or a pathlib.Path, not {type(value).__name__}")
     if not text.strip() or "\0" in text:
-        raise OptionError(f"{name}={shown(text)}: names nothing; leave it out, or give a folder or an address")
+        raise OptionError(f"{name}={as_written(text)}: names nothing; leave it out, or give a folder or an address")
     return text if isinstance(value, str) else str(absolute(text))
 
 
@@ -90,10 +91,10 @@ def folder(name: str, value: Any) -> Path:
     """
     text = place(name, value)
     if "://" in text:
-        raise OptionError(f"{name}={shown(text)}: expected a folder of this machine, not an address")
+        raise OptionError(f"{name}={as_written(text)}: expected a folder of this machine, not an address")
     path = absolute(text)
     there = next(found for found in (path, *path.parents) if os.path.lexists(found) or found == found.parent)
     if not os.path.isdir(there):
         what = "it" if there == path else str(there)
-        raise OptionError(f"{name}={shown(text)}: {what} is no folder. Name another, or move it away")
+        raise OptionError(f"{name}={as_written(text)}: {what} is no folder. Name another, or move it away")
     return path

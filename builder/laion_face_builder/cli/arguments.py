@@ -14,6 +14,10 @@ from laion_face_builder.cli.parsing import Parser, sample_id
 from laion_face_builder.layout import CONFIG_PARTS, DATA_DIR_VARIABLE, default_data_dir
 
 SHELLS = ("bash", "zsh", "fish")
+_OF_TOKENS = (
+    "Hub token, for all on this machine to see in the list of processes: better set the variable HF_TOKEN, or log in "
+    "with `hf auth login`; these are the default"
+)
 _GROUPS = {
     "source": "where from",
     "which": "which parts",
@@ -210,7 +214,7 @@ def _add_dry_run(command: argparse.ArgumentParser) -> None:
 def _add_config(command: argparse.ArgumentParser) -> None:
     command.add_argument("config", metavar="CONFIG", choices=sorted(CONFIG_PARTS), help=" or ".join(CONFIG_PARTS))
     _add_data_dir(command)
-    command.add_argument("--token", default=None, help="Hub token; default: HF_TOKEN or that of `hf auth login`")
+    command.add_argument("--token", default=None, help=_OF_TOKENS)
 
 
 def _add_publishing(command: argparse.ArgumentParser) -> None:
@@ -229,7 +233,7 @@ def _add_publishing(command: argparse.ArgumentParser) -> None:
 
 def _add_hub(command: argparse.ArgumentParser) -> None:
     command.add_argument("--revision", default=None, help="branch of the Hub dataset; default: main")
-    command.add_argument("--token", default=None, help="Hub token; default: HF_TOKEN or that of `hf auth login`")
+    command.add_argument("--token", default=None, help=_OF_TOKENS)
 
 
 def _add_data_dir(command: argparse.ArgumentParser) -> None:

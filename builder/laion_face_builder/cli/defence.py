@@ -15,6 +15,7 @@ from laion_face_builder import progress
 from laion_face_builder.cli import ending, output, talk
 from laion_face_builder.cli.output import OutputFailed
 from laion_face_builder.errors import LaionFaceError
+from laion_face_builder.shown import hushed
 
 if TYPE_CHECKING:
     import argparse
@@ -60,7 +61,7 @@ class _Command:
     def debug(self) -> None:
         """Show the traceback of what is being handled, if that is asked for."""
         if "--debug" in self._words and sys.stderr is not None:
-            traceback.print_exc()
+            sys.stderr.write(hushed(traceback.format_exc()))
 
     def fail(self, error: Exception) -> int:
         """Say what went wrong; gives the exit code."""

@@ -5,15 +5,15 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
+from laion_face_builder.shown import hushed
+
 FORMATS = ("human", "json", "quiet")
 _LONGEST = 2000
-_PASSWORD = re.compile(r"(://)[^/\s@'\"]+@")
 
 
 class OutputFailed(Exception):
@@ -76,8 +76,8 @@ def complain(message: str) -> None:
 
 
 def one_line(text: str) -> str:
-    """Give the text in one line, without the name and password of an address, and no longer than a person reads."""
-    text = _PASSWORD.sub(r"\1", " ".join(text.split()))
+    """Give the text in one line, without passwords, signatures and tokens, and no longer than a person reads."""
+    text = hushed(" ".join(text.split()))
     return text if len(text) <= _LONGEST else text[:_LONGEST] + " …"
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from laion_face_builder.index.exclusion import Exclusion
 from laion_face_builder.options import OptionFields, Options
+from laion_face_builder.shown import shown
 
 #: Which options each command takes besides CONFIG, --parts and --data-dir, by their groups.
 _GROUPS = {"prepare": ("source",), "download": ("source", "filter", "resize", "transfer")}
@@ -17,6 +18,8 @@ _GROUPS = {"prepare": ("source",), "download": ("source", "filter", "resize", "t
 
 def command(name: str, options: Options, parts: Sequence[int]) -> str:
     """Give `laion-face prepare 20M --parts 0,2 --data-dir …` for just these sources, filters and sizes; no token.
+
+    Nor a password: where an address has one, there is *** for the user to fill in.
 
     Args:
         name: "prepare" or "download".
@@ -56,4 +59,4 @@ def _values(options: Options) -> Mapping[str, Any]:
 def _typed(value: object) -> str:
     if isinstance(value, Exclusion):
         return value.name if os.path.isabs(value.name) else "FILE_WITH_THESE"
-    return ",".join(value) if isinstance(value, tuple) else str(value)
+    return ",".join(value) if isinstance(value, tuple) else shown(str(value))

@@ -23,6 +23,7 @@ from laion_face_builder.forecast import Forecast
 from laion_face_builder.index.published import PublishedPart, find_published
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.options import IMAGE_MODES, Options
+from laion_face_builder.upstream.tokens import Token
 
 if TYPE_CHECKING:
     from laion_face_builder.download.part import DownloadOptions, PartResult
@@ -183,7 +184,7 @@ def _index_of(options: Options, part: int) -> IndexPart:
 
 
 @functools.lru_cache(maxsize=64)
-def _published(place: str, part: int, token: str | None) -> PublishedPart:
+def _published(place: str, part: int, token: Token) -> PublishedPart:
     """Listing a Hub repo takes a request or more; shards of a part come here one after the other."""
     return find_published(place, part, token)
 

@@ -24,7 +24,7 @@ from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.index.rows import RowBatch, in_batches
 from laion_face_builder.layout import ROW_GROUPS
 from laion_face_builder.options import Options
-from laion_face_builder.values import shown
+from laion_face_builder.values import as_written
 from laion_face_builder.web.ahead import ordered
 from laion_face_builder.web.cache import PictureCache
 from laion_face_builder.web.fetcher import FetchedPicture, Fetcher
@@ -165,7 +165,7 @@ def world_size() -> int:
     """
     value = os.environ.get("WORLD_SIZE", "").strip() or "1"
     if not value.isdecimal() or int(value) < 1:
-        raise OptionError(f"WORLD_SIZE={shown(value)}: expected the number of ranks, 1 or more; or unset it")
+        raise OptionError(f"WORLD_SIZE={as_written(value)}: expected the number of ranks, 1 or more; or unset it")
     return int(value)
 
 

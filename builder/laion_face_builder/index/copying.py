@@ -25,11 +25,13 @@ from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.index.writer import open_writer, proof_path
 from laion_face_builder.layout import DataDir, row_group_bounds
 from laion_face_builder.schema import INDEX
+from laion_face_builder.shown import shown
+from laion_face_builder.upstream.tokens import Token
 
 logger = logging.getLogger("laion_face")
 
 
-def copy_parts(data: DataDir, parts: Sequence[int], place: str, token: str | None = None) -> None:
+def copy_parts(data: DataDir, parts: Sequence[int], place: str, token: Token = None) -> None:
     """Make the local index of `parts` from a published one, as far as it is not there yet; nothing else is needed.
 
     Args:
@@ -67,7 +69,7 @@ class CopyPlan:
     is_remote: bool
 
     @classmethod
-    def of(cls, data: DataDir, part: int, place: str, token: str | None) -> CopyPlan:
+    def of(cls, data: DataDir, part: int, place: str, token: Token) -> CopyPlan:
         """Looks both up; of the published one footers are read.
 
         Raises:
@@ -92,13 +94,13 @@ class CopyPlan:
         if self.is_done or self.ours is None or not has_pictures(self.data, self.part):
             return
         raise StateConflict(
-            f"{self.data.index(self.part)}: pictures were downloaded for it, and it is not the part that {self.place} "
-            f"has. Name the sources that it was made from, or move {self.data.tars(self.part)} and "
+            f"{self.data.index(self.part)}: pictures were downloaded for it, and it is not the part that "
+            f"{shown(self.place)} has. Name the sources that it was made from, or move {self.data.tars(self.part)} and "
             f"{self.data.sidecar(self.part).name} away to start this part anew."
         )
 
 
-def _copy_part(data: DataDir, part: int, place: str, token: str | None) -> None:
+def _copy_part(data: DataDir, part: int, place: str, token: Token) -> None:
     plan = CopyPlan.of(data, part, place, token)
     plan.refuse_conflict()
     if plan.is_done:
@@ -107,10 +109,10 @@ def _copy_part(data: DataDir, part: int, place: str, token: str | None) -> None:
     remove_partials(target.parent, target.name)
     proof_path(target).unlink(missing_ok=True)  # It speaks of the index that is replaced.
     rows = copy_index(target, place, part, token)
-    logger.info("part %d: %d rows from %s", part, rows, place)
+    logger.info("part %d: %d rows from %s", part, rows, shown(place))
 
 
-def copy_index(target: Path, place: str, part: int, token: str | None = None) -> int:
+def copy_index(target: Path, place: str, part: int, token: Token = None) -> int:
     """Writes the part of the published index at `place` to `target`; gives its number of rows.
 
     A part that laion-face wrote is the same index there, with the same fingerprint. In memory is a row group.

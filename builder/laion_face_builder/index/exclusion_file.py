@@ -29,7 +29,7 @@ import numpy as np
 from laion_face_builder.errors import BadFile, OptionError
 from laion_face_builder.index.exclusion import Exclusion
 from laion_face_builder.index.urls import canonical_url, one_spelling
-from laion_face_builder.values import shown
+from laion_face_builder.values import as_written
 
 logger = logging.getLogger("laion_face")
 
@@ -133,7 +133,7 @@ def _of_texts(texts: tuple[str, ...]) -> Exclusion:
     entries = [(text, entry_of(text.strip())) for text in texts]
     for number, (text, entry) in enumerate(entries):
         if entry is None:
-            raise OptionError(f"exclude[{number}]={shown(text)}: expected {_EXPECTED}")
+            raise OptionError(f"exclude[{number}]={as_written(text)}: expected {_EXPECTED}")
     found = _exclusion("exclude", [entry for _, entry in entries if entry is not None])
     if any(found.counts.values()):
         logger.info("exclude: %s are left out", found)

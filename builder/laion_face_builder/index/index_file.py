@@ -21,6 +21,7 @@ from laion_face_builder.index.parquet_at import ParquetAt
 from laion_face_builder.index.part_column import Known, Spans, known_parts, spans_of
 from laion_face_builder.layout import row_group_bounds
 from laion_face_builder.schema import INDEX
+from laion_face_builder.upstream.tokens import Token
 
 #: Row groups of more rows are not read whole.
 ROWS_AT_ONCE = 1 << 14
@@ -38,7 +39,7 @@ class _Layout:
 class IndexFile:
     """A file of the index. Nothing is touched before it is asked for; see `ParquetAt`."""
 
-    def __init__(self, address: str, token: str | None = None) -> None:
+    def __init__(self, address: str, token: Token = None) -> None:
         self.address = address
         self._file = ParquetAt(address, token)
         self._footer: _Layout | None = None

@@ -14,8 +14,10 @@ import pyarrow.parquet as pq
 
 from laion_face_builder.errors import BadFile, LaionFaceError, NotPrepared, SourceNotFound
 from laion_face_builder.files import digest, sha256_of
+from laion_face_builder.shown import harmless, in_one_line, shown
 from laion_face_builder.upstream.retrying import TransientError, retried
 from laion_face_builder.upstream.source_fsspec import filesystem_of
+from laion_face_builder.upstream.tokens import Token
 
 T = TypeVar("T")
 
@@ -44,7 +46,7 @@ class ParquetAt:
     process than the one that opened it.
     """
 
-    def __init__(self, address: str, token: str | None = None) -> None:
+    def __init__(self, address: str, token: Token = None) -> None:
         self.address = address
         self._token = token
         self._opened: _Opened | None = None
@@ -69,7 +71,7 @@ class ParquetAt:
         Raises:
             BadFile, NotPrepared, SourceError: in our words, whatever the libraries raise.
         """
-        return retried(lambda: self._attempt(read), self.address) if self._is_remote else self._attempt(read)
+        return retried(lambda: self._attempt(read), shown(self.address)) if self._is_remote else self._attempt(read)
 
     def bad(self, found: str) -> BadFile:
         """The error for a file that is no index."""
@@ -112,8 +114,7 @@ class ParquetAt:
         return "footer:" + digest([repr(self.parquet.metadata.to_dict()), info.get("size")], 64)
 
     def _system(self) -> tuple[Any, str]:
-        options = {"token": self._token} if self._token and self.address.startswith("hf://") else {}
-        return filesystem_of(self.address, **options)
+        return filesystem_of(self.address, self._token)
 
     @property
     def _is_remote(self) -> bool:
@@ -122,22 +123,22 @@ class ParquetAt:
     def _attempt(self, read: Callable[[], T]) -> T:
         try:
             return read()
-        except LaionFaceError:
+        except (LaionFaceError, TransientError):
             raise
         except FileNotFoundError as error:
-            raise self._absent() from error
+            raise self._absent() from harmless(error)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise self.bad(" ".join(str(error).split())[:200]) from error
+            raise self.bad(in_one_line(error, 200)) from harmless(error)
         except Exception as error:  # Every remote filesystem raises errors of its own libraries.
             if not (self._is_remote or isinstance(error, OSError)):
                 raise
             self.close()
-            found = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            raise TransientError(found) if self._is_remote else self.bad(found) from error
+            found = in_one_line(f"{type(error).__name__}: {error}", 200)
+            raise TransientError(found) if self._is_remote else self.bad(found) from harmless(error)
 
     def _absent(self) -> LaionFaceError:
         if self._is_remote:
-            return SourceNotFound(f"{self.address}: there is no such file, or it is private and needs a token")
+            return SourceNotFound(f"{shown(self.address)}: there is no such file, or it is private and needs a token")
         return NotPrepared(f"{self.address}: there is no index there. Make it with `laion-face prepare`.")
 
 

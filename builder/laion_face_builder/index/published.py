@@ -17,24 +17,28 @@ from dataclasses import dataclass
 from laion_face_builder.errors import BadFile, SourceError, SourceNotFound
 from laion_face_builder.index.index_file import IndexFile
 from laion_face_builder.index.part_column import Known, holds_only, may_hold
+from laion_face_builder.shown import ShownFields, bare, shown
+from laion_face_builder.upstream.http_folder import linked
 from laion_face_builder.upstream.source_fsspec import list_fsspec
 from laion_face_builder.upstream.source_hub import HubRepo
+from laion_face_builder.upstream.source_url import check_address, joined_url
 from laion_face_builder.upstream.sources import hub_id
+from laion_face_builder.upstream.tokens import Token
 from laion_face_builder.values import absolute
 
 #: As `datasets` names the files of a split; newer and older versions put a hash behind it.
 _SPLIT = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<of>\d{5})(-[0-9a-f]+)?\.parquet")
 
 
-@dataclass(frozen=True)
-class PublishedPart:
+@dataclass(frozen=True, repr=False)
+class PublishedPart(ShownFields):
     """A part of a published index: its rows in these files, in this order."""
 
     part: int
     files: tuple[str, ...]
 
 
-def find_published(place: str, part: int, token: str | None = None) -> PublishedPart:
+def find_published(place: str, part: int, token: Token = None) -> PublishedPart:
     """The files of a part in a published index, for `IndexPart.open`. Reads footers, and those of several parts more.
 
     Args:
@@ -45,7 +49,7 @@ def find_published(place: str, part: int, token: str | None = None) -> Published
         SourceNotFound: no such part there, or no such place; SourceError: more than one set of files has it, a file of
             a set is missing, or no answer.
     """
-    files = sorted(_published_files(place, token), key=_natural)
+    files, where = sorted(_published_files(place, token), key=_natural), shown(place)
     name = re.compile(rf"part-{part:05d}(-.*)?\.parquet")
     named = [file for file in files if name.fullmatch(_name(file))]
     if len(named) == 1 and (found := _known_of(named[0], token)) is not None and holds_only(found, part):
@@ -54,16 +58,16 @@ def find_published(place: str, part: int, token: str | None = None) -> Published
     holding = [file for file, found in known.items() if may_hold(found, part) and _has_rows(file, found, part, token)]
     if not holding:
         raise SourceNotFound(
-            f"{place}: found {_listed(files)}{_in_them(files, known, token)}; expected one part-{part:05d}.parquet, or "
+            f"{where}: found {_listed(files)}{_in_them(files, known, token)}; expected one part-{part:05d}.parquet, or "
             f"files whose column part has {part}. Name a published index with index=."
         )
-    _refuse_several(place, part, holding)
-    _refuse_missing(place, part, files, holding[0])
-    _refuse_copies(place, part, holding, token)
+    _refuse_several(where, part, holding)
+    _refuse_missing(where, part, files, holding[0])
+    _refuse_copies(where, part, holding, token)
     return PublishedPart(part, tuple(holding))
 
 
-def _in_them(files: Sequence[str], known: dict[str, list[Known]], token: str | None) -> str:
+def _in_them(files: Sequence[str], known: dict[str, list[Known]], token: Token) -> str:
     """What was found in the files, as far as it is known without reading them."""
     there = sorted({one[0] for found in known.values() for one in found if one is not None and one[0] == one[1]})
     if there:
@@ -79,22 +83,27 @@ def _in_them(files: Sequence[str], known: dict[str, list[Known]], token: str | N
         opened.close()
 
 
-def _published_files(place: str, token: str | None) -> list[str]:
+def _published_files(place: str, token: Token) -> list[str]:
     folder = absolute(place)
     if "://" not in place and folder.is_dir():
         # A DATA_DIR has other files of the same names beside its index.
         folder = folder / "index" if (folder / "index").is_dir() else folder
         return list(map(str, folder.rglob("*.parquet")))
-    if place.endswith(".parquet") and ("://" in place or folder.is_file()):
-        return [place if "://" in place else str(folder)]
     if "://" in place:
-        return [file for file in list_fsspec(place) if file.endswith(".parquet")]
+        check_address(place, "index")
+    if bare(place).endswith(".parquet") and ("://" in place or folder.is_file()):
+        return [place if "://" in place else str(folder)]
+    if place.startswith(("http://", "https://")) and "?" in place:
+        # A signature or a key in the query, which no link of the folder's page has.
+        return [joined_url(place, name) for name in linked(place) if name.endswith(".parquet")]
+    if "://" in place:
+        return [file for file in list_fsspec(place, token) if file.endswith(".parquet")]
     name, _, revision = place.partition("@")
     repo = HubRepo(hub_id(name, "index"), revision or None, token)
     return [f"hf://datasets/{name}@{repo.commit}/{file}" for file in repo.files if file.endswith(".parquet")]
 
 
-def _known_of(file: str, token: str | None) -> list[Known] | None:
+def _known_of(file: str, token: Token) -> list[Known] | None:
     """What the statistics of each row group say of the column `part`; None if the file is no index."""
     if "://" in file:
         return _looked_up(file, token, 0, 0)
@@ -103,7 +112,7 @@ def _known_of(file: str, token: str | None) -> list[Known] | None:
 
 
 @functools.lru_cache(maxsize=4096)
-def _looked_up(file: str, token: str | None, _size: int, _modified: int) -> list[Known] | None:
+def _looked_up(file: str, token: Token, _size: int, _modified: int) -> list[Known] | None:
     """Every part of a place asks for the same footers."""
     opened = IndexFile(file, token)
     try:
@@ -114,7 +123,7 @@ def _looked_up(file: str, token: str | None, _size: int, _modified: int) -> list
         opened.close()
 
 
-def _has_rows(file: str, known: Sequence[Known], part: int, token: str | None) -> bool:
+def _has_rows(file: str, known: Sequence[Known], part: int, token: Token) -> bool:
     if (part, part) in known:
         return True
     opened = IndexFile(file, token)
@@ -154,7 +163,7 @@ def _refuse_missing(place: str, part: int, files: Sequence[str], one: str) -> No
         )
 
 
-def _refuse_copies(place: str, part: int, holding: Sequence[str], token: str | None) -> None:
+def _refuse_copies(place: str, part: int, holding: Sequence[str], token: Token) -> None:
     """Files of as many rows may be copies of each other."""
     rows: dict[int, list[IndexFile]] = defaultdict(list)
     for address in holding if len(holding) > 1 else ():
@@ -176,7 +185,7 @@ def _natural(file: str) -> list[tuple[int, str]]:
 
 
 def _name(file: str) -> str:
-    return posixpath.basename(_slashed(file))
+    return posixpath.basename(_slashed(bare(file)))
 
 
 def _slashed(file: str) -> str:
@@ -186,4 +195,4 @@ def _slashed(file: str) -> str:
 def _listed(files: Sequence[str], most: int = 8) -> str:
     if not files:
         return "no files"
-    return ", ".join(files[:most]) + (f" and {len(files) - most} more" if len(files) > most else "")
+    return ", ".join(map(shown, files[:most])) + (f" and {len(files) - most} more" if len(files) > most else "")

@@ -18,6 +18,8 @@ from laion_face_builder.index.index_file import ROWS_AT_ONCE, IndexFile
 from laion_face_builder.index.part_column import Spans
 from laion_face_builder.index.published import PublishedPart
 from laion_face_builder.schema import INDEX
+from laion_face_builder.shown import shown
+from laion_face_builder.upstream.tokens import Token
 
 
 class IndexPart:
@@ -28,19 +30,20 @@ class IndexPart:
     process than the one that opened it. Close it, or use it as a context manager.
     """
 
-    def __init__(self, files: Sequence[str], part: int | None = None, token: str | None = None) -> None:
+    def __init__(self, files: Sequence[str], part: int | None = None, token: Token = None) -> None:
         self._files, self._part, self._token = tuple(files), part, token
-        self.address = self._files[0] if len(files) == 1 else f"{self._files[0]} and {len(files) - 1} more"
+        first = shown(self._files[0])
+        self.address = first if len(files) == 1 else f"{first} and {len(files) - 1} more"
         self._pieces: list[_Piece] | None = None
 
     @classmethod
-    def open(cls, place: str | os.PathLike[str] | PublishedPart, token: str | None = None) -> IndexPart:
+    def open(cls, place: str | os.PathLike[str] | PublishedPart, token: Token = None) -> IndexPart:
         """The part at `place`; touches nothing yet.
 
         Args:
             place: a local path, an fsspec address such as hf://datasets/OWNER/NAME/FILE, or what
                 `published.find_published` found. All rows of a path or an address are the part's.
-            token: for hf:// addresses; None means the one that `hf auth login` or HF_TOKEN gave.
+            token: for hf:// addresses; None means the one that `hf auth login` or HF_TOKEN gave, False none.
         """
         if isinstance(place, PublishedPart):
             return cls(place.files, place.part, token)

@@ -9,10 +9,11 @@ from typing import Any
 
 from laion_face_builder.examples import parts
 from laion_face_builder.options import OptionFields, Options
+from laion_face_builder.shown import shown
 
 
 def as_typed(command: str, given: Mapping[str, Any]) -> str:
-    """The command line without what is the default; the token is never written down.
+    """The command line without what is the default; tokens and passwords are never written down.
 
     Args:
         command: such as "show".
@@ -20,7 +21,7 @@ def as_typed(command: str, given: Mapping[str, Any]) -> str:
     """
     words = ["laion-face", command, given["config"]]
     if given["data_dir"] is not None:
-        words += ["--data-dir", str(given["data_dir"])]
+        words += ["--data-dir", shown(str(given["data_dir"]))]
     for spec in dataclasses.fields(OptionFields):
         value = given.get(spec.name, spec.default)
         if value != spec.default:
@@ -41,4 +42,4 @@ def to_look_at(options: Options, named: object) -> Options:
 
 
 def _plain(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else shown(str(value))

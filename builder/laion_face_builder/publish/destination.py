@@ -19,6 +19,7 @@ from typing import Protocol
 
 from laion_face_builder.errors import BadFile, OptionError
 from laion_face_builder.files import sha256_of
+from laion_face_builder.upstream.tokens import Token, checked_token
 from laion_face_builder.values import absolute
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
@@ -143,7 +144,7 @@ class Destination(Protocol):
 
 
 def destination_at(
-    target: str, *, private: bool = False, revision: str | None = None, token: str | None = None
+    target: str, *, private: bool = False, revision: str | None = None, token: Token = None
 ) -> Destination:
     """The place that `target` names; nothing is asked or made yet.
 
@@ -152,7 +153,7 @@ def destination_at(
             is there; else "owner/name", a dataset on the Hub. "./owner/name" is always a folder.
         private: a Hub repo that has to be made is made private.
         revision: the branch on the Hub, made if need be; None means "main".
-        token: None means the one that `hf auth login` or HF_TOKEN gave.
+        token: None means the one that `hf auth login` or HF_TOKEN gave, False none.
 
     Raises:
         OptionError: the target can be neither, or the other arguments do not go with a folder.
@@ -168,10 +169,12 @@ def destination_at(
         raise OptionError(f"{target!r} is neither a Hub id (owner/name) nor a folder that is there; write ./{target}")
     from laion_face_builder.publish.hub import HubDestination
 
-    return HubDestination(target, private=private, revision=revision or "main", token=token)
+    return HubDestination(target, private=private, revision=revision or "main", token=checked_token(token))
 
 
 def is_folder(target: str) -> bool:
     """Whether `target` means a folder; see `destination_at`."""
+    if "://" in target:  # Else a folder would be made, under a name that has the password in it.
+        return False
     written_so = target.startswith((os.sep, ".", "~")) or target.endswith(("/", os.sep))
     return written_so or (target != "" and Path(target).is_dir())

@@ -18,9 +18,11 @@ from laion_face_builder import progress
 from laion_face_builder.errors import LaionFaceError, OptionError, PublishError, SourceError, StateConflict
 from laion_face_builder.publish.destination import Held, Outgoing, missing, problems
 from laion_face_builder.publish.refusals import refused, root_of
+from laion_face_builder.shown import harmless
 from laion_face_builder.upstream.hashes import git_hash
 from laion_face_builder.upstream.hub_errors import short, status_of
 from laion_face_builder.upstream.retrying import retried
+from laion_face_builder.upstream.tokens import Token
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -44,13 +46,13 @@ class HubDestination:
 
     Args:
         private: a repo that is made is made private, and one that is public is refused.
-        token: None means the one that `hf auth login` or HF_TOKEN gave.
+        token: None means the one that `hf auth login` or HF_TOKEN gave, False none.
     """
 
     repo: str
     private: bool = False
     revision: str = "main"
-    token: str | None = field(default=None, repr=False)
+    token: Token = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         from huggingface_hub.errors import HFValidationError
@@ -217,7 +219,7 @@ class HubDestination:
             except LaionFaceError:
                 raise
             except Exception as error:  # Which library's errors these are depends on the version of huggingface_hub.
-                raise refused(error, where, self.repo, self.revision) from root_of(error)
+                raise refused(error, where, self.repo, self.revision) from harmless(root_of(error))
 
         try:
             return retried(once, where)

@@ -11,9 +11,11 @@ import pyarrow.parquet as pq
 from laion_face_builder.errors import SourceNotFound
 from laion_face_builder.publish.destination import is_folder
 from laion_face_builder.publish.manifest import MANIFEST, Manifest
+from laion_face_builder.shown import harmless, in_one_line
 from laion_face_builder.upstream.retrying import TransientError, retried
 from laion_face_builder.upstream.source_fsspec import filesystem_of
 from laion_face_builder.upstream.source_hub import HubRepo
+from laion_face_builder.upstream.tokens import Token
 from laion_face_builder.values import absolute
 
 
@@ -30,7 +32,7 @@ class Place:
     repo: HubRepo | None
 
     @classmethod
-    def at(cls, target: str, revision: str | None = None, token: str | None = None) -> Place:
+    def at(cls, target: str, revision: str | None = None, token: Token = None) -> Place:
         """The place that `target` means, as `destination.destination_at` understands it."""
         if is_folder(target):
             return cls(absolute(target), None)
@@ -100,12 +102,12 @@ class Place:
         return self.repo
 
 
-def _asked(ask: Any, address: str, token: str | None) -> Any:
+def _asked(ask: Any, address: str, token: Token) -> Any:
     def attempt() -> Any:
-        system, path = filesystem_of(address, **({"token": token} if token else {}))
+        system, path = filesystem_of(address, token)
         try:
             return ask(system, path)
         except Exception as error:  # Every filesystem raises errors of its own libraries.
-            raise TransientError(" ".join(f"{type(error).__name__}: {error}".split())[:200]) from error
+            raise TransientError(in_one_line(f"{type(error).__name__}: {error}", 200)) from harmless(error)
 
     return retried(attempt, address)

@@ -17,6 +17,7 @@ from laion_face_builder.publish.destination import is_folder
 from laion_face_builder.publish.image_files import Bounds
 from laion_face_builder.publish.manifest import Kind
 from laion_face_builder.publish.preview_files import MOST_ROWS
+from laion_face_builder.upstream.tokens import Token
 from laion_face_builder.values import Range
 
 logger = logging.getLogger("laion_face")
@@ -46,7 +47,7 @@ class PublishRequest:
     private: bool = False
     public_pictures: bool = False
     revision: str | None = None
-    token: str | None = field(default=None, repr=False)
+    token: Token = field(default=None, repr=False)
     exclude: str | None = None
     bounds: Bounds = Bounds()
     batch_bytes: int = 4_000_000_000

@@ -12,6 +12,7 @@ from laion_face_builder.publish.manifest import CARD, MANIFEST
 from laion_face_builder.publish.place import Place
 from laion_face_builder.publish.verify_data import data_problems, prepared_parts
 from laion_face_builder.publish.verify_place import place_problems
+from laion_face_builder.upstream.tokens import Token
 from laion_face_builder.values import absolute
 
 
@@ -23,7 +24,7 @@ class Verification:
     problems: Iterator[str]
 
 
-def verify(place: str, *, deep: bool = False, revision: str | None = None, token: str | None = None) -> Verification:
+def verify(place: str, *, deep: bool = False, revision: str | None = None, token: Token = None) -> Verification:
     """Looks at a DATA_DIR, a published folder or a Hub dataset "owner/name", whichever `place` is.
 
     Args:

@@ -26,6 +26,7 @@ from laion_face_builder.publish.manifest import (
 from laion_face_builder.publish.place import Place
 from laion_face_builder.publish.tables import ids_bytes
 from laion_face_builder.publish.verify_data import BROKEN
+from laion_face_builder.shown import in_one_line
 
 
 def place_problems(place: Place, destination: Destination, deep: bool) -> Iterator[str]:
@@ -85,7 +86,7 @@ def _file_problems(place: Place, manifest: Manifest, entry: Entry, deep: bool) -
             if ids.hexdigest() != entry.sample_ids:
                 yield "its sample ids, or their order, are not those of the manifest"
     except BROKEN as error:
-        yield f"cannot be read: {' '.join(str(error).split())[:300]}"
+        yield f"cannot be read: {in_one_line(error)}"
 
 
 def _footer_problems(file: pq.ParquetFile, manifest: Manifest, entry: Entry) -> Iterator[str]:

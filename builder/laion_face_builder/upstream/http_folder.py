@@ -17,6 +17,7 @@ from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 
 from laion_face_builder.errors import GatedSource, SourceNotFound
 from laion_face_builder.layout import ALL_PARTS
+from laion_face_builder.shown import bare
 from laion_face_builder.upstream.kinds import (
     WAYS_OUT,
     ByPart,
@@ -36,7 +37,6 @@ from laion_face_builder.upstream.source_url import (
     look_up_url,
     open_url,
     ranged_pieces,
-    redacted,
 )
 
 #: The names of the release that the Hub has today (laion/relaion400m): no number in them is a part's.
@@ -54,7 +54,7 @@ def http_metadata(address: str) -> ByPart | Whole:
         SourceNotFound: none, or not all files of today's release; GatedSource: the server forbids it;
         SourceError: both kinds, or no answer.
     """
-    names = tuple(sorted(name for name in _linked(address) if name.endswith(".parquet")))
+    names = tuple(sorted(name for name in linked(address) if name.endswith(".parquet")))
     place = HttpPlace(address, names)
     return metadata_at(place) if names else _tried(place)
 
@@ -69,7 +69,7 @@ class HttpPlace(Place):
     @property
     def where(self) -> str:
         """The address, without user, password and query."""
-        return redacted(self.address)
+        return bare(self.address)
 
     def names(self) -> Sequence[str]:
         """What the page links to."""
@@ -150,11 +150,11 @@ def _todays(place: HttpPlace) -> Whole:
     return Whole(place.where, files)
 
 
-def _linked(address: str) -> set[str]:
-    """Names of the files that the folder's page links to; none if it has no such page."""
+def linked(address: str) -> set[str]:
+    """Give the names of the files that the folder's page links to; none if it has no such page."""
     parts = urlsplit(address)
     folder = urlunsplit(parts._replace(path=posixpath.join(parts.path or "/", ""), fragment=""))
-    return retried(partial(_linked_now, folder), redacted(address))
+    return retried(partial(_linked_now, folder), bare(address))
 
 
 def _linked_now(folder: str) -> set[str]:

@@ -10,8 +10,9 @@ import re
 from collections.abc import Mapping
 
 from laion_face_builder.errors import LaionFaceError, SourceError
+from laion_face_builder.shown import in_one_line, shown
 from laion_face_builder.upstream.retrying import TransientError, Unreachable
-from laion_face_builder.upstream.source_url import PASSING_STATUS, redacted
+from laion_face_builder.upstream.source_url import PASSING_STATUS
 
 #: The HTTP libraries under huggingface_hub, by version; the errors of the last two are not OSErrors.
 _HTTP_LIBRARIES = frozenset({"requests", "httpx", "httpx2"})
@@ -34,7 +35,7 @@ def in_our_words(error: Exception, where: str) -> Exception:
     if status is None and (isinstance(error, OSError) or library in _HTTP_LIBRARIES):
         from huggingface_hub import constants
 
-        return Unreachable(f"it cannot be reached: no answer from {redacted(constants.ENDPOINT)}, {_cause(error)}")
+        return Unreachable(f"it cannot be reached: no answer from {shown(constants.ENDPOINT)}, {_cause(error)}")
     if isinstance(error, json.JSONDecodeError):
         return TransientError("the answer is not JSON, as from a gateway that has no answer")
     return SourceError(f"{where}: {short(error)}")
@@ -60,4 +61,4 @@ def _wait_asked(headers: Mapping[str, str]) -> float:
 
 def short(error: BaseException) -> str:
     """The error's text in one line of at most 300 characters."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return in_one_line(error) or type(error).__name__

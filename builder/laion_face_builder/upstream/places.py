@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from laion_face_builder.errors import OptionError, SourceNotFound
+from laion_face_builder.shown import HIDDEN, bare
 from laion_face_builder.upstream.footers import check_footer
 from laion_face_builder.upstream.http_folder import http_metadata
 from laion_face_builder.upstream.hub_cache import CachedRepo
@@ -16,7 +17,8 @@ from laion_face_builder.upstream.kinds import ByPart, Place, Whole, metadata_at
 from laion_face_builder.upstream.source_files import LocalFile, RemoteFile, local_file
 from laion_face_builder.upstream.source_fsspec import FsspecFile, fsspec_files
 from laion_face_builder.upstream.source_hub import HubRepo, hub_repo
-from laion_face_builder.upstream.source_url import redacted
+from laion_face_builder.upstream.source_url import check_address
+from laion_face_builder.upstream.tokens import Token
 from laion_face_builder.values import absolute
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -60,14 +62,15 @@ class _Hub(Place):
 @dataclass(frozen=True)
 class _Fsspec(Place):
     address: str = field(repr=False)
+    token: Token = field(default=None, repr=False)
 
     @property
     def where(self) -> str:
-        return redacted(self.address)
+        return bare(self.address)
 
     @cached_property
     def _files(self) -> dict[str, FsspecFile]:
-        return fsspec_files(self.address)
+        return fsspec_files(self.address, self.token)
 
     def names(self) -> Sequence[str]:
         return list(self._files)
@@ -76,7 +79,7 @@ class _Fsspec(Place):
         return self._files[name]
 
 
-def find_metadata(place: str, token: str | None = None) -> ByPart | Whole:
+def find_metadata(place: str, token: Token = None) -> ByPart | Whole:
     """The metadata at `place`: a folder, "owner/name[@revision]", hf://, http(s):// or another fsspec address.
 
     Raises:
@@ -85,6 +88,8 @@ def find_metadata(place: str, token: str | None = None) -> ByPart | Whole:
     folder = local_folder(place, "metadata", "Parquet files")
     if folder is not None:
         return metadata_at(_Local(folder))
+    if "://" in place:
+        check_address(place, "metadata")
     if place.startswith(("http://", "https://")):
         return http_metadata(place)
     if place.startswith("hf://datasets/"):
@@ -92,7 +97,7 @@ def find_metadata(place: str, token: str | None = None) -> ByPart | Whole:
     if place.startswith("hf://"):
         raise OptionError(f"metadata={place!r}: expected hf://datasets/OWNER/NAME[@REVISION][/FOLDER]")
     if "://" in place:
-        return metadata_at(_Fsspec(place))
+        return metadata_at(_Fsspec(place, token))
     name, _, revision = place.partition("@")
     return metadata_at(_Hub(hub_repo(hub_id(name, "metadata"), revision or None, token)))
 
@@ -114,7 +119,7 @@ def local_folder(place: str, option: str, what: str) -> Path | None:
     return None
 
 
-def _hub_folder(rest: str, token: str | None) -> _Hub:
+def _hub_folder(rest: str, token: Token) -> _Hub:
     """hf://datasets/OWNER/NAME[@REVISION][/FOLDER]."""
     owner, _, tail = rest.partition("/")
     if not owner or not tail:
@@ -134,7 +139,9 @@ def hub_id(name: str, option: str) -> str:
     """
     if not _HUB_ID.fullmatch(name) or name.startswith((".", "-")):
         addresses = ", an hf://, http(s):// or other fsspec folder" if option == "metadata" else ""
+        # With a colon it is the first half of some other address, up to the @.
+        given = name if ":" not in name else f"{name.partition(':')[0]}:{HIDDEN}"
         raise OptionError(
-            f'{option}={name!r}: expected a Hub dataset "owner/name"{addresses}, or a local folder ("./x")'
+            f'{option}={given!r}: expected a Hub dataset "owner/name"{addresses}, or a local folder ("./x")'
         )
     return name

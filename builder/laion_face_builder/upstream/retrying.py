@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from laion_face_builder.errors import SourceError
+from laion_face_builder.shown import hushed
 
 T = TypeVar("T")
 
@@ -21,7 +22,7 @@ class TransientError(Exception):
 
     def __init__(self, reason: str, wait: float = 0.0) -> None:
         self.wait = wait
-        super().__init__(reason)
+        super().__init__(hushed(reason))
 
 
 class Unreachable(TransientError):

@@ -11,9 +11,11 @@ from typing import Any
 
 from laion_face_builder.errors import OptionError, SourceError
 from laion_face_builder.files import digest
+from laion_face_builder.shown import bare, harmless, in_one_line, shown
 from laion_face_builder.upstream.copied_file import PIECE, CopiedFile
 from laion_face_builder.upstream.retrying import TransientError, Unreachable, retried
-from laion_face_builder.upstream.source_url import parquet_mismatch, place_of, redacted
+from laion_face_builder.upstream.source_url import parquet_mismatch, place_of, without_user
+from laion_face_builder.upstream.tokens import Token
 
 #: What filesystems say about a file that changes when it does; each has its own words.
 _CHANGING = (
@@ -27,12 +29,14 @@ class FsspecFile(CopiedFile):
     """A file in an fsspec folder (s3://, gs://, memory://, …), copied in ranges.
 
     Args:
-        root: the folder's address, which may carry user and password: `path` alone leads to no server.
+        root: the folder's address, which may carry user and password.
         path: as the filesystem of `root` calls it.
+        token: for hf:// addresses.
     """
 
     root: str = field(repr=False)
-    path: str
+    path: str = field(repr=False)
+    token: Token = field(default=None, repr=False)
 
     def place(self, folder: Path) -> Path:
         """HOST-<hex of the folder's address>/NAME."""
@@ -40,10 +44,10 @@ class FsspecFile(CopiedFile):
 
     def pieces(self, start: int) -> Iterator[tuple[int, bytes]]:
         """Ranges of 16 MiB."""
-        system, _ = filesystem_of(self.root)
+        system, _ = filesystem_of(self.root, self.token)
         for begin in range(start, self.size or 0, 16 * PIECE):
             stop = min(begin + 16 * PIECE, self.size or 0)
-            piece = _asked(self.root, partial(system.cat_file, self.path, start=begin, end=stop))
+            piece = _asked(partial(system.cat_file, self.path, start=begin, end=stop))
             if len(piece) != stop - begin:
                 raise TransientError(f"got {len(piece)} of {stop - begin} bytes at {begin}")
             yield begin, piece
@@ -53,7 +57,7 @@ class FsspecFile(CopiedFile):
         return parquet_mismatch(self, path)
 
 
-def fsspec_files(root: str) -> dict[str, FsspecFile]:
+def fsspec_files(root: str, token: Token = None) -> dict[str, FsspecFile]:
     """All files in an fsspec folder and below it, by their paths in it: one listing, nothing asked of each.
 
     Raises:
@@ -61,18 +65,18 @@ def fsspec_files(root: str) -> dict[str, FsspecFile]:
     """
 
     def ask() -> dict[str, FsspecFile]:
-        system, folder = filesystem_of(root)
+        system, folder = filesystem_of(root, token)
         system.invalidate_cache()
-        found = _asked(root, lambda: system.find(folder, detail=True))
+        found = _asked(lambda: system.find(folder, detail=True))
         below = {path.removeprefix(folder.rstrip("/")).lstrip("/"): path for path in sorted(found)}
-        return {name: _file(root, name, path, found[path]) for name, path in below.items()}
+        return {name: _file(root, name, path, found[path], token) for name, path in below.items()}
 
-    return retried(ask, redacted(root))
+    return retried(ask, shown(root))
 
 
-def _file(root: str, name: str, path: str, info: Mapping[str, Any]) -> FsspecFile:
+def _file(root: str, name: str, path: str, info: Mapping[str, Any], token: Token) -> FsspecFile:
     size = int(info["size"]) if info.get("size") is not None else None
-    return FsspecFile(posixpath.join(redacted(root), name), size, _version(size, info), root, path)
+    return FsspecFile(posixpath.join(bare(root), name), size, _version(size, info), root, path, token)
 
 
 def _version(size: int | None, info: Mapping[str, Any]) -> str:
@@ -82,40 +86,53 @@ def _version(size: int | None, info: Mapping[str, Any]) -> str:
     return "modified:" + digest([size, *([name, str(info[name])] for name in _CHANGING if name in info)])
 
 
-def list_fsspec(address: str) -> list[str]:
-    """Addresses of all files in an fsspec folder and below it."""
+def list_fsspec(address: str, token: Token = None) -> list[str]:
+    """Addresses of all files in an fsspec folder and below it; in an http(s) folder with its user and password."""
 
     def ask() -> list[str]:
-        system, path = filesystem_of(address)
+        system, path = filesystem_of(address, token)
         system.invalidate_cache()
-        return [str(system.unstrip_protocol(found)) for found in _asked(address, lambda: system.find(path))]
+        return [str(system.unstrip_protocol(found)) for found in _asked(lambda: system.find(path))]
 
-    return sorted(retried(ask, redacted(address)))
+    alone, secret = _of_http(address)
+    user = address[: len(address) - len(alone.partition("://")[2])] if secret else ""
+    found = sorted(retried(ask, shown(address)))
+    return [user + file.partition("://")[2] if user else file for file in found]
 
 
-def filesystem_of(address: str, **options: Any) -> tuple[Any, str]:
-    """fsspec's filesystem for the address, and the path in it.
+def filesystem_of(address: str, token: Token = None) -> tuple[Any, str]:
+    """fsspec's filesystem for the address, and the path in it; the token is for hf:// alone.
 
     Raises:
         OptionError: nothing installed understands the address; SourceError: its server does not answer.
     """
     import fsspec
 
+    options: dict[str, Any] = {"token": token} if token is not None and address.startswith("hf://") else {}
+    address, secret = _of_http(address)
+    if secret:
+        options = {"client_kwargs": {"headers": secret}}
     _revive_after_fork()
     try:
         system, path = fsspec.core.url_to_fs(address, **options)
     except ImportError as error:
         missing = getattr(error.__cause__, "name", None) or error.name
         install = f". Install it: `pip install {missing}`" if missing else ""
-        raise OptionError(f"{redacted(address)}: {_said(error, address)}{install}") from error
+        raise OptionError(f"{shown(address)}: {in_one_line(error)}{install}") from harmless(error)
     except ValueError as error:
         raise OptionError(
-            f"{redacted(address)}: {_said(error, address)}; expected hf://datasets/, http(s)://, s3://, gs:// or "
-            "another that fsspec knows"
-        ) from error
+            f"{shown(address)}: {in_one_line(error)}; expected hf://datasets/, http(s)://, s3://, gs:// or another "
+            "that fsspec knows"
+        ) from harmless(error)
     except Exception as error:  # Some connect at once (ftp, sftp), and raise errors of their own libraries.
-        raise SourceError(f"{redacted(address)}: no answer, {_said(error, address)}. {Unreachable.way_out}") from error
+        said = in_one_line(error) or type(error).__name__
+        raise SourceError(f"{shown(address)}: no answer, {said}. {Unreachable.way_out}") from harmless(error)
     return system, path
+
+
+def _of_http(address: str) -> tuple[str, dict[str, str]]:
+    """As `without_user`, of http(s) alone: other filesystems take user and password as they are in the address."""
+    return without_user(address) if address.startswith(("http://", "https://")) else (address, {})
 
 
 def _revive_after_fork() -> None:
@@ -126,12 +143,12 @@ def _revive_after_fork() -> None:
         asyn.reset_lock()
 
 
-def _asked(address: str, ask: Callable[[], Any]) -> Any:
+def _asked(ask: Callable[[], Any]) -> Any:
     try:
         return ask()
     except Exception as error:  # Every filesystem raises errors of its own libraries, some with the whole address.
-        raise TransientError(f"{type(error).__name__}: {_said(error, address)}") from error
+        raise _passing(error) from harmless(error)
 
 
-def _said(error: Exception, address: str) -> str:
-    return " ".join(str(error).split()).replace(address, redacted(address)) or type(error).__name__
+def _passing(error: Exception) -> TransientError:
+    return TransientError(f"{type(error).__name__}: {error}".replace("\n", " "))

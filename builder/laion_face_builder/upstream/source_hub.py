@@ -18,12 +18,14 @@ from urllib.parse import urlsplit
 
 from laion_face_builder.errors import GatedSource, SourceError, SourceNotFound
 from laion_face_builder.files import sha256_of
+from laion_face_builder.shown import harmless
 from laion_face_builder.upstream.copied_file import CopiedFile
 from laion_face_builder.upstream.hashes import git_hash, known_sha256
 from laion_face_builder.upstream.hub_cache import CachedRepo, cached_blob, is_offline
 from laion_face_builder.upstream.hub_errors import in_our_words, status_of
 from laion_face_builder.upstream.retrying import retried
 from laion_face_builder.upstream.source_url import open_url, ranged_pieces
+from laion_face_builder.upstream.tokens import Token, secret_headers
 
 T = TypeVar("T")
 
@@ -40,12 +42,12 @@ class HubRepo:
     Args:
         repo: "owner/name".
         revision: branch, tag or commit; None means "main".
-        token: None means the one that `hf auth login` or HF_TOKEN gave.
+        token: None means the one that `hf auth login` or HF_TOKEN gave, False none.
     """
 
     repo: str
     revision: str | None = None
-    token: str | None = field(default=None, repr=False)
+    token: Token = field(default=None, repr=False)
 
     @cached_property
     def commit(self) -> str:
@@ -145,7 +147,7 @@ class HubRepo:
         try:
             return ask()
         except Exception as error:  # Which library's errors these are depends on the version of huggingface_hub.
-            raise self._translated(error, path) from error
+            raise self._translated(error, path) from harmless(error)
 
     def _translated(self, error: Exception, path: str) -> Exception:
         from huggingface_hub import errors as hub
@@ -211,16 +213,13 @@ class HubFile(CopiedFile):
 
     def pieces(self, start: int) -> Iterator[tuple[int, bytes]]:
         """The bytes from `start` on, from where the Hub says that they lie now: signed addresses expire."""
-        from huggingface_hub import get_token
-
         location, on_hub = self.repo.locate(self.path)
         headers = {"Range": f"bytes={start}-"} if start else {}
-        token = (self.repo.token or get_token()) if on_hub else None
-        secret = {"Authorization": f"Bearer {token}"} if token else {}
+        secret = secret_headers(self.repo.token) if on_hub else {}
         try:
             answer = open_url(location, headers, secret)
         except urllib.error.HTTPError as error:
-            raise SourceError(f"{self.name}: HTTP {error.code} {error.reason}") from error
+            raise SourceError(f"{self.name}: HTTP {error.code}") from harmless(error)
         yield from ranged_pieces(answer, start)
 
     def mismatch(self, path: Path) -> str | None:
@@ -240,6 +239,6 @@ def _safe_parts(path: str) -> list[str]:
     return parts
 
 
-def hub_repo(repo: str, revision: str | None = None, token: str | None = None) -> HubRepo | CachedRepo:
+def hub_repo(repo: str, revision: str | None = None, token: Token = None) -> HubRepo | CachedRepo:
     """The repo on the Hub, or with HF_HUB_OFFLINE in huggingface_hub's cache."""
     return CachedRepo(repo, revision) if is_offline() else HubRepo(repo, revision, token)

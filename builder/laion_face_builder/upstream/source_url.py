@@ -11,11 +11,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from email.message import Message
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from laion_face_builder import __version__
 from laion_face_builder.errors import BadFile, OptionError, SourceError
 from laion_face_builder.files import digest
+from laion_face_builder.shown import bare, harmless, shown
 from laion_face_builder.upstream.copied_file import PIECE, CopiedFile
 from laion_face_builder.upstream.footers import check_footer
 from laion_face_builder.upstream.retrying import TransientError, Unreachable, retried
@@ -40,22 +42,27 @@ def _answer(
     method: str, address: str, headers: Mapping[str, str], secret: Mapping[str, str] | None = None
 ) -> http.client.HTTPResponse:
     if urlsplit(address).scheme not in ("http", "https"):
-        raise OptionError(f"{redacted(address)}: expected an http(s) address")
-    address, user = _without_user(address)
+        raise OptionError(f"{shown(address)}: expected an http(s) address")
+    address, user = without_user(address)
     request = urllib.request.Request(address, method=method)  # noqa: S310 - the scheme was checked
     for name, value in {"Accept-Encoding": "identity", "User-Agent": f"laion-face/{__version__}", **headers}.items():
         request.add_header(name, value)
     for name, value in {**user, **(secret or {})}.items():
         request.add_unredirected_header(name, value)
     try:
-        answer: http.client.HTTPResponse = urllib.request.urlopen(request, timeout=TIMEOUT)  # noqa: S310 - as above
+        answer: http.client.HTTPResponse = urllib.request.build_opener(_Redirects).open(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code in PASSING_STATUS:
-            raise TransientError(f"HTTP {error.code}", _seconds(error.headers)) from error
+            raise TransientError(f"HTTP {error.code}", _seconds(error.headers)) from harmless(error)
         raise
+    except (ValueError, http.client.InvalidURL):
+        # Their words quote what is wrong, which may be a piece of a password.
+        raise OptionError(
+            f"{shown(address)}: it, a redirect or the proxy of the environment is no address that can be asked"
+        ) from None
     except (OSError, http.client.HTTPException) as error:
-        raise unreachable(error) from error
+        raise unreachable(error) from harmless(error)
     return answer
 
 
@@ -65,13 +72,27 @@ def unreachable(error: Exception) -> Unreachable:
     return Unreachable(f"no answer, {getattr(reason, 'strerror', None) or reason or type(reason).__name__}")
 
 
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Sends the secret headers along to the same host, and nowhere else."""
+
+    def redirect_request(self, req: urllib.request.Request, *answer: Any) -> urllib.request.Request | None:
+        """The next request; the last of `answer` is where to, of which user and password are left out."""
+        *said, place = answer
+        place, _ = without_user(place)
+        request = super().redirect_request(req, *said, place)  # type: ignore[call-arg]  # code, message and so on
+        if request is not None and urlsplit(place)[:2] == urlsplit(req.full_url)[:2]:
+            secret = {name: value for name, value in req.unredirected_hdrs.items() if name == "Authorization"}
+            request.unredirected_hdrs.update(secret)
+        return request
+
+
 def ranged_pieces(answer: http.client.HTTPResponse, start: int) -> Iterator[tuple[int, bytes]]:
     """(offset, bytes) of the answer to a request for the bytes from `start` on; from 0 if the server ignored that."""
     with answer:
         offset = start if answer.status == 206 else 0
         stated = answer.headers.get("Content-Range", f"bytes {offset}-")
         if answer.status == 206 and not stated.startswith(f"bytes {start}-"):
-            raise SourceError(f"{redacted(answer.url)}: asked for the bytes from {start} on, got {stated!r}")
+            raise SourceError(f"{bare(answer.url)}: asked for the bytes from {start} on, got {stated!r}")
         while piece := _read(answer):
             yield offset, piece
             offset += len(piece)
@@ -81,11 +102,14 @@ def _read(answer: http.client.HTTPResponse) -> bytes:
     try:
         return answer.read(PIECE)
     except (OSError, http.client.HTTPException) as error:
-        raise TransientError(str(error) or type(error).__name__) from error
+        raise TransientError(str(error) or type(error).__name__) from harmless(error)
 
 
-def _without_user(address: str) -> tuple[str, dict[str, str]]:
-    """The address without user and password, and the header that carries them: urllib takes them for a host name."""
+def without_user(address: str) -> tuple[str, dict[str, str]]:
+    """The address without user and password, and the header that carries them, in UTF-8.
+
+    urllib would take them for a host name, and aiohttp knows no letters beyond Latin-1.
+    """
     parts = urlsplit(address)
     user, at, host = parts.netloc.rpartition("@")
     if not at:
@@ -97,12 +121,6 @@ def _without_user(address: str) -> tuple[str, dict[str, str]]:
 def _seconds(headers: Message | None) -> float:
     stated = headers.get("Retry-After", "") if headers is not None else ""
     return float(stated) if stated.isdigit() else 0.0
-
-
-def redacted(address: str) -> str:
-    """The address without the user, password and query that may be in it: it goes into messages."""
-    parts = urlsplit(address)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 @dataclass(frozen=True)
@@ -124,7 +142,7 @@ class UrlFile(CopiedFile):
         try:
             answer = open_url(self.address, headers)
         except urllib.error.HTTPError as error:
-            raise SourceError(f"{self.name}: HTTP {error.code} {error.reason}") from error
+            raise SourceError(f"{self.name}: HTTP {error.code}") from harmless(error)
         if self.etag and answer.headers.get("ETag", self.etag) != self.etag:
             answer.close()
             raise SourceError(f"{self.name}: it has changed since it was looked up. Run it again.")
@@ -141,7 +159,7 @@ def look_up_url(address: str) -> UrlFile | int:
     Raises:
         SourceError: no answer.
     """
-    return retried(lambda: _look_up_url(address), redacted(address))
+    return retried(lambda: _look_up_url(address), bare(address))
 
 
 def _look_up_url(address: str) -> UrlFile | int:
@@ -152,10 +170,10 @@ def _look_up_url(address: str) -> UrlFile | int:
     stated, etag = headers.get("Content-Length", ""), headers.get("ETag", "")
     size = int(stated) if stated.isdigit() else None
     if etag.startswith('"') and len(etag) > 2:
-        return UrlFile(redacted(address), size, "etag:" + etag.strip('"'), address, etag)
+        return UrlFile(bare(address), size, "etag:" + etag.strip('"'), address, etag)
     # A weak ETag may stay when bytes change: it counts along with the rest.
     version = f"modified:{headers.get('Last-Modified')};{size}" + (etag and f";{etag}")
-    return UrlFile(redacted(address), size, version, address)
+    return UrlFile(bare(address), size, version, address)
 
 
 def _headers_of(address: str) -> Message:
@@ -187,6 +205,26 @@ def parquet_mismatch(file: CopiedFile, path: Path) -> str | None:
     except BadFile as error:
         return f"found {error.found}"
     return None
+
+
+def check_address(address: str, option: str) -> None:
+    """Whether the parts of an address can be told from each other.
+
+    Raises:
+        OptionError: not; as with a password that has "/" or "#" in it as they are.
+    """
+    if address.startswith("hf://") and ":" in address.removeprefix("hf://").partition("@")[0]:
+        raise OptionError(f"{option}={shown(address)!r}: found a password or a port; the Hub knows a token, token=…")
+    try:
+        parts = urlsplit(address)
+        is_known = parts.scheme not in ("http", "https") or bool(parts.hostname and parts.port != 0)
+    except ValueError:  # Its words quote a piece of the address.
+        is_known = False
+    if not is_known:
+        raise OptionError(
+            f"{option}={shown(address)!r}: not an address. Write the signs / ? # @ : and blanks in a user name or "
+            "password as %2F %3F %23 %40 %3A %20"
+        )
 
 
 def joined_url(folder: str, name: str) -> str:

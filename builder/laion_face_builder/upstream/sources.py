@@ -14,11 +14,13 @@ from functools import cached_property
 from pathlib import Path
 
 from laion_face_builder.errors import OptionError, SourceError, SourceNotFound
+from laion_face_builder.shown import ShownFields
 from laion_face_builder.upstream.hub_cache import CachedRepo
 from laion_face_builder.upstream.kinds import CANONICAL, CONVERTED, ByPart, Whole, part_of
 from laion_face_builder.upstream.places import find_metadata, hub_id, local_folder
 from laion_face_builder.upstream.source_files import RemoteFile, local_file
 from laion_face_builder.upstream.source_hub import HubRepo, hub_repo
+from laion_face_builder.upstream.tokens import Token
 
 __all__ = ["CANONICAL", "CONVERTED", "ByPart", "RemoteFile", "Upstream", "Whole", "hub_id", "part_of"]
 
@@ -29,21 +31,21 @@ ID_LIST = "laion_face_ids.pth"
 DETECTIONS = "sample2detect_{part}.pth"
 
 
-@dataclass(frozen=True)
-class Upstream:
+@dataclass(frozen=True, repr=False)
+class Upstream(ShownFields):
     """Where the three kinds of source files are; asks nobody before a file is asked for, and each listing once.
 
     Args:
         source_repo: the Hub dataset, or the local folder, with the id list and the detections.
         source_revision: the dataset's branch, tag or commit; None means "main".
         metadata_place: the place of LAION-400M's metadata, see the module.
-        token: for the Hub; None means the one that `hf auth login` or HF_TOKEN gave.
+        token: for the Hub; None means the one that `hf auth login` or HF_TOKEN gave, False none.
     """
 
     source_repo: str | os.PathLike[str] = DEFAULT_REPO
     source_revision: str | None = None
     metadata_place: str | os.PathLike[str] = DEFAULT_METADATA
-    token: str | None = field(default=None, repr=False)
+    token: Token = field(default=None, repr=False)
 
     def id_list(self) -> RemoteFile:
         """The sample ids of all parts.

@@ -215,6 +215,7 @@ def _options(limits: FetchLimits) -> dict[int, object]:
         pycurl.FOLLOWLOCATION: 0,
         # "" keeps libcurl from reading the environment itself.
         pycurl.PROXY: limits.proxy or "",
+        pycurl.NOPROXY: "",
         pycurl.USERAGENT: limits.user_agent,
         pycurl.HTTPHEADER: ["Accept: image/*,*/*;q=0.5", "Accept-Encoding: identity"],
         pycurl.SSL_VERIFYPEER: 1,

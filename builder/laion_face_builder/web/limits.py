@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from laion_face_builder.errors import OptionError
 from laion_face_builder.options import Transfer
@@ -54,7 +54,7 @@ class FetchLimits:
     max_header_bytes: int = 64_000
     user_agent_token: str = DEFAULT_TOKEN
     allow: AddressRule = AddressRule()
-    proxy: str | None = None
+    proxy: str | None = field(default=None, repr=False)
     ca_file: str | None = None
     longest_wait: float = 20.0
 

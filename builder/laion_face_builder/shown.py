@@ -1,0 +1,124 @@
+"""What may be shown: addresses without their passwords and signatures, and words of others without them either.
+
+Addresses carry secrets: `http://user:password@host/`, `?X-Amz-Signature=…`. They are kept as given where they are
+used, and go through `shown` or `bare` wherever they are put into words or names. What strangers say (libraries,
+servers) goes through `hushed`; so does every error of ours, as the last thing that happens to its text, and every line
+that is logged as "laion_face". What lies behind an error of ours goes through `harmless`: tracebacks have its words.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+from collections.abc import Iterator
+
+#: Stands for what is not shown.
+HIDDEN = "***"
+
+#: What every secret that is looked for has in it; most texts have none of these.
+_MARKS = re.compile(r"[@?]|hf_|bearer|basic|authorization", re.IGNORECASE)
+_END = r"\s'\"<>"
+_RULES = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"(?<=://)[^\s/?#]*@(?:(?=[/?#]).*@)?", f"{HIDDEN}@"),
+        # A password with "/", "?", "#" or a blank that was not percent-encoded: where a port would be there is none.
+        (rf"(?<=://)[^\s/?#@:\[]*:(?!\d*(?:[{_END}/?#),;\]:]|$)).*@", f"{HIDDEN}@"),
+        # Where no port can be, a colon is that of a password.
+        (r"(?i)(?<![a-z0-9+.-])((?!https?:|hf:|wss?:)[a-z][a-z0-9+.-]*://)[^\s/?#@:\[]*:(?!:).*@", rf"\1{HIDDEN}@"),
+        (rf"(://[^?{_END}]*\?)[^{_END}]*[^{_END}:,;.)\]]", rf"\1{HIDDEN}"),
+        (rf"\?(?=[^{_END}]*=)[^{_END}]*[^{_END}:,;.)\]]", f"?{HIDDEN}"),
+        # As a proxy may be named, or an address that was taken apart: no scheme.
+        (rf"[^{_END}/?#@:=(]{{1,256}}:[^\s/?#@]{{1,256}}@(?=[\w\[])", f"{HIDDEN}@"),
+        (r"(?i)(authorization['\"]?\s*[:=,]\s*(?:b?['\"])?(?:(?:basic|bearer)\s+)?)[^\s'\",})]+", rf"\1{HIDDEN}"),
+        (r"\b(Bearer\s+)[^\s'\",})]{8,}", rf"\1{HIDDEN}"),
+        (r"(?<=['\"])(Basic\s+)[A-Za-z0-9+/=_-]{4,}(?=['\"\\])", rf"\1{HIDDEN}"),
+        (r"\bhf_(?:[a-z]+_)?[A-Za-z0-9]{16,}[\w.-]*", f"hf_{HIDDEN}"),
+    )
+)
+
+
+def hushed(text: str) -> str:
+    """Any text without the passwords, signatures and tokens in it; the same if there are none."""
+    if _MARKS.search(text):
+        for pattern, replacement in _RULES:
+            text = pattern.sub(replacement, text)
+    return text
+
+
+def in_one_line(error: BaseException | str, most: int = 300) -> str:
+    """What an error says, or a text, hushed and then cut: half a secret is not known for one."""
+    return " ".join(hushed(str(error)).split())[:most]
+
+
+def shown(address: str) -> str:
+    """The address for people: *** stands for user and password, and for the query. Paths and Hub ids are as given."""
+    if "://" not in address:
+        return hushed(address)
+    for pattern, replacement in _RULES[:3]:
+        address = pattern.sub(replacement, address)
+    address, mark, _ = address.partition("?")
+    return hushed(address.partition("#")[0]) + (f"?{HIDDEN}" if mark else "")
+
+
+def bare(address: str) -> str:
+    """The address for names: without user, password and query, so that it is the same with any of them."""
+    return shown(address).partition("?")[0].replace(f"{HIDDEN}@", "") if "://" in address else address
+
+
+class Stranger(Exception):
+    """Stands for an error of a library in whose words, or in those of one behind it, there was a secret."""
+
+
+def harmless(error: Exception) -> Exception:
+    """What an error of ours may be raised from: `error`, or a stand-in if a traceback of it would show a secret.
+
+    Those behind it are then named only: where there was a secret, others quote pieces of it.
+    """
+    first, *behind = _behind(error)
+    if all(hushed(text) == text for one in (first, *behind) for text in (str(one), repr(one))):
+        return error
+    kinds = "".join(f", from {type(one).__name__}" for one in behind)
+    return Stranger(f"{type(first).__name__}: {hushed(str(first))}{kinds}").with_traceback(error.__traceback__)
+
+
+def _behind(error: BaseException) -> Iterator[BaseException]:
+    """The error and those before it, as a traceback shows them."""
+    seen: set[int] = set()
+    one: BaseException | None = error
+    while one is not None and id(one) not in seen:
+        seen.add(id(one))
+        yield one
+        one = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
+
+
+class ShownFields:
+    """A dataclass (made with repr=False) whose repr shows its addresses without their secrets."""
+
+    def __repr__(self) -> str:
+        fields = (spec for spec in dataclasses.fields(self) if spec.repr)  # type: ignore[arg-type]
+        said = (f"{spec.name}={_said(getattr(self, spec.name))}" for spec in fields)
+        return f"{type(self).__qualname__}({', '.join(said)})"
+
+
+def _said(value: object) -> str:
+    return repr(shown(value)) if isinstance(value, str) else hushed(repr(value))
+
+
+class _Hushing(logging.Filter):
+    """The last thing that happens to a line before anybody sees it."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Takes the secrets out of the text, and out of the traceback that comes with it; lets every line pass."""
+        text = record.getMessage()
+        if (clean := hushed(text)) != text:
+            record.msg, record.args = clean, None
+        if record.exc_info:
+            trace = logging.Formatter().formatException(record.exc_info)
+            if (clean := hushed(trace)) != trace:
+                record.exc_text, record.exc_info = clean, None
+        return True
+
+
+logging.getLogger("laion_face").addFilter(_Hushing())

@@ -22,6 +22,7 @@ from typing import Any
 import datasets
 import laion_face_builder  # From: laion-face
 from laion_face_builder import progress  # From: laion-face
+from laion_face_builder.examples import arrow  # From: laion-face
 from laion_face_builder.examples import loading  # From: laion-face
 from laion_face_builder.examples import report as reports  # From: laion-face
 from laion_face_builder.examples import stream  # From: laion-face
@@ -96,8 +97,7 @@ class LaionFace(datasets.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: Any) -> list[datasets.SplitGenerator]:
-        options = self._options or self.config.options(self.token)
-        plan = Plan(options, self._report_folder, self._adopted or {})
+        plan = self._plan()
         return [datasets.SplitGenerator(datasets.Split.TRAIN, {"shards": plan.shards(), "plan": plan})]
 
     def _generate_examples(self, shards: list[Shard], plan: Plan) -> Any:
@@ -109,6 +109,9 @@ class LaionFace(datasets.GeneratorBasedBuilder):
     _options: Options | None = None
     _report_folder: Path | None = None
     _adopted: Mapping[int, Path] | None = None
+
+    def _plan(self) -> Plan:
+        return Plan(self._options or self.config.options(self.token), self._report_folder, self._adopted or {})
 
     def _create_builder_config(self, config_name: str | None = None, custom_features: Any = None, **given: Any) -> Any:
         loading.check_call(config_name, custom_features, given)
@@ -136,8 +139,19 @@ class LaionFace(datasets.GeneratorBasedBuilder):
         self.config_id = loading.config_id(self._options, self._adopted)
         self._cache_dir = self._output_dir = self._build_cache_dir()
         self._report_folder = reports.new_folder()
+        self.info.splits = self.info.size_in_bytes = None  # datasets would hold this call to what an earlier one made
+        arrow.discard_unfit(self._cache_dir, self.dataset_name, self._options)
         super().download_and_prepare(*args, **kwargs)
-        loading.keep_report(self._report_folder, self._output_dir)
+
+    def _download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
+        arrow.emptied(self._output_dir)
+        super()._download_and_prepare(*args, **kwargs)
+        arrow.keep(self._plan(), self._output_dir)
+
+    def _as_dataset(self, split: Any = datasets.Split.TRAIN, in_memory: bool = False) -> datasets.Dataset:
+        is_empty = not self.info.splits.total_num_examples
+        made = arrow.empty(self.info, split) if is_empty else super()._as_dataset(split, in_memory)
+        return arrow.noted(made, self._output_dir)
 
 
 def load_dataset(name: str | None = None, **options: Any) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import numbers
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,48 @@ from laion_face_builder.upstream.sources import Upstream
 from laion_face_builder.upstream.tokens import Token, checked_token
 from laion_face_builder.values import Range, absolute, as_written, place
 
+ALWAYS, FETCHED, READ, NEVER = "always", "fetched", "read", "never"
+#: When an option is part of an Arrow cache's id, and why. A dataset's rows are the same for the same id.
+#: READ: what it leads to is what counts, and that has a fingerprint, which is in the id. FETCHED: with images="fetch";
+#: what it let through into tars is in these, by content.
+DEFINES = {
+    "source_repo": (READ, "the index says what it was made from"),
+    "source_revision": (READ, "the same"),
+    "metadata": (READ, "the same"),
+    "index": (READ, "the same index gives the same rows wherever it lies"),
+    "parts": (ALWAYS, "which rows"),
+    "shards_per_part": (NEVER, "the order of the rows is the same"),
+    "min_score": (ALWAYS, "which rows"),
+    "min_face_size": (ALWAYS, "which rows"),
+    "min_face_area": (ALWAYS, "which rows"),
+    "min_faces": (ALWAYS, "which rows"),
+    "max_faces": (ALWAYS, "which rows"),
+    "min_width": (ALWAYS, "which rows"),
+    "min_height": (ALWAYS, "which rows"),
+    "nsfw": (ALWAYS, "which rows"),
+    "min_similarity": (ALWAYS, "which rows"),
+    "exclude": (ALWAYS, "which rows; by what is on the list, not by its path"),
+    "images": (ALWAYS, "none, fetched or stored; which stored ones, their fingerprint says"),
+    "on_error": (ALWAYS, "whether failures leave rows"),
+    "on_size_change": (ALWAYS, "which rows, and where faces are"),
+    "resize_mode": (ALWAYS, "which pictures"),
+    "image_size": (ALWAYS, "which pictures, if they are resized"),
+    "resize_only_if_bigger": (ALWAYS, "which pictures, if they are resized"),
+    "blur_faces": (ALWAYS, "which pixels"),
+    "concurrency": (NEVER, "how fast: the same answers give the same rows"),
+    "lookahead": (NEVER, "how fast"),
+    "max_buffer_bytes": (NEVER, "how fast"),
+    "cache_images": (NEVER, "where from: these are answers of the same hosts to the same options"),
+    "cache_bytes": (NEVER, "the same"),
+    "timeout": (FETCHED, "slow hosts' rows come or fail"),
+    "retries": (FETCHED, "rows whose first try failed come or fail"),
+    "max_bytes": (FETCHED, "large files' rows come or fail"),
+    "max_pixels": (FETCHED, "large pictures' rows come or fail"),
+    "per_host": (NEVER, "how fast: a host gets the same requests, waiting in our queue takes nothing from timeout"),
+    "user_agent_token": (FETCHED, "sites allow or refuse by this name"),
+    "allow_private_hosts": (FETCHED, "rows at addresses that are not public come or fail"),
+    "trust_proxy": (FETCHED, "the proxy decides then which addresses are reached"),
+}  # fmt: skip
 IMAGE_MODES = ("auto", "fetch", "download", "none")
 ON_ERROR = ("skip", "null", "raise")
 ON_SIZE_CHANGE = ("rescale", "drop", "keep")
@@ -185,7 +228,7 @@ class OptionFields(ShownFields):
 
 @dataclass(frozen=True)
 class Transfer:
-    """How pictures are fetched; never defines which data come out."""
+    """How pictures are fetched; which of these define the data that come out, and when, says `DEFINES`."""
 
     timeout: float
     retries: int
@@ -267,17 +310,29 @@ class Options(ShownFields):
         )
 
     def defining(self) -> dict[str, Any]:
-        """The options that define which examples come out and how: never where from, how fast or under which name."""
+        """The options that define which examples come out and how: never where from, how fast or under which name.
+
+        See `DEFINES`. Equal meanings give equal values, however they are spelled.
+        """
         # Only what is not the default: caches of earlier versions stay good.
         changed = {"resize": self.resizing.as_dict(), "blur_faces": self.blur_faces}
-        return {
+        is_fetched = self.images == "fetch"
+        defining = {
             "parts": self.parts,
             "filters": self.filters.as_dict(),
             "images": self.images if self.images in ("none", "fetch") else "stored",
             "on_error": self.on_error,
             "on_size_change": self.on_size_change,
             **{name: value for name, value in changed.items() if value},
+            # Always there, if empty: earlier versions kept what other bounds let through under one and the same id.
+            **({"fetched": self._fetched()} if is_fetched else {}),
         }
+        return {name: _one_spelling(value) for name, value in defining.items()}
+
+    def _fetched(self) -> dict[str, Any]:
+        """The bounds of fetching that change which rows come, where they are not the default."""
+        given = {name: getattr(self.transfer, name) for name, (when, _) in DEFINES.items() if when == FETCHED}
+        return {name: value for name, value in given.items() if value != getattr(OptionFields, name)}
 
 
 def option_names() -> tuple[str, ...]:
@@ -331,6 +386,16 @@ def _check_remaking(given: OptionFields) -> None:
         raise OptionError(
             "cache_images keeps pictures as they came, faces and all: it does not go with blur_faces. Leave one out"
         )
+
+
+def _one_spelling(value: Any) -> Any:
+    """Numbers that are equal are written alike: 64, 64.0 and NumPy's are one filter."""
+    if isinstance(value, dict):
+        return {name: _one_spelling(one) for name, one in value.items()}
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return value
+    number = int(value) if isinstance(value, numbers.Integral) else float(value)
+    return int(number) if float(number).is_integer() else number
 
 
 def _filters(given: OptionFields) -> Filters:

@@ -89,6 +89,7 @@ class ExampleMaker:
         self, number: int, values: Example, fetched: FetchedPicture | PictureError | None = None
     ) -> Example | None:
         """The example of row `number` with these values; see `Row.example`."""
+        self._listen(values, fetched)
         try:
             picture = self._picture(number, fetched)
             example = self._with_picture(values, picture) if picture is not None else self.without_picture(values)
@@ -96,6 +97,12 @@ class ExampleMaker:
             return self._failed(values, error)
         self.tally.yielded()
         return example
+
+    def _listen(self, values: Example, fetched: FetchedPicture | PictureError | None) -> None:
+        if isinstance(fetched, PictureError):
+            self.tally.heard(values["url"], fetched.reason)
+        elif fetched is not None and not fetched.is_kept:
+            self.tally.heard(values["url"], None)
 
     def _picture(
         self, number: int, fetched: FetchedPicture | PictureError | None

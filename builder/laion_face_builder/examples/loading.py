@@ -12,6 +12,7 @@ import datasets
 
 from laion_face_builder.errors import DiskError, LaionFaceError, OptionError
 from laion_face_builder.examples import parts, ready, report
+from laion_face_builder.examples.arrow import REPORT_KEY
 from laion_face_builder.examples.rows import Plan, Shard, shards_per_part_for, world_size
 from laion_face_builder.examples.stream import DecodedStream, ExampleStream
 from laion_face_builder.files import digest, disk_error, is_of_writing
@@ -32,7 +33,6 @@ _BUILDER_ARGUMENTS = ("cache_dir", "data_dir", "token", "storage_options")
 _LOAD_ARGUMENTS = ("split", "streaming", "num_proc", "keep_in_memory")
 _PREPARE_ARGUMENTS = ("download_config", "download_mode", "verification_mode")
 
-REPORT_KEY = "laion_face_report"
 _IS_OLD = int(datasets.__version__.partition(".")[0]) < 4
 
 
@@ -141,14 +141,6 @@ def noted(stream: datasets.IterableDataset, report_folder: Path | None) -> datas
     """`stream`, which now says where its report is, and still does after `.map` and the like."""
     stream.info.download_checksums = {REPORT_KEY: str(report_folder)}
     return stream
-
-
-def keep_report(folder: Path, cache_dir: str) -> None:
-    """Puts the report beside the Arrow files, unless these were there already."""
-    counts = report.read(folder)
-    if counts.rows and Path(cache_dir).is_dir():
-        report.keep(counts, Path(cache_dir))
-        logger.info("%s", counts)
 
 
 def report_of(dataset: Any) -> report.Report:

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from laion_face_builder.examples.outage import SILENT, Listener
 from laion_face_builder.index.urls import host_of
 
 logger = logging.getLogger("laion_face")
@@ -108,8 +109,9 @@ class Tally:
         self._path = folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.json" if folder is not None else None
         self._written = self._said = time.monotonic()
         self._warned = False
+        self._listener = Listener()
         # Runs once: when the block ends, the iterator is dropped, or the program ends, while there is still a logger.
-        self._end = weakref.finalize(self, _end, self.counts, self._path)
+        self._end = weakref.finalize(self, _end, self.counts, self._listener, self._path)
 
     def __enter__(self) -> Tally:
         return self
@@ -137,11 +139,15 @@ class Tally:
             self._put_hosts_together()
         self._tick()
 
+    def heard(self, url: str | None, reason: str | None) -> None:
+        """Notes whether the web answered for a picture: why it failed, None if it came."""
+        (self._listener.silent if reason in SILENT else self._listener.answered)(host_of(url))
+
     def _tick(self) -> None:
         now = time.monotonic()
         if now - self._written >= _SECONDS_BETWEEN_WRITES:
             self._written = now
-            _write(self.counts, self._path)
+            _write(self.counts, self._listener, self._path)
         if now - self._said >= _SECONDS_BETWEEN_LINES:
             self._said = now
             logger.info("%s so far", self.counts)
@@ -171,18 +177,18 @@ class Tally:
             hosts[OTHER_HOSTS] += count
 
 
-def _end(counts: Report, path: Path | None) -> None:
-    _write(counts, path)
+def _end(counts: Report, listener: Listener, path: Path | None) -> None:
+    _write(counts, listener, path)
     if counts.failures:
         logger.info("%s", counts)
 
 
-def _write(counts: Report, path: Path | None) -> None:
+def _write(counts: Report, listener: Listener, path: Path | None) -> None:
     """Replaces the tally file; does nothing once the report's folder is gone."""
     if path is None or not path.parent.is_dir():
         return
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(counts.as_dict()), encoding="utf-8")
+    partial.write_text(json.dumps({**counts.as_dict(), "lost_network": listener.lost_network}), encoding="utf-8")
     os.replace(partial, path)
 
 
@@ -201,6 +207,11 @@ def read(folder: Path) -> Report:
     for file in files:
         total.add(Report.from_dict(json.loads(file.read_text(encoding="utf-8"))))
     return total
+
+
+def lost_network(folder: Path) -> bool:
+    """Whether any process that has a tally in `folder` lost its network; see `outage`."""
+    return any(json.loads(file.read_text(encoding="utf-8"))["lost_network"] for file in folder.glob("*-*.json"))
 
 
 def keep(report: Report, folder: Path) -> None:

@@ -99,4 +99,4 @@ class Flights:
         limits = self._limits
         if kept is None or len(kept.data) > limits.max_bytes or kept.width * kept.height > limits.max_pixels:
             return None
-        return FetchedPicture(kept)
+        return FetchedPicture(kept, is_kept=True)

@@ -26,9 +26,10 @@ _FIRST_GUESS = 100_000.0
 
 @dataclass(frozen=True, slots=True)
 class FetchedPicture:
-    """A picture that was fetched (or kept from an earlier epoch) and decodes."""
+    """A picture that was fetched, or kept from an earlier epoch (`is_kept`), and decodes."""
 
     picture: Picture
+    is_kept: bool = False
 
     @property
     def data(self) -> bytes:

@@ -118,7 +118,7 @@ class LaionFace(datasets.GeneratorBasedBuilder):
         return super()._create_builder_config(config_name, custom_features, **given)
 
     def _get_examples_iterable_for_split(self, split_generator: Any) -> stream.ExampleStream:
-        return loading.iterable(**split_generator.gen_kwargs)
+        return stream.ExampleStream(**split_generator.gen_kwargs)
 
     def _as_streaming_dataset_single(self, splits_generator: Any, *args: Any) -> datasets.IterableDataset:
         rows = super()._as_streaming_dataset_single(splits_generator, *args)

@@ -13,8 +13,7 @@ import datasets
 from laion_face_builder.errors import DiskError, LaionFaceError, OptionError
 from laion_face_builder.examples import parts, ready, report
 from laion_face_builder.examples.arrow import REPORT_KEY
-from laion_face_builder.examples.rows import Plan, Shard, shards_per_part_for, world_size
-from laion_face_builder.examples.stream import DecodedStream, ExampleStream
+from laion_face_builder.examples.rows import shards_per_part_for, world_size
 from laion_face_builder.files import digest, disk_error, is_of_writing
 from laion_face_builder.layout import CONFIG_PARTS
 from laion_face_builder.options import Options, refuse_unknown
@@ -32,8 +31,6 @@ REFUSED = {
 _BUILDER_ARGUMENTS = ("cache_dir", "data_dir", "token", "storage_options")
 _LOAD_ARGUMENTS = ("split", "streaming", "num_proc", "keep_in_memory")
 _PREPARE_ARGUMENTS = ("download_config", "download_mode", "verification_mode")
-
-_IS_OLD = int(datasets.__version__.partition(".")[0]) < 4
 
 
 def load(builder_class: type[datasets.GeneratorBasedBuilder], name: str | None, given: dict[str, Any]) -> Any:
@@ -130,11 +127,6 @@ def check_ranks(options: Options) -> None:
             world,
             better,
         )
-
-
-def iterable(plan: Plan, shards: list[Shard]) -> ExampleStream:
-    """What the stream's dataset is made of, in this version of datasets."""
-    return DecodedStream(plan, shards) if _IS_OLD else ExampleStream(plan, shards)
 
 
 def noted(stream: datasets.IterableDataset, report_folder: Path | None) -> datasets.IterableDataset:

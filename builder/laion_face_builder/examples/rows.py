@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from laion_face_builder.errors import OptionError, PictureError
+from laion_face_builder.errors import OptionError, PictureError, StateConflict
 from laion_face_builder.examples import parts
 from laion_face_builder.examples.example import INDEX_COLUMNS, ExampleMaker, Row
 from laion_face_builder.examples.report import Tally
@@ -69,17 +69,50 @@ class Plan:
         return [Shard(part, number, count) for part in self.options.parts for number in range(count)]
 
 
+class RowMark(NamedTuple):
+    """An index row, and what it is later known by: its sample, and how many rows the part's index has."""
+
+    part: int
+    row: int
+    sample_id: int
+    rows: int
+
+    def require(self, index: IndexPart) -> None:
+        """Whether it is the same row still.
+
+        Raises:
+            StateConflict: the part has other rows now.
+        """
+        if index.num_rows != self.rows:
+            raise self._gone(f"the index had {self.rows:,} rows then, and has {index.num_rows:,} now")
+        if (now := index.read(self.row, self.row + 1, ["sample_id"])["sample_id"][0].as_py()) != self.sample_id:
+            raise self._gone(f"row {self.row:,} was sample {self.sample_id} then, and is sample {now} now")
+
+    def _gone(self, what: str) -> StateConflict:
+        return StateConflict(
+            f"state of a stream: part {self.part} is another one: {what}. Use the index that the state was made with, "
+            "or start without the state."
+        )
+
+
 class Position(NamedTuple):
-    """Where a walk is: the shard's place among those of the walk, and how many of its rows are done."""
+    """Where a walk begins.
+
+    Attributes:
+        shard: place of the shard among those of the walk.
+        rows: how many of its rows are done.
+        after: the last of these, which has to be the same row still; None if that is not known.
+    """
 
     shard: int = 0
     rows: int = 0
+    after: RowMark | None = None
 
 
 class Step(NamedTuple):
-    """One row, its key in the dataset, and the position after it."""
+    """One row, its key in the dataset, and its mark."""
 
-    after: Position
+    mark: RowMark
     key: int
     row: Row
 
@@ -89,7 +122,11 @@ Fetched = tuple[Step, FetchedPicture | PictureError | None]
 
 
 def walk(plan: Plan, shards: Sequence[Shard], start: Position, tally: Tally) -> Generator[Step, None, None]:
-    """Every index row of `shards` from `start` on. Files are open only while this generator lives."""
+    """Every index row of `shards` from `start` on. Files are open only while this generator lives.
+
+    Raises:
+        StateConflict: `start` is not in these rows.
+    """
     with ExitStack() as stack:
         here: int | None = None
         for place in range(start.shard, len(shards)):
@@ -99,10 +136,23 @@ def walk(plan: Plan, shards: Sequence[Shard], start: Position, tally: Tally) -> 
                 part = stack.enter_context(parts.open_part(plan.options, shard.part, plan.adopted))
                 maker, here = _maker(plan.options, part, tally), shard.part
             first, stop = shard.bounds(part.index.num_rows)
-            skipped = start.rows if place == start.shard else 0
-            for number, batch, at, named in _rows(plan.options, part.index, min(first + skipped, stop), stop):
-                after = Position(place, number + 1 - first)
-                yield Step(after, (shard.part << 40) + number, Row(maker, number, batch, at, named))
+            if place == start.shard:
+                first = _resumed(start, part.index, first, stop)
+            for number, batch, at, named, sample_id in _rows(plan.options, part.index, first, stop):
+                mark = RowMark(shard.part, number, sample_id, part.index.num_rows)
+                yield Step(mark, (shard.part << 40) + number, Row(maker, number, batch, at, named))
+
+
+def _resumed(start: Position, index: IndexPart, first: int, stop: int) -> int:
+    """The row of the shard with rows `first` to `stop` where a walk begins."""
+    if start.after is not None:
+        start.after.require(index)
+    if first + start.rows > stop:
+        raise StateConflict(
+            f"state of a stream: {start.rows:,} rows of a shard are done, which has {stop - first:,}. Use the "
+            "shards_per_part that the state was made with, or start without it."
+        )
+    return first + start.rows
 
 
 def _maker(options: Options, part: parts.OpenPart, tally: Tally) -> ExampleMaker:
@@ -111,8 +161,8 @@ def _maker(options: Options, part: parts.OpenPart, tally: Tally) -> ExampleMaker
 
 def _rows(
     options: Options, index: IndexPart, start: int, stop: int
-) -> Iterator[tuple[int, RowBatch | None, int, bool]]:
-    """Number of each row, where its values are (nowhere if the filters drop it), whether the exclusion list names it.
+) -> Iterator[tuple[int, RowBatch | None, int, bool, int]]:
+    """Number, where the values are (nowhere if the filters drop the row), whether the exclusion list names it, sample.
 
     One row group at a time is read.
     """
@@ -123,9 +173,10 @@ def _rows(
         keep = options.filters.mask(table)
         wanted = _places(table.select(INDEX_COLUMNS).filter(pa.array(keep)))
         named = options.filters.excluded(table).tolist()
-        for number, kept in enumerate(keep.tolist(), first):
+        sample_ids = table["sample_id"].to_pylist()
+        for at, kept in enumerate(keep.tolist()):
             batch, place = next(wanted) if kept else (None, 0)
-            yield number, batch, place, named[number - first]
+            yield first + at, batch, place, named[at], sample_ids[at]
 
 
 def _places(table: pa.Table) -> Iterator[tuple[RowBatch, int]]:

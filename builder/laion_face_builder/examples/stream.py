@@ -1,41 +1,45 @@
-"""The iterables that `datasets` drives when it streams.
+"""The iterable that `datasets` drives when it streams.
 
-datasets' own iterable over a generator can only start a shard from its beginning and throw rows away. These start at
-any row, so that a resumed stream reads nothing that it skips, and walk on from shard to shard without a pause. Their
-state has the form of datasets' own: the place of the shard, and how many of its index rows are done, whatever became
-of them.
+datasets' own iterable over a generator can only start a shard from its beginning and throw rows away. This one starts at
+any row, so that a resumed stream reads nothing that it skips, and walks on from shard to shard without a pause. What
+its state says is in `state`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from typing import Any
 
-import pyarrow as pa
 from datasets import Features
 from datasets.iterable_dataset import _BaseExamplesIterable
 
+from laion_face_builder.examples import state
 from laion_face_builder.examples.example import Example
 from laion_face_builder.examples.report import Tally
 from laion_face_builder.examples.rows import Plan, Position, Shard, Step, fetched, walk
-from laion_face_builder.schema import example_features
+from laion_face_builder.examples.state import Course, State
+from laion_face_builder.schema import example_columns, example_features
 
 
 class ExampleStream(_BaseExamplesIterable):  # type: ignore[misc]  # datasets has no types that mypy could follow
     """Keys and examples of the rows of `shards` that are wanted, in order; a picture as {"bytes", "path"}.
 
-    datasets (newer than 3.6) asks what features the examples have, and encodes and decodes them if the dataset has
-    others. These are those of `.decode(False)`, which is then free; a dataset that decodes gets its pictures decoded.
+    datasets asks what features the examples have, and encodes and decodes them if the dataset has others. These are
+    those of `.decode(False)`, which is then free; a dataset that decodes gets its pictures decoded. Nothing here is
+    "typed", nor comes as Arrow tables: of such iterables datasets 3.6 can filter or cast none, and later ones replay
+    more of them after a resume.
     """
 
     # datasets asks for it when iteration ends; there are no threads of Arrow's to wait for.
     _sleep_on_threads_shutdown = False
 
-    def __init__(self, plan: Plan, shards: Sequence[Shard]) -> None:
+    def __init__(self, plan: Plan, shards: Sequence[Shard], share: str = "") -> None:
         super().__init__()
         self._plan = plan
         self._shards = list(shards)
+        self._share = share
+        self._to_replay = 0
 
     @property
     def num_shards(self) -> int:
@@ -48,70 +52,76 @@ class ExampleStream(_BaseExamplesIterable):  # type: ignore[misc]  # datasets ha
         return example_features(decode=False, blur_faces=self._plan.options.blur_faces)
 
     def __iter__(self) -> Iterator[tuple[int, Example]]:
+        yield from self._replayed()
         with Tally(self._plan.report_folder) as tally:
             for step, picture in fetched(self._plan, walk(self._plan, self._shards, self._start(), tally)):
                 self._note(step)
                 if (example := step.row.example(picture)) is not None:
+                    self._count()
                     yield step.key, example
 
     def shuffle_data_sources(self, generator: Any) -> ExampleStream:
         """The same rows with the shards in another order."""
         order = deepcopy(generator).permutation(len(self._shards))
-        return type(self)(self._plan, [self._shards[place] for place in order])
+        return type(self)(self._plan, [self._shards[place] for place in order], self._share)
 
     def shard_data_sources(self, num_shards: int, index: int, contiguous: bool = True) -> ExampleStream:
         """The share of one worker or rank of several."""
         places = self.split_shard_indices_by_worker(num_shards, index, contiguous=contiguous)
-        return type(self)(self._plan, [self._shards[place] for place in places])
+        share = f"{self._share}, {index} of {num_shards}".lstrip(", ") if num_shards > 1 else self._share
+        return type(self)(self._plan, [self._shards[place] for place in places], share)
 
     def reshard_data_sources(self) -> ExampleStream:
         """The same rows in twice as many shards."""
-        return type(self)(self._plan, [half for shard in self._shards for half in shard.halves()])
+        return type(self)(self._plan, [half for shard in self._shards for half in shard.halves()], self._share)
 
-    def _init_state_dict(self) -> dict[str, Any]:
-        self._state_dict: dict[str, Any] | None = {"shard_idx": 0, "shard_example_idx": 0, "type": type(self).__name__}
+    def state_dict(self) -> State:
+        """A copy of the state, for what wraps this stream and goes back to it; see `load_state_dict`."""
+        return {**super().state_dict(), "is_replayed": True}
+
+    def load_state_dict(self, state_dict: State) -> State:
+        """Go to `state_dict`.
+
+        Where datasets makes Arrow batches (of every stream before datasets 5), it resumes one or two examples too early
+        and throws as many away. If other pictures fail now, those would be the wrong ones. So where it has first loaded
+        the right state, and then goes back to one that it was handed by `state_dict`, the stream stays where it is, and
+        gives as many empty examples first.
+        """
+        here = self._state_dict
+        if here is None or not state_dict.get("is_replayed") or here["yielded"] <= state_dict["yielded"]:
+            return super().load_state_dict(state_dict)  # type: ignore[no-any-return]
+        self._to_replay = here["yielded"] - state_dict["yielded"]
+        here["yielded"] = state_dict["yielded"]
+        return here
+
+    def _replayed(self) -> Iterator[tuple[int, Example]]:
+        nothing = dict.fromkeys(example_columns(self._plan.options.blur_faces))
+        while self._to_replay:
+            self._to_replay -= 1
+            self._count()
+            yield -1, nothing
+
+    def _init_state_dict(self) -> State:
+        self._to_replay = 0
+        self._state_dict: State | None = state.new_state(type(self).__name__, self._course())
         return self._state_dict
 
+    def _course(self) -> Course:
+        return Course.of(self._plan, self._shards, self._share)
+
     def _start(self) -> Position:
-        state = self._state_dict
-        return Position(state["shard_idx"], state["shard_example_idx"]) if state else Position()
+        if self._state_dict is None:
+            return Position()
+        self._state_dict["is_replayed"] = False
+        return state.position(self._state_dict, self._course(), self._shards)
 
     def _note(self, step: Step) -> None:
-        if self._state_dict:
-            self._state_dict["shard_idx"], self._state_dict["shard_example_idx"] = step.after
+        if self._state_dict is not None:
+            state.note(self._state_dict, step.mark)
 
-
-class DecodedStream(ExampleStream):
-    """Keys and examples as datasets 3.6 hands them to the user: picture decoded.
-
-    datasets 3.6 passes whatever has not the dataset's features through Arrow batches, and after a resume throws away as
-    many *examples* as it had seen since its last note: if other pictures fail now, those are the wrong ones. What has
-    the features already, it leaves alone. As Arrow tables (`with_format`, `decode(False)`) pictures keep their bytes.
-    """
-
-    is_typed = True
-
-    def __init__(self, plan: Plan, shards: Sequence[Shard]) -> None:
-        super().__init__(plan, shards)
-        self._features = example_features(blur_faces=plan.options.blur_faces)
-
-    @property
-    def features(self) -> Features:
-        """Those of the dataset."""
-        return self._features
-
-    @property
-    def iter_arrow(self) -> Callable[[], Iterator[tuple[int, pa.Table]]]:
-        """What gives tables of one row, pictures not decoded."""
-        return self._tables
-
-    def __iter__(self) -> Iterator[tuple[int, Example]]:
-        for key, example in super().__iter__():
-            yield key, self._features.decode_example(example)
-
-    def _tables(self) -> Iterator[tuple[int, pa.Table]]:
-        for key, example in super().__iter__():
-            yield key, pa.Table.from_pylist([example], schema=self._features.arrow_schema)
+    def _count(self) -> None:
+        if self._state_dict is not None:
+            self._state_dict["yielded"] += 1
 
 
 def examples(plan: Plan, shards: Sequence[Shard]) -> Iterator[tuple[int, Example]]:

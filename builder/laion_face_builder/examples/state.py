@@ -1,0 +1,145 @@
+"""What a stream's state says, and which stream can go on from it.
+
+It names the last index row that was dealt with, whatever became of it, and the course that led there. A course in the
+index's own order, read as a whole, can be gone on with under any shards_per_part, since what is left is what comes after
+that row. Any other course only goes on as it was: other parts, another share, another order or number of shards are
+refused by name. Filters and what becomes of failed pictures may change: they decide about rows that are still to come.
+
+A state is flat and of plain values, for `datasets` nests it in its own, copies it, and loads it key by key over that of
+the new stream.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from laion_face_builder.errors import StateConflict
+from laion_face_builder.examples.rows import Plan, Position, RowMark, Shard
+from laion_face_builder.files import digest
+
+logger = logging.getLogger("laion_face")
+
+#: Of the state's form. Earlier versions had none: they counted shards, and rows in the shard.
+FORMAT = 2
+IN_ORDER = "that of the index"
+
+State = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Course:
+    """Which shards a stream goes through, in which order.
+
+    Attributes:
+        parts: of the dataset, such as "0,2".
+        share: which one of those that ranks and workers got, such as "0 of 4"; empty if there is one only.
+        shards_per_part: into how many ranges a part's rows are cut.
+        order: of the shards: IN_ORDER if they are all there and one after the other, else a digest.
+    """
+
+    parts: str
+    share: str
+    shards_per_part: int
+    order: str
+
+    @classmethod
+    def of(cls, plan: Plan, shards: Sequence[Shard], share: str) -> Course:
+        """That of a stream over `shards`."""
+        count = shards[0].of if shards else plan.options.shards_per_part
+        whole = [Shard(part, number, count) for part in plan.options.parts for number in range(count)]
+        order = IN_ORDER if list(shards) == whole else digest([list(vars(shard).values()) for shard in shards])[:12]
+        return cls(",".join(map(str, plan.options.parts)), share, count, order)
+
+    def require(self, made: State) -> None:
+        """Refuse a state that was made on a course which this one does not go on with.
+
+        Raises:
+            StateConflict: names what differs, and both values.
+        """
+        if made["format"] != FORMAT:
+            raise _conflict("format", made["format"], FORMAT, "Update the older one of the two programs.")
+        if made["order"] == self.order == IN_ORDER and made["parts"] == self.parts:
+            return
+        for name, way_out in _WAYS_OUT.items():
+            if made[name] != getattr(self, name):
+                raise _conflict(name, made[name], getattr(self, name), way_out)
+
+
+_WAYS_OUT = {
+    "parts": "Use the same parts.",
+    "share": "Use the same number of ranks and DataLoader workers, and give each rank its own state.",
+    "shards_per_part": "Use the same shards_per_part: only a stream that is neither shuffled nor shared out can go on "
+    "with another.",
+    "order": "Shuffle with the same seed, and say set_epoch with the same epoch.",
+}
+
+
+def _conflict(name: str, made: Any, here: Any, way_out: str) -> StateConflict:
+    return StateConflict(
+        f"state of a stream: {name} was {made or 'the whole'} when it was made, and is {here or 'the whole'} here. "
+        f"{way_out} Or start without the state."
+    )
+
+
+def new_state(kind: str, course: Course) -> State:
+    """The state of a stream of class `kind` that has not begun.
+
+    `part`, `row`, `sample_id`, `rows`: the last row that was dealt with, see `RowMark`. `yielded`: examples so far.
+    `is_replayed`: see `ExampleStream.load_state_dict`. `shard_idx` and `shard_example_idx` are set in states of earlier
+    versions only.
+    """
+    return {
+        "type": kind,
+        "format": FORMAT,
+        **asdict(course),
+        **dict.fromkeys(RowMark._fields),
+        "yielded": 0,
+        "is_replayed": False,
+        "shard_idx": None,
+        "shard_example_idx": None,
+    }
+
+
+def note(state: State, done: RowMark) -> None:
+    """Say in `state` that this row is done."""
+    state.update(done._asdict(), shard_idx=None, shard_example_idx=None)
+
+
+def position(state: State, course: Course, shards: Sequence[Shard]) -> Position:
+    """Where a stream over `shards` goes on from `state`.
+
+    Raises:
+        StateConflict: it cannot; says why.
+    """
+    course.require(state)
+    if state["shard_idx"] is not None:
+        return _earlier(state, course, shards)
+    if state["part"] is None:
+        return Position()
+    done = RowMark(**{name: state[name] for name in RowMark._fields})
+    for place, shard in enumerate(shards):
+        first, stop = shard.bounds(done.rows)
+        if shard.part == done.part and first <= done.row < stop:
+            return Position(place, done.row + 1 - first, done)
+    raise StateConflict(f"state of a stream: there is no row {done.row} in part {done.part} of {done.rows} rows.")
+
+
+def _earlier(state: State, course: Course, shards: Sequence[Shard]) -> Position:
+    """By a state of an earlier version, which does not say what it was made with."""
+    place, rows = state["shard_idx"], state["shard_example_idx"]
+    if place >= len(shards):
+        raise StateConflict(
+            f"state of a stream: it is of an earlier version, and in shard {place}; there are {len(shards)} here. Use "
+            "the shards_per_part that it was made with, or start without the state."
+        )
+    if place or rows:
+        logger.warning(
+            "The stream's state is of an earlier version and does not say what it was made with: it is taken to be "
+            "parts=%s, shards_per_part=%d.",
+            course.parts,
+            course.shards_per_part,
+        )
+    return Position(place, rows)

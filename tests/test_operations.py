@@ -1,0 +1,329 @@
+"""What people do with streams, on the version of datasets that is installed: ours against datasets' own.
+
+The oracle is datasets' own stream, `IterableDataset.from_generator` over the same examples in the same shards with the
+same features. Whatever it gives after an operation ours gives too, in the same order, pictures equal to the bit; so it
+is after a resume. What it cannot do itself in some versions stands in LIMITS, and is tested to fail there.
+
+`python tests/test_operations.py` prints LIMITS as a table for the README.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from typing import Any, NamedTuple
+
+import datasets
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+import torch
+from datasets import Features, Image, IterableDataset, Value, concatenate_datasets, interleave_datasets
+from datasets.distributed import split_dataset_by_node
+from PIL import Image as Pictures
+from torch.utils.data import DataLoader
+
+import laion_face
+from laion_face_builder.sandbox import Sandbox, SandboxSpec
+
+IMAGES = ("none", "fetch", "tars")
+SHARDS = 4
+
+
+def version(of: str) -> tuple[int, ...]:
+    return tuple(map(int, of.split(".")[:2]))
+
+
+HERE = version(datasets.__version__)
+
+
+def has_two_faces(example: dict[str, Any]) -> bool:
+    return len(example["faces"]) > 1
+
+
+def every_third(example: dict[str, Any], index: int) -> bool:
+    return index % 3 == 0
+
+
+def odd_ones(batch: dict[str, list[Any]]) -> list[bool]:
+    return [sample_id % 2 == 1 for sample_id in batch["sample_id"]]
+
+
+def size_of(example: dict[str, Any]) -> dict[str, Any]:
+    picture = example["image"]
+    return {"size": None if picture is None else [*picture.size, len(picture.getbands())]}
+
+
+def captions_of(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    return {"words": [len((caption or "").split()) for caption in batch["caption"]]}
+
+
+def two_of_each(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    return {"sample_id": [sample_id for sample_id in batch["sample_id"] for _ in "ab"]}
+
+
+def same(example: Any) -> Any:
+    return example
+
+
+def with_types(ds: Any, **types: Any) -> Features:
+    return Features({**ds.features, **types})
+
+
+NUMBERS = ["sample_id", "part", "faces", "faces_aligned"]
+
+
+class Operation(NamedTuple):
+    """`make` makes a dataset of a stream and another one; `read` iterates it; `needs` is what IterableDataset must have."""
+
+    make: Callable[[Any, Any], Any]
+    read: Callable[[Any], Iterable[Any]] = iter
+    needs: str = "map"
+    has_state: bool = True
+
+
+def batches_of(ds: Any, **how: Any) -> Iterable[Any]:
+    return ds.iter(batch_size=4, **how)
+
+
+def loaded(ds: Any, workers: int = 0) -> Iterable[Any]:
+    return iter(DataLoader(ds, batch_size=4, num_workers=workers, collate_fn=list))
+
+
+OPERATIONS: dict[str, Operation] = {
+    "iteration": Operation(lambda ds, _: ds),
+    "filter": Operation(lambda ds, _: ds.filter(has_two_faces)),
+    "filter(with_indices)": Operation(lambda ds, _: ds.filter(every_third, with_indices=True)),
+    "filter(batched)": Operation(lambda ds, _: ds.filter(odd_ones, batched=True, batch_size=3)),
+    "take": Operation(lambda ds, _: ds.take(7)),
+    "skip": Operation(lambda ds, _: ds.skip(5)),
+    "shuffle(buffer_size=1)": Operation(lambda ds, _: ds.shuffle(seed=3, buffer_size=1)),
+    "shuffle(buffer_size=10)": Operation(lambda ds, _: ds.shuffle(seed=3, buffer_size=10)),
+    "map": Operation(lambda ds, _: ds.map(size_of)),
+    "map(batched)": Operation(lambda ds, _: ds.map(captions_of, batched=True, batch_size=4)),
+    "map(batched), more rows": Operation(
+        lambda ds, _: ds.select_columns(["sample_id"]).map(two_of_each, batched=True, batch_size=3)
+    ),
+    "map(remove_columns)": Operation(lambda ds, _: ds.map(size_of, remove_columns=["image", "faces"])),
+    "map(features)": Operation(lambda ds, _: ds.map(same, features=ds.features)),
+    "cast": Operation(lambda ds, _: ds.cast(with_types(ds, similarity=Value("float32"), part=Value("int64")))),
+    "cast_column(Image(decode=False))": Operation(lambda ds, _: ds.cast_column("image", Image(decode=False))),
+    "cast_column(Image(mode='RGB'))": Operation(lambda ds, _: ds.cast_column("image", Image(mode="RGB"))),
+    "cast_column of numbers": Operation(lambda ds, _: ds.cast_column("original_width", Value("int64"))),
+    "select_columns": Operation(lambda ds, _: ds.select_columns(["image", "caption"])),
+    "rename_column": Operation(lambda ds, _: ds.rename_column("caption", "text")),
+    "rename_columns": Operation(lambda ds, _: ds.rename_columns({"image": "picture", "url": "address"})),
+    "remove_columns": Operation(lambda ds, _: ds.remove_columns(["url", "faces"])),
+    "repeat": Operation(lambda ds, _: ds.repeat(2)),
+    "concatenate_datasets": Operation(lambda ds, other: concatenate_datasets([ds, other])),
+    "interleave_datasets": Operation(lambda ds, other: interleave_datasets([ds, other.skip(3)])),
+    "interleave_datasets(probabilities)": Operation(
+        lambda ds, other: interleave_datasets([ds, other], probabilities=[0.7, 0.3], seed=5)
+    ),
+    "batch": Operation(lambda ds, _: ds.batch(4)),
+    "with_format('torch')": Operation(lambda ds, _: ds.select_columns(NUMBERS).with_format("torch")),
+    "with_format('torch'), pictures": Operation(
+        lambda ds, _: ds.cast_column("image", Image(mode="RGB")).with_format("torch")
+    ),
+    "with_format('numpy')": Operation(lambda ds, _: ds.with_format("numpy")),
+    "with_format('arrow')": Operation(lambda ds, _: ds.with_format("arrow")),
+    "with_format('pandas')": Operation(lambda ds, _: ds.with_format("pandas")),
+    "with_format('polars')": Operation(lambda ds, _: ds.with_format("polars")),
+    "decode(False)": Operation(lambda ds, _: ds.decode(False)),
+    "decode(num_threads=2)": Operation(lambda ds, _: ds.decode(num_threads=2)),
+    "split_dataset_by_node": Operation(lambda ds, _: split_dataset_by_node(ds, 1, 2)),
+    "split_dataset_by_node, unevenly": Operation(lambda ds, _: split_dataset_by_node(ds, 1, 3)),
+    "shard": Operation(lambda ds, _: ds.shard(2, 1)),
+    "reshard": Operation(lambda ds, _: ds.reshard(), needs="reshard"),
+    "iter(batch_size=)": Operation(lambda ds, _: ds, batches_of),
+    "iter(drop_last_batch=True)": Operation(lambda ds, _: ds, partial(batches_of, drop_last_batch=True)),
+    "iter(batch_size=), arrow": Operation(lambda ds, _: ds.with_format("arrow"), batches_of),
+    "column access": Operation(lambda ds, _: ds["caption"], needs="__getitem__", has_state=False),
+    "DataLoader": Operation(lambda ds, _: ds, loaded),
+    "shuffle, then map": Operation(lambda ds, _: ds.shuffle(seed=3, buffer_size=5).map(size_of)),
+    "take, then filter": Operation(lambda ds, _: ds.take(15).filter(has_two_faces)),
+    "filter, then cast": Operation(lambda ds, _: ds.filter(has_two_faces).cast_column("part", Value("int64"))),
+    "map, then filter": Operation(lambda ds, _: ds.map(size_of).filter(has_two_faces)),
+}
+
+
+class Limit(NamedTuple):
+    """What datasets itself cannot, in the versions from `first` to before `end`.
+
+    `what` is "run" (it raises, or gives wrong rows) or "resume" (rows are lost or repeated after a resume).
+    """
+
+    first: str
+    end: str
+    what: str
+    operations: tuple[str, ...]
+    why: str
+    images: tuple[str, ...] = IMAGES
+
+    def holds(self, what: str, operation: str, images: str) -> bool:
+        in_range = version(self.first) <= HERE < version(self.end)
+        return in_range and self.what == what and operation in self.operations and images in self.images
+
+
+LIMITS: tuple[Limit, ...] = ()
+
+
+def as_markdown(limits: Sequence[Limit] = LIMITS) -> str:
+    """LIMITS as the README shows it."""
+    lines = ["| datasets | operation | limit |", "| --- | --- | --- |"]
+    for limit in limits:
+        until = "on" if version(limit.end) > (90,) else f"to before {limit.end}"
+        names = ", ".join(f"`{name}`" for name in limit.operations)
+        lines.append(f"| {limit.first} {until} | {names} | {limit.why} |")
+    return "\n".join(lines)
+
+
+@dataclass
+class World:
+    """Streams of the same examples: `ours(images)` and `theirs(images)`, new ones with each call."""
+
+    data_dir: str
+    examples: dict[str, list[list[dict[str, Any]]]] = field(default_factory=dict)
+
+    def load(self, images: str, **options: Any) -> Any:
+        how = {"images": "auto" if images == "tars" else images, "retries": 0, "allow_private_hosts": True}
+        return laion_face.load_dataset(
+            "20M", split="train", parts="0", shards_per_part=SHARDS, data_dir=self.data_dir, **how, **options
+        )
+
+    def ours(self, images: str) -> Any:
+        return self.load(images, streaming=True)
+
+    def theirs(self, images: str) -> Any:
+        shards = self.of(images)
+        return IterableDataset.from_generator(
+            partial(generated, shards), features=self.ours(images).features, gen_kwargs={"numbers": [*range(SHARDS)]}
+        )
+
+    def of(self, images: str) -> list[list[dict[str, Any]]]:
+        """The examples, by shard, undecoded."""
+        if images not in self.examples:
+            rows = self.ours(images)._ex_iterable
+            shards = [rows.shard_data_sources(SHARDS, number) for number in range(SHARDS)]
+            self.examples[images] = [[example for _, example in shard] for shard in shards]
+        return self.examples[images]
+
+
+def generated(shards: Any, numbers: list[int]) -> Any:
+    for number in numbers:
+        yield from shards[number]
+
+
+@pytest.fixture(scope="module")
+def world(hub, tmp_path_factory):
+    from laion_face_builder.examples import parts
+    from laion_face_builder.index.prepare import prepare
+    from laion_face_builder.options import OptionFields, Options
+
+    folder = tmp_path_factory.mktemp("operations")
+    spec = SandboxSpec(parts=(0,), rows=90, twisted=0.1, slow=0.01)
+    with Sandbox.running(folder / "sandbox", spec, hub=hub, namespace="operations") as box:
+        fields = OptionFields(parts="0", allow_private_hosts=True, source_repo=box.repo, metadata=box.metadata_repo)
+        options = Options.of("20M", fields, folder / "data")
+        prepare(options.data, options.parts, options.upstream)
+        list(parts.download(options, parts.download_options(options, processes_count=1, stuck_after=60.0)))
+        yield World(str(folder / "data"))
+
+
+def plain(value: Any) -> Any:
+    """`value` so that == compares all that there is: types of numbers, pixels, schemas."""
+    if isinstance(value, Pictures.Image):
+        return "picture", value.mode, value.size, value.tobytes()
+    if isinstance(value, torch.Tensor):
+        return str(value.dtype), value.tolist()
+    if isinstance(value, np.ndarray):
+        return str(value.dtype), [plain(item) for item in value.tolist()]
+    if isinstance(value, np.generic):
+        return str(value.dtype), value.item()
+    if isinstance(value, (pa.Table, pl.DataFrame)):
+        rows = value.to_pylist() if isinstance(value, pa.Table) else value.to_dicts()
+        return str(value.schema), plain(rows)
+    if isinstance(value, pd.DataFrame):
+        return str(value.dtypes), plain(value.to_dict("list"))
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+@dataclass
+class Reading:
+    """One operation on streams that `stream` gives."""
+
+    operation: Operation
+    stream: Callable[[], Any]
+
+    def dataset(self) -> Any:
+        return self.operation.make(self.stream(), self.stream())
+
+    def whole(self) -> list[Any]:
+        return [plain(item) for item in self.operation.read(self.dataset())]
+
+    def resumed(self, stop: int) -> list[Any]:
+        """What comes before `stop` items are read, and what comes after a resume there."""
+        first, again = self.dataset(), self.dataset()
+        before = [plain(item) for item in islice(self.operation.read(first), stop)]
+        again.load_state_dict(json.loads(json.dumps(first.state_dict())))
+        return before + [plain(item) for item in self.operation.read(again)]
+
+
+def tried(read: Callable[[], list[Any]]) -> list[Any] | Exception:
+    try:
+        return read()
+    except Exception as error:
+        return error
+
+
+def limit_of(what: str, name: str, images: str) -> Limit | None:
+    return next((limit for limit in LIMITS if limit.holds(what, name, images)), None)
+
+
+@pytest.fixture(autouse=True)
+def unclosed_loops_of_datasets():
+    """decode(num_threads=) leaves its event loops to the collector: they go here, and unheard."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
+
+@pytest.mark.parametrize("images", IMAGES)
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operation(world, name, images):
+    operation = OPERATIONS[name]
+    if not hasattr(IterableDataset, operation.needs):
+        assert limit_of("run", name, images) is not None
+        return
+    ours = Reading(operation, partial(world.ours, images))
+    theirs = Reading(operation, partial(world.theirs, images))
+    expected = tried(theirs.whole)
+    if limit_of("run", name, images) is not None:
+        assert isinstance(expected, Exception), "datasets can: the limit is gone"
+        return
+    assert not isinstance(expected, Exception), expected
+    whole = ours.whole()
+    assert whole == expected
+    assert whole
+    if not operation.has_state:
+        return
+    assert ours.dataset().features == theirs.dataset().features
+    stops = sorted({1, len(whole) // 2, len(whole) - 1, len(whole)})
+    by_them = [tried(partial(theirs.resumed, stop)) for stop in stops]
+    assert all(seen == whole for seen in by_them) == (limit_of("resume", name, images) is None)
+    for stop, seen in zip(stops, by_them, strict=True):
+        assert tried(partial(ours.resumed, stop)) in (whole, seen), stop
+
+
+if __name__ == "__main__":
+    print(as_markdown())

@@ -102,21 +102,23 @@ def _step(one: PartPlan | Passed, conflicts: dict[int, StateConflict]) -> Step:
 def _deed(plan: PartPlan) -> tuple[Deed, str]:
     """What becomes of a part's files; of those that are there and are made anew also why."""
     data, part = plan.data, plan.part
-    lacking = [
-        (name, path, wanted)
-        for name, path, lacks, wanted in (
-            ("ids", data.ids(part), plan.lacks_ids, plan.ids_fingerprint),
-            ("faces", data.faces(part), plan.lacks_faces, plan.faces_fingerprint),
-            ("index", data.index(part), plan.lacks_index, plan.index_fingerprint),
+    lacking = {
+        name: path
+        for name, path, lacks in (
+            ("ids", data.ids(part), plan.lacks_ids),
+            ("faces", data.faces(part), plan.lacks_faces),
+            ("index", data.index(part), plan.lacks_index),
         )
         if lacks
-    ]
+    }
+    # What they are to be made from is only looked up for files that are there: it may have to be hashed.
+    wanted = {name: getattr(plan, f"{name}_fingerprint") for name, path in lacking.items() if path.exists()}
+    why = "; ".join(f"{name}: {_why(path, wanted.get(name))}" for name, path in lacking.items())
     if not lacking:
         return "used as it is", ""
-    why = "; ".join(f"{name}: {_why(path, wanted)}" for name, path, wanted in lacking)
-    if any(path.exists() and wanted is None for _, path, wanted in lacking):
+    if None in wanted.values():
         return "depends", why
-    return ("made anew" if any(path.exists() for _, path, _ in lacking) else "made"), why
+    return ("made anew" if wanted else "made"), why
 
 
 def _why(path: Path, wanted: Fingerprint | None) -> str:

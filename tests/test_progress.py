@@ -76,7 +76,7 @@ def small(tmp_path_factory, hub):
 @pytest.mark.parametrize("columns", [80, 40, 20])
 def test_every_line_of_a_job_is_a_whole_bar_or_a_whole_message(small, tmp_path, columns):
     # So that files, and parts, take long enough to be seen side by side.
-    small.metadata.plant("", calls=range(1, 1000), rate=400_000)
+    small.hub.plant("/resolve/", calls=range(1, 1000), delay=0.3)
     data, both = ["--data-dir", str(tmp_path / "a data dir")], ["--parts", ",".join(map(str, PARTS))]
     sources = ["--source-repo", small.repo, "--metadata", small.metadata_repo]
     how = [*sources, "--processes", "1", "--samples-per-shard", "20", "--allow-private-hosts"]

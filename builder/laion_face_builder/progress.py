@@ -104,8 +104,10 @@ def nth(what: str, number: int, of: int) -> Iterator[None]:
 
 def say(text: str) -> None:
     """Write a whole line to stderr, above the bars."""
+    if sys.stderr is None:
+        return
     # Streams that are dropped late speak when the program is ending, and stderr may have been closed.
-    with suppress(ValueError, OSError, AttributeError), _bars_away():
+    with suppress(ValueError, OSError), _bars_away():
         # One write: a worker process, or a thread that draws nothing, may write at the same moment.
         sys.stderr.write((_ERASE if _is_worker() and _can_redraw() else "") + text + "\n")
         sys.stderr.flush()
@@ -171,10 +173,11 @@ def _bars_away() -> AbstractContextManager[None]:
 
     A worker does nothing of the kind: it has copies of its parent's bars, and maybe of a lock that nobody will release.
     """
-    bars = sys.modules.get("tqdm.std")
+    # While another thread imports the module, it is there and has nothing in it.
+    bars = getattr(sys.modules.get("tqdm.std"), "tqdm", None)
     if bars is None or _is_worker():
         return nullcontext()
-    away: AbstractContextManager[None] = bars.tqdm.external_write_mode(file=sys.stderr)
+    away: AbstractContextManager[None] = bars.external_write_mode(file=sys.stderr)
     return away
 
 

@@ -84,7 +84,7 @@ class LaionFace(datasets.GeneratorBasedBuilder):
     def _info(self) -> datasets.DatasetInfo:
         return datasets.DatasetInfo(
             description=_DESCRIPTION,
-            features=example_features(blur_faces=self.config.blur_faces),
+            features=example_features(blur_faces=self.config.blur_faces, mode=self.config.mode),
             homepage=_HOMEPAGE,
             license=_LICENSE,
             citation=_CITATION,

@@ -17,6 +17,7 @@ from typing import Any
 
 from laion_face_builder.errors import OptionError
 from laion_face_builder.images.frames import RESIZE_MODES, Resizing
+from laion_face_builder.images.modes import MODES
 from laion_face_builder.images.pictures import MAX_PIXELS
 from laion_face_builder.index.exclusion_file import read_exclusion
 from laion_face_builder.index.filters import Filters
@@ -91,6 +92,9 @@ class OptionFields:
     on_size_change: str = option(
         "rescale", 'a picture that changed its size: "rescale", "drop" or "keep"', group="pictures"
     )
+    mode: str | None = option(
+        None, 'pictures in one mode, "RGB" or "L", transparency over white; default: each as it is', group="pictures"
+    )
     resize_mode: str = option(
         "no", f"how pictures are resized when downloaded, as img2dataset: {', '.join(RESIZE_MODES)}", group="resize"
     )
@@ -161,6 +165,7 @@ class Options:
     images: str
     on_error: str
     on_size_change: str
+    mode: str | None
     resizing: Resizing
     blur_faces: bool
     transfer: Transfer
@@ -196,6 +201,7 @@ class Options:
             images=_images(given.images),
             on_error=_one_of("on_error", given.on_error, ON_ERROR),
             on_size_change=_one_of("on_size_change", given.on_size_change, ON_SIZE_CHANGE),
+            mode=None if given.mode is None else _one_of("mode", given.mode, MODES),
             resizing=Resizing(given.resize_mode, given.image_size, given.resize_only_if_bigger),
             blur_faces=given.blur_faces,
             transfer=Transfer(**{f.name: getattr(given, f.name) for f in dataclasses.fields(Transfer)}),
@@ -205,7 +211,7 @@ class Options:
     def defining(self) -> dict[str, Any]:
         """The options that define which examples come out and how: never where from, how fast or under which name."""
         # Only what is not the default: caches of earlier versions stay good.
-        changed = {"resize": self.resizing.as_dict(), "blur_faces": self.blur_faces}
+        changed = {"resize": self.resizing.as_dict(), "blur_faces": self.blur_faces, "mode": self.mode}
         return {
             "parts": self.parts,
             "filters": self.filters.as_dict(),

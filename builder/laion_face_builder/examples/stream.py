@@ -45,7 +45,7 @@ class ExampleStream(_BaseExamplesIterable):  # type: ignore[misc]  # datasets ha
     @property
     def features(self) -> Features:
         """Those of what is yielded: pictures are not decoded."""
-        return example_features(decode=False, blur_faces=self._plan.options.blur_faces)
+        return _features_of(self._plan, decode=False)
 
     def __iter__(self) -> Iterator[tuple[int, Example]]:
         with Tally(self._plan.report_folder) as tally:
@@ -93,7 +93,7 @@ class DecodedStream(ExampleStream):
 
     def __init__(self, plan: Plan, shards: Sequence[Shard]) -> None:
         super().__init__(plan, shards)
-        self._features = example_features(blur_faces=plan.options.blur_faces)
+        self._features = _features_of(plan, decode=True)
 
     @property
     def features(self) -> Features:
@@ -112,6 +112,10 @@ class DecodedStream(ExampleStream):
     def _tables(self) -> Iterator[tuple[int, pa.Table]]:
         for key, example in super().__iter__():
             yield key, pa.Table.from_pylist([example], schema=self._features.arrow_schema)
+
+
+def _features_of(plan: Plan, *, decode: bool) -> Features:
+    return example_features(decode=decode, blur_faces=plan.options.blur_faces, mode=plan.options.mode)
 
 
 def examples(plan: Plan, shards: Sequence[Shard]) -> Iterator[tuple[int, Example]]:

@@ -21,6 +21,7 @@ from laion_face_builder.examples import loading  # From: laion-face
 from laion_face_builder.examples import report as reports  # From: laion-face
 from laion_face_builder.examples import stream  # From: laion-face
 from laion_face_builder.examples.collate import collate  # From: laion-face
+from laion_face_builder.examples.ranks import in_step  # From: laion-face
 from laion_face_builder.layout import CONFIG_PARTS  # From: laion-face
 from laion_face_builder.options import OptionFields  # From: laion-face
 from laion_face_builder.options import Options  # From: laion-face
@@ -40,6 +41,7 @@ __all__ = [
     "crop_face",
     "crop_faces",
     "draw_faces",
+    "in_step",
     "load_dataset",
     "report",
 ]

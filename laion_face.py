@@ -27,6 +27,7 @@ from laion_face_builder.examples import loading  # From: laion-face
 from laion_face_builder.examples import report as reports  # From: laion-face
 from laion_face_builder.examples import stream  # From: laion-face
 from laion_face_builder.examples.collate import collate  # From: laion-face
+from laion_face_builder.examples.ranks import in_step  # From: laion-face
 from laion_face_builder.layout import CONFIG_PARTS  # From: laion-face
 from laion_face_builder.options import OptionFields  # From: laion-face
 from laion_face_builder.options import Options  # From: laion-face
@@ -46,6 +47,7 @@ __all__ = [
     "crop_face",
     "crop_faces",
     "draw_faces",
+    "in_step",
     "load_dataset",
     "report",
 ]
@@ -90,7 +92,7 @@ class LaionFace(datasets.GeneratorBasedBuilder):
     def _info(self) -> datasets.DatasetInfo:
         return datasets.DatasetInfo(
             description=_DESCRIPTION,
-            features=example_features(blur_faces=self.config.blur_faces),
+            features=example_features(blur_faces=self.config.blur_faces, mode=self.config.mode),
             homepage=_HOMEPAGE,
             license=_LICENSE,
             citation=_CITATION,

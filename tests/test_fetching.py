@@ -1,18 +1,14 @@
 """Pictures fetched while iterating: the same examples as from tars, whatever hosts do, and nothing left behind."""
 
-import functools
 import gc
 import itertools
 import logging
 import os
-import re
 import shutil
 import threading
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
-import pyarrow.parquet as pq
 import pytest
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
@@ -71,22 +67,6 @@ def test_the_same_examples_come_from_the_web_and_from_tars(index_only, from_tars
     assert report.failed["http_404"] == sum(truth.fate == "http_404" for truth in prepared.truth)
     assert sum(report.hosts.values()) == report.failures
     assert {"127.0.0.1", "localhost"} <= set(report.hosts)
-
-
-def test_rows_are_shuffled_before_they_are_fetched_as_the_readme_says(small, monkeypatch):
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    recipe = next(block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "permutation" in block)
-    small.data.rename(small.data.with_name("laion-face"))
-    monkeypatch.chdir(small.data.parent)
-    load = functools.partial(laion_face.load_dataset, allow_private_hosts=True, retries=0)
-    names = {"laion_face": SimpleNamespace(load_dataset=load)}
-    exec(recipe, names)  # the README's own words
-    shuffled = ids_of(names["ds"])
-    wanted = [truth.sample_id for truth in small.truth if truth.ok]
-    assert shuffled != wanted
-    assert sorted(shuffled) == sorted(wanted)
-    order = pq.read_table("shuffled/part-00000.parquet")["sample_id"].to_pylist()
-    assert shuffled == [sample_id for sample_id in order if sample_id in set(wanted)]
 
 
 def test_auto_fetches_the_parts_that_have_no_tars(prepared, from_tars, tmp_path):

@@ -16,6 +16,7 @@ from typing import Any
 
 from laion_face_builder.errors import OptionError
 from laion_face_builder.images.frames import RESIZE_MODES, Resizing
+from laion_face_builder.images.modes import MODES
 from laion_face_builder.images.pictures import MAX_PIXELS
 from laion_face_builder.index.exclusion import Exclusion
 from laion_face_builder.index.exclusion_file import exclusion_of, read_exclusion
@@ -54,6 +55,7 @@ DEFINES = {
     "image_size": (ALWAYS, "which pictures, if they are resized"),
     "resize_only_if_bigger": (ALWAYS, "which pictures, if they are resized"),
     "blur_faces": (ALWAYS, "which pixels"),
+    "mode": (ALWAYS, "which pixels"),
     "concurrency": (NEVER, "how fast: the same answers give the same rows"),
     "lookahead": (NEVER, "how fast"),
     "max_buffer_bytes": (NEVER, "how fast"),
@@ -165,6 +167,9 @@ class OptionFields(ShownFields):
     on_size_change: str = option(
         "rescale", 'a picture that changed its size: "rescale", "drop" or "keep"', group="pictures"
     )
+    mode: str | None = option(
+        None, 'pictures in one mode, "RGB" or "L", transparency over white; default: each as it is', group="pictures"
+    )
     resize_mode: str = option(
         "no", f"how pictures are resized when downloaded, as img2dataset: {', '.join(RESIZE_MODES)}", group="resize"
     )
@@ -265,6 +270,7 @@ class Options(ShownFields):
     images: str
     on_error: str
     on_size_change: str
+    mode: str | None
     resizing: Resizing
     blur_faces: bool
     transfer: Transfer
@@ -303,6 +309,7 @@ class Options(ShownFields):
             images=_images(given.images),
             on_error=_one_of("on_error", given.on_error, ON_ERROR),
             on_size_change=_one_of("on_size_change", given.on_size_change, ON_SIZE_CHANGE),
+            mode=None if given.mode is None else _one_of("mode", given.mode, MODES),
             resizing=Resizing(given.resize_mode, given.image_size, given.resize_only_if_bigger),
             blur_faces=given.blur_faces,
             transfer=Transfer(**{f.name: getattr(given, f.name) for f in dataclasses.fields(Transfer)}),
@@ -315,7 +322,7 @@ class Options(ShownFields):
         See `DEFINES`. Equal meanings give equal values, however they are spelled.
         """
         # Only what is not the default: caches of earlier versions stay good.
-        changed = {"resize": self.resizing.as_dict(), "blur_faces": self.blur_faces}
+        changed = {"resize": self.resizing.as_dict(), "blur_faces": self.blur_faces, "mode": self.mode}
         is_fetched = self.images == "fetch"
         defining = {
             "parts": self.parts,

@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from laion_face_builder.errors import TransformError
+from laion_face_builder.images.modes import to_rgb
 from laion_face_builder.transforms.drawing import SURE, UNSURE, Marker
 from laion_face_builder.transforms.moved import moved_face
-from laion_face_builder.transforms.pixels import to_rgb
 
 Example = dict[str, Any]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont

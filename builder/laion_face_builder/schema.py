@@ -97,18 +97,19 @@ def example_columns(blur_faces: bool = False) -> tuple[str, ...]:
     return (*EXAMPLE_COLUMNS, BLURRED_COLUMN) if blur_faces else EXAMPLE_COLUMNS
 
 
-def example_features(*, decode: bool = True, blur_faces: bool = False) -> Features:
+def example_features(*, decode: bool = True, blur_faces: bool = False, mode: str | None = None) -> Features:
     """The `datasets.Features` of an example; types come from `INDEX`. Image() is the only addition to Arrow's own.
 
     Args:
         decode: whether pictures come decoded, or as {"bytes", "path"}.
         blur_faces: whether faces are blurred, which an example then says in a last column.
+        mode: Pillow's name of the mode that pictures are decoded to; None leaves each its own.
     """
     from datasets import Features, Image, Value
 
     index = Features.from_arrow_schema(INDEX)
     own = {
-        "image": Image(decode=decode),
+        "image": Image(mode=mode, decode=decode),
         "original_width": index["width"],
         "original_height": index["height"],
         "faces_aligned": Value("bool"),

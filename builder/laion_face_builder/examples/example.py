@@ -15,7 +15,7 @@ from laion_face_builder.download.blur import blurred
 from laion_face_builder.download.tars import PartPictures, StoredPicture
 from laion_face_builder.errors import PictureError
 from laion_face_builder.examples.report import Tally
-from laion_face_builder.images import pictures, reasons
+from laion_face_builder.images import modes, pictures, reasons
 from laion_face_builder.images.frames import Frame, Size, frame_of, is_swapped, rescaled
 from laion_face_builder.index.rows import RowBatch
 from laion_face_builder.options import Options
@@ -192,7 +192,11 @@ class ExampleMaker:
         return self.pictures is not None and bool(self.pictures.resizing)
 
     def _data(self, values: Example, stored: StoredPicture | FetchedPicture, frame: Frame | None) -> bytes:
-        """The bytes to yield: nobody turns them, and faces are blurred if they are to be."""
+        """The bytes to yield: nobody turns them, faces are blurred and colours are in one mode if they are to be."""
+        data = self._upright(values, stored, frame)
+        return data if self.options.mode is None else modes.in_mode(data, self.options.mode)
+
+    def _upright(self, values: Example, stored: StoredPicture | FetchedPicture, frame: Frame | None) -> bytes:
         data = stored.data or b""
         if self.options.blur_faces and values["faces"]:
             if frame is None:

@@ -49,7 +49,7 @@ class ExampleStream(_BaseExamplesIterable):  # type: ignore[misc]  # datasets ha
     @property
     def features(self) -> Features:
         """Those of what is yielded: pictures are not decoded."""
-        return example_features(decode=False, blur_faces=self._plan.options.blur_faces)
+        return _features_of(self._plan, decode=False)
 
     def __iter__(self) -> Iterator[tuple[int, Example]]:
         yield from self._replayed()
@@ -122,6 +122,10 @@ class ExampleStream(_BaseExamplesIterable):  # type: ignore[misc]  # datasets ha
     def _count(self) -> None:
         if self._state_dict is not None:
             self._state_dict["yielded"] += 1
+
+
+def _features_of(plan: Plan, *, decode: bool) -> Features:
+    return example_features(decode=decode, blur_faces=plan.options.blur_faces, mode=plan.options.mode)
 
 
 def examples(plan: Plan, shards: Sequence[Shard]) -> Iterator[tuple[int, Example]]:

@@ -114,6 +114,15 @@ def neutral(data: bytes) -> bytes:
         return _rewritten(data)
 
 
+def opened(data: bytes) -> ImageFile.ImageFile:
+    """The picture, its header read, by one of the readers that are allowed.
+
+    Raises:
+        PictureError: as `inspect`.
+    """
+    return _opened(data, None)
+
+
 def _is_upright(data: bytes) -> bool:
     image = _opened(data, None)
     try:

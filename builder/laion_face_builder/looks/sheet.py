@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image
 
 from laion_face_builder.errors import TransformError
+from laion_face_builder.images.modes import to_rgb
 from laion_face_builder.looks.html import attributes, escaped, link, page
 from laion_face_builder.transforms.drawing import POINTS
 from laion_face_builder.transforms.moved import checked_box, checked_landmarks
-from laion_face_builder.transforms.pixels import to_rgb
 
 Example = dict[str, Any]
 

@@ -16,10 +16,10 @@ from laion_face_builder.examples.example import Example
 from laion_face_builder.examples.report import Report, Tally
 from laion_face_builder.examples.rows import Plan, Position, fetched, walk
 from laion_face_builder.files import written_whole
+from laion_face_builder.images.modes import to_rgb
 from laion_face_builder.looks.sheet import THUMBNAIL, sheet
 from laion_face_builder.options import Options
 from laion_face_builder.preview import contact_sheet
-from laion_face_builder.transforms.pixels import to_rgb
 from laion_face_builder.values import Range
 
 logger = logging.getLogger("laion_face")

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from laion_face_builder.errors import TransformError
+from laion_face_builder.images.modes import to_rgb
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 #: A Pillow picture, or uint8[height, width, 3] (RGB, or any order) or uint8[height, width] (grey).
@@ -28,20 +29,6 @@ def opened(picture: Picture) -> tuple[Pixels, Callable[[Pixels], Picture]]:
         kept = picture if picture.mode in _KEPT_MODES else to_rgb(picture)
         return _checked(np.asarray(kept)), cast("Callable[[Pixels], Picture]", Image.fromarray)
     return _checked(picture), cast("Callable[[Pixels], Picture]", _itself)
-
-
-def to_rgb(picture: Image.Image) -> Image.Image:
-    """The picture as one sees it: 16 bits and floats brought down to 8, transparency over white."""
-    if picture.mode.startswith("I") or picture.mode == "F":
-        values = np.asarray(picture, np.float64)
-        highest = (
-            1.0 if picture.mode == "F" and values.max(initial=0) <= 1 else 65535.0 if values.max() > 255 else 255.0
-        )
-        return Image.fromarray((values / highest * 255).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
-        clear = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), clear).convert("RGB")
-    return picture.convert("RGB")
 
 
 def _itself(pixels: Pixels) -> Pixels:

@@ -116,7 +116,16 @@ def test_quiet_draws_no_bars_at_a_terminal(prepared, tmp_path):
     words = ["stats", "20M", "--out", str(tmp_path / "stats.html"), "--data-dir", str(prepared.data.root)]
     shown = {}
     for form in ("quiet", "human"):
-        command = ["sh", "-c", 'stty cols 80; exec "$@"', "sh", sys.executable, "-m", "laion_face_builder", *words]
+        command = [
+            "sh",
+            "-c",
+            'stty rows 24 cols 80; TERM=xterm exec "$@"',
+            "sh",
+            sys.executable,
+            "-m",
+            "laion_face_builder",
+            *words,
+        ]
         command = [sys.executable, "-c", code, *command, "--format", form]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr

@@ -44,9 +44,7 @@ def test_every_module_has_its_room_in_contributing():
 
 @pytest.mark.parametrize("command", sorted(set(re.findall(r"^ *laion-face (\w+)", README, re.MULTILINE))))
 def test_every_command_in_the_readme_exists(command, capsys):
-    with pytest.raises(SystemExit) as ended:
-        cli.main([command, "--help"])
-    assert ended.value.code == 0
+    assert cli.main([command, "--help"]) == 0
     assert "usage: laion-face" in capsys.readouterr().out
 
 

@@ -122,10 +122,10 @@ def test_the_watch_sees_who_asks(tmp_path):
 @pytest.mark.parametrize(
     ("command", "flag", "told"),
     [
-        (["prepare", "20M", "--parts", "1"], "1", "HF_HUB_OFFLINE"),
-        (["prepare", "20M", "--parts", "1"], "0", "cannot be reached"),
-        (["prepare", "20M", "--parts", "1", "--index", "owner/name"], "1", "HF_HUB_OFFLINE"),
-        (["prepare", "20M", "--parts", "1", "--index", "owner/name"], "0", "cannot be reached"),
+        (["prepare", "50M", "--parts", "1"], "1", "HF_HUB_OFFLINE"),
+        (["prepare", "50M", "--parts", "1"], "0", "cannot be reached"),
+        (["prepare", "50M", "--parts", "1", "--index", "owner/name"], "1", "HF_HUB_OFFLINE"),
+        (["prepare", "50M", "--parts", "1", "--index", "owner/name"], "0", "cannot be reached"),
         (["publish", "owner/name"], "1", "HF_HUB_OFFLINE"),
         (["publish", "owner/name"], "0", "cannot be reached"),
         (["verify", "owner/name"], "1", "HF_HUB_OFFLINE"),

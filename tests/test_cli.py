@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from laion_face_builder import cli
 from laion_face_builder.cli import commands, os_errors, parsing
 from laion_face_builder.cli.arguments import make_parser
-from laion_face_builder.cli.schemas import SCHEMAS
+from laion_face_builder.cli.schemas import FORECAST, SCHEMAS
 from laion_face_builder.cli.suggest import meant
 from laion_face_builder.layout import DataDir
 from laion_face_builder.sandbox import Sandbox, SandboxSpec
@@ -88,6 +88,17 @@ def test_json_has_the_documented_shape(words_of, capsys, command):
     jsonschema.Draft202012Validator.check_schema(SCHEMAS[command])
     for document in documents:
         jsonschema.validate(document, SCHEMAS[command])
+
+
+@pytest.mark.parametrize("command", ["prepare", "download", "publish", "show", "stats", "demo"])
+def test_every_command_that_writes_has_a_dry_run_of_one_shape(words_of, capsys, command):
+    code, out, _ = run(capsys, *words_of(command), "--dry-run", "--format", "json")
+    assert code == 0
+    document = json.loads(out)
+    jsonschema.validate(document, FORECAST)
+    assert document["command"] == command
+    code, out, _ = run(capsys, *words_of(command), "--dry-run")
+    assert (code, out.splitlines()[0]) == (0, f"dry run of {command}: nothing is touched")
 
 
 @pytest.mark.parametrize("command", [name for name in SCHEMAS if name != "demo"])

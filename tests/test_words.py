@@ -1,26 +1,19 @@
 """The documents say what is so."""
 
 import ast
-import dataclasses
 import re
 import textwrap
 from pathlib import Path
 
 import pytest
+import readme_tables
 
 from laion_face_builder import cli
-from laion_face_builder.options import OptionFields
 from laion_face_builder.publish.card import card_template
 from laion_face_builder.schema import EXAMPLE_COLUMNS, INDEX
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def test_the_readme_lists_every_option_with_its_default_and_meaning():
-    for field in dataclasses.fields(OptionFields):
-        default = "–" if field.default is None else f"`{field.default}`"
-        assert f"| `{field.name}` | {default} | {field.metadata['help']} |" in README
 
 
 def test_the_readme_lists_every_column():
@@ -82,3 +75,8 @@ def test_imports_go_up_the_floors_only():
 
 def floor(name):
     return "ground" if name in GROUND else name
+
+
+def test_the_readmes_tables_are_those_of_the_code():
+    text = readme_tables.README.read_text(encoding="utf-8")
+    assert readme_tables.written(text) == text, "run `python tests/readme_tables.py`"

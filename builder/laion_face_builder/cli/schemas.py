@@ -70,6 +70,28 @@ _FACE = _object(
 _ALL_AND_KEPT = _object(all=_COUNT, kept=_COUNT)
 _OUT_AND_IN = _object(came_out=_COUNT, put_in=_COUNT)
 
+_ESTIMATE = _object(count=_COUNT, exact=_YES_OR_NO)
+#: What every command prints with `--dry-run`; see `forecast.Forecast`.
+FORECAST = _object(
+    command=_TEXT,
+    dry_run={"const": True},
+    steps=_list(
+        _object(
+            what=_TEXT,
+            deed={"enum": ["made", "made anew", "used as it is", "depends", "sent", "removed", "refused"]},
+            why=_TEXT,
+            bytes=_or_null(_ESTIMATE),
+        )
+    ),
+    fetch_bytes=_ESTIMATE,
+    send_bytes=_ESTIMATE,
+    pictures=_ESTIMATE,
+    disks=_list(_object(folder=_TEXT, write_bytes=_ESTIMATE, free_bytes=_COUNT)),
+    hours=_list(_object(to=_TEXT, hours=_AMOUNT, at=_TEXT)),
+    notes=_list(_TEXT),
+    refusal=_or_null(_TEXT),
+)
+
 SCHEMAS: dict[str, _Schema] = {
     "prepare": _STATUS,
     "download": _object(

@@ -92,7 +92,7 @@ def _whole(value: Any) -> int:
 def default_data_dir() -> Path:
     """$LAION_FACE_DATA_DIR, else laion-face under the user's cache folder ($XDG_CACHE_HOME or ~/.cache)."""
     if chosen := os.environ.get(DATA_DIR_VARIABLE):
-        return folder(DATA_DIR_VARIABLE, chosen)
+        return absolute(chosen)
     return absolute(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "laion-face"
 
 
@@ -109,7 +109,9 @@ class DataDir:
         Raises:
             OptionError: it is no path of this machine, or a file is there.
         """
-        return cls(folder("data_dir", path) if path is not None else default_data_dir())
+        if path is not None:
+            return cls(folder("data_dir", path))
+        return cls(folder(DATA_DIR_VARIABLE if os.environ.get(DATA_DIR_VARIABLE) else "data_dir", default_data_dir()))
 
     @property
     def sources(self) -> Path:

@@ -63,7 +63,7 @@ def lines(data: DataDir, parts: Iterable[int]) -> Iterator[str]:
     parts = list(parts)
     yield f"{data.root}"
     heads = ("listed", "with faces", "indexed", "found", "fit", "left out", "swapped", "tars", "size")
-    yield _columns("part", heads) + "  samples with a usable picture"
+    yield _columns("part", heads) + "  usable samples"
     prepared = 0
     for part in parts:
         status = PartStatus.of(data, part)

@@ -104,11 +104,11 @@ def faces_of(data: DataDir, sample_ids: Sequence[int]) -> Iterator[FoundFaces]:
         OptionError: not a number that can be an id; NotPrepared: no part's faces have been prepared.
         BadFile: a file is not one of ours.
     """
+    for sample_id in sample_ids:
+        _ID.check("sample_id", sample_id)
     files = [(part, data.faces(part)) for part in ALL_PARTS if data.faces(part).exists()]
     if not files:
         raise NotPrepared(f"{data.root}: no faces are prepared there. Run `laion-face prepare` with this --data-dir.")
-    for sample_id in sample_ids:
-        _ID.check("sample_id", sample_id)
     wanted = np.unique(np.asarray(sample_ids, np.int64))
     found: dict[int, list[FoundFaces]] = {}
     for part, path in files:

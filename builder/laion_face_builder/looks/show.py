@@ -39,6 +39,9 @@ class Sheet:
         count: examples, up to `MOST_EXAMPLES`.
         columns: cards in a row.
         command: how the user typed it, shown in the page.
+
+    Raises:
+        OptionError: the numbers make no sheet.
     """
 
     out: Path
@@ -46,15 +49,17 @@ class Sheet:
     columns: int = 4
     command: str = "laion-face show"
 
+    def __post_init__(self) -> None:
+        Range(int, 1, MOST_EXAMPLES).check("count", self.count)
+        Range(int, 1, 24).check("columns", self.columns)
+
     @property
     def files(self) -> list[Path]:
         """The files to be written.
 
         Raises:
-            OptionError: the suffix is another, or the numbers make no sheet.
+            OptionError: the suffix is another.
         """
-        Range(int, 1, MOST_EXAMPLES).check("count", self.count)
-        Range(int, 1, 24).check("columns", self.columns)
         suffix = self.out.suffix.lower()
         if suffix not in _SUFFIXES:
             raise OptionError(f"out={self.out}: expected .png, .html, or no suffix for both")

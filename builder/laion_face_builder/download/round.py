@@ -135,6 +135,7 @@ class Round:
             self._note_seen(proxy)
             self._queue(checker, strict=False)
             self._collect(checker, bar)
+            bar.tick()
             if child.still_for > self._options.stuck_after:
                 logger.warning(
                     "part %05d: img2dataset is stuck, nothing changed for %g s; ending it",

@@ -217,6 +217,19 @@ def test_bars_say_where_the_job_stands(terminal):
     assert "\rwhole:   0%|" in drawn
 
 
+def test_time_passes_while_nothing_gets_done(terminal):
+    with at(terminal), progress.bar("work", 3) as bar:
+        drawn = terminal.getvalue().count("work:")
+        bar.tick()
+        bar.tick()
+        assert terminal.getvalue().count("work:") == drawn + 1
+        bar.start_t -= 75
+        bar.ticked -= 1
+        bar.tick()
+    assert "work:   0%|" in terminal.getvalue()
+    assert "[01:15<?" in terminal.getvalue()
+
+
 def test_threads_know_where_their_own_part_stands(terminal):
     met = threading.Barrier(2, timeout=60)
 

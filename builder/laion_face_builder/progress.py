@@ -50,6 +50,9 @@ class Bar:
         """Have `n` done in all."""
         self.update(n - self.n)
 
+    def tick(self) -> None:
+        """Show that time passes where nothing gets done for long."""
+
     def note(self, *notes: str) -> None:
         """Show these behind the counts, as many as there is room for, the first ones first."""
 

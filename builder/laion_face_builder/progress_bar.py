@@ -36,6 +36,7 @@ class DrawnBar(tqdm, Bar):  # type: ignore[misc] # tqdm has no types
     standing = ""
     text = ""
     notes: tuple[str, ...] = ()
+    ticked = 0.0
 
     @classmethod
     def drawn(cls, standing: str, text: str, *, unit: str, **how: Any) -> DrawnBar:
@@ -51,14 +52,19 @@ class DrawnBar(tqdm, Bar):  # type: ignore[misc] # tqdm has no types
         with cls.get_lock():
             made: DrawnBar = cls.__new__(cls)
             made.standing, made.text = standing, text
-            named = "B" if unit == "B" else f" {unit}s"
-            tqdm.__init__(made, unit=named, unit_scale=unit == "B", leave=False, file=sys.stderr, **how)
+            tqdm.__init__(made, unit=unit, unit_scale=unit == "B", leave=False, file=sys.stderr, **how)
             return made
 
     def update(self, n: int = 1) -> Any:
         """Add `n`; from any thread."""
         with self.get_lock():
             return super().update(n)
+
+    def tick(self) -> None:
+        """Show that time passes, once a second."""
+        if self._time() - self.ticked >= 1:
+            self.ticked = self._time()
+            self.refresh()
 
     def note(self, *notes: str) -> None:
         """Show these behind the counts, as many as there is room for, the first ones first."""

@@ -148,6 +148,7 @@ class Round:
             if child.disk_error is not None:
                 # It counts such a shard as failed, and would be started in vain again and again.
                 raise disk_error(self._folder / "*.tar", OSError(child.disk_error, os.strerror(child.disk_error)))
+            bar.tick()
             if child.still_for > self._options.stuck_after:
                 logger.warning(
                     "part %05d: img2dataset is stuck, nothing changed for %g s; ending it",

@@ -42,6 +42,7 @@ def of(**given):
         ({"images": "fetsh"}, "valid are 'auto'"),
         ({"on_error": "ignore"}, "valid are 'skip', 'null', 'raise'"),
         ({"on_size_change": 1}, "valid are 'rescale', 'drop', 'keep'"),
+        ({"mode": "CMYK"}, "valid are 'RGB', 'L'"),
         ({"nsfw": "SAFE"}, "valid are 'UNLIKELY', 'UNSURE', 'NSFW'"),
         ({"parts": 1}, "its parts are 0, 2, 5"),
         ({"min_faces": 1.5}, "a whole number"),

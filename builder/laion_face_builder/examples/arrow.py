@@ -61,7 +61,7 @@ def _is_fit(folder: Path, dataset_name: str, options: Options) -> bool:
         info = datasets.DatasetInfo.from_directory(str(folder))
         reader, splits = ArrowReader(str(folder), info), list((info.splits or {}).values())
         files = [file for one in splits for file in reader.get_file_instructions(dataset_name, one.name, splits)]
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # whatever is in it
         return False
     if not splits or not all(Path(file["filename"]).exists() for file in files):
         return False

@@ -4,6 +4,9 @@ It names the last index row that was dealt with, whatever became of it, and the 
 index's own order, read as a whole, can be gone on with under any shards_per_part: what is left is what comes after that
 row. Any other course only goes on as it was: other parts, another share, another order or number of shards are refused
 by name. Filters and what becomes of failed pictures may change: they decide about rows that are still to come.
+
+A state is flat and of plain values, for `datasets` nests it in its own, copies it, and loads it key by key over that of
+the new stream.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 import laion_face
 from laion_face_builder import cli
+from laion_face_builder.download.img2dataset_child import img2dataset_environment
 from laion_face_builder.errors import LaionFaceError, OptionError, SourceError
 from laion_face_builder.layout import DataDir
 from laion_face_builder.options import OptionFields, Options
@@ -320,6 +321,14 @@ def test_no_child_process_gets_the_token(place, prepared):
             pass
     assert seen == {"cmdline", "environ"}
     assert kept_by(place) == []
+
+
+def test_img2dataset_does_not_inherit_the_stored_token_either(monkeypatch, place):
+    monkeypatch.setenv("HF_TOKEN", GOOD_TOKEN)
+    monkeypatch.setenv("https_proxy", f"http://{LOGIN}proxy:3128")
+    environment = img2dataset_environment(place / "lock", "http://127.0.0.1:9")
+    assert environment["PATH"] == os.environ["PATH"]
+    assert told(str(environment)) == []
 
 
 def _one_row_at(url: str, place: Path, prepared) -> Options:

@@ -16,19 +16,23 @@ from collections.abc import Iterator
 #: Stands for what is not shown.
 HIDDEN = "***"
 
-#: What every secret that is looked for has in it; most texts have none of these.
+#: What every secret that is looked for has in it; most texts have none of these. Below all is bounded that may be in
+#: vain: a message of megabytes takes a second, not an hour.
 _MARKS = re.compile(r"[@?]|hf_|bearer|basic|authorization", re.IGNORECASE)
 _END = r"\s'\"<>"
 _RULES = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
-        (r"(?<=://)[^\s/?#]*@(?:(?=[/?#]).*@)?", f"{HIDDEN}@"),
+        (r"(?<=://)[^\s/?#]{0,999}@(?:(?=[/?#]).{0,999}@)?", f"{HIDDEN}@"),
         # A password with "/", "?", "#" or a blank that was not percent-encoded: where a port would be there is none.
-        (rf"(?<=://)[^\s/?#@:\[]*:(?!\d*(?:[{_END}/?#),;\]:]|$)).*@", f"{HIDDEN}@"),
+        (rf"(?<=://)[^\s/?#@:\[]{{0,999}}:(?!\d{{0,5}}(?:[{_END}/?#),;\]:]|$)).{{0,999}}@", f"{HIDDEN}@"),
         # Where no port can be, a colon is that of a password.
-        (r"(?i)(?<![a-z0-9+.-])((?!https?:|hf:|wss?:)[a-z][a-z0-9+.-]*://)[^\s/?#@:\[]*:(?!:).*@", rf"\1{HIDDEN}@"),
-        (rf"(://[^?{_END}]*\?)[^{_END}]*[^{_END}:,;.)\]]", rf"\1{HIDDEN}"),
-        (rf"\?(?=[^{_END}]*=)[^{_END}]*[^{_END}:,;.)\]]", f"?{HIDDEN}"),
+        (
+            r"(?i)(?<![a-z0-9+.-])((?!https?:|hf:|wss?:)[a-z][a-z0-9+.-]{0,30}://)[^\s/?#@:\[]{0,999}:(?!:).{0,999}@",
+            rf"\1{HIDDEN}@",
+        ),
+        (rf"(://[^?{_END}]{{0,999}}\?)[^{_END}]*[^{_END}:,;.)\]]", rf"\1{HIDDEN}"),
+        (rf"\?(?=[^{_END}]{{0,999}}=)[^{_END}]*[^{_END}:,;.)\]]", f"?{HIDDEN}"),
         # As a proxy may be named, or an address that was taken apart: no scheme.
         (rf"[^{_END}/?#@:=(]{{1,256}}:[^\s/?#@]{{1,256}}@(?=[\w\[])", f"{HIDDEN}@"),
         (r"(?i)(authorization['\"]?\s*[:=,]\s*(?:b?['\"])?(?:(?:basic|bearer)\s+)?)[^\s'\",})]+", rf"\1{HIDDEN}"),

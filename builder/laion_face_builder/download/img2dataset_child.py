@@ -29,6 +29,8 @@ _LOG_BYTES = 1_000_000
 #: What Python says of a disk that is full, and of a file that may not grow.
 _OF_THE_DISK = re.compile(rb"\[Errno (%d|%d|%d)\]" % (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 _LONGEST_WORD = 16
+#: It has no business with the Hub.
+_TOKENS = frozenset({"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"})
 _PROXIES = ("http_proxy", "https_proxy", "ftp_proxy")
 #: No reports to anyone, and no look-ups for newer versions when its libraries are imported.
 _QUIET = {
@@ -41,11 +43,12 @@ _QUIET = {
 
 
 def img2dataset_environment(lock: Path, proxy: str) -> dict[str, str]:
-    """The child's environment: all of its network goes through `proxy`."""
+    """The child's environment: all of its network goes through `proxy`, and the Hub's token stays here."""
     environment = child_environment(lock) | _QUIET
     # urllib ignores http_proxy where this is set, since in CGI a client could set it by a header.
     environment.pop("REQUEST_METHOD", None)
-    environment = {name: value for name, value in environment.items() if not name.lower().endswith("_proxy")}
+    kept = {name for name in environment if not name.lower().endswith("_proxy")} - _TOKENS
+    environment = {name: environment[name] for name in environment if name in kept}
     environment |= {name: proxy for lower in _PROXIES for name in (lower, lower.upper())}
     return environment | {"no_proxy": "", "NO_PROXY": ""}
 

@@ -81,6 +81,7 @@ _MOST_BYTES = 1_000_000_000_000_000
 _MOST_PIXELS = 1_000_000_000_000
 _MOST_SIDE = 100_000_000
 _MOST_FACES = 1_000_000
+_MOST_TELLING = 100_000
 
 
 def option(
@@ -94,7 +95,9 @@ def option(
 ) -> Any:
     """A dataclass field with its one-line meaning, the type and range of one value, and the group it is shown in."""
     valid = None if least is None else Range(kind, least, most)
-    text = text if valid is None else f"{text}; {valid.text}"
+    # An end that only slips reach is said when it is reached.
+    is_telling = most is not None and most <= _MOST_TELLING
+    text = f"{text}; {valid.text}" if valid is not None and is_telling else text
     return field(default=default, metadata={"help": text, "kind": kind, "group": group, "valid": valid})
 
 

@@ -54,7 +54,7 @@ FLOORS = [
     *("ground", "upstream", "index", "images", "transforms", "options", "web", "proxy", "download", "examples"),
     "publish",
 ]
-GROUND = {"errors", "schema", "files", "layout", "parallel"}
+GROUND = {"errors", "schema", "files", "layout", "parallel", "values"}
 
 
 def test_imports_go_up_the_floors_only():

@@ -46,19 +46,8 @@ FLOORS = [
     "publish",
 ]
 GROUND = {
-    *(
-        "errors",
-        "schema",
-        "files",
-        "forecast",
-        "layout",
-        "parallel",
-        "children",
-        "progress",
-        "progress_bar",
-        "values",
-        "shown",
-    ),
+    *("children", "errors", "files", "forecast", "layout", "parallel", "progress", "progress_bar", "schema", "shown"),
+    "values",
 }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -36,6 +37,8 @@ from laion_face_builder.sandbox.content import Content
 from laion_face_builder.sandbox.serving import LoopbackServer
 
 assert "huggingface_hub" not in sys.modules, "HF_ENDPOINT would come too late"
+# A shell starts what runs in its background with Ctrl-C ignored, and children would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 _FOLDER = Path(tempfile.mkdtemp(prefix="laion-face-tests-"))
 _HUB = Hub().start()
 _SERVERS: list[LoopbackServer] = [_HUB]

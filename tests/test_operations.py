@@ -13,8 +13,9 @@ import gc
 import json
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cached_property, partial
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -53,7 +54,7 @@ def every_third(example: dict[str, Any], index: int) -> bool:
 
 
 def odd_ones(batch: dict[str, list[Any]]) -> list[bool]:
-    return [sample_id % 2 == 1 for sample_id in batch["sample_id"]]
+    return [len(url) % 2 == 1 for url in batch["url"]]
 
 
 def size_of(example: dict[str, Any]) -> dict[str, Any]:
@@ -81,7 +82,7 @@ NUMBERS = ["sample_id", "part", "faces", "faces_aligned"]
 
 
 class Operation(NamedTuple):
-    """`make` makes a dataset of a stream and another one; `read` iterates it; `needs` is what IterableDataset must have."""
+    """`make` makes a dataset of a stream and a call that gives another one; `needs` is what IterableDataset must have."""
 
     make: Callable[[Any, Any], Any]
     read: Callable[[Any], Iterable[Any]] = iter
@@ -122,10 +123,10 @@ OPERATIONS: dict[str, Operation] = {
     "rename_columns": Operation(lambda ds, _: ds.rename_columns({"image": "picture", "url": "address"})),
     "remove_columns": Operation(lambda ds, _: ds.remove_columns(["url", "faces"])),
     "repeat": Operation(lambda ds, _: ds.repeat(2)),
-    "concatenate_datasets": Operation(lambda ds, other: concatenate_datasets([ds, other])),
-    "interleave_datasets": Operation(lambda ds, other: interleave_datasets([ds, other.skip(3)])),
+    "concatenate_datasets": Operation(lambda ds, another: concatenate_datasets([ds, another()])),
+    "interleave_datasets": Operation(lambda ds, another: interleave_datasets([ds, another().skip(3)])),
     "interleave_datasets(probabilities)": Operation(
-        lambda ds, other: interleave_datasets([ds, other], probabilities=[0.7, 0.3], seed=5)
+        lambda ds, another: interleave_datasets([ds, another()], probabilities=[0.7, 0.3], seed=5)
     ),
     "batch": Operation(lambda ds, _: ds.batch(4)),
     "with_format('torch')": Operation(lambda ds, _: ds.select_columns(NUMBERS).with_format("torch")),
@@ -148,7 +149,7 @@ OPERATIONS: dict[str, Operation] = {
     "column access": Operation(lambda ds, _: ds["caption"], needs="__getitem__", has_state=False),
     "DataLoader": Operation(lambda ds, _: ds, loaded),
     "shuffle, then map": Operation(lambda ds, _: ds.shuffle(seed=3, buffer_size=5).map(size_of)),
-    "take, then filter": Operation(lambda ds, _: ds.take(15).filter(has_two_faces)),
+    "take, then filter": Operation(lambda ds, _: ds.take(9).filter(has_two_faces)),
     "filter, then cast": Operation(lambda ds, _: ds.filter(has_two_faces).cast_column("part", Value("int64"))),
     "map, then filter": Operation(lambda ds, _: ds.map(size_of).filter(has_two_faces)),
 }
@@ -185,40 +186,40 @@ def as_markdown(limits: Sequence[Limit] = LIMITS) -> str:
     return "\n".join(lines)
 
 
+#: Undecoded, by the name of the shard. Here, so that datasets does not pickle them to name a cache that it never makes.
+EXAMPLES: dict[str, list[dict[str, Any]]] = {}
+
+
+def generated(shards: list[str]) -> Any:
+    for shard in shards:
+        yield from EXAMPLES[shard]
+
+
 @dataclass
 class World:
-    """Streams of the same examples: `ours(images)` and `theirs(images)`, new ones with each call."""
+    """Streams of the same examples: `ours[images]` and `theirs[images]`."""
 
     data_dir: str
-    examples: dict[str, list[list[dict[str, Any]]]] = field(default_factory=dict)
 
     def load(self, images: str, **options: Any) -> Any:
-        how = {"images": "auto" if images == "tars" else images, "retries": 0, "allow_private_hosts": True}
-        return laion_face.load_dataset(
-            "20M", split="train", parts="0", shards_per_part=SHARDS, data_dir=self.data_dir, **how, **options
-        )
+        how = {"images": "auto" if images == "tars" else images, "retries": 0, "allow_private_hosts": True, **options}
+        return laion_face.load_dataset("20M", split="train", parts="0", data_dir=self.data_dir, **how)
 
-    def ours(self, images: str) -> Any:
-        return self.load(images, streaming=True)
+    @cached_property
+    def ours(self) -> dict[str, Any]:
+        return {images: self.load(images, streaming=True, shards_per_part=SHARDS) for images in IMAGES}
 
-    def theirs(self, images: str) -> Any:
-        shards = self.of(images)
-        return IterableDataset.from_generator(
-            partial(generated, shards), features=self.ours(images).features, gen_kwargs={"numbers": [*range(SHARDS)]}
-        )
+    @cached_property
+    def theirs(self) -> dict[str, Any]:
+        return {images: self._native(images) for images in IMAGES}
 
-    def of(self, images: str) -> list[list[dict[str, Any]]]:
-        """The examples, by shard, undecoded."""
-        if images not in self.examples:
-            rows = self.ours(images)._ex_iterable
-            shards = [rows.shard_data_sources(SHARDS, number) for number in range(SHARDS)]
-            self.examples[images] = [[example for _, example in shard] for shard in shards]
-        return self.examples[images]
-
-
-def generated(shards: Any, numbers: list[int]) -> Any:
-    for number in numbers:
-        yield from shards[number]
+    def _native(self, images: str) -> Any:
+        ours = self.ours[images]
+        names = [f"{images} {number}" for number in range(SHARDS)]
+        for number, name in enumerate(names):
+            shard = ours._ex_iterable.shard_data_sources(SHARDS, number)
+            EXAMPLES[name] = [example for _, example in shard]
+        return IterableDataset.from_generator(generated, features=ours.features, gen_kwargs={"shards": names})
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +229,7 @@ def world(hub, tmp_path_factory):
     from laion_face_builder.options import OptionFields, Options
 
     folder = tmp_path_factory.mktemp("operations")
-    spec = SandboxSpec(parts=(0,), rows=90, twisted=0.1, slow=0.01)
+    spec = SandboxSpec(parts=(0,), rows=54, twisted=0.1, slow=0.01)
     with Sandbox.running(folder / "sandbox", spec, hub=hub, namespace="operations") as box:
         fields = OptionFields(parts="0", allow_private_hosts=True, source_repo=box.repo, metadata=box.metadata_repo)
         options = Options.of("20M", fields, folder / "data")
@@ -242,11 +243,9 @@ def plain(value: Any) -> Any:
     if isinstance(value, Pictures.Image):
         return "picture", value.mode, value.size, value.tobytes()
     if isinstance(value, torch.Tensor):
-        return str(value.dtype), value.tolist()
-    if isinstance(value, np.ndarray):
-        return str(value.dtype), [plain(item) for item in value.tolist()]
-    if isinstance(value, np.generic):
-        return str(value.dtype), value.item()
+        return str(value.dtype), plain(value.tolist())
+    if isinstance(value, (np.ndarray, np.generic)):
+        return str(value.dtype), plain(value.tolist())
     if isinstance(value, (pa.Table, pl.DataFrame)):
         rows = value.to_pylist() if isinstance(value, pa.Table) else value.to_dicts()
         return str(value.schema), plain(rows)
@@ -254,18 +253,20 @@ def plain(value: Any) -> Any:
         return str(value.dtypes), plain(value.to_dict("list"))
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, float) and value != value:
+        return "not a number"
     return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 @dataclass
 class Reading:
-    """One operation on streams that `stream` gives."""
+    """One operation on copies of a stream."""
 
     operation: Operation
-    stream: Callable[[], Any]
+    stream: Any
 
     def dataset(self) -> Any:
-        return self.operation.make(self.stream(), self.stream())
+        return self.operation.make(deepcopy(self.stream), partial(deepcopy, self.stream))
 
     def whole(self) -> list[Any]:
         return [plain(item) for item in self.operation.read(self.dataset())]
@@ -289,9 +290,14 @@ def limit_of(what: str, name: str, images: str) -> Limit | None:
     return next((limit for limit in LIMITS if limit.holds(what, name, images)), None)
 
 
+def marked(name: str) -> Any:
+    """With threads, datasets leaves its event loops to the collector."""
+    marks = pytest.mark.filterwarnings("ignore::ResourceWarning") if "threads" in name else ()
+    return pytest.param(name, marks=marks)
+
+
 @pytest.fixture(autouse=True)
-def unclosed_loops_of_datasets():
-    """decode(num_threads=) leaves its event loops to the collector: they go here, and unheard."""
+def those_loops_go_unheard():
     yield
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
@@ -299,30 +305,31 @@ def unclosed_loops_of_datasets():
 
 
 @pytest.mark.parametrize("images", IMAGES)
-@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("name", [marked(name) for name in OPERATIONS])
 def test_operation(world, name, images):
     operation = OPERATIONS[name]
     if not hasattr(IterableDataset, operation.needs):
         assert limit_of("run", name, images) is not None
         return
-    ours = Reading(operation, partial(world.ours, images))
-    theirs = Reading(operation, partial(world.theirs, images))
+    ours = Reading(operation, world.ours[images])
+    theirs = Reading(operation, world.theirs[images])
     expected = tried(theirs.whole)
     if limit_of("run", name, images) is not None:
         assert isinstance(expected, Exception), "datasets can: the limit is gone"
         return
     assert not isinstance(expected, Exception), expected
-    whole = ours.whole()
-    assert whole == expected
-    assert whole
+    assert expected
     if not operation.has_state:
+        assert ours.whole() == expected
         return
     assert ours.dataset().features == theirs.dataset().features
-    stops = sorted({1, len(whole) // 2, len(whole) - 1, len(whole)})
-    by_them = [tried(partial(theirs.resumed, stop)) for stop in stops]
-    assert all(seen == whole for seen in by_them) == (limit_of("resume", name, images) is None)
-    for stop, seen in zip(stops, by_them, strict=True):
-        assert tried(partial(ours.resumed, stop)) in (whole, seen), stop
+    assert ours.resumed(len(expected)) == expected
+    # Where the pictures are from makes no difference to the state: the ends are tried once.
+    for stop in {len(expected) // 2, *((1, len(expected)) if images == "tars" else ())}:
+        by_them = tried(partial(theirs.resumed, stop))
+        if stop == len(expected) // 2:
+            assert (by_them == expected) == (limit_of("resume", name, images) is None), "LIMITS is not right"
+        assert tried(partial(ours.resumed, stop)) in (expected, by_them), stop
 
 
 if __name__ == "__main__":

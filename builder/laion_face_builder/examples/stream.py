@@ -7,10 +7,12 @@ its state says is in `state`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from typing import Any
 
+import datasets
+import pyarrow as pa
 from datasets import Features
 from datasets.iterable_dataset import _BaseExamplesIterable
 
@@ -21,14 +23,15 @@ from laion_face_builder.examples.rows import Plan, Position, Shard, Step, fetche
 from laion_face_builder.examples.state import Course, State
 from laion_face_builder.schema import example_columns, example_features
 
+_MAKES_BATCHES = int(datasets.__version__.partition(".")[0]) < 5
+
 
 class ExampleStream(_BaseExamplesIterable):  # type: ignore[misc]  # datasets has no types that mypy could follow
     """Keys and examples of the rows of `shards` that are wanted, in order; a picture as {"bytes", "path"}.
 
     datasets asks what features the examples have, and encodes and decodes them if the dataset has others. These are
-    those of `.decode(False)`, which is then free; a dataset that decodes gets its pictures decoded. Nothing here is
-    "typed", nor comes as Arrow tables: of such iterables datasets 3.6 can filter or cast none, and later ones replay
-    more of them after a resume.
+    those of `.decode(False)`, which is then free; a dataset that decodes gets its pictures decoded. "Typed" this is
+    not: of what is, datasets 3.6 can filter nothing.
     """
 
     # datasets asks for it when iteration ends; there are no threads of Arrow's to wait for.
@@ -50,6 +53,20 @@ class ExampleStream(_BaseExamplesIterable):  # type: ignore[misc]  # datasets ha
     def features(self) -> Features:
         """Those of what is yielded: pictures are not decoded."""
         return _features_of(self._plan, decode=False)
+
+    @property
+    def iter_arrow(self) -> Callable[[], Iterator[tuple[int, pa.Table]]] | None:
+        """What gives tables of one row, for those versions of datasets that make Arrow batches of every stream.
+
+        Without it they would tell the types of a batch by its rows, and fail where one has nulls and the next has none.
+        Later ones make batches only of what offers them, and then replay more of it after a resume.
+        """
+        return self._iter_arrow if _MAKES_BATCHES else None
+
+    def _iter_arrow(self) -> Iterator[tuple[int, pa.Table]]:
+        schema = example_features(blur_faces=self._plan.options.blur_faces).arrow_schema
+        for key, example in self:
+            yield key, pa.Table.from_pylist([example], schema=schema)
 
     def __iter__(self) -> Iterator[tuple[int, Example]]:
         yield from self._replayed()

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -528,14 +529,27 @@ def test_a_full_disk_leaves_no_cache_and_the_next_run_is_right(world, load, tmp_
 
 
 def test_of_two_processes_at_once_one_makes_it_and_both_are_right(world, tmp_path):
-    slowly = "import time; from laion_face_builder.examples import report; real = report.Tally.yielded\n"
-    slowly += "report.Tally.yielded = lambda self: (time.sleep(0.02), real(self))[1]"
-    both = [child(world.data, tmp_path / "arrow", slowly) for _ in range(2)]
-    said = [process.communicate(timeout=300) for process in both]
+    held = "import os, time; from laion_face_builder.examples import report; real = report.Tally.yielded\n"
+    held += f"go = {str(tmp_path / 'go')!r}\n"
+    held += "report.Tally.yielded = lambda self: ([time.sleep(0.05) for _ in iter(lambda: os.path.exists(go), True)], "
+    held += "real(self))[1]"
+    both = [child(world.data, tmp_path / "arrow", held) for _ in range(2)]
+    heard = [[], []]
+    with both[0], both[1]:
+        readers = [threading.Thread(target=heard[place].extend, args=(one.stderr,)) for place, one in enumerate(both)]
+        for reader in readers:
+            reader.start()
+        deadline = time.monotonic() + 300
+        while "another process is writing it" not in str(heard) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        (tmp_path / "go").touch()
+        for reader in readers:
+            reader.join()
+        made = [one.stdout.read().split() for one in both]
     count = len(world.truth)
-    assert [out.split() for out, _ in said] == [[str(count), str(count)]] * 2, said
-    assert sum("another process is writing it" in errors for _, errors in said) == 1
-    assert sum(f"{len(world.truth):,} rows" in errors for _, errors in said) >= 1
+    assert made == [[str(count), str(count)]] * 2, heard
+    assert str(heard).count("another process is writing it") == 1
+    assert str(heard).count(f"{count:,} rows") == 1
     assert len(caches(tmp_path)) == 1
 
 

@@ -289,6 +289,19 @@ def stopping(world, after, load, **options):
             host.stop()
 
 
+def test_the_same_builder_tries_again(world, tmp_path):
+    """What a run left in its info, datasets would hold the next one to."""
+    builder = laion_face.LaionFace(
+        config_name="20M", parts="0", images="fetch", allow_private_hosts=True, retries=0, concurrency=8, lookahead=16,
+        data_dir=str(world.data), cache_dir=str(tmp_path / "arrow"),
+    )  # fmt: skip
+    with pytest.raises(SourceError, match="network was lost"):
+        stopping(world, len(world.ids) // 2, builder.download_and_prepare)
+    with Host(world.answers, world.port):
+        builder.download_and_prepare()
+    assert ids_of(builder.as_dataset(split="train")) == world.ids
+
+
 @pytest.mark.parametrize("how", [{}, {"on_error": "null"}, {"num_proc": 2}])
 def test_no_network_at_all_leaves_no_cache_and_the_next_run_is_right(world, load, tmp_path, how):
     count = len(world.truth)

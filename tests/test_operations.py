@@ -82,7 +82,7 @@ NUMBERS = ["sample_id", "part", "faces", "faces_aligned"]
 
 
 class Operation(NamedTuple):
-    """`make` makes a dataset of a stream and a call that gives another one; `needs` is what IterableDataset must have."""
+    """`make` makes a dataset of a stream and a call that gives another; `needs` is what IterableDataset must have."""
 
     make: Callable[[Any, Any], Any]
     read: Callable[[Any], Iterable[Any]] = iter

@@ -1,4 +1,4 @@
-"""A stream's state names the part and the row: another shards_per_part resumes exactly, or is refused by name (law 9)."""
+"""A stream's state names part and row: another shards_per_part resumes exactly, or is refused by name (law 9)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +216,7 @@ def test_another_index_is_refused(world, tmp_path, change):
 def test_a_state_of_a_later_version_is_refused(world):
     _, state = read(world.stream(), 5)
     ours_in(state)["format"] = FORMAT + 1
-    with pytest.raises(StateConflict, match="format was 3 when it was made, and is 2 here. Update"):
+    with pytest.raises(StateConflict, match=r"format was 3 when it was made, and is 2 here\. Update"):
         next(iter(resumed(world.stream(), state)))
 
 
@@ -243,7 +243,9 @@ def test_a_state_of_an_earlier_version_goes_on_with_a_warning(world, caplog):
     assert ids_of(resumed(world.stream(shards_per_part=7), state)) == world.ids[done + 3 :]
 
 
-@pytest.mark.parametrize(("shard", "rows", "message"), [(8, 0, "in shard 8; there are 8 here"), (1, 99, "99 rows of a")])
+@pytest.mark.parametrize(
+    ("shard", "rows", "message"), [(8, 0, "in shard 8; there are 8 here"), (1, 99, "99 rows of a")]
+)
 def test_a_state_of_an_earlier_version_that_cannot_be_is_refused(world, shard, rows, message):
     with pytest.raises(StateConflict, match=message):
         next(iter(resumed(world.stream(), earlier(world.stream(), shard, rows))))
@@ -305,7 +307,7 @@ def test_a_stateful_data_loader_resumes(world, workers):
     again = loader_of(world, workers)
     again.load_state_dict(state)
     assert before + list(again) == whole
-    assert sorted(sum(whole, [])) == sorted(world.ids)
+    assert sorted(chain.from_iterable(whole)) == sorted(world.ids)
 
 
 def test_a_stateful_data_loader_goes_on_with_another_shards_per_part_or_is_refused(world):
@@ -313,7 +315,7 @@ def test_a_stateful_data_loader_goes_on_with_another_shards_per_part_or_is_refus
     before = list(islice(iter(first), 4))
     again = loader_of(world, 0, 9)
     again.load_state_dict(first.state_dict())
-    assert sum([*before, *again], []) == world.ids
+    assert list(chain.from_iterable([*before, *again])) == world.ids
     first = loader_of(world, 2)
     list(islice(iter(first), 4))
     again = loader_of(world, 2, 9)

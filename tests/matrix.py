@@ -32,10 +32,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 UV = "uv==0.13.9"
-#: What is not taken from an environment's own time: the test tools, and torch, which is pinned to a build without CUDA.
+#: What is not taken from an environment's own time: the test tools, torch, which is pinned to a build without CUDA, and
+#: shtab, of which only a new version knows fish.
 TIMELESS = (
     *("accelerate", "cuda-toolkit", "duckdb", "hypothesis", "jsonschema", "mlcroissant", "polars", "polars-runtime-32"),
-    *("pytest", "pytest-xdist", "torch", "torchdata", "triton"),
+    *("pytest", "pytest-xdist", "shtab", "torch", "torchdata", "triton"),
 )
 SHOWN = ("datasets", "huggingface_hub", "pyarrow", "numpy", "pillow")
 #: Of the environments of other Pythons, whose libraries constraints.txt does not pin.

@@ -36,7 +36,7 @@ PARTS = (0, 2)
 LOSES_THE_BUFFER = int(datasets.__version__.partition(".")[0]) < 5
 
 
-@dataclass
+@dataclass(repr=False)
 class World:
     """A sandbox in which every picture can be had, until `fail` says which cannot."""
 

@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from typing import Any
 
-import datasets
 import pyarrow as pa
 from datasets import Features
-from datasets.iterable_dataset import _BaseExamplesIterable
+from datasets.iterable_dataset import SkipExamplesIterable, _BaseExamplesIterable
 
 from laion_face_builder.examples import state
 from laion_face_builder.examples.example import Example
@@ -23,7 +22,8 @@ from laion_face_builder.examples.rows import Plan, Position, Shard, Step, fetche
 from laion_face_builder.examples.state import Course, State
 from laion_face_builder.schema import example_columns, example_features
 
-_MAKES_BATCHES = int(datasets.__version__.partition(".")[0]) < 5
+#: Whether datasets would pass Arrow tables on under .skip() and the like: some versions then skip other rows.
+_PASSES_TABLES_ON = hasattr(SkipExamplesIterable, "_iter_arrow")
 
 
 class ExampleStream(_BaseExamplesIterable):  # type: ignore[misc]  # datasets has no types that mypy could follow
@@ -56,12 +56,12 @@ class ExampleStream(_BaseExamplesIterable):  # type: ignore[misc]  # datasets ha
 
     @property
     def iter_arrow(self) -> Callable[[], Iterator[tuple[int, pa.Table]]] | None:
-        """What gives tables of one row, for those versions of datasets that make Arrow batches of every stream.
+        """What gives tables of one row, for the batches that older versions of datasets make of every stream.
 
-        Without it they would tell the types of a batch by its rows, and fail where one has nulls and the next has none.
-        Later ones make batches only of what offers them, and then replay more of it after a resume.
+        Without it they would tell a batch's types by its rows, and fail where one has a null and the next has none.
+        Later ones make batches only of what offers tables, and then replay more of it after a resume.
         """
-        return self._iter_arrow if _MAKES_BATCHES else None
+        return None if _PASSES_TABLES_ON else self._iter_arrow
 
     def _iter_arrow(self) -> Iterator[tuple[int, pa.Table]]:
         schema = example_features(blur_faces=self._plan.options.blur_faces).arrow_schema
@@ -105,7 +105,8 @@ class ExampleStream(_BaseExamplesIterable):  # type: ignore[misc]  # datasets ha
         gives as many empty examples first.
         """
         here = self._state_dict
-        if here is None or not state_dict.get("is_replayed") or here["yielded"] <= state_dict["yielded"]:
+        is_ahead = here is not None and here["part"] is not None and here["yielded"] >= state_dict.get("yielded", 0)
+        if here is None or not is_ahead or not state_dict.get("is_replayed"):
             return super().load_state_dict(state_dict)  # type: ignore[no-any-return]
         self._to_replay = here["yielded"] - state_dict["yielded"]
         here["yielded"] = state_dict["yielded"]

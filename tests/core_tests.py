@@ -5,7 +5,7 @@ huggingface_hub fetches and uploads, what pyarrow, Pillow, OpenCV, matplotlib an
 """
 
 #: Modules of which every test is core.
-CORE_MODULES = frozenset({"test_installed", "test_collate", "test_published"})
+CORE_MODULES = frozenset({"test_installed", "test_collate", "test_operations", "test_published", "test_state"})
 
 #: Of other modules, the beginnings of the names of those that are.
 CORE_TESTS = {

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import test_operations
+
 from laion_face_builder.options import OptionFields
 
 README = Path(__file__).parents[1] / "README.md"
@@ -20,7 +22,7 @@ def options_table() -> str:
     return "\n".join(lines)
 
 
-TABLES = {"options": options_table}
+TABLES = {"options": options_table, "limits": test_operations.as_markdown}
 
 
 def written(text: str) -> str:

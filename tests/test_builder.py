@@ -304,7 +304,7 @@ def test_the_builder_itself(prepared, streamed, tmp_path):
 
 
 def test_the_public_surface():
-    builders, functions = ["LaionFace", "LaionFaceConfig"], ["collate", "load_dataset", "report"]
+    builders, functions = ["LaionFace", "LaionFaceConfig"], ["collate", "in_step", "load_dataset", "report"]
     transforms = ["align_face", "crop_face", "crop_faces", "draw_faces"]
     assert laion_face.__all__ == sorted([*builders, *functions, *transforms])
     assert all(hasattr(laion_face, name) for name in laion_face.__all__)

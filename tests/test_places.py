@@ -259,7 +259,7 @@ def lacks_encoding(call):
         return name in ("run", "Popen", "check_output")
     texts = [value.value for value in [*call.args, *given.values()] if isinstance(value, ast.Constant)]
     is_binary = any(isinstance(text, str) and "b" in text and set(text) <= set("rwxab+") for text in texts)
-    of_ours = of in ("os", "Image") or of[:1].isupper()
+    of_ours = of in ("os", "Image") or of[:1].isupper() or of.startswith("urllib")
     return name in ("open", "fdopen", "TemporaryFile", "NamedTemporaryFile") and not is_binary and not of_ours
 
 

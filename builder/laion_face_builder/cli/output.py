@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from laion_face_builder.shown import hushed
 
 FORMATS = ("human", "json", "quiet")
-_LONGEST = 2000
+#: Three paths as long as Linux has them; what an error names is to be typed.
+_LONGEST = 16_000
 
 
 class OutputFailed(Exception):
@@ -76,7 +77,7 @@ def complain(message: str) -> None:
 
 
 def one_line(text: str) -> str:
-    """Give the text in one line, without passwords, signatures and tokens, and no longer than a person reads."""
+    """Give the text in one line, without passwords, signatures and tokens, and not without end."""
     text = hushed(" ".join(text.split()))
     return text if len(text) <= _LONGEST else text[:_LONGEST] + " …"
 

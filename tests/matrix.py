@@ -39,8 +39,6 @@ TIMELESS = (
     *("pytest", "pytest-xdist", "shtab", "torch", "torchdata", "triton"),
 )
 SHOWN = ("datasets", "huggingface_hub", "pyarrow", "numpy", "pillow")
-#: Of the environments of other Pythons, whose libraries constraints.txt does not pin.
-_TODAY = "2026-11-25"
 BEGIN, END = "<!-- versions: written by `make versions` -->", "<!-- end of versions -->"
 
 
@@ -69,19 +67,17 @@ OLD = Environment(
     "datasets-3.6", tests="core or datasets36", until="2025-10-30", pins=("datasets==3.6.0", "huggingface_hub<1")
 )
 NEWEST = Environment("newest", tests="")
+#: Of the older ones each has another Python, where that does not matter to what it is for.
 MATRIX = (
     NEWEST,
     OLD,
     Environment("datasets-4.0", until="2025-10-30", pins=("datasets==4.0.0", "huggingface_hub<1")),
     Environment("datasets-4.4", until="2025-12-25", pins=("datasets==4.4.2",)),
-    Environment("datasets-4.8", until="2026-04-15", pins=("datasets==4.8.0",)),
+    Environment("datasets-4.8", python="3.12", until="2026-04-15", pins=("datasets==4.8.0",)),
     Environment("datasets-5.0", until="2026-06-25", pins=("datasets==5.0.0",)),
-    Environment("datasets-5.1", until="2026-10-20", pins=("datasets==5.1.0",)),
+    Environment("datasets-5.1", python="3.13", until="2026-10-20", pins=("datasets==5.1.0",)),
     Environment("lowest", python="3.10", is_lowest=True),
-    Environment("python-3.10", python="3.10", until=_TODAY),
-    Environment("python-3.12", python="3.12", until=_TODAY),
-    Environment("python-3.13", python="3.13", until=_TODAY),
-    Environment("python-3.14", python="3.14", until=_TODAY),
+    Environment("python-3.14", python="3.14", until="2026-11-25"),
 )
 
 

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -196,6 +197,11 @@ class Host(PictureHost):
     def server_bind(self):
         self.server_address = ("127.0.0.1", self._port)
         super().server_bind()
+
+    def server_close(self):
+        # Worker processes that were forked meanwhile have this socket too: closed here alone, it would go on listening.
+        self.socket.shutdown(socket.SHUT_RDWR)
+        super().server_close()
 
     def answer(self, request):
         if self._left is not None:

@@ -82,7 +82,7 @@ def test_every_line_of_a_job_is_a_whole_bar_or_a_whole_message(small, tmp_path, 
     how = [*sources, "--processes", "1", "--samples-per-shard", "20", "--allow-private-hosts"]
     commands = [
         ["prepare", "20M", *both, *data, *sources, "--processes", "2"],
-        ["download", "20M", "--parts", "0", *data, *how],
+        ["download", "20M", "--parts", "0", *data, *how, "--format", "json"],
         ["publish", str(tmp_path / "published"), *data, *both],
     ]
     seen, bars = [], set()
@@ -298,6 +298,6 @@ def test_worker_processes_say_lines_and_draw_nothing(tmp_path, how):
 
 
 def test_the_command_line_does_not_wait_for_the_bars_library():
-    code = "import sys; from laion_face_builder import cli; cli._talk_to_stderr(); print('tqdm' in sys.modules)"
+    code = "import sys; from laion_face_builder import cli, progress; progress.talk_to_stderr(); print('tqdm' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

@@ -298,6 +298,9 @@ def test_worker_processes_say_lines_and_draw_nothing(tmp_path, how):
 
 
 def test_the_command_line_does_not_wait_for_the_bars_library():
-    code = "import sys; from laion_face_builder import cli, progress; progress.talk_to_stderr(); print('tqdm' in sys.modules)"
+    code = (
+        "import sys; from laion_face_builder import cli, progress\n"
+        "progress.talk_to_stderr(); print('tqdm' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

@@ -339,7 +339,7 @@ def test_the_two_kinds_are_not_mixed(data, published, tmp_path):
     [
         ({"parts": "0,5"}, NotPrepared, "no index of parts 5"),
         ({"parts": "99"}, OptionError, "parts='99'"),
-        ({"preview": 5000}, OptionError, "1 to 1000 rows"),
+        ({"preview": 5000}, OptionError, "expected a whole number, 0 to 1,000"),
         ({"exclude": "nowhere.txt"}, OptionError, "no such file"),
     ],
 )

@@ -76,10 +76,10 @@ class _Command:
         if isinstance(error, OutputFailed):
             why = error.error.strerror or error.error
             return 1, f"standard output: {why}; send it somewhere else, and run the same command again"
-        from laion_face_builder.cli.os_errors import is_explained, on_full_disk, sentence
+        from laion_face_builder.cli.os_errors import is_explained, sentence
 
         if isinstance(error, LaionFaceError):
-            return 1, f"{error}{on_full_disk(error.__cause__, self._given)}"
+            return 1, str(error)
         if isinstance(error, MemoryError):
             return 1, "there is not enough memory; run it again with fewer --processes, or where there is more"
         if isinstance(error, OSError) and is_explained(error):

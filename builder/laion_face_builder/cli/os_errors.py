@@ -63,13 +63,6 @@ def sentence(error: OSError, given: argparse.Namespace | None) -> str:
     return f"{where}: {what}{free}; {way_out}"
 
 
-def on_full_disk(cause: BaseException | None, given: argparse.Namespace | None) -> str:
-    """Say what to do after an error of ours that a full disk has caused; "" after any other."""
-    if not isinstance(cause, OSError) or cause.errno not in _FULL:
-        return ""
-    return f" ({_free(_named(cause) or _place(given))}); {_MEANINGS[errno.ENOSPC][1]}"
-
-
 def _is_of_network(error: OSError) -> bool:
     return isinstance(error, ConnectionError | TimeoutError | socket.gaierror) or error.errno in (
         errno.ENETUNREACH,

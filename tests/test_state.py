@@ -243,7 +243,9 @@ def test_a_state_of_an_earlier_version_goes_on_with_a_warning(world, caplog):
     assert ids_of(resumed(world.stream(shards_per_part=7), state)) == world.ids[done + 3 :]
 
 
-@pytest.mark.parametrize(("shard", "rows", "message"), [(8, 0, "in shard 8; there are 8 here"), (1, 99, "99 rows of a")])
+@pytest.mark.parametrize(
+    ("shard", "rows", "message"), [(8, 0, "in shard 8; there are 8 here"), (1, 99, "99 rows of a")]
+)
 def test_a_state_of_an_earlier_version_that_cannot_be_is_refused(world, shard, rows, message):
     with pytest.raises(StateConflict, match=message):
         next(iter(resumed(world.stream(), earlier(world.stream(), shard, rows))))

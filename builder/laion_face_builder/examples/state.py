@@ -1,7 +1,7 @@
 """What a stream's state says, and which stream can go on from it.
 
 It names the last index row that was dealt with, whatever became of it, and the course that led there. A course in the
-index's own order, read as a whole, can be gone on with under any shards_per_part, since what is left is what comes after
+index's own order, read as a whole, can be gone on with under any shards_per_part, for what is left is what comes after
 that row. Any other course only goes on as it was: other parts, another share, another order or number of shards are
 refused by name. Filters and what becomes of failed pictures may change: they decide about rows that are still to come.
 

@@ -1,7 +1,7 @@
 """The iterable that `datasets` drives when it streams.
 
-datasets' own iterable over a generator can only start a shard from its beginning and throw rows away. This one starts at
-any row, so that a resumed stream reads nothing that it skips, and walks on from shard to shard without a pause. What
+datasets' own iterable over a generator can only start a shard from its beginning and throw rows away. This one starts
+at any row, so that a resumed stream reads nothing that it skips, and walks on from shard to shard without a pause. What
 its state says is in `state`.
 """
 

@@ -1,12 +1,12 @@
 """Runs the tests, and the demo, on the built wheel in fresh environments outside the tree.
 
-    python tests/matrix.py test [NAME …]      every environment of MATRIX that can be had here, or those named
+    python tests/matrix.py test [NAME …]      the environments that README claims, or those named
+    python tests/matrix.py test --write       every environment that can be had here; README then claims what held
     python tests/matrix.py demo               the demo, as installed
     python tests/matrix.py develop [NAME]     an editable install in .venv (newest) or .venv-NAME, for developing
 
 The sdist is built and unpacked, the wheel is built from it and installed, and the unpacked tests are run from an empty
-folder: nothing of the checkout is on the path. README's table of versions is compared with what the run found; `test
---write` writes it.
+folder: nothing of the checkout is on the path. README's table of versions is compared with what the run found.
 
 Needs nothing but the standard library; uv, which it gets for itself, makes an environment in seconds.
 """
@@ -218,8 +218,9 @@ def test(environment: Environment, python: Path, what: Built, old: Path | None, 
 
 
 def run_matrix(names: Sequence[str], *, write: bool, more: Sequence[str]) -> int:
-    """Run the environments of these names, or all; give the exit code."""
-    chosen = [environment for environment in MATRIX if environment.name in names or not names]
+    """Run these environments, or those that README claims, or all if it is to be written; give the exit code."""
+    names = names or ([one.name for one in MATRIX] if write else sorted(claimed()))
+    chosen = [environment for environment in MATRIX if environment.name in names]
     needs_old = NEWEST in chosen and OLD not in chosen
     uv, rows, failed = Uv(), {}, []
     with built(uv) as what:
@@ -240,21 +241,27 @@ def run_matrix(names: Sequence[str], *, write: bool, more: Sequence[str]) -> int
             if environment not in chosen:
                 continue
             passed = test(environment, python, what, old, more)
-            rows[environment.name] = row(environment, found, passed)
+            rows[environment.name] = row(environment, found) if passed else ""
             failed += [] if passed else [environment.name]
             say(f"{environment.name}: {'passed' if passed else 'FAILED'} in {time.monotonic() - start:.0f} s")
             if environment is not OLD:
                 shutil.rmtree(what.work / environment.name)
     if failed:
         say(f"failed: {', '.join(failed)}")
-        return 1
-    return compare(rows, write=write)
+    return compare(rows, write=write) or int(bool(failed))
 
 
-def row(environment: Environment, found: Sequence[str], passed: bool) -> str:
-    """Give the line of the table."""
+def row(environment: Environment, found: Sequence[str]) -> str:
+    """Give the line of the table; there is none for what failed, since that is not claimed."""
     tests = environment.tests.replace("core or datasets36", "core and more") or "all"
-    return "| " + " | ".join([environment.name, *found, tests, "passed" if passed else "FAILED"]) + " |"
+    return "| " + " | ".join([environment.name, *found, tests, "passed"]) + " |"
+
+
+def claimed() -> dict[str, str]:
+    """Give the rows of README's table by the name of the environment."""
+    table = README.read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0]
+    rows = {line.split("|")[1].strip(): line for line in table.splitlines() if line.startswith("| ")}
+    return {name: line for name, line in rows.items() if name != "environment"}
 
 
 def compare(rows: dict[str, str], *, write: bool) -> int:
@@ -262,10 +269,9 @@ def compare(rows: dict[str, str], *, write: bool) -> int:
     before, rest = README.read_text(encoding="utf-8").split(BEGIN)
     table, after = rest.split(END)
     head = f"| environment | Python | {' | '.join(SHOWN)} | tests | |"
-    there = {line.split("|")[1].strip(): line for line in table.splitlines() if line.startswith("| ")}
-    there.pop("environment", None)
-    merged = {name: rows.get(name) or there.get(name) for name in (environment.name for environment in MATRIX)}
-    lines = [head, "|---" * (len(SHOWN) + 4) + "|", *filter(None, merged.values())]
+    there = claimed()
+    merged = {**there, **rows}
+    lines = [head, "|---" * (len(SHOWN) + 4) + "|", *filter(None, (merged.get(one.name) for one in MATRIX))]
     made = "\n" + "\n".join(lines) + "\n"
     if write:
         README.write_text(f"{before}{BEGIN}{made}{END}{after}", encoding="utf-8")

@@ -64,7 +64,7 @@ class ExampleStream(_BaseExamplesIterable):  # type: ignore[misc]  # datasets ha
         return None if _PASSES_TABLES_ON else self._iter_arrow
 
     def _iter_arrow(self) -> Iterator[tuple[int, pa.Table]]:
-        schema = example_features(blur_faces=self._plan.options.blur_faces).arrow_schema
+        schema = _features_of(self._plan, decode=True).arrow_schema
         for key, example in self:
             yield key, pa.Table.from_pylist([example], schema=schema)
 

@@ -474,7 +474,7 @@ def test_the_command_line_downloads_resized_and_blurred(
     asked = len(story.host.log)
     how = ["--resize-mode", "center_crop", "--image-size", "140", "--resize-only-if-bigger"]
     how += ["--blur-faces", "--encode-quality"]
-    assert cli.main([*command, *how, "90"]) == 0
+    assert cli.main([*command, *how, "90", "--format", "json"]) == 0
     assert json.loads(capsys.readouterr().out)["failures"] == {"cannot_blur": 3}
     assert cli.main([*command, *how, "91"]) == 1
     assert "encode: jpg 90 on disk, jpg 91 now" in capsys.readouterr().err

@@ -79,7 +79,7 @@ DOWNLOAD = ("download", "20M", "--parts", "0")
         (("show", "20M", "--count", "0"), ("count=0", "1 to 500")),
         (("show", "20M", "--columns", "0"), ("columns=0", "1 to 24")),
         (("publish", "there", "--preview", "-1"), ("preview=-1", "0 to 1,000")),
-        (("faces", "99999999999999999999"), ("sample_id=99999999999999999999", "a whole number")),
+        (("faces", "99999999999999999999"), ("found '99999999999999999999'", "a whole number")),
         (("prepare", "20M", "--parts", "99"), ("parts='99'", "[99] not in config 20M", "0, 2, 5")),
         (("prepare", "20M", "--parts", "3"), ("parts='3'", "not in config 20M")),
         (("prepare", "20M", "--parts", "0-99999999999"), ("99999999999] not in config 20M",)),

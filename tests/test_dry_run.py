@@ -21,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from laion_face_builder import cli
+from laion_face_builder.cli.arguments import make_parser
 from laion_face_builder.demo import forecast_demo
 from laion_face_builder.download.download_forecast import forecast_part
 from laion_face_builder.download.part import DownloadOptions, download_part
@@ -766,7 +767,7 @@ def _commands(data: Path, sandbox: Sandbox, out: Path) -> list[list[str]]:
 
 
 def test_every_command_that_writes_has_it(data: DataDir, sandbox: Sandbox, tmp_path: Path, untouched: Any, capsys: Any):
-    parser = cli._parser()
+    parser = make_parser()
     (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     have = {name for name, command in commands.choices.items() if "--dry-run" in command.format_help()}
     assert have >= {"prepare", "download", "publish", "show", "stats", "demo"}

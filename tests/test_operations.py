@@ -157,7 +157,7 @@ OPERATIONS: dict[str, Operation] = {
 
 
 #: Those that this file is run on.
-VERSIONS = ("3.6", "4.0", "4.4", "4.8", "5.0", "5.1", "5.2")
+VERSIONS = ("3.6", "4.0", "4.4", "4.8", "5.1", "5.2")
 
 
 class Limit(NamedTuple):

@@ -388,7 +388,8 @@ def test_a_remote_index_is_not_read(published: Any, hub: Any, tmp_path: Path, un
 @pytest.fixture
 def data(prepared: Any, tmp_path: Path) -> DataDir:
     """A DATA_DIR of this test's own."""
-    shutil.copytree(prepared.data.root, tmp_path / "data", ignore=shutil.ignore_patterns("sources", "publish"))
+    others = shutil.ignore_patterns("sources", "publish", "adopted")
+    shutil.copytree(prepared.data.root, tmp_path / "data", ignore=others)
     return DataDir.at(tmp_path / "data")
 
 

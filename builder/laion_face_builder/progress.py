@@ -187,7 +187,8 @@ def _bars_away() -> AbstractContextManager[None]:
 def _is_worker() -> bool:
     """Whether this is a process of a pool; datasets has a `multiprocessing` of its own."""
     kinds = (sys.modules.get(name) for name in ("multiprocessing.process", "multiprocess.process"))
-    return any(kind is not None and kind.parent_process() is not None for kind in kinds)
+    # As above: there may be nothing in it yet.
+    return any(getattr(kind, "parent_process", lambda: None)() is not None for kind in kinds)
 
 
 def _can_redraw() -> bool:

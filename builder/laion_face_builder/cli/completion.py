@@ -38,4 +38,4 @@ def _hint(action: argparse.Action) -> None:
         action.choices = _WORDS[action.dest]
     for names, kind in ((_FOLDERS, shtab.DIRECTORY), (_FILES, shtab.FILE)):
         if action.dest in names:
-            action.complete = kind  # type: ignore[attr-defined]
+            action.complete = kind  # type: ignore[attr-defined]  # shtab looks for it; argparse knows no such name

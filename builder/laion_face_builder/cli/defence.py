@@ -84,10 +84,6 @@ class _Command:
             return 1, "there is not enough memory; run it again with fewer --processes, or where there is more"
         if isinstance(error, OSError) and is_explained(error):
             return 1, sentence(error, self._given)
-        if isinstance(error, UnicodeEncodeError) and error.reason == "surrogates not allowed":
-            return 1, (
-                f"{error.object!r}: not UTF-8, as the Parquet library needs paths; use another, or set PYTHONUTF8=1"
-            )
         return MISTAKE_OF_OURS, (
             f"something went wrong that should not: {type(error).__name__}: {output.one_line(str(error))} - run it "
             "again with --debug for the traceback, and report that to the project"

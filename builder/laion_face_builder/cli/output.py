@@ -86,4 +86,4 @@ def survive_any_encoding() -> None:
     """Let captions and paths through where the terminal knows ASCII only: what it cannot show comes as \\uXXXX."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError, ValueError, OSError):
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # what has none is let be

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laion_face_builder.errors import PictureError
-from laion_face_builder.web.addresses import AddressRule
-from laion_face_builder.web.ahead import ordered
-from laion_face_builder.web.fetcher import FetchedPicture, Fetcher
-from laion_face_builder.web.limits import FetchLimits
+from laion_face_builder.fetch.addresses import AddressRule
+from laion_face_builder.fetch.ahead import ordered
+from laion_face_builder.fetch.fetcher import FetchedPicture, Fetcher
+from laion_face_builder.fetch.limits import FetchLimits
 
 LIMITS = FetchLimits(timeout=1.0, retries=0, per_host=64, concurrency=32, allow=AddressRule(allow_private=True))
 

@@ -36,13 +36,13 @@ from laion_face_builder.download.sidecar import sidecar_made_from
 from laion_face_builder.download.tarfiles import read_members
 from laion_face_builder.download.tars import PartPictures, StoredPicture
 from laion_face_builder.errors import DownloadError, NotPrepared, OptionError, StateConflict
+from laion_face_builder.fetch.guard import wire_url
 from laion_face_builder.files import locked, make_fingerprint, stamped
 from laion_face_builder.images.reasons import FINAL, proxy_was_gone, short_name
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.layout import DataDir, row_group_bounds
 from laion_face_builder.sandbox import Answer, PictureHost, SandboxSpec, Truth, make_content
 from laion_face_builder.schema import INDEX
-from laion_face_builder.web.guard import wire_url
 
 SHARD = 20
 OPTIONS = DownloadOptions(

@@ -20,12 +20,12 @@ import pytest
 from hostile_host import CERTIFICATE, HostileHost
 
 from laion_face_builder.errors import OptionError, PictureError
+from laion_face_builder.fetch.addresses import AddressRule
+from laion_face_builder.fetch.answers import asked_wait, opts_out
+from laion_face_builder.fetch.fetcher import Fetcher
+from laion_face_builder.fetch.hosts import Hosts
+from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.options import OptionFields, Options
-from laion_face_builder.web.addresses import AddressRule
-from laion_face_builder.web.answers import asked_wait, opts_out
-from laion_face_builder.web.fetcher import Fetcher
-from laion_face_builder.web.hosts import Hosts
-from laion_face_builder.web.limits import FetchLimits
 
 LOOPBACK = AddressRule(also_public=("127.0.0.0/8",))
 LIMITS = FetchLimits(timeout=3.0, retries=0, max_bytes=2_000_000, max_pixels=1_000_000, allow=LOOPBACK)
@@ -147,7 +147,7 @@ def test_private_addresses_are_refused_under_every_name(host: HostileHost, name:
 
 def test_the_address_is_checked_again_at_the_socket(host: HostileHost, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even if a check before were wrong, libcurl gets no socket to an address that is refused."""
-    from laion_face_builder.web import guard
+    from laion_face_builder.fetch import guard
 
     async def wrong(self: guard.Resolver, name: str, port: int) -> list[str]:
         return ["127.0.0.1"]
@@ -161,7 +161,7 @@ def test_the_address_is_checked_again_at_the_socket(host: HostileHost, monkeypat
 
 def test_the_checked_address_is_the_one_connected_to(host: HostileHost, monkeypatch: pytest.MonkeyPatch) -> None:
     """A name that nobody else can resolve: the connection goes where our resolver said."""
-    from laion_face_builder.web import guard
+    from laion_face_builder.fetch import guard
 
     async def ours(self: guard.Resolver, name: str, port: int) -> list[str]:
         return ["127.0.0.1"]
@@ -385,9 +385,9 @@ def test_nothing_is_said_at_the_end_of_a_process(host: HostileHost) -> None:
     """No close, hundreds under way: the interpreter still ends at once, without a warning."""
     script = f"""
 import time
-from laion_face_builder.web.addresses import AddressRule
-from laion_face_builder.web.limits import FetchLimits
-from laion_face_builder.web.fetcher import Fetcher
+from laion_face_builder.fetch.addresses import AddressRule
+from laion_face_builder.fetch.limits import FetchLimits
+from laion_face_builder.fetch.fetcher import Fetcher
 fetcher = Fetcher(FetchLimits(allow=AddressRule(allow_private=True), per_host=300))
 tickets = [fetcher.submit({host.url("/silent")!r}) for _ in range(200)]
 print(len(fetcher.submit({host.url("/ok")!r}).result(10).data))

@@ -16,11 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from laion_face_builder.errors import OptionError, PictureError
+from laion_face_builder.fetch.addresses import AddressRule
+from laion_face_builder.fetch.cache import PictureCache
+from laion_face_builder.fetch.fetcher import Fetcher
+from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.images.pictures import Picture
-from laion_face_builder.web.addresses import AddressRule
-from laion_face_builder.web.cache import PictureCache
-from laion_face_builder.web.fetcher import Fetcher
-from laion_face_builder.web.limits import FetchLimits
 
 LIMITS = FetchLimits(timeout=3.0, retries=0, allow=AddressRule(allow_private=True))
 

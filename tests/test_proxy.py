@@ -31,9 +31,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laion_face_builder.errors import DownloadError, PictureError
+from laion_face_builder.fetch.guard import AddressRule
 from laion_face_builder.proxy.guard_proxy import GuardProxy, ProxyLimits
 from laion_face_builder.proxy.wire import Refusal, parse_answer, parse_request, request_head
-from laion_face_builder.web.guard import AddressRule
 
 RULE = AddressRule(also_public=("127.0.0.1/32",))
 BODY = bytes(range(256)) * 200

@@ -22,6 +22,7 @@ import laion_face
 from laion_face_builder import cli
 from laion_face_builder.download.img2dataset_child import img2dataset_environment
 from laion_face_builder.errors import LaionFaceError, OptionError, SourceError
+from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.layout import DataDir
 from laion_face_builder.options import OptionFields, Options
 from laion_face_builder.publish.place import Place
@@ -34,7 +35,6 @@ from laion_face_builder.shown import bare, harmless, hushed, shown
 from laion_face_builder.upstream import source_url
 from laion_face_builder.upstream.sources import Upstream
 from laion_face_builder.upstream.tokens import checked_token
-from laion_face_builder.web.limits import FetchLimits
 
 #: In every secret of these tests; no file and no line may have it, in whatever spelling.
 NEEDLE = "S3NT1NEL"

@@ -39,6 +39,7 @@ from laion_face_builder.download.sidecar import (
     write_sidecar,
 )
 from laion_face_builder.errors import BadFile, DownloadError, StateConflict
+from laion_face_builder.fetch.guard import refuse_user_proxy
 from laion_face_builder.files import (
     Fingerprint,
     canonical_json,
@@ -55,7 +56,6 @@ from laion_face_builder.files import (
 from laion_face_builder.images import reasons
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.layout import DataDir
-from laion_face_builder.web.guard import refuse_user_proxy
 
 __all__ = ["DownloadOptions", "PartResult", "download_part"]
 

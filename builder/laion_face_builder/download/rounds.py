@@ -31,11 +31,11 @@ import pyarrow.parquet as pq
 
 from laion_face_builder.download.blur import BOXES_COLUMN, boxes_to_blur
 from laion_face_builder.errors import NotPrepared, PictureError
+from laion_face_builder.fetch.guard import check_url, wire_url
 from laion_face_builder.files import Fingerprint, stamped, written_whole
 from laion_face_builder.images import reasons
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.layout import DataDir
-from laion_face_builder.web.guard import check_url, wire_url
 
 PLAN = pa.schema([("status", pa.string())])
 ROUND = pa.schema([("row", pa.int64())])

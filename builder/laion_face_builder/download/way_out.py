@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from laion_face_builder.download.options import DownloadOptions
+from laion_face_builder.fetch.guard import refuse_user_proxy
 from laion_face_builder.proxy.guard_proxy import GuardProxy, ProxyLimits
-from laion_face_builder.web.guard import refuse_user_proxy
 
 
 @contextmanager

@@ -20,16 +20,16 @@ from laion_face_builder.errors import OptionError, PictureError, StateConflict
 from laion_face_builder.examples import parts
 from laion_face_builder.examples.example import INDEX_COLUMNS, ExampleMaker, Row
 from laion_face_builder.examples.report import Tally
+from laion_face_builder.fetch.ahead import ordered
+from laion_face_builder.fetch.cache import PictureCache
+from laion_face_builder.fetch.fetcher import FetchedPicture, Fetcher
+from laion_face_builder.fetch.limits import FetchLimits
+from laion_face_builder.fetch.no_network import watched
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.index.rows import RowBatch, in_batches
 from laion_face_builder.layout import ROW_GROUPS
 from laion_face_builder.options import Options
 from laion_face_builder.values import as_written
-from laion_face_builder.web.ahead import ordered
-from laion_face_builder.web.cache import PictureCache
-from laion_face_builder.web.fetcher import FetchedPicture, Fetcher
-from laion_face_builder.web.limits import FetchLimits
-from laion_face_builder.web.no_network import watched
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from typing import Any
 
 from laion_face_builder.children import python
 from laion_face_builder.errors import DownloadError
+from laion_face_builder.fetch.guard import AddressRule
 from laion_face_builder.proxy.limits import ProxyLimits
-from laion_face_builder.web.guard import AddressRule
 
 __all__ = ["GuardProxy", "ProxyLimits"]
 

@@ -13,10 +13,10 @@ from contextlib import suppress
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from laion_face_builder.fetch.guard import AddressRule, Resolver
 from laion_face_builder.proxy.exchange import Exchange, Streams, connected
 from laion_face_builder.proxy.limits import PIECE, ProxyLimits, Turns
 from laion_face_builder.proxy.wire import Refusal, Request
-from laion_face_builder.web.guard import AddressRule, Resolver
 
 #: Of the addresses of one host so many are tried.
 _MOST_ADDRESSES = 3

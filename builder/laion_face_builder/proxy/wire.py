@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from http import HTTPStatus
 
-from laion_face_builder.web.guard import split_url
+from laion_face_builder.fetch.guard import split_url
 
 #: Of a request or an answer, all lines together.
 MAX_HEAD = 64 * 1024

@@ -19,11 +19,11 @@ import certifi
 import pycurl
 
 from laion_face_builder.errors import PictureError
-from laion_face_builder.web import guard
-from laion_face_builder.web.answers import Answer
-from laion_face_builder.web.curl_loop import CurlLoop
-from laion_face_builder.web.guard import wire_url
-from laion_face_builder.web.limits import FetchLimits
+from laion_face_builder.fetch import guard
+from laion_face_builder.fetch.answers import Answer
+from laion_face_builder.fetch.curl_loop import CurlLoop
+from laion_face_builder.fetch.guard import wire_url
+from laion_face_builder.fetch.limits import FetchLimits
 
 #: Asked before each piece of a body is taken; False ends the exchange with "no_room".
 Grow = Callable[[int], bool]

@@ -17,8 +17,8 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from hashlib import sha256
 
+from laion_face_builder.fetch.policy import Course
 from laion_face_builder.images.pictures import Picture
-from laion_face_builder.web.fetch import Course
 
 #: What a picture may weigh as long as none of the lane has come in.
 _FIRST_GUESS = 100_000.0

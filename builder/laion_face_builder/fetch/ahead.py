@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Generic, TypeVar
 
 from laion_face_builder.errors import PictureError
-from laion_face_builder.web.fetcher import FetchedPicture, Fetcher, Stream, Ticket
+from laion_face_builder.fetch.fetcher import FetchedPicture, Fetcher, Stream, Ticket
 
 Item = TypeVar("Item")
 

@@ -12,11 +12,11 @@ import threading
 import weakref
 from collections.abc import Sequence
 
-from laion_face_builder.web.cache import PictureCache
-from laion_face_builder.web.curl_loop import WORKING
-from laion_face_builder.web.lanes import FetchedPicture, Lane, Ticket
-from laion_face_builder.web.limits import FetchLimits
-from laion_face_builder.web.thread import FetchThread
+from laion_face_builder.fetch.cache import PictureCache
+from laion_face_builder.fetch.curl_loop import WORKING
+from laion_face_builder.fetch.lanes import FetchedPicture, Lane, Ticket
+from laion_face_builder.fetch.limits import FetchLimits
+from laion_face_builder.fetch.thread import FetchThread
 
 __all__ = ["FetchedPicture", "Fetcher", "Ticket"]
 

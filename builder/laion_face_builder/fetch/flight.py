@@ -7,13 +7,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from laion_face_builder.errors import PictureError
+from laion_face_builder.fetch import guard, policy
+from laion_face_builder.fetch.cache import PictureCache
+from laion_face_builder.fetch.exchange import NO_ROOM, Exchanges
+from laion_face_builder.fetch.lanes import FetchedPicture, Job
+from laion_face_builder.fetch.limits import FetchLimits
+from laion_face_builder.fetch.policy import Again
 from laion_face_builder.images import pictures, quick_check
-from laion_face_builder.web import fetch, guard
-from laion_face_builder.web.cache import PictureCache
-from laion_face_builder.web.exchange import NO_ROOM, Exchanges
-from laion_face_builder.web.fetch import Again
-from laion_face_builder.web.lanes import FetchedPicture, Job
-from laion_face_builder.web.limits import FetchLimits
 
 #: Threads for what would hold up the loop: pictures that need a full decode, and the cache's files.
 _HELPERS = 2
@@ -77,9 +77,9 @@ class Flights:
                 return Again(course.url)  # not the host's fault: neither a try nor time
             job.trouble = error.reason
             course.spent += time.monotonic() - began
-            return fetch.after_failure(course, error, self._limits)
+            return policy.after_failure(course, error, self._limits)
         course.spent += time.monotonic() - began
-        return fetch.after_answer(course, answer, self._limits)
+        return policy.after_answer(course, answer, self._limits)
 
     async def _checked(self, job: Job, data: bytes) -> FetchedPicture:
         picture = quick_check.quick(data, max_pixels=self._limits.max_pixels)

@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from laion_face_builder.errors import OptionError
+from laion_face_builder.fetch.addresses import AddressRule
+from laion_face_builder.fetch.guard import refuse_user_proxy
 from laion_face_builder.options import Transfer
-from laion_face_builder.web.addresses import AddressRule
-from laion_face_builder.web.guard import refuse_user_proxy
 
 #: The name that sites may address in X-Robots-Tag when the user gives none.
 DEFAULT_TOKEN = "laion-face"  # noqa: S105 - not a secret

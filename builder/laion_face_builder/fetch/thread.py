@@ -17,13 +17,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from laion_face_builder.errors import PictureError
-from laion_face_builder.web import guard
-from laion_face_builder.web.cache import PictureCache
-from laion_face_builder.web.fetch import Again
-from laion_face_builder.web.flight import Flights
-from laion_face_builder.web.hosts import Hosts
-from laion_face_builder.web.lanes import FetchedPicture, Job, Lane, Outcome, cancelled
-from laion_face_builder.web.limits import FetchLimits
+from laion_face_builder.fetch import guard
+from laion_face_builder.fetch.cache import PictureCache
+from laion_face_builder.fetch.flight import Flights
+from laion_face_builder.fetch.hosts import Hosts
+from laion_face_builder.fetch.lanes import FetchedPicture, Job, Lane, Outcome, cancelled
+from laion_face_builder.fetch.limits import FetchLimits
+from laion_face_builder.fetch.policy import Again
 
 _LOG = logging.getLogger("laion_face")
 

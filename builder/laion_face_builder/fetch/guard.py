@@ -20,7 +20,7 @@ from functools import lru_cache
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from laion_face_builder.errors import OptionError, PictureError
-from laion_face_builder.web.addresses import AddressRule, is_public
+from laion_face_builder.fetch.addresses import AddressRule, is_public
 
 __all__ = [
     "AddressRule",

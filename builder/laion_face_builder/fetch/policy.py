@@ -10,9 +10,9 @@ import random
 from dataclasses import dataclass, field
 
 from laion_face_builder.errors import PictureError
-from laion_face_builder.web import guard
-from laion_face_builder.web.answers import Answer, asked_wait, opts_out, unpacked
-from laion_face_builder.web.limits import FetchLimits
+from laion_face_builder.fetch import guard
+from laion_face_builder.fetch.answers import Answer, asked_wait, opts_out, unpacked
+from laion_face_builder.fetch.limits import FetchLimits
 
 #: What can pass. Everything else is the same however often it is asked for.
 PASSING = frozenset({"timeout", "reset", "refused", "unreachable", "connection", "incomplete", "dns", "http_408"})

@@ -147,10 +147,11 @@ class Job:
         return self.number < other.number
 
     def grow(self, count: int) -> bool:
-        """Counts bytes that arrive; False if the lane is full and somebody ahead of this job still has to come."""
+        """Counts bytes that arrive; False if the buffer is full and somebody ahead of this job still has to come."""
+        lane = self.lane
         self.size += count
-        self.lane.arrived += count
-        return self.lane.held <= self.lane.max_bytes or self.number <= self.lane.head
+        lane.arrived += count
+        return self.number <= lane.head or max(lane.held, lane.among.held) <= lane.max_bytes
 
     def shrink(self) -> None:
         """Gives back the bytes of a body that is not kept."""
@@ -163,6 +164,44 @@ _End = Callable[["Lane", "list[Job] | None"], None]
 _Wake = Callable[[], None]
 
 
+class OpenLanes:
+    """The lanes of one fetcher that share its bounds: each may have its part, and all together no more than the whole.
+
+    Any thread may read; the list is exchanged whole, under a lock.
+    """
+
+    def __init__(self) -> None:
+        self._lanes: tuple[Lane, ...] = ()
+        self._lock = threading.RLock()  # a stream may be dropped wherever Python collects garbage
+
+    def __len__(self) -> int:
+        return len(self._lanes)
+
+    def add(self, lane: Lane) -> None:
+        """From now on the others leave this one its part."""
+        with self._lock:
+            self._lanes = (*self._lanes, lane)
+
+    def remove(self, lane: Lane) -> None:
+        """Leaves its part to the others."""
+        with self._lock:
+            self._lanes = tuple(other for other in self._lanes if other is not lane)
+
+    def part_of(self, amount: float) -> float:
+        """What one of them may have of an amount that is for all."""
+        return amount / max(1, len(self._lanes))
+
+    @property
+    def held(self) -> int:
+        """Bytes that are arriving or wait to be taken."""
+        return sum(lane.held for lane in self._lanes)
+
+    @property
+    def expected(self) -> float:
+        """The same, with what is still to come of the jobs in flight."""
+        return sum(lane.held + lane.flying * lane.expected for lane in self._lanes)
+
+
 class Lane:
     """One stream's jobs in order.
 
@@ -171,10 +210,20 @@ class Lane:
         wake: makes the fetcher look at its lanes again; may be called from any thread.
         max_bytes: of bodies that are arriving or wait to be taken. The job that is waited for is let through always.
         by_arrival: whether tickets are taken as they are done.
+        among: the open lanes that share `max_bytes` with this one.
     """
 
-    def __init__(self, end: _End, wake: _Wake, max_bytes: float = math.inf, *, by_arrival: bool = False) -> None:
+    def __init__(
+        self,
+        end: _End,
+        wake: _Wake,
+        max_bytes: float = math.inf,
+        *,
+        by_arrival: bool = False,
+        among: OpenLanes | None = None,
+    ) -> None:
         self._end, self._wake = end, wake
+        self.among = OpenLanes() if among is None else among
         self.by_arrival = by_arrival
         self.done: SimpleQueue[Ticket] = SimpleQueue()
         self.max_bytes = max_bytes
@@ -256,8 +305,10 @@ class Lane:
 
     def has_room(self, job: Job) -> bool:
         """Whether what is held, what is still to come in and this job's body would fit."""
-        expected = (self.flying + 1) * self.expected
-        return self.held + expected <= self.max_bytes or job.number <= self.head
+        if job.number <= self.head:
+            return True
+        here = self.held + (self.flying + 1) * self.expected
+        return here <= self.among.part_of(self.max_bytes) and self.among.expected + self.expected <= self.max_bytes
 
     def learn(self, size: int) -> None:
         """The size of a body that came in whole."""

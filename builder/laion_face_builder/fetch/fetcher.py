@@ -41,13 +41,14 @@ class Fetcher:
         """Starts fetching `url`. What is wrong with it shows in the ticket's result; nothing bounds unread results."""
         return self._lane_of_all().submit([url])[0]
 
-    def stream(self, max_buffer_bytes: float) -> Stream:
-        """A queue of its own for one consumer that takes pictures in order.
+    def stream(self, max_buffer_bytes: float, *, by_arrival: bool = False) -> Stream:
+        """A queue of its own for one consumer.
 
         Args:
-            max_buffer_bytes: of bodies that are arriving or wait to be taken; whichever is next in order always comes.
+            max_buffer_bytes: of bodies that are arriving or wait to be taken; the one that is waited for always comes.
+            by_arrival: whether the consumer takes whatever is done (`Stream.next_done`), not the next in order.
         """
-        return Stream(self._running(), max_buffer_bytes)
+        return Stream(self._running(), max_buffer_bytes, by_arrival=by_arrival)
 
     def close(self) -> None:
         """Ends all that is under way, every connection and the thread. Another `submit` starts anew."""
@@ -98,12 +99,11 @@ class Fetcher:
 
 
 class Stream:
-    """One consumer's queue: submit in order, take in order."""
+    """One consumer's queue: submit in order; take in order, or as it comes."""
 
-    def __init__(self, thread: FetchThread, max_bytes: float) -> None:
+    def __init__(self, thread: FetchThread, max_bytes: float, *, by_arrival: bool = False) -> None:
         self._thread = thread
-        self._lane = Lane(thread.end, thread.wake, max_bytes)
-        self._next = 0
+        self._lane = Lane(thread.end, thread.wake, max_bytes, by_arrival=by_arrival)
 
     def submit(self, urls: Sequence[str]) -> list[Ticket]:
         """Starts fetching all of these; one call for many is cheaper than many."""
@@ -116,10 +116,22 @@ class Stream:
         """Whether the buffer has no room for more."""
         return self._lane.is_stalled
 
+    @property
+    def has_done(self) -> bool:
+        """Whether `next_done` would answer at once."""
+        return self._lane.has_done
+
+    def next_done(self, oldest: Ticket) -> Ticket:
+        """Waits for a ticket that is done and was not given before; for streams by arrival.
+
+        Args:
+            oldest: the first of those that were not yet given; it comes even if the buffer has no room.
+        """
+        return self._lane.next_done(oldest)
+
     def take(self, ticket: Ticket) -> FetchedPicture:
-        """Waits for the next ticket in the order of submission. Raises as `Ticket.result`."""
-        self._next += 1
-        return self._lane.take(ticket, self._next)
+        """Waits for a ticket, the next in order or one that `next_done` gave. Raises as `Ticket.result`."""
+        return self._lane.take(ticket)
 
     def close(self) -> None:
         """Ends what is under way."""

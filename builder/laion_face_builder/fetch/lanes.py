@@ -16,6 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from hashlib import sha256
+from queue import SimpleQueue
 
 from laion_face_builder.fetch.policy import Course
 from laion_face_builder.images.pictures import Picture
@@ -68,10 +69,12 @@ Outcome = FetchedPicture | BaseException
 class Ticket:
     """The promise of one picture. One thread at a time may wait for it."""
 
-    __slots__ = ("_job", "_outcome", "_owner", "_waiter")
+    __slots__ = ("_done", "_job", "_outcome", "_owner", "_waiter", "number")
 
     def __init__(self, job: Job) -> None:
         self._job: Job | None = job
+        self.number = job.number
+        self._done = job.lane.done if job.lane.by_arrival else None
         self._outcome: Outcome | None = None
         self._waiter: threading.Lock | None = None
         self._owner = job.lane.owner
@@ -110,10 +113,11 @@ class Ticket:
             self._outcome = outcome
             if self._waiter is not None:
                 self._waiter.release()
+            if self._done is not None:
+                self._done.put(self)
 
     def _wait(self, timeout: float | None) -> None:
-        if os.getpid() != self._owner:
-            raise RuntimeError("this picture is being fetched by the process that this one was forked from")
+        _refuse_in_child(self._owner)
         lock = threading.Lock()
         lock.acquire()
         # The order matters: `settle` looks for a waiter after it has set the outcome.
@@ -166,10 +170,13 @@ class Lane:
         end: ends jobs; may be called from any thread.
         wake: makes the fetcher look at its lanes again; may be called from any thread.
         max_bytes: of bodies that are arriving or wait to be taken. The job that is waited for is let through always.
+        by_arrival: whether tickets are taken as they are done.
     """
 
-    def __init__(self, end: _End, wake: _Wake, max_bytes: float = math.inf) -> None:
+    def __init__(self, end: _End, wake: _Wake, max_bytes: float = math.inf, *, by_arrival: bool = False) -> None:
         self._end, self._wake = end, wake
+        self.by_arrival = by_arrival
+        self.done: SimpleQueue[Ticket] = SimpleQueue()
         self.max_bytes = max_bytes
         self.owner = os.getpid()
         self.arrived = self.taken = self.flying = 0
@@ -191,14 +198,29 @@ class Lane:
         self._numbers += 1
         return Job(self, self._numbers, url)
 
-    def take(self, ticket: Ticket, number: int) -> FetchedPicture:
-        """Waits for the picture that is next in order and takes its bytes off the lane. Raises as `Ticket.result`."""
-        self.head = number
-        if self.is_stalled:
-            self._wake()
+    def take(self, ticket: Ticket) -> FetchedPicture:
+        """Waits for the picture that is next and takes its bytes off the lane. Raises as `Ticket.result`."""
+        self._let_through(ticket)
         found = ticket.result()
         self.taken += len(found.data)
         return found
+
+    @property
+    def has_done(self) -> bool:
+        """Whether `next_done` would answer at once."""
+        return not self.done.empty()
+
+    def next_done(self, oldest: Ticket) -> Ticket:
+        """Waits for any ticket that is done; each is given once. The oldest of all that were not is let through."""
+        _refuse_in_child(self.owner)
+        self._let_through(oldest)
+        return self.done.get()
+
+    def _let_through(self, ticket: Ticket) -> None:
+        if not ticket.done():
+            self.head = ticket.number
+        if self.is_stalled:
+            self._wake()
 
     def post_end(self, jobs: list[Job] | None) -> None:
         """Ends these jobs, or (None) all there are and the lane."""
@@ -254,3 +276,8 @@ class Lane:
 def cancelled() -> CancelledError:
     """How a fetch ends that nobody wants any more."""
     return CancelledError("the fetch was cancelled, or its fetcher closed")
+
+
+def _refuse_in_child(owner: int) -> None:
+    if os.getpid() != owner:
+        raise RuntimeError("this picture is being fetched by the process that this one was forked from")

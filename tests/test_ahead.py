@@ -155,7 +155,7 @@ def test_what_is_held_stays_below_its_bound(fetcher: Fetcher, either: Callable[.
         urls = [host.url(f"/sized/{n}?bytes=100000") for n in range(50)]
         stream = either(urls, fetcher, url_of=same, max_buffer_bytes=1_000_000)
         next(stream)
-        held = stream.gi_frame.f_locals["stream"]._lane
+        held = stream.gi_frame.f_locals["stream"]._queue
         highest = 0
         for _ in range(40):
             highest = max(highest, held.held)

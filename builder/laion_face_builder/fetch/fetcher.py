@@ -16,8 +16,10 @@ from contextlib import contextmanager
 
 from laion_face_builder.fetch.cache import PictureCache
 from laion_face_builder.fetch.curl_loop import WORKING
-from laion_face_builder.fetch.lanes import FetchedPicture, Lane, OpenLanes, Ticket
+from laion_face_builder.fetch.job import FetchedPicture, Ticket
 from laion_face_builder.fetch.limits import FetchLimits
+from laion_face_builder.fetch.sharing import OpenQueues
+from laion_face_builder.fetch.stream_queue import StreamQueue
 from laion_face_builder.fetch.thread import FetchThread
 
 __all__ = ["FetchedPicture", "Fetcher", "Ticket", "shared_fetcher"]
@@ -35,15 +37,15 @@ class Fetcher:
         self.limits, self._cache = limits, cache
         self._lock = threading.Lock()
         self._thread: FetchThread | None = None
-        self._lane: Stream | None = None
-        self._open = OpenLanes()
+        self._singles: Stream | None = None
+        self._open = OpenQueues()
         self._users = 0
         self._stop: weakref.finalize[[], Fetcher] | None = None
         _ALL.add(self)
 
     def submit(self, url: str) -> Ticket:
         """Starts fetching `url`. What is wrong with it shows in the ticket's result; nothing bounds unread results."""
-        return self._lane_of_all().submit([url])[0]
+        return self._singles_stream().submit([url])[0]
 
     def stream(self, max_buffer_bytes: float, *, by_arrival: bool = False) -> Stream:
         """A queue of its own for one consumer; `close` it when done.
@@ -58,7 +60,7 @@ class Fetcher:
     def close(self) -> None:
         """Ends all that is under way, every connection and the thread. Another `submit` starts anew."""
         with self._lock:
-            stop, self._stop, self._thread, self._lane = self._stop, None, None, None
+            stop, self._stop, self._thread, self._singles = self._stop, None, None, None
         if stop is not None:
             stop()
 
@@ -82,12 +84,12 @@ class Fetcher:
                 self._stop = weakref.finalize(self, self._thread.close)
             return self._thread
 
-    def _lane_of_all(self) -> Stream:
+    def _singles_stream(self) -> Stream:
         thread = self._running()
         with self._lock:
-            if self._lane is None:
-                self._lane = Stream(thread, float("inf"), OpenLanes())
-            return self._lane
+            if self._singles is None:
+                self._singles = Stream(thread, float("inf"), OpenQueues())
+            return self._singles
 
     def _before_fork(self) -> None:
         if self._thread is not None:
@@ -100,33 +102,33 @@ class Fetcher:
             # Freed, it would say goodbye on connections that are the parent's. So it stays, whatever happens.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
         self._lock = threading.Lock()
-        self._open = OpenLanes()
-        self._stop, self._thread, self._lane = None, None, None
+        self._open = OpenQueues()
+        self._stop, self._thread, self._singles = None, None, None
 
 
 class Stream:
     """One consumer's queue: submit in order; take in order, or as it comes."""
 
-    def __init__(self, thread: FetchThread, max_bytes: float, among: OpenLanes, *, by_arrival: bool = False) -> None:
+    def __init__(self, thread: FetchThread, max_bytes: float, among: OpenQueues, *, by_arrival: bool = False) -> None:
         self._thread, self._among = thread, among
-        self._lane = Lane(thread.end, thread.wake, max_bytes, by_arrival=by_arrival, among=among)
-        among.add(self._lane)
+        self._queue = StreamQueue(thread.end, thread.wake, max_bytes, by_arrival=by_arrival, among=among)
+        among.add(self._queue)
 
     def submit(self, urls: Sequence[str]) -> list[Ticket]:
         """Starts fetching all of these; one call for many is cheaper than many."""
-        jobs = [self._lane.make_job(url) for url in urls]
+        jobs = [self._queue.make_job(url) for url in urls]
         self._thread.submit(jobs)
         return [job.ticket for job in jobs]
 
     @property
     def is_full(self) -> bool:
         """Whether the buffer has no room for more."""
-        return self._lane.is_stalled
+        return self._queue.is_stalled
 
     @property
     def has_done(self) -> bool:
         """Whether `next_done` would answer at once."""
-        return self._lane.has_done
+        return self._queue.has_done
 
     def part_of(self, amount: int) -> int:
         """What this stream may have of an amount that is for all open streams of the fetcher; 1 at least."""
@@ -138,16 +140,16 @@ class Stream:
         Args:
             oldest: the first of those that were not yet given; it comes even if the buffer has no room.
         """
-        return self._lane.next_done(oldest)
+        return self._queue.next_done(oldest)
 
     def take(self, ticket: Ticket) -> FetchedPicture:
         """Waits for a ticket, the next in order or one that `next_done` gave. Raises as `Ticket.result`."""
-        return self._lane.take(ticket)
+        return self._queue.take(ticket)
 
     def close(self) -> None:
         """Ends what is under way."""
-        self._among.remove(self._lane)
-        self._lane.post_end(None)
+        self._among.remove(self._queue)
+        self._queue.post_end(None)
 
 
 @contextmanager

@@ -147,12 +147,12 @@ def test_private_addresses_are_refused_under_every_name(host: HostileHost, name:
 
 def test_the_address_is_checked_again_at_the_socket(host: HostileHost, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even if a check before were wrong, libcurl gets no socket to an address that is refused."""
-    from laion_face_builder.fetch import guard
+    from laion_face_builder.fetch import names
 
-    async def wrong(self: guard.Resolver, name: str, port: int) -> list[str]:
+    async def wrong(self: names.Resolver, name: str, port: int) -> list[str]:
         return ["127.0.0.1"]
 
-    monkeypatch.setattr(guard.Resolver, "resolve", wrong)
+    monkeypatch.setattr(names.Resolver, "resolve", wrong)
     before = host.asked.total()
     with Fetcher(replace(LIMITS, allow=AddressRule())) as fetcher:
         assert reason(fetcher, host.url("/ok", "pictures.invalid")) == "private_address"
@@ -161,12 +161,12 @@ def test_the_address_is_checked_again_at_the_socket(host: HostileHost, monkeypat
 
 def test_the_checked_address_is_the_one_connected_to(host: HostileHost, monkeypatch: pytest.MonkeyPatch) -> None:
     """A name that nobody else can resolve: the connection goes where our resolver said."""
-    from laion_face_builder.fetch import guard
+    from laion_face_builder.fetch import names
 
-    async def ours(self: guard.Resolver, name: str, port: int) -> list[str]:
+    async def ours(self: names.Resolver, name: str, port: int) -> list[str]:
         return ["127.0.0.1"]
 
-    monkeypatch.setattr(guard.Resolver, "resolve", ours)
+    monkeypatch.setattr(names.Resolver, "resolve", ours)
     with Fetcher(LIMITS) as fetcher:
         assert fetcher.submit(host.url("/ok", "pictures.invalid")).result(10).data == host.picture
 

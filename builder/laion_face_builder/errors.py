@@ -15,6 +15,7 @@ LaionFaceError
 ├── PublishError           the place that is published to refuses, or cannot be reached
 ├── DownloadError          a download cannot go on
 │   └── NetworkOutage      no host answers: it is not the pictures' fault
+├── WorkerDied             a worker process ended without an answer to its task
 ├── PictureError           one picture cannot be used; `reason` is its short name in the counts
 └── TransformError         a face or a picture that cannot be cropped, aligned or drawn (also a ValueError)
 """
@@ -109,6 +110,10 @@ class DownloadError(LaionFaceError):
 
 class NetworkOutage(DownloadError):
     """No host answers: it is not the pictures' fault, and none of them counts as failed."""
+
+
+class WorkerDied(LaionFaceError):
+    """A worker process ended without an answer: killed, out of memory, or a library crashed it."""
 
 
 class PictureError(LaionFaceError):

@@ -23,7 +23,7 @@ from laion_face_builder.download.rounds import listed, rows_of_round
 from laion_face_builder.download.shard_writer import ShardWriter
 from laion_face_builder.download.task import Report, ShardResult, ShardTask
 from laion_face_builder.errors import BadFile, NetworkOutage, PictureError
-from laion_face_builder.fetch.ahead import ordered
+from laion_face_builder.fetch.ahead import arriving
 from laion_face_builder.fetch.fetcher import FetchedPicture, Fetcher
 from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.images import reasons
@@ -108,7 +108,7 @@ def _fetched(
         with engine.turn:
             yield from samples
 
-    return ordered(
+    return arriving(
         asked(),
         engine.fetcher,
         url_of=lambda sample: None if sample[0] in left_out else sample[1]["url"],

@@ -38,7 +38,11 @@ _ADDED = (
 )
 #: Failures of pictures that came.
 _OF_PICTURES = frozenset(
-    {"not_an_image", "truncated", "undecodable", "too_many_pixels", reasons.CANNOT_BLUR, reasons.CRASHED_DECODER}
+    {
+        *("not_an_image", "truncated", "undecodable", "too_many_pixels"),
+        *(reasons.CANNOT_BLUR, reasons.CRASHED_DECODER),
+        *(reasons.TOO_MUCH_METADATA, reasons.SLOW_DECODE, reasons.TOO_MUCH_MEMORY),
+    }
 )
 
 

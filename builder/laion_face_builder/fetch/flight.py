@@ -7,11 +7,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from laion_face_builder.errors import PictureError
-from laion_face_builder.fetch import guard, policy
+from laion_face_builder.fetch import policy
 from laion_face_builder.fetch.cache import PictureCache
 from laion_face_builder.fetch.exchange import NO_ROOM, Exchanges
-from laion_face_builder.fetch.lanes import FetchedPicture, Job
+from laion_face_builder.fetch.job import FetchedPicture, Job
 from laion_face_builder.fetch.limits import FetchLimits
+from laion_face_builder.fetch.names import Resolver
 from laion_face_builder.fetch.policy import Again
 from laion_face_builder.images import pictures, quick_check
 
@@ -32,7 +33,7 @@ class Flights:
         self._limits, self._cache = limits, cache
         self._loop = asyncio.get_running_loop()
         patience = min(_LONGEST_LOOKUP, limits.timeout / (1 + limits.retries))
-        self._resolver = guard.Resolver(allow=limits.allow, timeout=patience)
+        self._resolver = Resolver(allow=limits.allow, timeout=patience)
         self._exchanges = Exchanges(limits, self._resolver)
         self._helpers = ThreadPoolExecutor(_HELPERS, thread_name_prefix="laion-face-check")
 
@@ -72,7 +73,7 @@ class Flights:
         try:
             answer = await self._exchanges.get(course.url, job.host, job.port, seconds, job.grow)
         except PictureError as error:
-            job.lane.learn(job.size)
+            job.queue.learn(job.size)
             if error.reason == NO_ROOM:
                 return Again(course.url)  # not the host's fault: neither a try nor time
             job.trouble = error.reason
@@ -86,7 +87,7 @@ class Flights:
         if picture is None:
             picture = await self._loop.run_in_executor(self._helpers, self._inspect, data)
         job.grow(len(data) - job.size)  # it may have come packed
-        job.lane.learn(len(data))
+        job.queue.learn(len(data))
         if self._cache is not None:
             await self._loop.run_in_executor(self._helpers, self._cache.put, job.course.origin, picture)
         return FetchedPicture(picture)

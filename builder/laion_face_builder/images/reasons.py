@@ -16,7 +16,13 @@ FILTERED = "filtered"
 NOT_DOWNLOADED = "not_downloaded"
 #: Its faces are to be blurred, and nobody knows where in this picture they are.
 CANNOT_BLUR = "cannot_blur"
-#: It ended the process that looked at it, again and again.
+#: A file with more comments, chunks, directories or the like than a picture has.
+TOO_MUCH_METADATA = "too_much_metadata"
+#: Decoding it takes, or would take, longer than a picture may.
+SLOW_DECODE = "slow_decode"
+#: Decoding it takes more memory than a picture of its size may.
+TOO_MUCH_MEMORY = "too_much_memory"
+#: The process that decoded it died, and so did another one.
 CRASHED_DECODER = "crashed_decoder"
 #: The same answer is certain however often it is asked for. Of private addresses it is not: names come to others.
 FINAL = frozenset({FILTERED, "opt_out", "bad_url", CANNOT_BLUR, CRASHED_DECODER})

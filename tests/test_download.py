@@ -10,6 +10,7 @@ import gc
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -454,7 +455,7 @@ class Deadly(PictureHost):
 def test_a_picture_that_kills_is_found_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = DataDir.at(tmp_path / "data")
     with Deadly() as host:
-        content = make_content(SandboxSpec(parts=(0,), rows=40, failing=0, twisted=0), [host.url()], "")
+        content = make_content(SandboxSpec(parts=(0,), rows=80, failing=0, twisted=0), [host.url()], "")
         host.answers.update(content.answers)
         truths = list(content.truth)
         host.paths = frozenset(truths[row].path for row in (4, 11))
@@ -504,7 +505,7 @@ def test_the_tars_are_like_img2datasets_own(tmp_path: Path) -> None:
     host.answers.pop(truths[5].path)
     data = DataDir.at(tmp_path / "data")
     write_index(data, truths)
-    download_part(data, 0, OPTIONS)
+    result = download_part(data, 0, OPTIONS)
     with IndexPart.open(data.index(0)) as index:
         pq.write_table(listed(index, np.arange(len(truths))), tmp_path / "list.parquet")
     settings = {
@@ -531,6 +532,15 @@ def test_the_tars_are_like_img2datasets_own(tmp_path: Path) -> None:
     rows = {path: pq.read_table(path / "00000.parquet").sort_by("key").to_pylist() for path in (ours, theirs)}
     assert [row["status"] for row in rows[ours]] == [row["status"] for row in rows[theirs]]
     assert rows[ours][5]["status"] == "failed_to_download"
+    # And where an earlier version had img2dataset write them, they are looked through, not fetched again.
+    older = DataDir.at(tmp_path / "older")
+    shutil.copytree(data.root, older.root)
+    shutil.rmtree(older.tars(0))
+    shutil.copytree(theirs, older.tars(0))
+    PartFiles(older, 0).checked_tar(0, 0).unlink()
+    older.sidecar(0).unlink()
+    assert download_part(older, 0, OPTIONS) == result
+    assert stored(older) == stored(data)
 
 
 #: `img2dataset.download` as its users call it, with every byte kept.

@@ -33,6 +33,8 @@ _BUFFER_BYTES = 128 << 20
 _LOOKAHEAD = 4096
 _ROWS_AT_ONCE = 256
 _REPORT_SECONDS = 1.0
+#: Two threads make one engine.
+_MAKING = threading.Lock()
 #: So many samples that no host answered, and none that one did, are no samples' fault.
 _ENOUGH = 8
 
@@ -99,7 +101,8 @@ def _samples(table: Any) -> Iterator[Sample]:
 def _fetched(
     task: ShardTask, samples: Iterator[Sample]
 ) -> Iterator[tuple[Sample, FetchedPicture | PictureError | None]]:
-    engine = _engine(task.limits)
+    with _MAKING:
+        engine = _engine(task.limits)
     left_out = {*task.left_out}
     if task.probe is not None:
         samples = (sample for sample in samples if task.probe[0] <= sample[0] < task.probe[1])

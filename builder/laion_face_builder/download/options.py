@@ -9,7 +9,6 @@ from laion_face_builder.download.blur import JPEG_QUALITY
 from laion_face_builder.errors import OptionError
 from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.images.frames import RESIZE_MODES, Resizing
-from laion_face_builder.images.pictures import MAX_PIXELS
 from laion_face_builder.options import OptionFields, Transfer
 from laion_face_builder.parallel import cores
 from laion_face_builder.values import Range
@@ -57,22 +56,22 @@ class DownloadOptions:
     """
 
     processes_count: int = field(default_factory=_one_a_core)
-    concurrency: int = 256
+    concurrency: int = OptionFields.concurrency
     samples_per_shard: int = 10_000
-    timeout: float = 30.0
-    retries: int = 1
-    max_bytes: int = 32_000_000
-    max_pixels: int = MAX_PIXELS
-    per_host: int = 8
-    user_agent_token: str | None = None
-    resize_mode: str = "no"
-    image_size: int = 256
-    resize_only_if_bigger: bool = False
-    blur_faces: bool = False
+    timeout: float = OptionFields.timeout
+    retries: int = OptionFields.retries
+    max_bytes: int = OptionFields.max_bytes
+    max_pixels: int = OptionFields.max_pixels
+    per_host: int = OptionFields.per_host
+    user_agent_token: str | None = OptionFields.user_agent_token
+    resize_mode: str = OptionFields.resize_mode
+    image_size: int = OptionFields.image_size
+    resize_only_if_bigger: bool = OptionFields.resize_only_if_bigger
+    blur_faces: bool = OptionFields.blur_faces
     encode_format: str = "jpg"
     encode_quality: int | None = None
-    allow_private_hosts: bool = False
-    trust_proxy: bool = False
+    allow_private_hosts: bool = OptionFields.allow_private_hosts
+    trust_proxy: bool = OptionFields.trust_proxy
     ignore_space: bool = False
 
     def __post_init__(self) -> None:

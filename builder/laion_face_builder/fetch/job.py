@@ -158,10 +158,10 @@ class Job:
         return self.state is not JobState.ENDED
 
     def grow(self, count: int) -> bool:
-        """Counts bytes that arrive; False if the queue is full and somebody ahead of this job still has to come."""
+        """Counts bytes that arrive; False if the buffer is full and somebody ahead of this job still has to come."""
         self.size += count
         self.queue.arrived += count
-        return self.queue.held <= self.queue.max_bytes or self.number <= self.queue.head
+        return self.number <= self.queue.head or not self.queue.is_over_full
 
     def shrink(self) -> None:
         """Gives back the bytes of a body that is not kept."""

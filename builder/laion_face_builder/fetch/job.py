@@ -137,12 +137,13 @@ class JobState(Enum):
 class Job:
     """One picture on its way."""
 
-    __slots__ = ("course", "host", "number", "port", "queue", "size", "state", "task", "ticket", "timer")
+    __slots__ = ("course", "has_address", "host", "number", "port", "queue", "size", "state", "task", "ticket", "timer")
 
     def __init__(self, queue: StreamQueue, number: int, url: str) -> None:
         self.queue, self.number = queue, number
         self.course = Course(url)
         self.host, self.port = "", 0
+        self.has_address = False
         self.size = 0
         self.state = JobState.QUEUED
         self.task: asyncio.Task[None] | None = None

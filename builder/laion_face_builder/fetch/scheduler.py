@@ -21,6 +21,9 @@ from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.fetch.policy import Again, Later
 from laion_face_builder.fetch.stream_queue import StreamQueue
 
+#: Names that are looked up at once.
+_LOOKUPS = 512
+
 _LOG = logging.getLogger("laion_face")
 
 
@@ -38,6 +41,8 @@ class Scheduler:
         self._queues: list[StreamQueue] = []
         self._open: set[Job] = set()
         self._hosts: Hosts[Job] = Hosts(limits.per_host, limits.timeout, limits.longest_wait)
+        self._nameless: dict[str, list[Job]] = {}
+        self._lookups: set[asyncio.Task[None]] = set()
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._flying = 0
         self._is_stopped = False
@@ -68,15 +73,17 @@ class Scheduler:
         """Ends all jobs and waits until none is in flight."""
         self._is_stopped = True
         tasks = [job.task for job in self._open if job.task is not None]
+        for lookup in self._lookups:
+            lookup.cancel()
         for job in list(self._open):
             self._settle(job, cancelled())
         for timer in self._timers.values():
             timer.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, *self._lookups, return_exceptions=True)
 
     def schedule(self) -> None:
         """Starts what may start."""
-        while self._flying < self._limits.concurrency and not self._is_stopped:
+        while self._flying < self._limits.concurrency and len(self._lookups) < _LOOKUPS and not self._is_stopped:
             job = self._next_job()
             if job is None:
                 return
@@ -99,6 +106,9 @@ class Scheduler:
     def _enters(self, job: Job) -> bool:
         if self._flights.has_cache and not job.course.has_begun:
             return True  # kept pictures come whatever their host does
+        if not job.has_address and not self._flights.knows(job.host):
+            self._look_up(job)
+            return False
         try:
             is_in = self._hosts[job.host].enter(job, self._loop.time(), is_back=job.course.is_back)
         except PictureError as error:
@@ -108,6 +118,27 @@ class Scheduler:
             job.state = JobState.HELD
             self._watch(job.host)
         return is_in
+
+    def _look_up(self, job: Job) -> None:
+        """Has the job wait for its host's address. That takes no place in flight, and none of its time."""
+        job.state = JobState.HELD
+        waiting = self._nameless.setdefault(job.host, [])
+        waiting.append(job)
+        if len(waiting) == 1:
+            task = self._loop.create_task(self._resolve(job.host, job.port))
+            self._lookups.add(task)
+            task.add_done_callback(self._lookups.discard)
+
+    async def _resolve(self, host: str, port: int) -> None:
+        error = await self._flights.look_up(host, port)
+        self._lookups.discard(asyncio.current_task())
+        for job in self._nameless.pop(host):
+            if error is not None:
+                self._settle(job, error)
+            elif job.open:
+                job.has_address = True
+                self._queue(job)
+        self.schedule()
 
     async def _fly(self, job: Job) -> None:
         host = job.host
@@ -175,7 +206,7 @@ class Scheduler:
         self.schedule()
 
     def _aim(self, job: Job, url: str) -> bool:
-        job.course.url = url
+        job.course.url, job.has_address = url, False
         try:
             _, job.host, job.port = guard.split_url(url)
         except PictureError as error:

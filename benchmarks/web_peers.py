@@ -106,7 +106,7 @@ def download(settings: Settings) -> Got:
     command = [
         *(sys.executable, "-m", "laion_face_builder", "download", "20M", "--parts", "0", "--data-dir", settings.index),
         *("--allow-private-hosts", "--timeout", str(settings.timeout), "--retries", str(settings.retries)),
-        *("--processes", str(processes), "--threads", str(max(1, settings.in_flight // processes))),
+        *("--processes", str(processes), "--concurrency", str(settings.in_flight)),
         *("--samples-per-shard", str(_shard(settings))),
     ]
     code = subprocess.run(command, stdout=sys.stderr, check=False).returncode

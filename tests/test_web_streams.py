@@ -130,6 +130,17 @@ def test_all_streams_of_a_process_keep_within_one_set_of_bounds(world, how):
     assert not fetchers()
 
 
+@pytest.mark.parametrize("order", ["index", "arrival"])
+def test_who_takes_five_asks_for_few(world, order):
+    assert len(list(world.stream(order=order).take(5))) == 5
+    assert world.host.asked.total() <= 32 < len(world.ids)
+
+
+def test_who_wants_no_pictures_asks_for_none(world):
+    assert ids_of(world.stream(images="none")) == world.ids
+    assert not world.host.asked
+
+
 def ours_in(state: Any) -> dict[str, Any]:
     """Our own part of a state, under whatever datasets has wrapped around it."""
     while "part" not in state:

@@ -130,6 +130,14 @@ class Stream:
         """Whether `next_done` would answer at once."""
         return self._queue.has_done
 
+    def is_done_within(self, ticket: Ticket, seconds: float) -> bool:
+        """Whether the next ticket in order is done, now or after a wait."""
+        return self._queue.is_done_within(ticket, seconds)
+
+    def has_done_within(self, oldest: Ticket, seconds: float) -> bool:
+        """Whether `next_done` would answer at once, now or after a wait."""
+        return self._queue.has_done_within(oldest, seconds)
+
     def part_of(self, amount: int) -> int:
         """What this stream may have of an amount that is for all open streams of the fetcher; 1 at least."""
         return max(1, int(self._among.part_of(amount)))

@@ -10,6 +10,7 @@ import asyncio
 import os
 import threading
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from hashlib import sha256
@@ -96,6 +97,13 @@ class Ticket:
         if isinstance(self._outcome, FetchedPicture):
             return self._outcome
         raise self._outcome or cancelled()
+
+    def is_done_within(self, seconds: float) -> bool:
+        """Whether `result` would answer at once, now or after a wait."""
+        with suppress(TimeoutError):
+            if self._outcome is None:
+                self._wait(seconds)
+        return self._outcome is not None
 
     def cancel(self) -> None:
         """Ends the fetch, if it has not ended; `result` then raises CancelledError."""

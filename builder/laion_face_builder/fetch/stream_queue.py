@@ -11,7 +11,8 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable
-from queue import SimpleQueue
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 
 from laion_face_builder.fetch.job import FetchedPicture, Job, Ticket, refuse_in_child
 from laion_face_builder.fetch.sharing import OpenQueues
@@ -49,6 +50,7 @@ class StreamQueue:
         self._among = OpenQueues() if among is None else among
         self.by_arrival = by_arrival
         self.done: SimpleQueue[Ticket] = SimpleQueue()
+        self._next_done: Ticket | None = None
         self.max_bytes = max_bytes
         self.owner = os.getpid()
         self.arrived = self.taken = self.flying = 0
@@ -80,13 +82,28 @@ class StreamQueue:
     @property
     def has_done(self) -> bool:
         """Whether `next_done` would answer at once."""
-        return not self.done.empty()
+        return self._next_done is not None or not self.done.empty()
 
     def next_done(self, oldest: Ticket) -> Ticket:
         """Waits for any ticket that is done; each is given once. The oldest of all that were not is let through."""
         refuse_in_child(self.owner)
         self._let_through(oldest)
-        return self.done.get()
+        found, self._next_done = self._next_done, None
+        return found or self.done.get()
+
+    def is_done_within(self, ticket: Ticket, seconds: float) -> bool:
+        """Whether a ticket is done, now or after a wait; it is let through."""
+        self._let_through(ticket)
+        return ticket.is_done_within(seconds)
+
+    def has_done_within(self, oldest: Ticket, seconds: float) -> bool:
+        """Whether `next_done` would answer at once, now or after a wait."""
+        refuse_in_child(self.owner)
+        self._let_through(oldest)
+        if self._next_done is None:
+            with suppress(Empty):
+                self._next_done = self.done.get(timeout=seconds)
+        return self._next_done is not None
 
     def _let_through(self, ticket: Ticket) -> None:
         if not ticket.done():

@@ -103,7 +103,7 @@ def test_a_host_that_hangs_does_not_hold_up_what_is_behind_it() -> None:
 
 def test_slow_ones_come_last_and_hold_up_nobody() -> None:
     """One in ten hangs until it is given up; the rest, and what has no address, comes before."""
-    with HostileHost(address="0.0.0.0") as host, Fetcher(LIMITS) as fetcher:
+    with HostileHost(address="0.0.0.0") as host, Fetcher(replace(LIMITS, timeout=5)) as fetcher:
         urls = [host.url(f"/ok/{n}") if n % 10 else host.url("/silent", f"127.0.1.{n}") for n in range(200)]
         items = [None if n % 10 == 5 else url for n, url in enumerate(urls)]
         found = list(arriving(items, fetcher, url_of=lambda url: url, lookahead=64))
@@ -137,7 +137,7 @@ def test_fetching_goes_on_while_the_consumer_is_busy(
 ) -> None:
     before = host.asked.total()
     stream = either([host.url(f"/ok/{n}") for n in range(400)], fetcher, url_of=same, lookahead=100)
-    taken = [next(stream) for _ in range(16 + 32 + 64)]
+    taken = [next(stream) for _ in range(16 + 32 + 64 + 1)]
     assert wait_until(lambda: host.asked.total() - before >= len(taken) + 64)
     stream.close()
 

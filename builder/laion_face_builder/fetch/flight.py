@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from laion_face_builder.errors import PictureError
 from laion_face_builder.fetch import guard, policy
 from laion_face_builder.fetch.cache import PictureCache
-from laion_face_builder.fetch.exchange import NO_ROOM, Exchanges
+from laion_face_builder.fetch.exchange import Exchanges
 from laion_face_builder.fetch.lanes import FetchedPicture, Job
 from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.fetch.policy import Again
@@ -70,11 +70,9 @@ class Flights:
         if (seconds := course.share(self._limits)) <= 0:
             raise PictureError("timeout", f"{self._limits.timeout:g} s are over")
         try:
-            answer = await self._exchanges.get(course.url, job.host, job.port, seconds, job.grow)
+            answer = await self._exchanges.get(course.url, job.host, job.port, seconds, job)
         except PictureError as error:
             job.lane.learn(job.size)
-            if error.reason == NO_ROOM:
-                return Again(course.url)  # not the host's fault: neither a try nor time
             job.trouble = error.reason
             course.spent += time.monotonic() - began
             return policy.after_failure(course, error, self._limits)

@@ -21,6 +21,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 from laion_face_builder.errors import OptionError, PictureError
 from laion_face_builder.fetch.addresses import AddressRule, is_public
+from laion_face_builder.fetch.web_address import check_port
 
 __all__ = [
     "AddressRule",
@@ -34,8 +35,6 @@ __all__ = [
     "wire_url",
 ]
 
-#: Ports below 1024 that web servers use. The others belong to mail and the like, which a request could disturb.
-_LOW_PORTS = frozenset({80, 443, *range(81, 91)})
 _CONTROLS = re.compile(r"[\x00-\x20\x7f]")
 _PROXY_VARIABLES = ("https_proxy", "http_proxy", "all_proxy", "ftp_proxy")
 
@@ -70,16 +69,6 @@ def split_url(url: str) -> tuple[str, str, int]:
     port = {"http": 80, "https": 443}[scheme] if port is None else port
     check_port(port)
     return scheme, host, port
-
-
-def check_port(port: int) -> None:
-    """Refuses ports that are none, or another service's.
-
-    Raises:
-        PictureError: "bad_url".
-    """
-    if not 0 < port < 65536 or (port < 1024 and port not in _LOW_PORTS):
-        raise PictureError("bad_url", f"port {port} is not one that web servers use")
 
 
 def wire_url(url: str) -> str:

@@ -17,13 +17,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from laion_face_builder.errors import PictureError
-from laion_face_builder.fetch import guard
 from laion_face_builder.fetch.cache import PictureCache
 from laion_face_builder.fetch.flight import Flights
 from laion_face_builder.fetch.hosts import Hosts
 from laion_face_builder.fetch.lanes import FetchedPicture, Job, Lane, Outcome, cancelled
 from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.fetch.policy import Again
+from laion_face_builder.fetch.web_address import WebAddress
 
 _LOG = logging.getLogger("laion_face")
 
@@ -150,12 +150,12 @@ class FetchThread:
                 lane.push(job)
 
     def _aim(self, job: Job, url: str) -> bool:
-        job.course.url = url
         try:
-            _, job.host, job.port = guard.split_url(url)
+            address = WebAddress.parse(url)
         except PictureError as error:
             self._finish(job, error)
             return False
+        job.course.url, job.host, job.port = address.url, address.host, address.port
         return True
 
     def _end(self, lane: Lane, jobs: list[Job] | None) -> None:

@@ -21,10 +21,11 @@ from hostile_host import CERTIFICATE, HostileHost
 
 from laion_face_builder.errors import OptionError, PictureError
 from laion_face_builder.fetch.addresses import AddressRule
-from laion_face_builder.fetch.answers import asked_wait, opts_out
+from laion_face_builder.fetch.answers import asked_wait
 from laion_face_builder.fetch.fetcher import Fetcher
 from laion_face_builder.fetch.hosts import Hosts
 from laion_face_builder.fetch.limits import FetchLimits
+from laion_face_builder.fetch.opt_outs import refusal
 from laion_face_builder.options import OptionFields, Options
 
 LOOPBACK = AddressRule(also_public=("127.0.0.0/8",))
@@ -69,7 +70,7 @@ def test_a_picture_comes_as_it_is(host: HostileHost, fetcher: Fetcher) -> None:
     assert "compatible; laion-face; +https://" in host.agents[-1]
 
 
-@pytest.mark.parametrize("path", ["/more", "/chunked", "/gzip", "/gzip-lie", "/chain/5"])
+@pytest.mark.parametrize("path", ["/more", "/chunked", "/gzip", "/gzip-lie", "/chain/10"])
 def test_odd_answers_that_still_bring_the_picture(host: HostileHost, fetcher: Fetcher, path: str) -> None:
     assert fetcher.submit(host.url(path)).result(10).data == host.picture
 
@@ -91,10 +92,10 @@ def test_odd_answers_that_still_bring_the_picture(host: HostileHost, fetcher: Fe
         ("/headers", "too_large"),
         ("/short", "incomplete"),
         ("/reset", "reset"),
-        ("/garbage", "other"),
-        ("/bad-chunks", "reset"),
+        ("/garbage", "bad_response"),
+        ("/bad-chunks", "bad_response"),
         ("/loop", "redirects"),
-        ("/chain/6", "redirects"),
+        ("/chain/11", "redirects"),
         ("/nowhere", "bad_redirect"),
         ("/to?url=file:///etc/passwd", "bad_redirect"),
         ("/to?url=ftp://127.0.0.1/x.jpg", "bad_redirect"),
@@ -147,12 +148,12 @@ def test_private_addresses_are_refused_under_every_name(host: HostileHost, name:
 
 def test_the_address_is_checked_again_at_the_socket(host: HostileHost, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even if a check before were wrong, libcurl gets no socket to an address that is refused."""
-    from laion_face_builder.fetch import guard
+    from laion_face_builder.fetch import names
 
-    async def wrong(self: guard.Resolver, name: str, port: int) -> list[str]:
+    async def wrong(self: names.Resolver, name: str, port: int) -> list[str]:
         return ["127.0.0.1"]
 
-    monkeypatch.setattr(guard.Resolver, "resolve", wrong)
+    monkeypatch.setattr(names.Resolver, "resolve", wrong)
     before = host.asked.total()
     with Fetcher(replace(LIMITS, allow=AddressRule())) as fetcher:
         assert reason(fetcher, host.url("/ok", "pictures.invalid")) == "private_address"
@@ -161,12 +162,12 @@ def test_the_address_is_checked_again_at_the_socket(host: HostileHost, monkeypat
 
 def test_the_checked_address_is_the_one_connected_to(host: HostileHost, monkeypatch: pytest.MonkeyPatch) -> None:
     """A name that nobody else can resolve: the connection goes where our resolver said."""
-    from laion_face_builder.fetch import guard
+    from laion_face_builder.fetch import names
 
-    async def ours(self: guard.Resolver, name: str, port: int) -> list[str]:
+    async def ours(self: names.Resolver, name: str, port: int) -> list[str]:
         return ["127.0.0.1"]
 
-    monkeypatch.setattr(guard.Resolver, "resolve", ours)
+    monkeypatch.setattr(names.Resolver, "resolve", ours)
     with Fetcher(LIMITS) as fetcher:
         assert fetcher.submit(host.url("/ok", "pictures.invalid")).result(10).data == host.picture
 
@@ -224,8 +225,8 @@ def test_an_opt_out_of_a_redirect_is_not_the_pictures(host: HostileHost, fetcher
 
 
 def test_opt_outs_by_the_users_own_token(host: HostileHost) -> None:
-    assert opts_out(["mybot: noai"], "MyBot")
-    assert not opts_out(["laion-face: noai"], "MyBot")
+    assert refusal(["mybot: noai"], "MyBot")
+    assert not refusal(["laion-face: noai"], "MyBot")
     with Fetcher(replace(LIMITS, user_agent_token="MyBot")) as fetcher:
         assert reason(fetcher, host.url("/tag?v=mybot:%20noai")) == "opt_out"
         assert fetcher.submit(host.url("/tag?v=laion-face:%20noai")).result(10)
@@ -387,6 +388,7 @@ def test_nothing_is_said_at_the_end_of_a_process(host: HostileHost) -> None:
 import time
 from laion_face_builder.fetch.addresses import AddressRule
 from laion_face_builder.fetch.limits import FetchLimits
+from laion_face_builder.fetch.opt_outs import refusal
 from laion_face_builder.fetch.fetcher import Fetcher
 fetcher = Fetcher(FetchLimits(allow=AddressRule(allow_private=True), per_host=300))
 tickets = [fetcher.submit({host.url("/silent")!r}) for _ in range(200)]

@@ -35,7 +35,7 @@ class Answer:
 
     @property
     def is_success(self) -> bool:
-        """Whether the body is the picture that was asked for: any 2xx, but of parts (206) only one that is the whole."""
+        """Whether the body is what was asked for: any 2xx, but of parts (206) only one that is the whole."""
         return 200 <= self.status < 300 and (self.status != 206 or self._is_whole())
 
     def _is_whole(self) -> bool:

@@ -3,7 +3,7 @@
 Chosen by measurement, libcurl does it (benchmarks/README.md). What it is told not to do matters as much: no
 redirects, no proxy from the environment, no decompression, no cookies, no protocol but http and https.
 
-Law 7 holds at the socket: `Resolver` gives checked addresses, libcurl is pinned to them, and whatever address it
+Law 7 holds at the socket: `names.Resolver` gives checked addresses, libcurl is pinned to them, and whatever address it
 is about to connect to is checked once more when it asks for the socket.
 """
 
@@ -13,13 +13,10 @@ import asyncio
 import re
 from functools import partial
 
-import pycurl
-
-from laion_face_builder.errors import PictureError
 from laion_face_builder.fetch.answers import Answer
 from laion_face_builder.fetch.curl_loop import CurlLoop
-from laion_face_builder.fetch.guard import Resolver
 from laion_face_builder.fetch.limits import FetchLimits
+from laion_face_builder.fetch.names import Resolver
 from laion_face_builder.fetch.transfer import Intake, Transfer
 
 _LITERAL = re.compile(r"[0-9.]+|.*:.*")
@@ -35,10 +32,7 @@ class Exchanges:
 
     def __init__(self, limits: FetchLimits, resolver: Resolver) -> None:
         self._limits, self._resolver = limits, resolver
-        self._loop = asyncio.get_running_loop()
-        self._curls = CurlLoop(
-            limits.kept_connections, limits.max_wire_bytes, hears_of_sockets=limits.proxy is None
-        )
+        self._curls = CurlLoop(limits.kept_connections, limits.max_wire_bytes, hears_of_sockets=limits.proxy is None)
         self._idle: list[Transfer] = []
 
     async def get(self, url: str, host: str, port: int, seconds: float, intake: Intake) -> Answer:
@@ -97,9 +91,9 @@ class Exchanges:
             transfer.intake.hold(partial(self._go_on, transfer, exchange))
 
     async def _room(self, intake: Intake) -> None:
-        has_room: asyncio.Future[None] = self._loop.create_future()
-        intake.hold(lambda: has_room.done() or has_room.set_result(None))
-        await has_room
+        has_room = asyncio.Event()
+        intake.hold(has_room.set)
+        await has_room.wait()
 
     async def _pinned(self, host: str, port: int) -> list[str]:
         addresses = await self._resolver.resolve(host, port)

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 
 from laion_face_builder.fetch.cache import PictureCache
 from laion_face_builder.fetch.curl_loop import WORKING
-from laion_face_builder.fetch.lanes import FetchedPicture, Lane, Ticket
+from laion_face_builder.fetch.job import FetchedPicture, Ticket
 from laion_face_builder.fetch.limits import FetchLimits
+from laion_face_builder.fetch.stream_queue import StreamQueue
 from laion_face_builder.fetch.thread import FetchThread
 
 __all__ = ["FetchedPicture", "Fetcher", "Ticket"]
@@ -33,26 +34,27 @@ class Fetcher:
         self.limits, self._cache = limits, cache
         self._lock = threading.Lock()
         self._thread: FetchThread | None = None
-        self._lane: Stream | None = None
+        self._singles: Stream | None = None
         self._stop: weakref.finalize[[], Fetcher] | None = None
         _ALL.add(self)
 
     def submit(self, url: str) -> Ticket:
         """Starts fetching `url`. What is wrong with it shows in the ticket's result; nothing bounds unread results."""
-        return self._lane_of_all().submit([url])[0]
+        return self._singles_stream().submit([url])[0]
 
-    def stream(self, max_buffer_bytes: float) -> Stream:
-        """A queue of its own for one consumer that takes pictures in order.
+    def stream(self, max_buffer_bytes: float, *, by_arrival: bool = False) -> Stream:
+        """A queue of its own for one consumer.
 
         Args:
-            max_buffer_bytes: of bodies that are arriving or wait to be taken; whichever is next in order always comes.
+            max_buffer_bytes: of bodies that are arriving or wait to be taken; the one that is waited for always comes.
+            by_arrival: whether the consumer takes whatever is done (`Stream.next_done`), not the next in order.
         """
-        return Stream(self._running(), max_buffer_bytes)
+        return Stream(self._running(), max_buffer_bytes, by_arrival=by_arrival)
 
     def close(self) -> None:
         """Ends all that is under way, every connection and the thread. Another `submit` starts anew."""
         with self._lock:
-            stop, self._stop, self._thread, self._lane = self._stop, None, None, None
+            stop, self._stop, self._thread, self._singles = self._stop, None, None, None
         if stop is not None:
             stop()
 
@@ -76,12 +78,12 @@ class Fetcher:
                 self._stop = weakref.finalize(self, self._thread.close)
             return self._thread
 
-    def _lane_of_all(self) -> Stream:
+    def _singles_stream(self) -> Stream:
         thread = self._running()
         with self._lock:
-            if self._lane is None:
-                self._lane = Stream(thread, float("inf"))
-            return self._lane
+            if self._singles is None:
+                self._singles = Stream(thread, float("inf"))
+            return self._singles
 
     def _before_fork(self) -> None:
         if self._thread is not None:
@@ -94,36 +96,47 @@ class Fetcher:
             # Freed, it would say goodbye on connections that are the parent's. So it stays, whatever happens.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
         self._lock = threading.Lock()
-        self._stop, self._thread, self._lane = None, None, None
+        self._stop, self._thread, self._singles = None, None, None
 
 
 class Stream:
-    """One consumer's queue: submit in order, take in order."""
+    """One consumer's queue: submit in order; take in order, or as it comes."""
 
-    def __init__(self, thread: FetchThread, max_bytes: float) -> None:
+    def __init__(self, thread: FetchThread, max_bytes: float, *, by_arrival: bool = False) -> None:
         self._thread = thread
-        self._lane = Lane(thread.end, thread.wake, max_bytes)
-        self._next = 0
+        self._queue = StreamQueue(thread.end, thread.wake, thread.pause, max_bytes, by_arrival=by_arrival)
 
     def submit(self, urls: Sequence[str]) -> list[Ticket]:
         """Starts fetching all of these; one call for many is cheaper than many."""
-        jobs = [self._lane.make_job(url) for url in urls]
+        jobs = [self._queue.make_job(url) for url in urls]
         self._thread.submit(jobs)
         return [job.ticket for job in jobs]
 
     @property
     def is_full(self) -> bool:
         """Whether the buffer has no room for more."""
-        return self._lane.is_stalled
+        return self._queue.is_stalled
+
+    @property
+    def has_done(self) -> bool:
+        """Whether `next_done` would answer at once."""
+        return self._queue.has_done
+
+    def next_done(self, oldest: Ticket) -> Ticket:
+        """Waits for a ticket that is done and was not given before; for streams by arrival.
+
+        Args:
+            oldest: the first of those that were not yet given; it comes even if the buffer has no room.
+        """
+        return self._queue.next_done(oldest)
 
     def take(self, ticket: Ticket) -> FetchedPicture:
-        """Waits for the next ticket in the order of submission. Raises as `Ticket.result`."""
-        self._next += 1
-        return self._lane.take(ticket, self._next)
+        """Waits for a ticket, the next in order or one that `next_done` gave. Raises as `Ticket.result`."""
+        return self._queue.take(ticket)
 
     def close(self) -> None:
         """Ends what is under way."""
-        self._lane.post_end(None)
+        self._queue.post_end(None)
 
 
 _ALL: weakref.WeakSet[Fetcher] = weakref.WeakSet()

@@ -7,11 +7,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from laion_face_builder.errors import PictureError
-from laion_face_builder.fetch import guard, policy
+from laion_face_builder.fetch import policy
 from laion_face_builder.fetch.cache import PictureCache
 from laion_face_builder.fetch.exchange import Exchanges
-from laion_face_builder.fetch.lanes import FetchedPicture, Job
+from laion_face_builder.fetch.job import FetchedPicture, Job
 from laion_face_builder.fetch.limits import FetchLimits
+from laion_face_builder.fetch.names import Resolver
 from laion_face_builder.fetch.policy import Again
 from laion_face_builder.images import pictures, quick_check
 
@@ -32,7 +33,7 @@ class Flights:
         self._limits, self._cache = limits, cache
         self._loop = asyncio.get_running_loop()
         patience = min(_LONGEST_LOOKUP, limits.timeout / (1 + limits.retries))
-        self._resolver = guard.Resolver(allow=limits.allow, timeout=patience)
+        self._resolver = Resolver(allow=limits.allow, timeout=patience)
         self._exchanges = Exchanges(limits, self._resolver)
         self._helpers = ThreadPoolExecutor(_HELPERS, thread_name_prefix="laion-face-check")
 
@@ -66,17 +67,17 @@ class Flights:
         return [self, *self._exchanges.inherited()]
 
     async def _exchange(self, job: Job) -> bytes | Again:
-        course, began = job.course, time.monotonic()
+        course, began, job.paused_for = job.course, time.monotonic(), 0.0
         if (seconds := course.share(self._limits)) <= 0:
             raise PictureError("timeout", f"{self._limits.timeout:g} s are over")
         try:
             answer = await self._exchanges.get(course.url, job.host, job.port, seconds, job)
         except PictureError as error:
-            job.lane.learn(job.size)
+            job.queue.learn(job.size)
             job.trouble = error.reason
-            course.spent += time.monotonic() - began
+            course.spent += time.monotonic() - began - job.paused_for
             return policy.after_failure(course, error, self._limits)
-        course.spent += time.monotonic() - began
+        course.spent += time.monotonic() - began - job.paused_for
         return policy.after_answer(course, answer, self._limits)
 
     async def _checked(self, job: Job, data: bytes) -> FetchedPicture:
@@ -84,7 +85,7 @@ class Flights:
         if picture is None:
             picture = await self._loop.run_in_executor(self._helpers, self._inspect, data)
         job.grow(len(data) - job.size)  # it may have come packed
-        job.lane.learn(len(data))
+        job.queue.learn(len(data))
         if self._cache is not None:
             await self._loop.run_in_executor(self._helpers, self._cache.put, job.course.origin, picture)
         return FetchedPicture(picture)

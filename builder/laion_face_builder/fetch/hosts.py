@@ -64,6 +64,10 @@ class Hosts(Generic[Job]):
         host.busy += 1
         return True
 
+    def rejoin(self, name: str) -> None:
+        """Takes a connection that was given back while its body waited, whatever the bound."""
+        self._hosts.setdefault(name, _Host()).busy += 1
+
     def leave(self, name: str, reason: str = "") -> None:
         """Gives the connection back and says how it went ("" for any answer)."""
         host = self._hosts[name]

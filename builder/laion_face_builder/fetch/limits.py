@@ -96,7 +96,7 @@ class FetchLimits:
 
     @property
     def max_wire_bytes(self) -> int:
-        """Of one answer with all that is wrapped around it: TLS, and chunks of a few hundred bytes, take some per cent."""
+        """Of one answer with all that is wrapped around it: TLS and chunks take a few per cent."""
         return self.max_bytes + self.max_bytes // 4 + self.max_header_bytes + (1 << 20)
 
     @property

@@ -1,6 +1,6 @@
 """The fetcher's thread: its event loop, and who may start when.
 
-A job starts when four things are there at once: its turn in its lane, room in the lane's buffer, a free place in
+A job starts when four things are there at once: its turn in its queue, room in the queue's buffer, a free place in
 flight, and a free connection to its host. Nothing is held while waiting for the rest, so no two streams can block each
 other. Handing over between threads is batched: a burst of submissions wakes the loop once, and results are plain
 attributes that the consumer finds without a lock.
@@ -17,12 +17,14 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from laion_face_builder.errors import PictureError
+from laion_face_builder.fetch import faults
 from laion_face_builder.fetch.cache import PictureCache
 from laion_face_builder.fetch.flight import Flights
 from laion_face_builder.fetch.hosts import Hosts
-from laion_face_builder.fetch.lanes import FetchedPicture, Job, Lane, Outcome, cancelled
+from laion_face_builder.fetch.job import FetchedPicture, Job, Outcome, cancelled
 from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.fetch.policy import Again
+from laion_face_builder.fetch.stream_queue import StreamQueue
 from laion_face_builder.fetch.web_address import WebAddress
 
 _LOG = logging.getLogger("laion_face")
@@ -35,7 +37,7 @@ class FetchThread:
         self._limits, self._cache, self._owner = limits, cache, os.getpid()
         self._inbox: deque[Callable[[], object]] = deque()
         self._is_called = False
-        self._lanes: list[Lane] = []
+        self._queues: list[StreamQueue] = []
         self._open: set[Job] = set()
         self._hosts: Hosts[Job] = Hosts(limits.per_host)
         self._flying = 0
@@ -61,18 +63,18 @@ class FetchThread:
                 self._loop.call_soon_threadsafe(self._work)
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Takes jobs of one lane."""
+        """Takes jobs of one queue."""
         self.post(lambda: self._accept(jobs))
         if self._ended:
             for job in jobs:
                 job.ticket.settle(cancelled())
 
-    def end(self, lane: Lane, jobs: list[Job] | None) -> None:
-        """Ends jobs of a lane; with None all of them, and the lane."""
-        self.post(lambda: self._end(lane, jobs))
+    def end(self, queue: StreamQueue, jobs: list[Job] | None) -> None:
+        """Ends jobs of a queue; with None all of them, and the queue."""
+        self.post(lambda: self._end(queue, jobs))
 
     def wake(self) -> None:
-        """Looks at the lanes again: a consumer has made room."""
+        """Looks at the queues again: a consumer has made room."""
         self.post(self._schedule)
 
     def close(self) -> None:
@@ -139,15 +141,15 @@ class FetchThread:
 
     def _accept(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
-            lane = job.lane
-            if lane.closed or self._stop:
+            queue = job.queue
+            if queue.closed or self._stop:
                 job.ticket.settle(cancelled())
                 continue
-            if lane not in self._lanes:
-                self._lanes.append(lane)
+            if queue not in self._queues:
+                self._queues.append(queue)
             self._open.add(job)
             if self._aim(job, job.course.url):
-                lane.push(job)
+                queue.push(job)
 
     def _aim(self, job: Job, url: str) -> bool:
         try:
@@ -155,35 +157,39 @@ class FetchThread:
         except PictureError as error:
             self._finish(job, error)
             return False
+        except Exception as error:
+            self._finish(job, faults.counted(error, url))
+            return False
         job.course.url, job.host, job.port = address.url, address.host, address.port
         return True
 
-    def _end(self, lane: Lane, jobs: list[Job] | None) -> None:
+    def _end(self, queue: StreamQueue, jobs: list[Job] | None) -> None:
         if jobs is None:
-            lane.closed = True
-            jobs = [job for job in self._open if job.lane is lane]
-            self._lanes = [other for other in self._lanes if other is not lane]
+            queue.closed = True
+            jobs = [job for job in self._open if job.queue is queue]
+            self._queues = [other for other in self._queues if other is not queue]
         for job in jobs:
             self._finish(job, cancelled())
 
     def _schedule(self) -> None:
+        self._resume()
         while self._flights is not None and self._flying < self._limits.concurrency and not self._stop:
             job = self._next_job()
             if job is None:
                 return
             self._flying += 1
-            job.lane.flying += 1
+            job.queue.flying += 1
             job.task = self._loop.create_task(self._fly(self._flights, job))
 
     def _next_job(self) -> Job | None:
-        for _ in range(len(self._lanes)):
-            lane = self._lanes[0]
-            while (job := lane.first()) is not None:
-                lane.pop_first()
+        for _ in range(len(self._queues)):
+            queue = self._queues[0]
+            while (job := queue.first()) is not None:
+                queue.pop_first()
                 if self._enters(job):
                     return job
-            # Round robin: a lane that can start nothing gives its turn away.
-            self._lanes.append(self._lanes.pop(0))
+            # Round robin: a queue that can start nothing gives its turn away.
+            self._queues.append(self._queues.pop(0))
         return None
 
     def _enters(self, job: Job) -> bool:
@@ -192,6 +198,20 @@ class FetchThread:
         except PictureError as error:
             self._finish(job, error)
             return False
+
+    def pause(self, job: Job) -> None:
+        """For a queue: the rest of this job's body waits for room, and others may start meanwhile."""
+        self._flying -= 1
+        self._hosts.leave(job.host, "paused")
+        # Soon, not now: libcurl is at work. By then the consumer may have moved on, before it saw that somebody waits.
+        self.post(lambda: self._release(job.host))
+
+    def _resume(self) -> None:
+        for queue in self._queues:
+            while (job := queue.resumable()) is not None:
+                self._flying += 1
+                self._hosts.rejoin(job.host)
+                job.resume()
 
     async def _fly(self, flights: Flights, job: Job) -> None:
         host, job.trouble = job.host, ""
@@ -204,13 +224,15 @@ class FetchThread:
             job.trouble = "cancelled"
             step = cancelled()
         except Exception as error:
-            # A fault of ours must not leave somebody waiting for ever.
-            _LOG.exception("fetching %s", job.course.url)
-            step = error
-        self._flying -= 1
-        job.lane.flying -= 1
+            job.trouble = "internal"
+            step = faults.counted(error, job.course.url)
+        job.queue.flying -= 1
         job.task = None
-        self._hosts.leave(host, job.trouble)
+        if job.is_paused:
+            job.go_on = None
+        else:
+            self._flying -= 1
+            self._hosts.leave(host, job.trouble)
         if isinstance(step, Again):
             self._come_back(job, step)
         else:
@@ -219,9 +241,9 @@ class FetchThread:
         self._schedule()
 
     def _release(self, host: str) -> None:
-        for waiting in self._hosts.freed(host, lambda job: job.open and job.lane.has_room(job)):
+        for waiting in self._hosts.freed(host, lambda job: job.open and job.queue.has_room(job)):
             if waiting.open:
-                waiting.lane.push_back(waiting)
+                waiting.queue.push_back(waiting)
 
     def _come_back(self, job: Job, again: Again) -> None:
         job.shrink()
@@ -231,12 +253,12 @@ class FetchThread:
             job.course.spent += again.pause
             job.timer = self._loop.call_later(again.pause, self._return, job)
         else:
-            job.lane.push_back(job)
+            job.queue.push_back(job)
 
     def _return(self, job: Job) -> None:
         job.timer = None
         if job.open:
-            job.lane.push_back(job)
+            job.queue.push_back(job)
             self._schedule()
 
     def _finish(self, job: Job, outcome: Outcome) -> None:

@@ -13,7 +13,8 @@ from contextlib import suppress
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from laion_face_builder.fetch.guard import AddressRule, Resolver
+from laion_face_builder.fetch.guard import AddressRule
+from laion_face_builder.fetch.names import Resolver
 from laion_face_builder.proxy.exchange import Exchange, Streams, connected
 from laion_face_builder.proxy.limits import PIECE, ProxyLimits, Turns
 from laion_face_builder.proxy.wire import Refusal, Request

@@ -6,8 +6,8 @@ import errno
 
 import pycurl
 
-#: As curl/curl.h has it; pycurl gives it no name.
-_WEIRD_SERVER_REPLY = 8
+#: As curl/curl.h has them; pycurl gives them no names. The second is said of endless header lines.
+_WEIRD_SERVER_REPLY, _TOO_LARGE = 8, 100
 _NAMES = {
     pycurl.E_URL_MALFORMAT: "bad_url",
     pycurl.E_COULDNT_RESOLVE_HOST: "dns",
@@ -21,6 +21,7 @@ _NAMES = {
     # HTTP of before 1.0, or no HTTP at all; a NUL in a header.
     pycurl.E_UNSUPPORTED_PROTOCOL: "bad_response",
     _WEIRD_SERVER_REPLY: "bad_response",
+    _TOO_LARGE: "too_large",
 }
 _UNREACHABLE = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EADDRNOTAVAIL)
 #: OpenSSL's X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT, …_LOCALLY and X509_V_ERR_UNABLE_TO_VERIFY_LEAF_SIGNATURE: nobody

@@ -61,12 +61,17 @@ def _first(value: str, token: str, honoured: Collection[str]) -> str:
 
 def _is_over(date: str) -> bool:
     """Whether a date (RFC 822, 850 or ISO 8601) has passed. What is no date never does."""
-    for read in (parsedate_to_datetime, datetime.fromisoformat):
+    for read in (_iso, parsedate_to_datetime):
         try:
-            when = read(date.upper().replace("Z", "+00:00") if read is datetime.fromisoformat else date)
+            when = read(date)
         except (ValueError, TypeError, OverflowError):
             continue
         if when.tzinfo is None:
             when = when.replace(tzinfo=timezone.utc)
         return when.timestamp() <= time.time()
     return False
+
+
+def _iso(date: str) -> datetime:
+    # Python 3.10 does not know "Z".
+    return datetime.fromisoformat(date.upper().replace("Z", "+00:00"))

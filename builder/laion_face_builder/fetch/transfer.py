@@ -91,7 +91,7 @@ class Transfer:
         if self._failure is not None:
             raise self._failure
         if number:
-            raise PictureError(name_of(self.curl, number), self.curl.errstr())
+            raise PictureError(name_of(self.curl, number), self.curl.errstr() or f"libcurl's error {number}")
         return Answer(int(self.curl.getinfo(pycurl.RESPONSE_CODE)), self._headers, self._body.finish())
 
     def _on_connect(self, _purpose: int, where: tuple[int, int, int, tuple[object, ...]]) -> socket.socket | int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gzip
 import io
 import socket
 import ssl
@@ -159,6 +160,11 @@ class HostileHost:
     def _do_sized(self, _c: object, query: dict[str, str], *_: object) -> bytes:
         """A picture of exactly so many bytes."""
         return message(self.picture + bytes(int(query["bytes"]) - len(self.picture)))
+
+    def _do_packed(self, _c: object, query: dict[str, str], *_: object) -> bytes:
+        """The same, in next to no bytes."""
+        body = gzip.compress(self.picture + bytes(int(query["bytes"]) - len(self.picture)))
+        return message(body, "Content-Encoding: gzip")
 
     def _do_status(self, _c: object, query: dict[str, str], *_: object) -> bytes:
         return message(b"", status=f"{query['code']} Whatever")

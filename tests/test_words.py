@@ -46,8 +46,8 @@ FLOORS = [
     "publish",
 ]
 GROUND = {
-    *("children", "errors", "files", "forecast", "layout", "parallel", "progress", "progress_bar", "schema", "shown"),
-    "values",
+    *("answers", "children", "distribute", "engines", "errors", "files", "forecast", "layout", "parallel", "progress"),
+    *("progress_bar", "schema", "shown", "values"),
 }
 
 

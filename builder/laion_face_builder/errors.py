@@ -14,6 +14,7 @@ LaionFaceError
 ├── StateConflict          going on would throw away, or mix, what took days to make
 ├── PublishError           the place that is published to refuses, or cannot be reached
 ├── DownloadError          img2dataset ended without finishing its part
+├── WorkerDied             a worker process ended without an answer to its task
 ├── PictureError           one picture cannot be used; `reason` is its short name in the counts
 └── TransformError         a face or a picture that cannot be cropped, aligned or drawn (also a ValueError)
 """
@@ -104,6 +105,10 @@ class PublishError(LaionFaceError):
 
 class DownloadError(LaionFaceError):
     """img2dataset ended without finishing its part."""
+
+
+class WorkerDied(LaionFaceError):
+    """A worker process ended without an answer: killed, out of memory, or a library crashed it."""
 
 
 class PictureError(LaionFaceError):

@@ -41,7 +41,7 @@ class Body:
         self._coding = ""
         self._packed: bytes | None = None
         self._unpacker: zlib._Decompress | None = None
-        self._is_behind = False
+        self._is_cut = False
 
     def begin(self, headers: Iterable[bytes]) -> None:
         """Reads from an answer's headers how its body is packed."""
@@ -67,6 +67,11 @@ class Body:
         self._packed += piece
         return (self._unpacker is None and len(self._packed) < _START) or self.drain()
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether some of what has arrived is not unpacked yet."""
+        return self._unpacker is not None and not self._unpacker.eof and bool(self._packed or self._is_cut)
+
     def drain(self) -> bool:
         """Goes on unpacking; False if there is no room for what comes out.
 
@@ -78,17 +83,19 @@ class Body:
             if self._unpacker is None:
                 start, self._packed = self._packed, None
                 return self._keep(start)
-        while self._unpacker is not None and (self._packed or self._is_behind) and not self._unpacker.eof:
+        while self._unpacker is not None and self.is_behind:
             if not self._unpack_step(self._unpacker):
                 return False
         return True
 
     def finish(self) -> bytes:
-        """The whole body, once `drain` has said True.
+        """The whole body, once it is not behind.
 
         Raises:
-            PictureError: "truncated".
+            PictureError: "truncated", and as `drain`.
         """
+        if self._packed and self._unpacker is None:
+            self.drain()  # it is shorter than what was waited for
         if self._unpacker is not None and not self._unpacker.eof:
             raise PictureError("truncated", "the packed body ends early")
         return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
@@ -111,7 +118,7 @@ class Body:
         except zlib.error as error:
             raise PictureError("content_coding", f"{self._coding}: {error}") from None
         self._packed = unpacker.unconsumed_tail
-        self._is_behind = len(piece) == _STEP  # all may be in, and not yet out
+        self._is_cut = len(piece) == _STEP  # all may be in, and not yet out
         return self._keep(piece)
 
     def _keep(self, piece: bytes) -> bool:

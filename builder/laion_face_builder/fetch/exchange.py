@@ -54,8 +54,9 @@ class Exchanges:
         transfer = self._idle.pop() if self._idle else Transfer(self._limits, self._curls.socket_opened, self._hold)
         transfer.prepare(url, pinned, intake)
         number = await self._curls.perform(transfer.curl, seconds)
-        while not transfer.drain():
+        while number == 0 and transfer.is_behind:
             await self._room(intake)
+            transfer.drain()
         # Not reached when this was cancelled: a handle in an unknown state is not used again.
         try:
             return transfer.answer(number)

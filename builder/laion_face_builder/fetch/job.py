@@ -150,10 +150,10 @@ class Job:
         return self.number < other.number
 
     def grow(self, count: int) -> bool:
-        """Counts bytes that arrive; False if the queue is full and somebody ahead of this job still has to come."""
+        """Counts bytes that arrive; False if the buffer is full and somebody ahead of this job still has to come."""
         self.size += count
         self.queue.arrived += count
-        return self.queue.held <= self.queue.max_bytes or self.number <= self.queue.head
+        return self.number <= self.queue.head or not self.queue.is_over_full
 
     @property
     def is_paused(self) -> bool:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 
 from laion_face_builder.fetch.job import FetchedPicture, Job, Ticket, refuse_in_child
+from laion_face_builder.fetch.sharing import OpenQueues
 
 #: What a picture may weigh as long as none of the queue has come in.
 _FIRST_GUESS = 100_000.0
@@ -35,12 +36,21 @@ class StreamQueue:
         pause: takes the place in flight from a job whose body waits for room.
         max_bytes: of bodies that are arriving or wait to be taken. The job that is waited for is let through always.
         by_arrival: whether tickets are taken as they are done.
+        among: the open queues that share `max_bytes` with this one.
     """
 
     def __init__(
-        self, end: _End, wake: _Wake, pause: _Pause, max_bytes: float = math.inf, *, by_arrival: bool = False
+        self,
+        end: _End,
+        wake: _Wake,
+        pause: _Pause,
+        max_bytes: float = math.inf,
+        *,
+        by_arrival: bool = False,
+        among: OpenQueues | None = None,
     ) -> None:
         self._end, self._wake, self._pause = end, wake, pause
+        self._among = OpenQueues() if among is None else among
         self.by_arrival = by_arrival
         self.done: SimpleQueue[Ticket] = SimpleQueue()
         self.max_bytes = max_bytes
@@ -110,7 +120,7 @@ class StreamQueue:
         """Takes out the first of those that wait, if there is room for more of its body."""
         while self._paused and not (self._paused[0].open and self._paused[0].is_paused):
             heapq.heappop(self._paused)
-        if self._paused and (self.held < self.max_bytes or self._paused[0].number <= self.head):
+        if self._paused and (not self.is_over_full or self._paused[0].number <= self.head):
             return heapq.heappop(self._paused)
         return None
 
@@ -136,8 +146,15 @@ class StreamQueue:
 
     def has_room(self, job: Job) -> bool:
         """Whether what is held, what is still to come in and this job's body would fit."""
-        expected = (self.flying + 1) * self.expected
-        return self.held + expected <= self.max_bytes or job.number <= self.head
+        if job.number <= self.head:
+            return True
+        here = self.held + (self.flying + 1) * self.expected
+        return here <= self._among.part_of(self.max_bytes) and self._among.expected + self.expected <= self.max_bytes
+
+    @property
+    def is_over_full(self) -> bool:
+        """Whether more is held than there is room for, here and in the queues that share it."""
+        return max(self.held, self._among.held) > self.max_bytes
 
     def learn(self, size: int) -> None:
         """The size of a body that came in whole."""

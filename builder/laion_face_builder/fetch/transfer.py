@@ -71,6 +71,11 @@ class Transfer:
         self.exchange += 1
         del self.intake, self._body, self._headers, self._failure
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether something has arrived that waits for room."""
+        return self._failure is None and self._body.is_behind
+
     def drain(self) -> bool:
         """Goes on with what has arrived; False if there is still no room. A failure shows in `answer`."""
         try:

@@ -19,7 +19,9 @@ from PIL import Image, ImageFile
 
 from laion_face_builder.errors import PictureError
 from laion_face_builder.images import containers
+from laion_face_builder.images.directories import check_exif, exif_of
 from laion_face_builder.images.strict_pillow import STRICT
+from laion_face_builder.images.structure import check_pixels, check_structure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,8 +30,6 @@ if TYPE_CHECKING:
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 #: Below the size at which Pillow warns of decompression bombs (89 million), so what passes does not warn later.
 MAX_PIXELS = 64_000_000
-#: A progressive JPEG has about ten scans. Thousands of them over a large frame decode for hours from a few megabytes.
-_MAX_SCANS = 256
 
 _TURNS: dict[object, int] = {turn: turn for turn in range(2, 9)}
 #: What undoes each orientation. 6 and 8 undo each other, the others themselves.
@@ -71,7 +71,8 @@ def inspect(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Picture:
     any thread is in here, and set again afterwards.
 
     Raises:
-        PictureError: "empty", "not_an_image", "too_many_pixels", "truncated" or "undecodable".
+        PictureError: "empty", "not_an_image", "too_many_pixels", "too_much_metadata", "slow_decode", "truncated" or
+            "undecodable".
     """
     with STRICT:
         image = _opened(data, max_pixels)
@@ -138,7 +139,10 @@ def _orientation(image: ImageFile.ImageFile) -> int:
     try:
         if image.format == "TIFF" and containers.ORIENTATION_TAG in getattr(image, "tag_v2", ()):
             return 1
+        check_exif(exif_of(image.info))
         return _TURNS.get(image.getexif().get(containers.ORIENTATION_TAG), 1)
+    except PictureError:
+        raise
     except Exception:  # Pillow's EXIF reader raises anything on broken blocks, also from inside `datasets`
         return 0
 
@@ -185,14 +189,15 @@ def _opened(data: bytes, max_pixels: int | None) -> ImageFile.ImageFile:
     factory = next((factory for factory, accept in _plugins() if _accepts(accept, data[:16])), None)
     if factory is None:
         raise PictureError("not_an_image", f"starts with {data[:16]!r}")
-    _check_pixels(_webp_size(data), max_pixels)
-    if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > _MAX_SCANS:
-        raise PictureError("undecodable", f"a JPEG with more than {_MAX_SCANS} scans")
+    # Above twice Image.MAX_IMAGE_PIXELS, which is the user's to set, `datasets.Image()` fails.
+    pillows = 2 * Image.MAX_IMAGE_PIXELS if Image.MAX_IMAGE_PIXELS else None
+    most = min((limit for limit in (max_pixels, pillows) if limit is not None), default=None)
+    check_structure(data, most)
     try:
         image = factory(BytesIO(data), "")
     except Exception as error:  # as in inspect
         raise _refusal(error) from error
-    _check_pixels(image.size, max_pixels)
+    check_pixels(image.size, most)
     return image
 
 
@@ -200,26 +205,6 @@ def _accepts(accept: Callable[[bytes], object], start: bytes) -> bool:
     answer = accept(start)
     # A string says that this Pillow was built without the format's library.
     return bool(answer) and not isinstance(answer, str)
-
-
-def _check_pixels(size: tuple[int, int], max_pixels: int | None) -> None:
-    # Above twice Image.MAX_IMAGE_PIXELS, which is the user's to set, `datasets.Image()` fails.
-    pillows = 2 * Image.MAX_IMAGE_PIXELS if Image.MAX_IMAGE_PIXELS else None
-    bound = min((limit for limit in (max_pixels, pillows) if limit is not None), default=None)
-    if bound is not None and size[0] * size[1] > bound:
-        raise PictureError("too_many_pixels", f"{size[0]} x {size[1]}, more than {bound}")
-
-
-def _webp_size(data: bytes) -> tuple[int, int]:
-    """The canvas of a WebP, (0, 0) for all else: older Pillows take the memory for it when they open the file."""
-    if data[:4] != b"RIFF" or len(data) < 30:
-        return 0, 0
-    if data[12:16] == b"VP8X":
-        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
-    if data[12:16] == b"VP8L":
-        bits = int.from_bytes(data[21:25], "little")
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
 
 
 def _refusal(error: Exception) -> PictureError:

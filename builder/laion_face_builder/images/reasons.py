@@ -15,6 +15,14 @@ FILTERED = "filtered"
 NOT_DOWNLOADED = "not_downloaded"
 #: Its faces are to be blurred, and nobody knows where in this picture they are.
 CANNOT_BLUR = "cannot_blur"
+#: A file with more comments, chunks, directories or the like than a picture has.
+TOO_MUCH_METADATA = "too_much_metadata"
+#: Decoding it takes, or would take, longer than a picture may.
+SLOW_DECODE = "slow_decode"
+#: Decoding it takes more memory than a picture of its size may.
+TOO_MUCH_MEMORY = "too_much_memory"
+#: The process that decoded it died, and so did another one.
+CRASHED_DECODER = "crashed_decoder"
 #: The same answer is certain however often it is asked for.
 FINAL = frozenset({FILTERED, "opt_out", "bad_url", "private_address", CANNOT_BLUR})
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
+from enum import Enum
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -125,23 +126,35 @@ class Ticket:
             raise TimeoutError(f"no picture within {timeout:g} s")
 
 
+class JobState(Enum):
+    """Where a job stands."""
+
+    QUEUED = "in its stream's queue"
+    HELD = "in its host's queue"
+    FLYING = "under way"
+    WAITING = "its body waits for room: it takes no place in flight and none of its host's connections"
+    PAUSED = "between two tries"
+    ENDED = "settled"
+
+
 class Job:
     """One picture on its way."""
 
     __slots__ = (
-        *("course", "go_on", "host", "number", "open", "paused_at", "paused_for", "port", "queue", "size", "task"),
-        *("ticket", "timer", "trouble"),
+        *("_go_on", "_waits_since", "course", "host", "number", "port", "queue", "size", "state", "task", "ticket"),
+        *("timer", "waited"),
     )
 
     def __init__(self, queue: StreamQueue, number: int, url: str) -> None:
         self.queue, self.number = queue, number
         self.course = Course(url)
         self.host, self.port = "", 0
-        self.trouble = ""
         self.size = 0
-        self.open = True
-        self.go_on: Callable[[], None] | None = None
-        self.paused_at = self.paused_for = 0.0
+        self.state = JobState.QUEUED
+        #: Seconds of the exchange that is under way in which its body waited for room.
+        self.waited = 0.0
+        self._waits_since = 0.0
+        self._go_on: Callable[[], None] | None = None
         self.task: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.ticket = Ticket(self)
@@ -149,30 +162,31 @@ class Job:
     def __lt__(self, other: Job) -> bool:
         return self.number < other.number
 
+    @property
+    def open(self) -> bool:
+        """Whether somebody still waits for it."""
+        return self.state is not JobState.ENDED
+
     def grow(self, count: int) -> bool:
         """Counts bytes that arrive; False if the buffer is full and somebody ahead of this job still has to come."""
         self.size += count
         self.queue.arrived += count
         return self.number <= self.queue.head or not self.queue.is_over_full
 
-    @property
-    def is_paused(self) -> bool:
-        """Whether its body waits for room: until then it takes no place in flight and no connection of its host's."""
-        return self.go_on is not None
-
     def hold(self, go_on: Callable[[], None]) -> None:
         """After `grow` said False: nothing more arrives until `go_on` is called, once there is room."""
-        was_paused, self.go_on = self.is_paused, go_on
-        if not was_paused:
-            self.paused_at = time.monotonic()
-            self.queue.pause(self)
+        self._go_on = go_on
+        if self.state is JobState.FLYING:
+            self.state = JobState.WAITING
+            self._waits_since = time.monotonic()
+            self.queue.wait_for_room(self)
 
-    def resume(self) -> None:
-        """Lets the rest come, or nothing if it has come."""
-        go_on, self.go_on = self.go_on, None
-        self.paused_for += time.monotonic() - self.paused_at
-        if go_on is not None:
-            go_on()
+    def go_on(self) -> None:
+        """Ends `hold`."""
+        self.state = JobState.FLYING
+        self.waited += time.monotonic() - self._waits_since
+        if self._go_on is not None:
+            self._go_on()
 
     def shrink(self) -> None:
         """Gives back the bytes of a body that is not kept."""

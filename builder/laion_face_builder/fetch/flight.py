@@ -14,13 +14,14 @@ from laion_face_builder.fetch.exchange import Exchanges
 from laion_face_builder.fetch.hosts import Contact
 from laion_face_builder.fetch.job import FetchedPicture, Job, Outcome
 from laion_face_builder.fetch.limits import FetchLimits
-from laion_face_builder.fetch.names import Resolver
+from laion_face_builder.fetch.names import NoAnswer, Resolver
 from laion_face_builder.fetch.policy import Again, Later
 from laion_face_builder.images import pictures, quick_check
 
 #: Threads for what would hold up the loop: pictures that need a full decode, and the cache's files.
 _HELPERS = 2
 _LONGEST_LOOKUP = 10.0
+_LOOKUP_PAUSE = 0.5
 
 
 #: Failures in which nobody says anything.
@@ -75,6 +76,25 @@ class Flights:
             return Landing(Again(job.course.origin))
         job.grow(len(kept.data))
         return Landing(kept)
+
+    def knows(self, host: str) -> bool:
+        """Whether nobody needs to look `host` up."""
+        return self._limits.proxy is not None or self._resolver.knows(host)
+
+    async def look_up(self, host: str, port: int) -> PictureError | None:
+        """Has the host's addresses ready, or says why there are none. A lost answer is asked for again."""
+        for left in range(self._limits.retries, -1, -1):
+            try:
+                await self._resolver.resolve(host, port)
+            except NoAnswer as error:
+                if not left:
+                    return error
+                await asyncio.sleep(min(_LOOKUP_PAUSE, self._limits.timeout / 10))
+            except PictureError as error:
+                return error
+            else:
+                break
+        return None
 
     async def exchange(self, job: Job) -> Landing:
         """Asks the host once, and checks what it gives."""

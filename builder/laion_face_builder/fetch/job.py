@@ -141,14 +141,15 @@ class Job:
     """One picture on its way."""
 
     __slots__ = (
-        *("_go_on", "_waits_since", "course", "host", "number", "port", "queue", "size", "state", "task", "ticket"),
-        *("timer", "waited"),
+        *("_go_on", "_waits_since", "course", "has_address", "host", "number", "port", "queue", "size", "state"),
+        *("task", "ticket", "timer", "waited"),
     )
 
     def __init__(self, queue: StreamQueue, number: int, url: str) -> None:
         self.queue, self.number = queue, number
         self.course = Course(url)
         self.host, self.port = "", 0
+        self.has_address = False
         self.size = 0
         self.state = JobState.QUEUED
         #: Seconds of the exchange that is under way in which its body waited for room.

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from laion_face_builder.errors import PictureError
 from laion_face_builder.fetch.answers import Answer, asked_wait
 from laion_face_builder.fetch.limits import FetchLimits
+from laion_face_builder.fetch.names import NoAnswer
 from laion_face_builder.fetch.opt_outs import refusal
 from laion_face_builder.fetch.web_address import WebAddress
 
 #: What can pass. Everything else is the same however often it is asked for.
-PASSING = frozenset({"timeout", "reset", "refused", "unreachable", "connection", "incomplete", "dns", "http_408"})
+PASSING = frozenset({"timeout", "reset", "refused", "unreachable", "connection", "incomplete", "http_408"})
 #: Answers of a host that wants fewer requests.
 THROTTLING = frozenset({429, 503})
 _FIRST_PAUSE = 0.5
@@ -115,7 +116,7 @@ def after_failure(course: Course, error: PictureError, limits: FetchLimits) -> A
     Raises:
         PictureError: `error`: it cannot pass, or there is no try or no time left.
     """
-    if not can_pass(error.reason) or course.tries >= limits.retries:
+    if not can_pass(error) or course.tries >= limits.retries:
         raise error
     # Back-off with jitter: pictures of one host that failed together do not come back together.
     pause = min(_FIRST_PAUSE, limits.timeout / 10) * 2**course.tries * random.uniform(0.5, 1.5)  # noqa: S311 - no secret
@@ -126,9 +127,9 @@ def after_failure(course: Course, error: PictureError, limits: FetchLimits) -> A
     return Again(course.origin, pause)
 
 
-def can_pass(reason: str) -> bool:
+def can_pass(error: PictureError) -> bool:
     """Whether another try may end otherwise."""
-    return reason in PASSING or reason.startswith("http_5")
+    return error.reason in PASSING or error.reason.startswith("http_5") or isinstance(error, NoAnswer)
 
 
 def _refused(course: Course, error: PictureError, limits: FetchLimits, pause: float, now: float) -> Later:

@@ -21,6 +21,9 @@ from laion_face_builder.fetch.policy import Again, Later
 from laion_face_builder.fetch.stream_queue import StreamQueue
 from laion_face_builder.fetch.web_address import WebAddress
 
+#: Names that are looked up at once.
+_LOOKUPS = 512
+
 
 class Scheduler:
     """Takes jobs from queued to settled (`JobState`). For the running event loop's thread alone.
@@ -36,6 +39,8 @@ class Scheduler:
         self._queues: list[StreamQueue] = []
         self._open: set[Job] = set()
         self._hosts: Hosts[Job] = Hosts(limits.per_host, limits.timeout, limits.longest_wait)
+        self._nameless: dict[str, list[Job]] = {}
+        self._lookups: set[asyncio.Task[None]] = set()
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._flying = 0
         self._freed: set[str] = set()
@@ -69,11 +74,13 @@ class Scheduler:
         """Ends all jobs and waits until none is in flight."""
         self._is_stopped = True
         tasks = [job.task for job in self._open if job.task is not None]
+        for lookup in self._lookups:
+            lookup.cancel()
         for job in list(self._open):
             self._settle(job, cancelled())
         for timer in self._timers.values():
             timer.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, *self._lookups, return_exceptions=True)
 
     def wait_for_room(self, job: Job) -> None:
         """Lets others have the place of a job whose body waits for room, and its connection to the host."""
@@ -85,7 +92,7 @@ class Scheduler:
     def schedule(self) -> None:
         """Starts what may start."""
         self._make_way()
-        while self._flying < self._limits.concurrency and not self._is_stopped:
+        while self._flying < self._limits.concurrency and len(self._lookups) < _LOOKUPS and not self._is_stopped:
             job = self._next_job()
             if job is None:
                 return
@@ -122,6 +129,9 @@ class Scheduler:
     def _enters(self, job: Job) -> bool:
         if self._flights.has_cache and not job.course.has_begun:
             return True  # kept pictures come whatever their host does
+        if not job.has_address and not self._flights.knows(job.host):
+            self._look_up(job)
+            return False
         try:
             is_in = self._hosts[job.host].enter(job, self._loop.time(), is_back=job.course.is_back)
         except PictureError as error:
@@ -131,6 +141,27 @@ class Scheduler:
             job.state = JobState.HELD
             self._watch(job.host)
         return is_in
+
+    def _look_up(self, job: Job) -> None:
+        """Has the job wait for its host's address. That takes no place in flight, and none of its time."""
+        job.state = JobState.HELD
+        waiting = self._nameless.setdefault(job.host, [])
+        waiting.append(job)
+        if len(waiting) == 1:
+            task = self._loop.create_task(self._resolve(job.host, job.port))
+            self._lookups.add(task)
+            task.add_done_callback(self._lookups.discard)
+
+    async def _resolve(self, host: str, port: int) -> None:
+        error = await self._flights.look_up(host, port)
+        self._lookups.discard(asyncio.current_task())
+        for job in self._nameless.pop(host):
+            if error is not None:
+                self._settle(job, error)
+            elif job.open:
+                job.has_address = True
+                self._queue(job)
+        self.schedule()
 
     async def _fly(self, job: Job) -> None:
         host = job.host
@@ -203,6 +234,7 @@ class Scheduler:
         self.schedule()
 
     def _aim(self, job: Job, url: str) -> bool:
+        job.has_address = False
         try:
             address = WebAddress.parse(url)
         except PictureError as error:

@@ -425,7 +425,9 @@ def test_a_proxy_in_the_environment_is_never_used_silently(host: HostileHost, mo
         assert fetcher.submit(host.url("/ok")).result(10)
 
 
-def test_a_trusted_proxy_is_gone_through(host: HostileHost) -> None:
-    """The hostile host plays the proxy: it is asked for the whole address."""
+def test_a_trusted_proxy_is_gone_through(host: HostileHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hostile host plays the proxy: it is asked for the whole address, whatever the environment excepts."""
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "*")
     with Fetcher(replace(LIMITS, proxy=f"http://127.0.0.1:{host.port}")) as fetcher:
         assert fetcher.submit("http://pictures.invalid/ok").result(10).data == host.picture

@@ -18,7 +18,7 @@ from laion_face_builder.fetch.names import NoAnswer, Resolver
 from laion_face_builder.fetch.policy import Again, Later
 from laion_face_builder.images import pictures, quick_check
 
-#: Threads for what would hold up the loop: pictures that need a full decode, and the cache's files.
+#: Threads each for what would hold up the loop: pictures that need a full decode, and the cache's files.
 _HELPERS = 2
 _LONGEST_LOOKUP = 10.0
 _LOOKUP_PAUSE = 0.5
@@ -62,6 +62,7 @@ class Flights:
         self._resolver = Resolver(allow=limits.allow, timeout=patience)
         self._exchanges = Exchanges(limits, self._resolver)
         self._helpers = ThreadPoolExecutor(_HELPERS, thread_name_prefix="laion-face-check")
+        self._cache_threads = ThreadPoolExecutor(_HELPERS, thread_name_prefix="laion-face-cache")
 
     @property
     def has_cache(self) -> bool:
@@ -71,7 +72,7 @@ class Flights:
     async def look_in_cache(self, job: Job) -> Landing:
         """The picture out of the cache, or on to the network."""
         job.course.has_begun = True
-        kept = await self._loop.run_in_executor(self._helpers, self._from_cache, job.course.origin)
+        kept = await self._loop.run_in_executor(self._cache_threads, self._from_cache, job.course.origin)
         if kept is None:
             return Landing(Again(job.course.origin))
         job.grow(len(kept.data))
@@ -121,6 +122,7 @@ class Flights:
         self._exchanges.close()
         self._resolver.close()
         self._helpers.shutdown(wait=True, cancel_futures=True)
+        self._cache_threads.shutdown(wait=True, cancel_futures=True)
 
     def before_fork(self) -> None:
         """As `CurlLoop.before_fork`."""
@@ -146,7 +148,7 @@ class Flights:
         job.grow(len(data) - job.size)  # it may have come packed
         job.queue.learn(len(data))
         if self._cache is not None:
-            await self._loop.run_in_executor(self._helpers, self._cache.put, job.course.origin, picture)
+            await self._loop.run_in_executor(self._cache_threads, self._cache.put, job.course.origin, picture)
         return FetchedPicture(picture)
 
     def _inspect(self, data: bytes) -> pictures.Picture:

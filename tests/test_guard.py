@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
-import threading
-from collections.abc import Sequence
-from contextlib import suppress
 
 import pytest
 from hypothesis import given, settings
@@ -95,128 +91,6 @@ def test_any_text_is_a_url_or_refused(text: str) -> None:
         assert scheme in ("http", "https")
         assert host
         assert 0 < port < 65536
-
-
-def resolved(host: str, **options: object) -> list[str]:
-    async def ask() -> list[str]:
-        resolver = guard.Resolver(**options)
-        try:
-            return await resolver.resolve(host, 80)
-        finally:
-            resolver.close()
-
-    return asyncio.run(ask())
-
-
-@pytest.mark.parametrize(
-    "host",
-    ["127.0.0.1", "127.1", "0x7f.1", "0x7f000001", "2130706433", "017700000001", "0", "::1", "::ffff:127.0.0.1",
-     "localhost", "LOCALHOST", "localhost.", "169.254.169.254", "\uff11\uff12\uff17.0.0.1"],
-)  # fmt: skip
-def test_every_spelling_of_a_private_address_is_refused(host: str) -> None:
-    with pytest.raises(PictureError) as caught:
-        resolved(host)
-    # Not every system knows every spelling; none may connect.
-    assert caught.value.reason in ("private_address", "dns")
-    if host in ("127.0.0.1", "127.1", "2130706433", "::1", "localhost"):
-        assert caught.value.reason == "private_address"
-
-
-@pytest.mark.parametrize(
-    "host", ["", "a b", "a\0.example", "a/b", "a@b", "a" * 64 + ".example", "a..example", "\ud800"]
-)
-def test_what_is_no_host_name(host: str) -> None:
-    with pytest.raises(PictureError) as caught:
-        resolved(host, lookup=lambda _: ["8.8.8.8"])
-    assert caught.value.reason == "bad_url"
-
-
-def test_literals_and_injected_rules() -> None:
-    assert resolved("8.8.8.8") == ["8.8.8.8"]
-    assert resolved("127.0.0.1", allow=guard.AddressRule(allow_private=True)) == ["127.0.0.1"]
-    rule = guard.AddressRule(also_public=("127.0.0.1/32",))
-    assert (rule("127.0.0.1"), rule("127.0.0.2"), rule("8.8.8.8"), rule("::1")) == (True, False, True, False)
-
-
-def test_of_mixed_answers_only_the_checked_are_given() -> None:
-    assert resolved("mixed.example", lookup=lambda _: ["10.0.0.1", "8.8.8.8", "::1"]) == ["8.8.8.8"]
-    with pytest.raises(PictureError, match="private_address"):
-        resolved("inner.example", lookup=lambda _: ["10.0.0.1", "fe80::1%eth0"])
-    with pytest.raises(PictureError, match="dns"):
-        resolved("nothing.example", lookup=lambda _: [])
-
-
-class Names:
-    """A name service that counts its questions."""
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-        self.fails = False
-        self.open = threading.Event()
-        self.open.set()
-
-    def __call__(self, host: str) -> Sequence[str]:
-        self.asked.append(host)
-        self.open.wait(20)
-        if self.fails:
-            raise OSError("unknown")
-        return ["8.8.8.8"]
-
-
-def test_answers_are_kept_shared_and_bounded() -> None:
-    names = Names()
-
-    async def ask() -> None:
-        resolver = guard.Resolver(lookup=names, max_entries=2)
-        names.open.clear()
-        together = asyncio.gather(*(resolver.resolve("A.example", 80) for _ in range(20)))
-        await asyncio.sleep(0)
-        names.open.set()
-        await together
-        assert names.asked == ["a.example"]
-        for host in ("b.example", "a.example", "c.example", "a.example", "b.example"):
-            await resolver.resolve(host, 80)
-        # b was the longest unused when c came.
-        assert names.asked == ["a.example", "b.example", "c.example", "b.example"]
-        resolver.close()
-
-    asyncio.run(ask())
-
-
-def test_failures_are_kept_too_and_both_grow_old() -> None:
-    names = Names()
-
-    async def ask(ttl: float, negative_ttl: float) -> int:
-        names.asked.clear()
-        resolver = guard.Resolver(lookup=names, ttl=ttl, negative_ttl=negative_ttl)
-        for fails in (True, True, False, False):
-            names.fails = fails
-            with suppress(PictureError):
-                await resolver.resolve("a.example", 80)
-        resolver.close()
-        return len(names.asked)
-
-    assert asyncio.run(ask(100, 100)) == 1
-    assert asyncio.run(ask(100, -1)) == 3
-    assert asyncio.run(ask(-1, -1)) == 4
-
-
-def test_a_slow_name_costs_its_asker_alone() -> None:
-    names = Names()
-
-    async def ask() -> None:
-        resolver = guard.Resolver(lookup=names, timeout=0.05)
-        names.open.clear()
-        with pytest.raises(PictureError, match="no answer within"):
-            await resolver.resolve("slow.example", 80)
-        names.open.set()
-        while "slow.example" in resolver._asked:
-            await asyncio.sleep(0.01)
-        assert await resolver.resolve("slow.example", 80) == ["8.8.8.8"]  # the late answer was kept
-        assert names.asked == ["slow.example"]
-        resolver.close()
-
-    asyncio.run(ask())
 
 
 @pytest.mark.parametrize("variable", ["http_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "ftp_proxy"])

@@ -3,7 +3,7 @@
 Chosen by measurement, libcurl does it (benchmarks/README.md). What it is told not to do matters as much: no
 redirects, no proxy from the environment, no decompression, no cookies, no protocol but http and https.
 
-Law 7 holds at the socket: `guard.Resolver` gives checked addresses, libcurl is pinned to them, and whatever address it
+Law 7 holds at the socket: `names.Resolver` gives checked addresses, libcurl is pinned to them, and whatever address it
 is about to connect to is checked once more when it asks for the socket.
 """
 
@@ -19,11 +19,11 @@ import certifi
 import pycurl
 
 from laion_face_builder.errors import PictureError
-from laion_face_builder.fetch import guard
 from laion_face_builder.fetch.answers import Answer
 from laion_face_builder.fetch.curl_loop import CurlLoop
 from laion_face_builder.fetch.guard import wire_url
 from laion_face_builder.fetch.limits import FetchLimits
+from laion_face_builder.fetch.names import Resolver
 
 #: Asked before each piece of a body is taken; False ends the exchange with "no_room".
 Grow = Callable[[int], bool]
@@ -60,7 +60,7 @@ class Exchanges:
         resolver: gives addresses that may be connected to.
     """
 
-    def __init__(self, limits: FetchLimits, resolver: guard.Resolver) -> None:
+    def __init__(self, limits: FetchLimits, resolver: Resolver) -> None:
         self._limits, self._resolver = limits, resolver
         self._curls = CurlLoop(limits.concurrency, hears_of_sockets=limits.proxy is None)
         self._idle: list[_Handle] = []

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 
 from laion_face_builder.errors import PictureError
 from laion_face_builder.fetch.answers import header_values
+from laion_face_builder.images.reasons import BAD_RESPONSE, CONTENT_CODING
 
 #: Asked with each piece that is kept; False says that there is no room for more.
 Grow = Callable[[int], bool]
@@ -61,7 +62,7 @@ class Body:
         if self._arrived > self._max_bytes:
             raise self._too_large()
         if self._count > _MOST_PIECES + self._arrived // _BYTES_A_PIECE:
-            raise PictureError("bad_response", f"{self._arrived} bytes in {self._count} chunks")
+            raise PictureError(BAD_RESPONSE, f"{self._arrived} bytes in {self._count} chunks")
         if self._packed is None:
             return self._keep(piece)
         self._packed += piece
@@ -106,7 +107,7 @@ class Body:
         if start.startswith(b"\x1f\x8b"):
             return zlib.decompressobj(16 + zlib.MAX_WBITS)
         if self._coding not in ("gzip", "x-gzip", "deflate"):
-            raise PictureError("content_coding", f"{self._coding}, which was not asked for")
+            raise PictureError(CONTENT_CODING, f"{self._coding}, which was not asked for")
         if int.from_bytes(start[:2], "big") % 31 == 0 and start[0] & 15 == 8:
             return zlib.decompressobj()
         # "deflate" has meant both, with zlib's header and without one.
@@ -116,7 +117,7 @@ class Body:
         try:
             piece = unpacker.decompress(self._packed or b"", _STEP)
         except zlib.error as error:
-            raise PictureError("content_coding", f"{self._coding}: {error}") from None
+            raise PictureError(CONTENT_CODING, f"{self._coding}: {error}") from None
         self._packed = unpacker.unconsumed_tail
         self._is_cut = len(piece) == _STEP  # all may be in, and not yet out
         return self._keep(piece)

@@ -6,6 +6,8 @@ import errno
 
 import pycurl
 
+from laion_face_builder.images.reasons import BAD_RESPONSE, TLS_INCOMPLETE_CHAIN
+
 #: As curl/curl.h has them; pycurl gives them no names. The second is said of endless header lines.
 _WEIRD_SERVER_REPLY, _TOO_LARGE = 8, 100
 _NAMES = {
@@ -19,8 +21,8 @@ _NAMES = {
     pycurl.E_SEND_ERROR: "reset",
     pycurl.E_GOT_NOTHING: "reset",
     # HTTP of before 1.0, or no HTTP at all; a NUL in a header.
-    pycurl.E_UNSUPPORTED_PROTOCOL: "bad_response",
-    _WEIRD_SERVER_REPLY: "bad_response",
+    pycurl.E_UNSUPPORTED_PROTOCOL: BAD_RESPONSE,
+    _WEIRD_SERVER_REPLY: BAD_RESPONSE,
     _TOO_LARGE: "too_large",
 }
 _UNREACHABLE = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EADDRNOTAVAIL)
@@ -41,14 +43,14 @@ def name_of(curl: pycurl.Curl, number: int) -> str:
     if number == pycurl.E_COULDNT_CONNECT:
         return _of_connecting(curl.getinfo(pycurl.OS_ERRNO))
     if number == pycurl.E_PEER_FAILED_VERIFICATION:
-        return "tls_incomplete_chain" if curl.getinfo(pycurl.SSL_VERIFYRESULT) in _NO_ISSUER else "tls"
+        return TLS_INCOMPLETE_CHAIN if curl.getinfo(pycurl.SSL_VERIFYRESULT) in _NO_ISSUER else "tls"
     if number == pycurl.E_SSL_CONNECT_ERROR:
         said = curl.errstr().lower()
         return "reset" if any(words in said for words in _BROKE_OFF) else "tls"
     if number == pycurl.E_RECV_ERROR:
         # libcurl's word for broken chunks, too, and for headers beyond its own bounds: then no system call has failed.
         is_broken = curl.getinfo(pycurl.OS_ERRNO) or "ssl" in curl.errstr().lower()
-        return "reset" if is_broken else "bad_response"
+        return "reset" if is_broken else BAD_RESPONSE
     return _NAMES.get(number, "other")
 
 

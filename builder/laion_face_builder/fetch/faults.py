@@ -6,12 +6,11 @@ import logging
 import traceback
 
 from laion_face_builder.errors import PictureError
+from laion_face_builder.images.reasons import INTERNAL
 
 _LOG = logging.getLogger("laion_face")
 #: Where faults were found that have been told of. One place would fill the log.
 _TOLD: set[tuple[str, str]] = set()
-
-INTERNAL = "internal"
 
 
 def counted(error: Exception, url: str) -> PictureError:

@@ -33,17 +33,19 @@ from hypothesis import strategies as st
 from laion_face_builder.download.attempts import Attempts, Stage
 from laion_face_builder.download.part import DownloadOptions, PartResult, download_part
 from laion_face_builder.download.rounds import CARRIED, PartFiles, listed
+from laion_face_builder.download.shard_work import Sight
 from laion_face_builder.download.shards import remove_unfinished, shard_sizes
 from laion_face_builder.download.sidecar import sidecar_made_from
 from laion_face_builder.download.tarfiles import read_members
 from laion_face_builder.download.tars import PartPictures, StoredPicture
+from laion_face_builder.download.task import ShardResult
 from laion_face_builder.download.workers import Workers, environment
 from laion_face_builder.errors import DownloadError, NetworkOutage, NotPrepared, OptionError, StateConflict
-from laion_face_builder.fetch.guard import wire_url
 from laion_face_builder.files import locked, make_fingerprint, stamped
 from laion_face_builder.images.reasons import FINAL, proxy_was_gone, short_name
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.layout import DataDir, row_group_bounds
+from laion_face_builder.progress import Bar
 from laion_face_builder.sandbox import Answer, PictureHost, SandboxSpec, Truth, make_content
 from laion_face_builder.sandbox.messages import Request
 from laion_face_builder.schema import INDEX
@@ -468,6 +470,40 @@ def test_a_picture_that_kills_is_found_and_counted(tmp_path: Path, caplog: pytes
     assert len(host.log) == asked
 
 
+class Patient(PictureHost):
+    """Answers for one picture once every other one was asked for."""
+
+    path, others = "", 0
+
+    def answer(self, request: Request) -> Answer:
+        if request.path == self.path:
+            wait_until(lambda: len({seen.path for seen in self.log} - {self.path}) == self.others, 60)
+        return super().answer(request)
+
+
+def test_the_last_of_a_shard_does_not_hold_up_the_next_shard(tmp_path: Path) -> None:
+    data = DataDir.at(tmp_path / "data")
+    with Patient() as host:
+        content = make_content(SandboxSpec(parts=(0,), rows=80, failing=0, twisted=0), [host.url()], "")
+        host.answers.update(content.answers)
+        truths = list(content.truth)[:12]
+        host.path, host.others = truths[2].path, len(truths) - 1
+        write_index(data, truths)
+        result = download_part(data, 0, dataclasses.replace(OPTIONS, samples_per_shard=6, timeout=120.0))
+    assert result.ok == len(truths)
+
+
+def test_progress_is_by_pictures_and_takes_back_what_is_lost() -> None:
+    bar = Bar()
+    sight = Sight(bar, [])
+    sight.tell(0, ShardResult(Counter(ok=3, dns=1), 30))
+    sight.tell(1, ShardResult(Counter(ok=2), 20))
+    sight.tell(0, ShardResult(Counter(ok=5, dns=1), 50))
+    assert bar.n == 8
+    sight.forget(0)
+    assert bar.n == 2
+
+
 @given(samples=st.integers(1, 70), data=st.data())
 def test_the_search_ends_with_those_that_kill_and_no_others(samples: int, data: st.DataObject) -> None:
     deadly = data.draw(st.sets(st.integers(0, samples - 1), max_size=4))
@@ -599,11 +635,6 @@ def test_tars_carry_what_json_can_hold(tmp_path: Path) -> None:
     assert table["similarity"].to_pylist() == [None, None, 0.5, 0.5]
     assert table["url"][0].as_py() == urls[0]
     assert table["faces"].to_pylist() == [[f.as_dict() for f in truths[row].faces] for row in (0, 1, 3, count - 1)]
-
-
-@pytest.mark.parametrize("url", ["http://a.example/%41/b?c=d&e=%2F#f", "http://[", "http://ü\ud7ff..example/"])
-def test_addresses_that_need_no_quoting_or_allow_none_stay(url: str) -> None:
-    assert wire_url(url) == url
 
 
 @pytest.mark.parametrize(

@@ -312,7 +312,7 @@ def main() -> int:
     parser.add_argument(
         "--pytest", action="append", default=[], metavar="ARGUMENT", help="a further argument of pytest"
     )
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     if given.command == "demo":
         return demo(given.names)
     if unknown := set(given.names) - {one.name for one in MATRIX}:

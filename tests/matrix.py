@@ -38,6 +38,8 @@ TIMELESS = (
     *("accelerate", "cuda-toolkit", "duckdb", "hypothesis", "jsonschema", "mlcroissant", "polars", "polars-runtime-32"),
     *("pytest", "pytest-xdist", "shtab", "torch", "torchdata", "triton"),
 )
+#: Dependencies of img2dataset that compile for minutes where their newest version has no wheel: an earlier one does.
+COMPILED = ("simsimd", "stringzilla")
 SHOWN = ("datasets", "huggingface_hub", "pyarrow", "numpy", "pillow")
 BEGIN, END = "<!-- versions: written by `make versions` -->", "<!-- end of versions -->"
 
@@ -113,6 +115,7 @@ class Uv:
         constraints = folder / "constraints.txt"
         constraints.write_text("".join(f"{line}\n" for line in _constraints(environment)), encoding="utf-8")
         how = ["--constraint", str(constraints)]
+        how += [word for name in COMPILED for word in ("--only-binary", name)]
         if environment.until:
             how += ["--exclude-newer", environment.until]
             how += [word for name in TIMELESS for word in ("--exclude-newer-package", f"{name}={_tomorrow()}")]

@@ -219,6 +219,32 @@ def test_a_slow_name_costs_its_asker_alone() -> None:
     asyncio.run(ask())
 
 
+@pytest.mark.parametrize("later", range(6))
+def test_who_is_cancelled_while_the_answer_comes_is_cancelled(later: int) -> None:
+    """An asker who goes on as if nothing had been said is never waited for, and dropped where it stands."""
+
+    async def ask() -> bool:
+        answered = threading.Event()
+
+        def names(host: str) -> list[str]:
+            answered.set()
+            return ["1.1.1.1"]
+
+        resolver = guard.Resolver(lookup=names)
+        asker = asyncio.create_task(resolver.resolve("a.example", 80))
+        await asyncio.sleep(0)
+        answered.wait()
+        resolver._threads.shutdown(wait=True)  # the answer lies in the loop's queue now
+        for _ in range(later):
+            await asyncio.sleep(0)
+        if not asker.cancel():
+            return True
+        await asyncio.wait([asker])
+        return asker.cancelled()
+
+    assert asyncio.run(ask())
+
+
 @pytest.mark.parametrize("variable", ["http_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "ftp_proxy"])
 def test_a_proxy_of_the_users_is_refused_unless_trusted(variable: str) -> None:
     environ = {variable: "http://user:word@proxy.example:3128", "no_proxy": "x"}

@@ -206,11 +206,11 @@ class Resolver:
             question = loop.run_in_executor(self._threads, self._answer, name)
             self._asked[name] = question
             question.add_done_callback(lambda done: self._keep(name, done))
-        try:
-            # Shielded: several may wait for the same question, and one giving up must not end it for all.
-            return await asyncio.wait_for(asyncio.shield(question), self._timeout)
-        except asyncio.TimeoutError:
-            raise PictureError("dns", f"{name}: no answer within {self._timeout:g} s") from None
+        # Several may wait for the same question: one giving up must not end it. `asyncio.wait_for`, besides, forgets a
+        # cancellation that comes together with the answer, before Python 3.12.
+        if not (await asyncio.wait([question], timeout=self._timeout))[0]:
+            raise PictureError("dns", f"{name}: no answer within {self._timeout:g} s")
+        return question.result()
 
     def _keep(self, name: str, done: asyncio.Future[_Answer]) -> None:
         self._asked.pop(name, None)

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import datasets
+
 from laion_face_builder.errors import StateConflict
 from laion_face_builder.examples.rows import Plan, Position, RowMark, Shard
 from laion_face_builder.files import digest
@@ -25,6 +27,8 @@ logger = logging.getLogger("laion_face")
 #: Of the state's form. Earlier versions had none: they counted shards, and rows in the shard.
 FORMAT = 2
 IN_ORDER = "that of the index"
+#: Once a stream is resumed, datasets 5.0 keeps a state that nothing is written into any more.
+FORGETS_RESUMED = datasets.__version__.startswith("5.0.")
 
 State = dict[str, Any]
 
@@ -115,6 +119,12 @@ def position(state: State, course: Course, shards: Sequence[Shard]) -> Position:
         StateConflict: it cannot; says why.
     """
     course.require(state)
+    if FORGETS_RESUMED and (state["part"], state["shard_idx"]) != (None, None):
+        logger.warning(
+            "datasets %s cannot say where a resumed stream is: a state taken from now on leads to the beginning. "
+            "Use datasets 5.1 or newer.",
+            datasets.__version__,
+        )
     if state["shard_idx"] is not None:
         return _earlier(state, course, shards)
     if state["part"] is None:

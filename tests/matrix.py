@@ -120,9 +120,9 @@ class Uv:
             how += ["--exclude-newer", environment.until]
             how += [word for name in TIMELESS for word in ("--exclude-newer-package", f"{name}={_tomorrow()}")]
         if environment.is_lowest:
-            # Ours alone: what is installed by then stays when the test tools come.
-            bare = [one.partition(" @ ")[2] or one for one in what]
-            self("pip", "install", "--python", str(python), "--resolution", "lowest-direct", *bare)
+            # What is installed by then stays when the wheel and the test tools come.
+            project = ("--requirements", str(ROOT / "pyproject.toml"))
+            self("pip", "install", "--python", str(python), "--resolution", "lowest-direct", *project)
         self("pip", "install", "--python", str(python), *how, *what)
         self("pip", "check", "--python", str(python))
         return python

@@ -38,6 +38,8 @@ TIMELESS = (
     *("accelerate", "cuda-toolkit", "duckdb", "hypothesis", "jsonschema", "mlcroissant", "polars", "polars-runtime-32"),
     *("pytest", "pytest-xdist", "shtab", "torch", "torchdata", "triton"),
 )
+#: Dependencies of img2dataset that compile for minutes where their newest version has no wheel: an earlier one does.
+COMPILED = ("simsimd", "stringzilla")
 SHOWN = ("datasets", "huggingface_hub", "pyarrow", "numpy", "pillow")
 BEGIN, END = "<!-- versions: written by `make versions` -->", "<!-- end of versions -->"
 
@@ -113,13 +115,14 @@ class Uv:
         constraints = folder / "constraints.txt"
         constraints.write_text("".join(f"{line}\n" for line in _constraints(environment)), encoding="utf-8")
         how = ["--constraint", str(constraints)]
+        how += [word for name in COMPILED for word in ("--only-binary", name)]
         if environment.until:
             how += ["--exclude-newer", environment.until]
             how += [word for name in TIMELESS for word in ("--exclude-newer-package", f"{name}={_tomorrow()}")]
         if environment.is_lowest:
-            # Ours alone: what is installed by then stays when the test tools come.
-            bare = [one.partition(" @ ")[2] or one for one in what]
-            self("pip", "install", "--python", str(python), "--resolution", "lowest-direct", *bare)
+            # What is installed by then stays when the wheel and the test tools come.
+            project = ("--requirements", str(ROOT / "pyproject.toml"))
+            self("pip", "install", "--python", str(python), "--resolution", "lowest-direct", *project)
         self("pip", "install", "--python", str(python), *how, *what)
         self("pip", "check", "--python", str(python))
         return python
@@ -312,7 +315,7 @@ def main() -> int:
     parser.add_argument(
         "--pytest", action="append", default=[], metavar="ARGUMENT", help="a further argument of pytest"
     )
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     if given.command == "demo":
         return demo(given.names)
     if unknown := set(given.names) - {one.name for one in MATRIX}:

@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import datasets
+
 from laion_face_builder.errors import StateConflict
 from laion_face_builder.examples.rows import Plan, Position, RowMark, Shard
 from laion_face_builder.files import digest
@@ -28,6 +30,8 @@ logger = logging.getLogger("laion_face")
 FORMAT = 3
 _READ = (2, FORMAT)
 IN_ORDER = "that of the index"
+#: Once a stream is resumed, datasets 5.0 keeps a state that nothing is written into any more.
+FORGETS_RESUMED = datasets.__version__.startswith("5.0.")
 
 State = dict[str, Any]
 
@@ -175,6 +179,12 @@ def position(state: State, course: Course, shards: Sequence[Shard]) -> Position:
         StateConflict: it cannot; says why.
     """
     course.require(state)
+    if FORGETS_RESUMED and (state["part"], state["shard_idx"]) != (None, None):
+        logger.warning(
+            "datasets %s cannot say where a resumed stream is: a state taken from now on leads to the beginning. "
+            "Use datasets 5.1 or newer.",
+            datasets.__version__,
+        )
     if state["shard_idx"] is not None:
         return _earlier(state, course, shards)
     if state["part"] is None:

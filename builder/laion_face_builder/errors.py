@@ -15,6 +15,7 @@ LaionFaceError
 ├── PublishError           the place that is published to refuses, or cannot be reached
 ├── DownloadError          img2dataset ended without finishing its part
 ├── WorkerDied             a worker process ended without an answer to its task
+├── NetworkOutage          nobody at all answers, for longer than outage_patience
 ├── PictureError           one picture cannot be used; `reason` is its short name in the counts
 └── TransformError         a face or a picture that cannot be cropped, aligned or drawn (also a ValueError)
 """
@@ -109,6 +110,10 @@ class DownloadError(LaionFaceError):
 
 class WorkerDied(LaionFaceError):
     """A worker process ended without an answer: killed, out of memory, or a library crashed it."""
+
+
+class NetworkOutage(LaionFaceError):
+    """Nobody at all answered for `outage_patience` seconds. No picture was counted as failed for it."""
 
 
 class PictureError(LaionFaceError):

@@ -130,6 +130,7 @@ class JobState(Enum):
     QUEUED = "in its stream's queue"
     HELD = "in its host's queue"
     FLYING = "under way"
+    STALLED = "kept back: nobody was heard since it was asked"
     PAUSED = "between two tries"
     ENDED = "settled"
 

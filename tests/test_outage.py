@@ -45,7 +45,7 @@ def alone(script: str) -> list[str]:
     """Runs a script that has a network for itself, and gives the lines that it wrote."""
     command = ["unshare", "--map-root-user", "--net", sys.executable, "-c", OWN_NETWORK + script]
     here = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    done = subprocess.run(command, env=here, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(command, env=here, capture_output=True, text=True, timeout=50, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -73,7 +73,7 @@ with HostileHost(address="0.0.0.0") as host, Fetcher(limits()) as fetcher:
     print({outcome(fetcher.submit(url)) for url in urls(host, "/ok", count=20)})
     switch(False)
     tickets = [fetcher.submit(url) for url in urls(host, "/ok", first=100)]
-    time.sleep(5)
+    time.sleep(7)
     switch(True)
     print({outcome(ticket) for ticket in tickets})
 """)

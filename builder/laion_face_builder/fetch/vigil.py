@@ -26,8 +26,8 @@ _LOG = logging.getLogger("laion_face")
 
 #: Seconds between two looks at the clock that counts sleep.
 _BEAT = 1.0
-#: Hosts that are asked whether it is us.
-_ASKED = 3
+#: Hosts that are asked whether it is us. An answer within so many seconds says no; later, that it was.
+_ASKED, _SOON = 3, 1.0
 _SLEEP_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
@@ -71,6 +71,7 @@ class Vigil:
         self._network = Network()
         self._kept: list[_Kept] = []
         self._stalled: deque[Job] = deque()
+        self._doubted_at = 0.0
         self._asking: asyncio.Task[None] | None = None
         self._end: asyncio.TimerHandle | None = None
         self._looked_at = time.clock_gettime(_SLEEP_CLOCK)
@@ -133,6 +134,7 @@ class Vigil:
 
     def _hear(self, host: str = "", port: int = 0) -> None:
         now, was_out = self._loop.time(), self.is_out
+        was_gone = self._network.state is NetworkState.DOUBTED and now - self._doubted_at > _SOON
         out_for = now - self._network.out_since
         self._network.heard(now, host, port)
         if was_out:
@@ -142,7 +144,17 @@ class Vigil:
                 job = self._stalled.popleft()
                 if job.open:
                     self._doer.queue(job)
-        self._go_on()
+        if was_gone:
+            self._release()
+        else:
+            self._go_on()
+
+    def _release(self) -> None:
+        kept, self._kept = self._kept, []
+        for one in kept:
+            self._undo(one)
+            if one.job.open:
+                self._doer.queue(one.job)
 
     def _go_on(self) -> None:
         kept, self._kept = self._kept, []
@@ -162,20 +174,22 @@ class Vigil:
         if self.is_out:
             self._stall()
         elif self._network.state is NetworkState.DOUBTED and self._asking is None:
+            self._doubted_at = now
             self._asking = self._loop.create_task(self._ask())
         return True
 
     async def _ask(self) -> None:
-        for host, port in self._network.witnesses[:_ASKED]:
-            if await self._reaches(host, port):
-                self._hear(host, port)
-                break
-            if self._network.state is not NetworkState.DOUBTED:
-                break  # somebody else was heard
+        asked = [self._ask_one(host, port) for host, port in self._network.witnesses[:_ASKED]]
+        await asyncio.gather(*asked)
         self._asking = None
         if self._network.state is NetworkState.DOUBTED:
             self._lose()
         self._doer.schedule()
+
+    async def _ask_one(self, host: str, port: int) -> None:
+        if await self._reaches(host, port) and self._network.state is NetworkState.DOUBTED:
+            self._hear(host, port)
+            self._doer.schedule()
 
     def _lose(self) -> None:
         self._network.lost(self._loop.time())

@@ -185,7 +185,7 @@ class OptionFields(ShownFields):
         False, "faces are blurred; pictures whose boxes may not fit are left out", kind=bool, group="resize"
     )
     concurrency: int = option(
-        256, "pictures that are fetched at the same time", kind=int, group="stream", least=1, most=10_000
+        256, "pictures that are fetched at the same time", kind=int, group="transfer", least=1, most=10_000
     )
     lookahead: int = option(
         4096,

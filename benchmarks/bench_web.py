@@ -18,6 +18,7 @@ import dataclasses
 import json
 import math
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -90,14 +91,16 @@ def run(name: str, web: web_box.Web, settings: Settings, given: argparse.Namespa
     ):
         family = Family(process.pid, of_one=True)
         family.start()
-        started = _started(web, process)
-        before = family.cpu()
-        said, at = _said(process, given.seconds if started else 1.0), time.monotonic()
-        cpu = family.cpu() - before
-        counts = web.report()
-        family.ended.set()
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, 9)
+        try:
+            started = _started(web, process)
+            before = family.cpu()
+            said, at = _said(process, given.seconds if started else 1.0), time.monotonic()
+            cpu = family.cpu() - before
+            counts = web.report()
+        finally:
+            family.ended.set()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     if "missing" in said or not counts["requests"]:
         return str(said.get("missing", "asked for nothing"))
     ended_by = said.get("ended_by", "cut" if at - counts["first"] >= given.seconds else "no result")
@@ -216,7 +219,7 @@ def about(plan: Plan, given: argparse.Namespace) -> str:
     )
     if not math.isinf(limits):
         text += f"; the largest host at {given.limit:g} requests/s and its share: {limits:,.0f} pictures/s for ever"
-    return f"{text}. Timeout {given.timeout:g} s, {given.retries} retries, {given.rounds} rounds.\n"
+    return f"{text}. Timeout {given.timeout:g} s, {given.retries} retries, rounds: {given.rounds}.\n"
 
 
 def server_cost(outcomes: Sequence[Outcome]) -> str:
@@ -251,7 +254,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a small web, to try it")
     given = parser.parse_args()
     if given.quick:
-        given.rows, given.hosts, given.timeout, given.seconds = 1500, 670, 4.0, 30.0
+        given.rows, given.hosts, given.timeout, given.seconds = 1000, 450, 4.0, 30.0
     return given
 
 
@@ -265,8 +268,9 @@ def main() -> None:
     outcomes: dict[str, list[Outcome | str]] = {peer: [] for peer in given.peers}
     for peer, found in rounds(plan, given):
         outcomes[peer].append(found)
-    for peer, all_found in outcomes.items():
-        sys.stdout.write(line(peer, all_found, plan, given) + "\n")
+        if len(outcomes[peer]) == given.rounds:
+            sys.stdout.write(line(peer, outcomes[peer], plan, given) + "\n")
+            sys.stdout.flush()
     ran = [one for found in outcomes.values() for one in found if not isinstance(one, str)]
     sys.stdout.write(f"\n{server_cost(ran)}")
 

@@ -101,12 +101,11 @@ def arrival(settings: Settings) -> Got:
 
 
 def download(settings: Settings) -> Got:
-    """`laion-face download`."""
-    processes = os.cpu_count() or 1
+    """`laion-face download`, with a process a core."""
     command = [
         *(sys.executable, "-m", "laion_face_builder", "download", "20M", "--parts", "0", "--data-dir", settings.index),
         *("--allow-private-hosts", "--timeout", str(settings.timeout), "--retries", str(settings.retries)),
-        *("--processes", str(processes), "--concurrency", str(settings.in_flight)),
+        *("--processes", str(os.cpu_count() or 1), "--concurrency", str(settings.in_flight)),
         *("--samples-per-shard", str(_shard(settings))),
     ]
     code = subprocess.run(command, stdout=sys.stderr, check=False).returncode

@@ -41,7 +41,6 @@ from laion_face_builder.download.tars import PartPictures, StoredPicture
 from laion_face_builder.download.task import ShardResult
 from laion_face_builder.download.workers import Workers, environment
 from laion_face_builder.errors import DownloadError, NetworkOutage, NotPrepared, OptionError, StateConflict
-from laion_face_builder.fetch.guard import wire_url
 from laion_face_builder.files import locked, make_fingerprint, stamped
 from laion_face_builder.images.reasons import FINAL, proxy_was_gone, short_name
 from laion_face_builder.index.reader import IndexPart
@@ -636,11 +635,6 @@ def test_tars_carry_what_json_can_hold(tmp_path: Path) -> None:
     assert table["similarity"].to_pylist() == [None, None, 0.5, 0.5]
     assert table["url"][0].as_py() == urls[0]
     assert table["faces"].to_pylist() == [[f.as_dict() for f in truths[row].faces] for row in (0, 1, 3, count - 1)]
-
-
-@pytest.mark.parametrize("url", ["http://a.example/%41/b?c=d&e=%2F#f", "http://[", "http://ü\ud7ff..example/"])
-def test_addresses_that_need_no_quoting_or_allow_none_stay(url: str) -> None:
-    assert wire_url(url) == url
 
 
 @pytest.mark.parametrize(

@@ -215,7 +215,11 @@ KINDS = {
     "WEBP exif": webp_with(struct.pack("<4sL", b"EXIF", 60) + exif(3, 18)[:60].ljust(60, b"\0")),
     "GIF": gif_with(b"!\xfe\1a\0"),
     "BMP": saved("BMP"),
+    "TIFF": saved("TIFF"),
+    "TIFF packed": saved("TIFF", compression="tiff_lzw"),
 }
+if features.check("avif"):
+    KINDS["AVIF"] = saved("AVIF")
 REASONS = {
     *("empty", "not_an_image", "too_many_pixels", "truncated", "undecodable"),
     *("too_much_metadata", "too_much_memory", "slow_decode", "crashed_decoder"),

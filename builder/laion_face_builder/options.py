@@ -56,6 +56,7 @@ DEFINES = {
     "resize_only_if_bigger": (ALWAYS, "which pictures, if they are resized"),
     "blur_faces": (ALWAYS, "which pixels"),
     "mode": (ALWAYS, "which pixels"),
+    "order": (NEVER, "an Arrow cache is made in the index's order"),
     "concurrency": (NEVER, "how fast: the same answers give the same rows"),
     "lookahead": (NEVER, "how fast"),
     "max_buffer_bytes": (NEVER, "how fast"),
@@ -74,6 +75,7 @@ DEFINES = {
 IMAGE_MODES = ("auto", "fetch", "download", "none")
 ON_ERROR = ("skip", "null", "raise")
 ON_SIZE_CHANGE = ("rescale", "drop", "keep")
+ORDERS = INDEX_ORDER, ARRIVAL_ORDER = "index", "arrival"
 NSFW_VALUES = ("UNLIKELY", "UNSURE", "NSFW")
 #: Options that are addresses or paths; `exclude` and `images` are too, among other things.
 _PLACES = ("source_repo", "metadata", "index", "cache_images")
@@ -184,6 +186,11 @@ class OptionFields(ShownFields):
     blur_faces: bool = option(
         False, "faces are blurred; pictures whose boxes may not fit are left out", kind=bool, group="resize"
     )
+    order: str = option(
+        INDEX_ORDER,
+        'examples of a stream come in the order of the "index", or on "arrival" of their pictures',
+        group="stream",
+    )
     concurrency: int = option(
         256, "pictures that are fetched at the same time", kind=int, group="transfer", least=1, most=10_000
     )
@@ -262,8 +269,9 @@ class Transfer:
 
 @dataclass(frozen=True)
 class Ahead:
-    """How far fetching runs ahead of a stream's reader, and what it keeps."""
+    """How far fetching runs ahead of a stream's reader, in which order it gives, and what it keeps."""
 
+    order: str
     concurrency: int
     lookahead: int
     max_buffer_bytes: int
@@ -467,6 +475,7 @@ def _images(given: Any) -> str:
 
 def _ahead(given: OptionFields) -> Ahead:
     ahead = Ahead(**{f.name: getattr(given, f.name) for f in dataclasses.fields(Ahead)})
+    _one_of("order", ahead.order, ORDERS)
     folder = ahead.cache_images
     return ahead if folder is None else dataclasses.replace(ahead, cache_images=str(absolute(folder)))
 

@@ -111,7 +111,9 @@ class Stream:
 
     def __init__(self, thread: FetchThread, max_bytes: float, among: OpenQueues, *, by_arrival: bool = False) -> None:
         self._thread, self._among = thread, among
-        self._queue = StreamQueue(thread.end, thread.wake, max_bytes, by_arrival=by_arrival, among=among)
+        self._queue = StreamQueue(
+            thread.end, thread.wake, thread.wait_for_room, max_bytes, by_arrival=by_arrival, among=among
+        )
         among.add(self._queue)
 
     def submit(self, urls: Sequence[str]) -> list[Ticket]:

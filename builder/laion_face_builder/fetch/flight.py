@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from laion_face_builder.errors import PictureError
 from laion_face_builder.fetch import policy
 from laion_face_builder.fetch.cache import PictureCache
-from laion_face_builder.fetch.exchange import NO_ROOM, Exchanges
+from laion_face_builder.fetch.exchange import Exchanges
 from laion_face_builder.fetch.hosts import Contact
 from laion_face_builder.fetch.job import FetchedPicture, Job, Outcome
 from laion_face_builder.fetch.limits import FetchLimits
@@ -20,7 +20,7 @@ from laion_face_builder.fetch.names import NoAnswer, Resolver
 from laion_face_builder.fetch.policy import Again, Course, Later
 from laion_face_builder.images import pictures, quick_check
 
-#: Threads for what would hold up the loop: pictures that need a full decode, and the cache's files.
+#: Threads each for what would hold up the loop: pictures that need a full decode, and the cache's files.
 _HELPERS = 2
 _LONGEST_LOOKUP = 10.0
 _LOOKUP_PAUSE = 0.5
@@ -70,6 +70,7 @@ class Flights:
         self._resolver = Resolver(allow=limits.allow, timeout=patience)
         self._exchanges = Exchanges(limits, self._resolver)
         self._helpers = ThreadPoolExecutor(_HELPERS, thread_name_prefix="laion-face-check")
+        self._cache_threads = ThreadPoolExecutor(_HELPERS, thread_name_prefix="laion-face-cache")
 
     @property
     def has_cache(self) -> bool:
@@ -79,7 +80,7 @@ class Flights:
     async def look_in_cache(self, job: Job) -> Landing:
         """The picture out of the cache, or on to the network."""
         job.course.has_begun = True
-        kept = await self._loop.run_in_executor(self._helpers, self._from_cache, job.course.origin)
+        kept = await self._loop.run_in_executor(self._cache_threads, self._from_cache, job.course.origin)
         if kept is None:
             return Landing(Again(job.course.origin))
         job.grow(len(kept.data))
@@ -106,16 +107,16 @@ class Flights:
 
     async def exchange(self, job: Job) -> Landing:
         """Asks the host once, and checks what it gives."""
-        course, began = job.course, time.monotonic()
+        course, began, job.waited = job.course, time.monotonic(), 0.0
         if (seconds := course.share(self._limits)) <= 0:
             return Landing(PictureError("timeout", f"{self._limits.timeout:g} s are over"))
         try:
-            answer = await self._exchanges.get(course.url, job.host, job.port, seconds, job.grow)
+            answer = await self._exchanges.get(course.url, job.host, job.port, seconds, job)
         except PictureError as error:
             return self._failed(job, error, began)
         contact = Contact.THROTTLED if answer.status in policy.THROTTLING else Contact.ANSWERED
         now = time.monotonic()
-        course.spent += now - began
+        course.spent += now - began - job.waited
         try:
             found = policy.after_answer(course, answer, self._limits, now)
             step = await self._checked(job, found) if isinstance(found, bytes) else found
@@ -142,6 +143,7 @@ class Flights:
         self._exchanges.close()
         self._resolver.close()
         self._helpers.shutdown(wait=True, cancel_futures=True)
+        self._cache_threads.shutdown(wait=True, cancel_futures=True)
 
     def before_fork(self) -> None:
         """As `CurlLoop.before_fork`."""
@@ -153,10 +155,8 @@ class Flights:
 
     def _failed(self, job: Job, error: PictureError, began: float) -> Landing:
         job.queue.learn(job.size)
-        if error.reason == NO_ROOM:
-            return Landing(Again(job.course.url))  # not the host's fault: neither a try nor time
         before = copy.copy(job.course)
-        job.course.spent += time.monotonic() - began
+        job.course.spent += time.monotonic() - began - job.waited
         is_silent = error.reason in _SILENCE or isinstance(error, NoAnswer)
         contact = Contact.SILENT if is_silent else Contact.NONE
         is_heard = job.size > 0 if is_silent else error.reason not in _OURS
@@ -172,7 +172,7 @@ class Flights:
         job.grow(len(data) - job.size)  # it may have come packed
         job.queue.learn(len(data))
         if self._cache is not None:
-            await self._loop.run_in_executor(self._helpers, self._cache.put, job.course.origin, picture)
+            await self._loop.run_in_executor(self._cache_threads, self._cache.put, job.course.origin, picture)
         return FetchedPicture(picture)
 
     def _inspect(self, data: bytes) -> pictures.Picture:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
+from collections.abc import Callable
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from enum import Enum
@@ -131,6 +133,7 @@ class JobState(Enum):
     HELD = "in its host's queue"
     FLYING = "under way"
     STALLED = "kept back: nobody was heard since it was asked"
+    WAITING = "its body waits for room: it takes no place in flight and none of its host's connections"
     PAUSED = "between two tries"
     ENDED = "settled"
 
@@ -138,7 +141,10 @@ class JobState(Enum):
 class Job:
     """One picture on its way."""
 
-    __slots__ = ("course", "has_address", "host", "number", "port", "queue", "size", "state", "task", "ticket", "timer")
+    __slots__ = (
+        *("_go_on", "_waits_since", "course", "has_address", "host", "number", "port", "queue", "size", "state"),
+        *("task", "ticket", "timer", "waited"),
+    )
 
     def __init__(self, queue: StreamQueue, number: int, url: str) -> None:
         self.queue, self.number = queue, number
@@ -147,6 +153,10 @@ class Job:
         self.has_address = False
         self.size = 0
         self.state = JobState.QUEUED
+        #: Seconds of the exchange that is under way in which its body waited for room.
+        self.waited = 0.0
+        self._waits_since = 0.0
+        self._go_on: Callable[[], None] | None = None
         self.task: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.ticket = Ticket(self)
@@ -164,6 +174,21 @@ class Job:
         self.size += count
         self.queue.arrived += count
         return self.number <= self.queue.head or not self.queue.is_over_full
+
+    def hold(self, go_on: Callable[[], None]) -> None:
+        """After `grow` said False: nothing more arrives until `go_on` is called, once there is room."""
+        self._go_on = go_on
+        if self.state is JobState.FLYING:
+            self.state = JobState.WAITING
+            self._waits_since = time.monotonic()
+            self.queue.wait_for_room(self)
+
+    def go_on(self) -> None:
+        """Ends `hold`."""
+        self.state = JobState.FLYING
+        self.waited += time.monotonic() - self._waits_since
+        if self._go_on is not None:
+            self._go_on()
 
     def shrink(self) -> None:
         """Gives back the bytes of a body that is not kept."""

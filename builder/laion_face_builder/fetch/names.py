@@ -22,7 +22,7 @@ from queue import SimpleQueue
 
 from laion_face_builder.errors import PictureError
 from laion_face_builder.fetch.addresses import is_public
-from laion_face_builder.fetch.guard import check_port
+from laion_face_builder.fetch.web_address import check_port
 
 Lookup = Callable[[str], Sequence[str]]
 

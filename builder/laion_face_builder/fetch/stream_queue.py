@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 
-from laion_face_builder.fetch.job import FetchedPicture, Job, Ticket, refuse_in_child
+from laion_face_builder.fetch.job import FetchedPicture, Job, JobState, Ticket, refuse_in_child
 from laion_face_builder.fetch.sharing import OpenQueues
 
 #: What a picture may weigh as long as none of the queue has come in.
@@ -23,6 +23,8 @@ _FIRST_GUESS = 100_000.0
 #: Ends some jobs of a queue, or (None) all of them and the queue.
 _End = Callable[["StreamQueue", "list[Job] | None"], None]
 _Wake = Callable[[], None]
+#: Takes its place in flight from a job whose body waits for room.
+_Wait = Callable[[Job], None]
 
 
 class StreamQueue:
@@ -31,6 +33,7 @@ class StreamQueue:
     Args:
         end: ends jobs; may be called from any thread.
         wake: makes the fetcher look at its queues again; may be called from any thread.
+        wait: takes its place in flight from a job whose body waits for room.
         max_bytes: of bodies that are arriving or wait to be taken. The job that is waited for is let through always.
         by_arrival: whether tickets are taken as they are done.
         among: the open queues that share `max_bytes` with this one.
@@ -40,12 +43,13 @@ class StreamQueue:
         self,
         end: _End,
         wake: _Wake,
+        wait: _Wait,
         max_bytes: float = math.inf,
         *,
         by_arrival: bool = False,
         among: OpenQueues | None = None,
     ) -> None:
-        self._end, self._wake = end, wake
+        self._end, self._wake, self._wait = end, wake, wait
         self._among = OpenQueues() if among is None else among
         self.by_arrival = by_arrival
         self.done: SimpleQueue[Ticket] = SimpleQueue()
@@ -57,6 +61,7 @@ class StreamQueue:
         self.expected = _FIRST_GUESS
         self._pending: deque[Job] = deque()
         self._returned: list[Job] = []
+        self._waiting: list[Job] = []
         self._numbers = 0
         self.closed = False
 
@@ -91,7 +96,7 @@ class StreamQueue:
     def _let_through(self, ticket: Ticket) -> None:
         if not ticket.done():
             self.head = ticket.number
-        if self.is_stalled:
+        if self.is_stalled or self._waiting:
             self._wake()
 
     def post_end(self, jobs: list[Job] | None) -> None:
@@ -105,6 +110,19 @@ class StreamQueue:
     def push_back(self, job: Job) -> None:
         """A job that was taken out and could not start yet: it comes before all later ones."""
         heapq.heappush(self._returned, job)
+
+    def wait_for_room(self, job: Job) -> None:
+        """Takes a job whose body waits for room."""
+        heapq.heappush(self._waiting, job)
+        self._wait(job)
+
+    def next_with_room(self) -> Job | None:
+        """Takes out the first job whose body waited, if there is room for more of it."""
+        while self._waiting and self._waiting[0].state is not JobState.WAITING:
+            heapq.heappop(self._waiting)
+        if self._waiting and (not self.is_over_full or self._waiting[0].number <= self.head):
+            return heapq.heappop(self._waiting)
+        return None
 
     def first(self) -> Job | None:
         """The job that is next to start, if there is room for what it brings; it stays in the queue."""

@@ -13,13 +13,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, TypeAlias
 
 from PIL import Image, ImageFile
 
 from laion_face_builder.errors import PictureError
 from laion_face_builder.images import containers
+from laion_face_builder.images.apart import APART, is_decoded_apart
 from laion_face_builder.images.directories import check_exif, exif_of
+from laion_face_builder.images.reasons import TOO_MUCH_MEMORY
 from laion_face_builder.images.strict_pillow import STRICT
 from laion_face_builder.images.structure import check_pixels, check_structure
 
@@ -70,12 +72,23 @@ def inspect(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Picture:
     Pillow's process-wide ImageFile.LOAD_TRUNCATED_IMAGES does not matter: where the user has set it, it is off while
     any thread is in here, and set again afterwards.
 
+    TIFF, AVIF and packed BMP are decoded in a process of their own.
+
     Raises:
-        PictureError: "empty", "not_an_image", "too_many_pixels", "too_much_metadata", "slow_decode", "truncated" or
-            "undecodable".
+        PictureError: "empty", "not_an_image", "too_many_pixels", "too_much_metadata", "too_much_memory", "slow_decode",
+            "crashed_decoder", "truncated" or "undecodable".
     """
+    if not is_decoded_apart(data):
+        return inspect_here(data, max_pixels=max_pixels)
+    most = _most_pixels(max_pixels)
+    _factory(data, most)
+    return Picture(data, **APART.call("inspect", data, max_pixels=most)[0])
+
+
+def inspect_here(data: bytes, *, max_pixels: int | None) -> Picture:
+    """Do the work of `inspect`, in this process."""
     with STRICT:
-        image = _opened(data, max_pixels)
+        image = opened(data, max_pixels)
         try:
             # A TIFF forgets its orientation when it is loaded.
             turned = _orientation(image) if image.format == "TIFF" else None
@@ -105,6 +118,11 @@ def neutral(data: bytes) -> bytes:
     """
     if not containers.may_be_turned(data):
         return data
+    return APART.rewritten("neutral", data) if is_decoded_apart(data) else neutral_here(data)
+
+
+def neutral_here(data: bytes) -> bytes:
+    """Do the work of `neutral`, in this process."""
     with STRICT:
         if _is_upright(data):
             return data
@@ -115,17 +133,26 @@ def neutral(data: bytes) -> bytes:
         return _rewritten(data)
 
 
-def opened(data: bytes) -> ImageFile.ImageFile:
+def opened(data: bytes, max_pixels: int | None = None) -> ImageFile.ImageFile:
     """The picture, its header read, by one of the readers that are allowed.
+
+    `Image.open` is not used: it warns, and it tries every plugin there is.
 
     Raises:
         PictureError: as `inspect`.
     """
-    return _opened(data, None)
+    most = _most_pixels(max_pixels)
+    factory = _factory(data, most)
+    try:
+        image = factory(BytesIO(data), "")
+    except Exception as error:  # as in inspect
+        raise _refusal(error) from error
+    check_pixels(image.size, most)
+    return image
 
 
 def _is_upright(data: bytes) -> bool:
-    image = _opened(data, None)
+    image = opened(data)
     try:
         if image.format == "PNG":
             image.load()  # what stands behind the pixels counts too
@@ -148,7 +175,7 @@ def _orientation(image: ImageFile.ImageFile) -> int:
 
 
 def _rewritten(data: bytes) -> bytes:
-    image = _opened(data, None)
+    image = opened(data)
     try:
         orientation = _orientation(image)
         image.load()
@@ -175,30 +202,31 @@ def _encoded(image: Image.Image) -> bytes:
     return out.getvalue()
 
 
+_Factory: TypeAlias = "Callable[[IO[bytes], str | bytes], ImageFile.ImageFile]"
+
+
 @cache
-def _plugins() -> tuple[tuple[Callable[[IO[bytes], str | bytes], ImageFile.ImageFile], Callable[[bytes], object]], ...]:
+def _plugins() -> tuple[tuple[_Factory, Callable[[bytes], object]], ...]:
     Image.init()
     found = [Image.OPEN[name] for name in FORMATS if name in Image.OPEN]
     return tuple((factory, accept) for factory, accept in found if accept is not None)
 
 
-def _opened(data: bytes, max_pixels: int | None) -> ImageFile.ImageFile:
-    """The picture, its header read. `Image.open` is not used: it warns, and it tries every plugin there is."""
+def _most_pixels(max_pixels: int | None) -> int | None:
+    # Above twice Image.MAX_IMAGE_PIXELS, which is the user's to set, `datasets.Image()` fails.
+    pillows = 2 * Image.MAX_IMAGE_PIXELS if Image.MAX_IMAGE_PIXELS else None
+    return min((limit for limit in (max_pixels, pillows) if limit is not None), default=None)
+
+
+def _factory(data: bytes, most: int | None) -> _Factory:
+    """What opens these bytes, once it is known that this takes neither long nor much memory."""
     if not data:
         raise PictureError("empty", "no bytes")
     factory = next((factory for factory, accept in _plugins() if _accepts(accept, data[:16])), None)
     if factory is None:
         raise PictureError("not_an_image", f"starts with {data[:16]!r}")
-    # Above twice Image.MAX_IMAGE_PIXELS, which is the user's to set, `datasets.Image()` fails.
-    pillows = 2 * Image.MAX_IMAGE_PIXELS if Image.MAX_IMAGE_PIXELS else None
-    most = min((limit for limit in (max_pixels, pillows) if limit is not None), default=None)
     check_structure(data, most)
-    try:
-        image = factory(BytesIO(data), "")
-    except Exception as error:  # as in inspect
-        raise _refusal(error) from error
-    check_pixels(image.size, most)
-    return image
+    return factory
 
 
 def _accepts(accept: Callable[[bytes], object], start: bytes) -> bool:
@@ -210,6 +238,8 @@ def _accepts(accept: Callable[[bytes], object], start: bytes) -> bool:
 def _refusal(error: Exception) -> PictureError:
     if isinstance(error, PictureError):
         return error
+    if isinstance(error, MemoryError):
+        return PictureError(TOO_MUCH_MEMORY, "more than there is")
     if isinstance(error, Image.DecompressionBombError):
         return PictureError("too_many_pixels", str(error))
     cut = isinstance(error, EOFError) or "truncated" in str(error).lower()

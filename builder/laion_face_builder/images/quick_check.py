@@ -223,7 +223,7 @@ def _orientation(data: bytes, frame: _Frame, max_pixels: int) -> int | None:
     """As `Picture.orientation`, asked of Pillow; None if it does not see the file as we do."""
     with STRICT:
         try:
-            image = pictures._opened(data, max_pixels)
+            image = pictures.opened(data, max_pixels)
         except PictureError:
             return None
         if image.format != "JPEG" or image.size != (frame.width, frame.height):

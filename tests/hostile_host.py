@@ -192,6 +192,9 @@ class HostileHost:
                 if not connection.recv(1):
                     return
 
+    def _do_silent_once(self, connection: socket.socket, _q: object, times: int, _p: object) -> bytes | None:
+        return message(self.picture) if times > 1 else self._do_silent(connection)
+
     def _do_drip(self, connection: socket.socket, *_: object) -> None:
         connection.sendall(message(b"", length=5_000))
         while not self._ended.wait(0.02):

@@ -114,8 +114,9 @@ OTHER = {
     "on_error": "null", "on_size_change": "drop", "resize_mode": "border", "blur_faces": True, "concurrency": 3,
     "mode": "L", "order": "arrival",
     "lookahead": 9, "max_buffer_bytes": 10**7, "cache_images": "kept", "cache_bytes": 10**6, "timeout": 3.5,
-    "retries": 3, "max_bytes": 10**6, "max_pixels": 10**6, "per_host": 2, "user_agent_token": "me",
-    "allow_private_hosts": True, "trust_proxy": True, "image_size": 99, "resize_only_if_bigger": True,
+    "retries": 3, "max_bytes": 10**6, "max_pixels": 10**6, "per_host": 2, "outage_patience": 5.0,
+    "user_agent_token": "me", "allow_private_hosts": True, "trust_proxy": True, "image_size": 99,
+    "resize_only_if_bigger": True,
 }  # fmt: skip
 #: What the last two need to mean anything.
 BESIDES = {"image_size": {"resize_mode": "border"}, "resize_only_if_bigger": {"resize_mode": "border"}}

@@ -67,6 +67,7 @@ DEFINES = {
     "max_bytes": (FETCHED, "large files' rows come or fail"),
     "max_pixels": (FETCHED, "large pictures' rows come or fail"),
     "per_host": (NEVER, "how fast: a host gets the same requests, waiting in our queue takes nothing from timeout"),
+    "outage_patience": (NEVER, "when a run without a network ends; no row is counted as failed for it"),
     "user_agent_token": (FETCHED, "sites allow or refuse by this name"),
     "allow_private_hosts": (FETCHED, "rows at addresses that are not public come or fail"),
     "trust_proxy": (FETCHED, "the proxy decides then which addresses are reached"),
@@ -230,6 +231,14 @@ class OptionFields(ShownFields):
     per_host: int = option(
         32, "most connections to one host at a time; it starts with 8", kind=int, group="transfer", least=1, most=10_000
     )
+    outage_patience: float = option(
+        600.0,
+        "seconds that a lost network is waited for; 0 gives up at once",
+        kind=float,
+        group="transfer",
+        least=0,
+        most=10_000_000,
+    )
     user_agent_token: str | None = option(None, "name under which sites may address or refuse you", group="transfer")
     allow_private_hosts: bool = option(
         False, "also connect to addresses that are not public", kind=bool, group="transfer"
@@ -252,6 +261,7 @@ class Transfer:
     max_bytes: int
     max_pixels: int
     per_host: int
+    outage_patience: float
     user_agent_token: str | None
     allow_private_hosts: bool
     trust_proxy: bool

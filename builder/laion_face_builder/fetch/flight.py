@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 
 from laion_face_builder.errors import PictureError
@@ -15,7 +17,7 @@ from laion_face_builder.fetch.hosts import Contact
 from laion_face_builder.fetch.job import FetchedPicture, Job, Outcome
 from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.fetch.names import NoAnswer, Resolver
-from laion_face_builder.fetch.policy import Again, Later
+from laion_face_builder.fetch.policy import Again, Course, Later
 from laion_face_builder.images import pictures, quick_check
 
 #: Threads each for what would hold up the loop: pictures that need a full decode, and the cache's files.
@@ -26,6 +28,8 @@ _LOOKUP_PAUSE = 0.5
 
 #: Failures in which nobody says anything.
 _SILENCE = frozenset({"timeout", "unreachable"})
+#: Failures in which nobody was asked.
+_OURS = frozenset({"bad_url", "private_address", "connection"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,8 @@ class Landing:
         began: when the host was asked, by `time.monotonic`.
         reason: why the host gave no picture.
         wait: seconds that the host asks us to stay away.
+        is_heard: whether anybody out there said anything.
+        before: how far the fetch had come before a step that failed.
     """
 
     step: Outcome | Again | Later
@@ -45,6 +51,8 @@ class Landing:
     began: float = 0.0
     reason: str = ""
     wait: float = 0.0
+    is_heard: bool = False
+    before: Course | None = None
 
 
 class Flights:
@@ -113,9 +121,22 @@ class Flights:
             found = policy.after_answer(course, answer, self._limits, now)
             step = await self._checked(job, found) if isinstance(found, bytes) else found
         except PictureError as error:
-            return Landing(error, contact, began, error.reason)
+            return Landing(error, contact, began, error.reason, is_heard=True)
         wait = step.pause if isinstance(step, Later) else 0.0
-        return Landing(step, contact, began, f"http_{answer.status}", wait)
+        return Landing(step, contact, began, f"http_{answer.status}", wait, is_heard=True)
+
+    async def reaches(self, host: str, port: int) -> bool:
+        """Whether anybody answers at `host`, be it with a refusal; asks for a connection and nothing else."""
+        try:
+            addresses = await self._resolver.resolve(host, port)
+            opening = asyncio.open_connection(addresses[0], port)
+            _, writer = await asyncio.wait_for(opening, self._limits.connect_seconds)
+        except ConnectionRefusedError:
+            return True
+        except (PictureError, OSError, asyncio.TimeoutError):
+            return False
+        writer.close()
+        return True
 
     def close(self) -> None:
         """Ends every connection and the helpers; nobody may be waiting any more."""
@@ -134,12 +155,15 @@ class Flights:
 
     def _failed(self, job: Job, error: PictureError, began: float) -> Landing:
         job.queue.learn(job.size)
+        before = copy.copy(job.course)
         job.course.spent += time.monotonic() - began - job.waited
-        contact = Contact.SILENT if error.reason in _SILENCE else Contact.NONE
-        try:
-            return Landing(policy.after_failure(job.course, error, self._limits), contact, began, error.reason)
-        except PictureError:
-            return Landing(error, contact, began, error.reason)
+        is_silent = error.reason in _SILENCE or isinstance(error, NoAnswer)
+        contact = Contact.SILENT if is_silent else Contact.NONE
+        is_heard = job.size > 0 if is_silent else error.reason not in _OURS
+        step: PictureError | Again = error
+        with suppress(PictureError):
+            step = policy.after_failure(job.course, error, self._limits)
+        return Landing(step, contact, began, error.reason, is_heard=is_heard, before=before)
 
     async def _checked(self, job: Job, data: bytes) -> FetchedPicture:
         picture = quick_check.quick(data, max_pixels=self._limits.max_pixels)

@@ -140,6 +140,7 @@ class JobState(Enum):
     QUEUED = "in its stream's queue"
     HELD = "in its host's queue"
     FLYING = "under way"
+    STALLED = "kept back: nobody was heard since it was asked"
     WAITING = "its body waits for room: it takes no place in flight and none of its host's connections"
     PAUSED = "between two tries"
     ENDED = "settled"

@@ -45,6 +45,8 @@ class FetchLimits:
         allow: which addresses may be connected to.
         proxy: "http://host:port" that everything goes through; then the check of addresses is its own.
         ca_file: certificates to trust, PEM; None is the environment's SSL_CERT_FILE, else certifi's.
+        connect_timeout: seconds for a connection; see `connect_seconds`.
+        outage_patience: seconds that a lost network is waited for; see `network`.
         longest_wait: seconds that a host may have its pictures wait (429, Retry-After) with no other answer between.
     """
 
@@ -63,6 +65,8 @@ class FetchLimits:
     proxy: str | None = field(default=None, repr=False)
     ca_file: str | None = None
     longest_wait: float = 60.0
+    outage_patience: float = 600.0
+    connect_timeout: float = 5.0
 
     def __post_init__(self) -> None:
         for name in ("timeout", "max_bytes", "max_pixels", "per_host", "concurrency"):
@@ -89,11 +93,17 @@ class FetchLimits:
             max_bytes=transfer.max_bytes,
             max_pixels=transfer.max_pixels,
             per_host=transfer.per_host,
+            outage_patience=transfer.outage_patience,
             concurrency=concurrency,
             user_agent_token=transfer.user_agent_token or DEFAULT_TOKEN,
             allow=AddressRule(allow_private=transfer.allow_private_hosts),
             proxy=refuse_user_proxy(os.environ if environ is None else environ, transfer.trust_proxy),
         )
+
+    @property
+    def connect_seconds(self) -> float:
+        """Seconds for a connection to come about: never more than a picture has."""
+        return min(self.connect_timeout, self.timeout)
 
     @property
     def max_wire_bytes(self) -> int:

@@ -8,10 +8,10 @@ can block each other, and no host that is slow, silent or refuses stands in fron
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
-from laion_face_builder.errors import PictureError
+from laion_face_builder.errors import NetworkOutage, PictureError
 from laion_face_builder.fetch import faults
 from laion_face_builder.fetch.flight import Flights, Landing
 from laion_face_builder.fetch.hosts import Contact, Hosts
@@ -19,6 +19,7 @@ from laion_face_builder.fetch.job import FetchedPicture, Job, JobState, Outcome,
 from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.fetch.policy import Again, Later
 from laion_face_builder.fetch.stream_queue import StreamQueue
+from laion_face_builder.fetch.vigil import Vigil
 from laion_face_builder.fetch.web_address import WebAddress
 
 #: Names that are looked up at once.
@@ -41,6 +42,7 @@ class Scheduler:
         self._hosts: Hosts[Job] = Hosts(limits.per_host, limits.timeout, limits.longest_wait)
         self._nameless: dict[str, list[Job]] = {}
         self._lookups: set[asyncio.Task[None]] = set()
+        self._vigil = Vigil(self, flights.reaches, limits.outage_patience)
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._flying = 0
         self._freed: set[str] = set()
@@ -73,6 +75,7 @@ class Scheduler:
     async def stop(self) -> None:
         """Ends all jobs and waits until none is in flight."""
         self._is_stopped = True
+        self._vigil.close()
         tasks = [job.task for job in self._open if job.task is not None]
         for lookup in self._lookups:
             lookup.cancel()
@@ -92,14 +95,22 @@ class Scheduler:
     def schedule(self) -> None:
         """Starts what may start."""
         self._make_way()
-        while self._flying < self._limits.concurrency and len(self._lookups) < _LOOKUPS and not self._is_stopped:
+        while self._may_start():
             job = self._next_job()
+            if job is None and self._may_start() and self._vigil.next_stalled():
+                job = self._next_job()
             if job is None:
-                return
+                break
             self._flying += 1
             job.queue.flying += 1
             job.state = JobState.FLYING
             job.task = self._loop.create_task(self._fly(job))
+        if not self._flying and not self._lookups:
+            self._vigil.nothing_under_way()
+
+    def _may_start(self) -> bool:
+        has_place = self._flying < self._limits.concurrency and len(self._lookups) < _LOOKUPS
+        return has_place and not self._is_stopped and self._vigil.may_start(self._flying + len(self._lookups))
 
     def _make_way(self) -> None:
         while self._freed:
@@ -153,14 +164,16 @@ class Scheduler:
             task.add_done_callback(self._lookups.discard)
 
     async def _resolve(self, host: str, port: int) -> None:
+        began = self._loop.time()
         error = await self._flights.look_up(host, port)
         self._lookups.discard(asyncio.current_task())
-        for job in self._nameless.pop(host):
+        jobs = self._nameless.pop(host)
+        for job in () if self._vigil.keeps_nameless(jobs, error, began) else jobs:
             if error is not None:
                 self._settle(job, error)
             elif job.open:
                 job.has_address = True
-                self._queue(job)
+                self.queue(job)
         self.schedule()
 
     async def _fly(self, job: Job) -> None:
@@ -176,7 +189,8 @@ class Scheduler:
         job.queue.flying -= 1
         job.task = None
         self._land(job, landing, None if is_cached else host)
-        self._go_on(job, landing.step)
+        if not self._vigil.keeps(job, landing):
+            self.go_on(job, landing.step)
         if not is_cached:
             self._release(host)
         self.schedule()
@@ -188,10 +202,15 @@ class Scheduler:
         self._flying -= 1
         if host is not None:
             self._hosts[host].leave(
-                landing.contact, landing.began, self._loop.time(), reason=landing.reason, wait=landing.wait
+                Contact.NONE if self._vigil.is_out else landing.contact,
+                landing.began,
+                self._loop.time(),
+                reason=landing.reason,
+                wait=landing.wait,
             )
 
-    def _go_on(self, job: Job, step: Outcome | Again | Later) -> None:
+    def go_on(self, job: Job, step: Outcome | Again | Later) -> None:
+        """Settles a job, or has it go on where its last step says."""
         if not isinstance(step, (Again, Later)):
             self._settle(job, step)
             return
@@ -203,15 +222,26 @@ class Scheduler:
             job.state = JobState.PAUSED
             job.timer = self._loop.call_later(step.pause, self._return, job)
         else:
-            self._queue(job)
+            self.queue(job)
+
+    def forgive_hosts(self) -> None:
+        """Forgets the silence of all hosts, which was not theirs."""
+        for host in self._hosts:
+            host.forgive()
+
+    def give_up(self, error: Callable[[], NetworkOutage]) -> None:
+        """Ends all jobs there are; each gets an error of its own."""
+        for job in list(self._open):
+            self._settle(job, error())
 
     def _return(self, job: Job) -> None:
         job.timer = None
         if job.open:
-            self._queue(job)
+            self.queue(job)
             self.schedule()
 
-    def _queue(self, job: Job) -> None:
+    def queue(self, job: Job) -> None:
+        """Puts a job that was taken out back into its stream's queue."""
         job.state = JobState.QUEUED
         job.queue.push_back(job)
 
@@ -219,7 +249,7 @@ class Scheduler:
         """Lets those go on that waited for the host, as many as may."""
         for job in self._hosts[name].freed(self._loop.time(), lambda job: job.open and job.queue.has_room(job)):
             if job.open:
-                self._queue(job)
+                self.queue(job)
         self._watch(name)
 
     def _watch(self, name: str) -> None:

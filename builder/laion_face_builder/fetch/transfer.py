@@ -16,7 +16,6 @@ from laion_face_builder.fetch.body import Body
 from laion_face_builder.fetch.curl_errors import name_of
 from laion_face_builder.fetch.limits import FetchLimits
 
-_CONNECT_SECONDS = 10.0
 #: Taken from the socket at once. Larger pieces mean fewer returns into Python.
 _PIECE = 128 << 10
 
@@ -157,7 +156,7 @@ def _options(limits: FetchLimits) -> dict[int, object]:
         pycurl.SSL_VERIFYPEER: 1,
         pycurl.SSL_VERIFYHOST: 2,
         pycurl.CAINFO: limits.ca_file or os.environ.get("SSL_CERT_FILE") or certifi.where(),
-        pycurl.CONNECTTIMEOUT_MS: int(min(_CONNECT_SECONDS, limits.timeout) * 1000),
+        pycurl.CONNECTTIMEOUT_MS: max(1, int(limits.connect_seconds * 1000)),
         pycurl.MAXFILESIZE_LARGE: limits.max_bytes,
         pycurl.BUFFERSIZE: _PIECE,
     }

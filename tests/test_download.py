@@ -171,8 +171,8 @@ def _kill_the_parent(story: Story) -> None:
     log = (story.data.root / "parent.log").open("wb")
     arguments = [str(story.data.root), json.dumps(dataclasses.asdict(OPTIONS))]
     with log, subprocess.Popen([sys.executable, "-c", SCRIPT, *arguments], stderr=log) as parent:
-        finished = story.folder / "00001_stats.json"
-        wait_until(lambda: finished.exists() and any(story.folder.glob("_tmp/*/*.tar")))
+        finished = [story.folder / f"0000{shard}_stats.json" for shard in (0, 1)]  # made side by side
+        wait_until(lambda: all(map(Path.exists, finished)) and any(story.folder.glob("_tmp/*/*.tar")))
         parent.kill()
     with Workers(0, lock=story.files.writers):  # waits for the last of them
         pass

@@ -1,5 +1,7 @@
 """Which tests run where: `core` in every environment of tests/matrix.py, `datasets36` with datasets 3.6 as well.
 
+`brief` is the part of core that every `make test` has time for in every environment.
+
 Core are those that touch what changes from version to version: how `datasets` drives a builder and a stream, how
 huggingface_hub fetches and uploads, what pyarrow, Pillow, OpenCV and matplotlib take and give. `test_installed` does
 the whole job once, with img2dataset in it.
@@ -38,3 +40,8 @@ def is_core(module: str, name: str) -> bool:
 
 def _is_core(module: str, name: str) -> bool:
     return module in CORE_MODULES or name.startswith(CORE_TESTS.get(module, ()) or "-")
+
+
+def is_brief(module: str, name: str) -> bool:
+    """Whether test `name` of `module` is brief: the whole job once, and every operation on a stream that fetches."""
+    return module == "test_installed" or (module == "test_operations" and "fetch" in name)

@@ -1,6 +1,7 @@
 """Runs the tests, and the demo, on the built wheel in fresh environments outside the tree.
 
-    python tests/matrix.py test [NAME …]      the environments that README claims, or those named
+    python tests/matrix.py test               the environments that README claims, all but two of them in brief
+    python tests/matrix.py test NAME …        these, at full length
     python tests/matrix.py test --write       every environment that can be had here; README then claims what held
     python tests/matrix.py demo               the demo, as installed
     python tests/matrix.py develop [NAME]     an editable install in .venv (newest) or .venv-NAME, for developing
@@ -52,6 +53,7 @@ class Environment:
         name: of the environment.
         python: its version, such as "3.12".
         tests: a mark of pytest's, or an expression of them; empty for all tests.
+        brief: the same for a run of all that README claims, which has 45 minutes on two cores.
         until: the day whose newest libraries it has; None means those of constraints.txt.
         pins: requirements that fix a version.
         is_lowest: whether it has the lowest versions that pyproject.toml allows, all at once.
@@ -60,6 +62,7 @@ class Environment:
     name: str
     python: str = "3.11"
     tests: str = "core"
+    brief: str = "brief"
     until: str | None = None
     pins: tuple[str, ...] = ()
     is_lowest: bool = False
@@ -68,7 +71,7 @@ class Environment:
 OLD = Environment(
     "datasets-3.6", tests="core or datasets36", until="2025-10-30", pins=("datasets==3.6.0", "huggingface_hub<1")
 )
-NEWEST = Environment("newest", tests="")
+NEWEST = Environment("newest", tests="", brief="")
 #: Of the older ones each has another Python, where that does not matter to what it is for.
 MATRIX = (
     NEWEST,
@@ -78,7 +81,7 @@ MATRIX = (
     Environment("datasets-4.8", python="3.12", until="2026-04-15", pins=("datasets==4.8.0",)),
     Environment("datasets-5.0", until="2026-06-25", pins=("datasets==5.0.0",)),
     Environment("datasets-5.1", python="3.13", until="2026-10-20", pins=("datasets==5.1.0",)),
-    Environment("lowest", python="3.10", is_lowest=True),
+    Environment("lowest", python="3.10", brief="core", is_lowest=True),
     Environment("python-3.14", python="3.14", until="2026-11-25"),
 )
 
@@ -209,11 +212,11 @@ def versions(python: Path) -> list[str]:
     return list(found)
 
 
-def test(environment: Environment, python: Path, what: Built, old: Path | None, more: Sequence[str]) -> bool:
-    """Run the tests of one environment; say whether they passed."""
+def test(tests: str, python: Path, what: Built, old: Path | None, more: Sequence[str]) -> bool:
+    """Run the tests of this mark in one environment; say whether they passed."""
     own = {"LAION_FACE_DATASETS_36_PYTHON": str(old)} if old else {}
     shell = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    chosen = ["-m", environment.tests] if environment.tests else []
+    chosen = ["-m", tests] if tests else []
     spread = ["--numprocesses", "2", "--dist", "worksteal"]  # every test has servers, folders and processes of its own
     where = ["--rootdir", str(what.tree), "-c", str(what.tree / "pyproject.toml"), str(what.tree / "tests")]
     command = isolated(python, "-m", "pytest", *spread, *chosen, *where, *more)
@@ -221,7 +224,8 @@ def test(environment: Environment, python: Path, what: Built, old: Path | None, 
 
 
 def run_matrix(names: Sequence[str], *, write: bool, more: Sequence[str]) -> int:
-    """Run these environments, or those that README claims, or all if it is to be written; give the exit code."""
+    """Run these environments, or in brief those that README claims, or all if README is written; give the exit code."""
+    is_brief = not names and not write
     names = names or ([one.name for one in MATRIX] if write else sorted(claimed()))
     chosen = [environment for environment in MATRIX if environment.name in names]
     needs_old = NEWEST in chosen and OLD not in chosen
@@ -243,7 +247,8 @@ def run_matrix(names: Sequence[str], *, write: bool, more: Sequence[str]) -> int
             old = python if environment is OLD else old
             if environment not in chosen:
                 continue
-            passed = test(environment, python, what, old, more)
+            tests = environment.brief if is_brief else environment.tests
+            passed = test(tests, python, what, old, more)
             rows[environment.name] = row(environment, found) if passed else ""
             failed += [] if passed else [environment.name]
             say(f"{environment.name}: {'passed' if passed else 'FAILED'} in {time.monotonic() - start:.0f} s")

@@ -229,7 +229,12 @@ class OptionFields(ShownFields):
         MAX_PIXELS, "largest picture, pixels", kind=int, group="transfer", least=1, most=_MOST_PIXELS
     )
     per_host: int = option(
-        32, "most connections to one host at a time; it starts with 8", kind=int, group="transfer", least=1, most=10_000
+        32,
+        "most requests to one host at a time, of all your processes on a machine; it starts with 8",
+        kind=int,
+        group="transfer",
+        least=1,
+        most=10_000,
     )
     outage_patience: float = option(
         600.0,

@@ -238,7 +238,7 @@ class OptionFields(ShownFields):
     )
     outage_patience: float = option(
         600.0,
-        "seconds that a lost network is waited for; 0 gives up at once",
+        "seconds that a lost network, or a free file descriptor, is waited for; 0 gives up at once",
         kind=float,
         group="transfer",
         least=0,

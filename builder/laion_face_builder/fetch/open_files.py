@@ -29,8 +29,8 @@ _FIRST_PAUSE, _LONGEST_PAUSE, _QUIET = 0.5, 10.0, 60.0
 class NoFiles(PictureError):
     """This process, or the system, has no file descriptor left: it says nothing about the picture or its host."""
 
-    def __init__(self) -> None:
-        super().__init__("connection", "no file descriptor is left")
+    def __init__(self, reason: str = "connection", detail: str = "no file descriptor is left") -> None:
+        super().__init__(reason, detail)
 
 
 class Shortage:

@@ -159,19 +159,30 @@ class CountingHost(HostileHost):
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = self.most = 0
+        self.most = 0
         self.of: Counter[str] = Counter()
+        #: What a process had under way when it was killed is the host's alone.
+        self.dead = ""
+        self._now: Counter[str] = Counter()
         self._guard = threading.Lock()
 
     def _missing(self, _c: object, _q: object, _t: object, path: str) -> bytes:
+        name = path.split("/")[1]
         with self._guard:
-            self.now += 1
-            self.most = max(self.most, self.now)
-            self.of[path.split("/")[1]] += 1
+            self.of[name] += 1
+            self._now[name] += 1
+            self.most = max(self.most, self._now.total() - self._now[self.dead])
         time.sleep(0.05)
         with self._guard:
-            self.now -= 1
+            self._now[name] -= 1
         return message(self.picture)
+
+    def wait_for(self, name: str, count: int) -> None:
+        """Waits until a process has asked so often."""
+        until = time.monotonic() + 100
+        while self.of[name] < count:
+            assert time.monotonic() < until, name
+            time.sleep(0.01)
 
 
 WORKER = """
@@ -197,11 +208,11 @@ def worker(host: CountingHost, name: str, count: int) -> subprocess.Popen[str]:
 def test_four_processes_are_one_guest_and_one_that_is_killed_leaves_its_share() -> None:
     with CountingHost() as host:
         first = worker(host, "killed", 100_000)
-        while host.of["killed"] < 50:
-            time.sleep(0.01)
+        host.wait_for("killed", 50)
         others = [worker(host, f"p{number}", 60) for number in range(3)]
-        while not all(host.of[f"p{number}"] for number in range(3)):
-            time.sleep(0.01)
+        for number in range(3):
+            host.wait_for(f"p{number}", 1)
+        host.dead = "killed"
         first.send_signal(signal.SIGKILL)
         assert [other.communicate(timeout=100)[0] for other in others] == ["60\n"] * 3
         first.communicate()

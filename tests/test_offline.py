@@ -150,15 +150,22 @@ try:
     print(sum(1 for _ in laion_face.load_dataset("20M", split="train", streaming=True, parts="0", **how)))
 except NetworkOutage as error:
     print(error)
+try:
+    laion_face.load_dataset("20M", split="train", parts="0", cache_dir=sys.argv[2], **how)
+except Exception as error:
+    print(type(error).__name__, error)
 """
 
 
-def test_a_stream_that_reaches_nobody_waits_says_so_once_and_ends_loudly(prepared, tmp_path):
+def test_who_reaches_nobody_waits_says_so_once_ends_loudly_and_leaves_no_cache(prepared, tmp_path):
     rows = pq.read_table(prepared.data.index(0))
     urls = pa.array([f"http://no-such-host-{row}.invalid/x.jpg" for row in range(rows.num_rows)])
     DataDir.at(tmp_path).index(0).parent.mkdir()
     pq.write_table(rows.set_column(rows.column_names.index("url"), "url", urls), DataDir.at(tmp_path).index(0))
-    done = offline({}, "-c", FETCH, tmp_path)
+    done = offline({}, "-c", FETCH, tmp_path, tmp_path / "arrow")
     assert done.returncode == 0, done.stderr
-    assert "outage_patience=2" in done.stdout
-    assert [line.partition(":")[0] for line in done.stderr.splitlines()] == ["the network cannot be reached"]
+    streamed, cached = done.stdout.splitlines()
+    assert "outage_patience=2" in streamed
+    assert done.stderr.count("the network cannot be reached") == 2
+    assert cached == f"NetworkOutage {streamed}"
+    assert not [*(tmp_path / "arrow").rglob("*.arrow"), *(tmp_path / "arrow").rglob("dataset_info.json")]

@@ -229,11 +229,16 @@ class OptionFields(ShownFields):
         MAX_PIXELS, "largest picture, pixels", kind=int, group="transfer", least=1, most=_MOST_PIXELS
     )
     per_host: int = option(
-        32, "most connections to one host at a time; it starts with 8", kind=int, group="transfer", least=1, most=10_000
+        32,
+        "most requests to one host at a time, of all your processes on a machine; it starts with 8",
+        kind=int,
+        group="transfer",
+        least=1,
+        most=10_000,
     )
     outage_patience: float = option(
         600.0,
-        "seconds that a lost network is waited for; 0 gives up at once",
+        "seconds that a lost network, or a free file descriptor, is waited for; 0 gives up at once",
         kind=float,
         group="transfer",
         least=0,

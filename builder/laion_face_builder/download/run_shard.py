@@ -167,7 +167,10 @@ class _Tally:
             self._report(self.result)
 
     def require_a_network(self) -> None:
-        """Raises NetworkOutage if no sample of a good number was answered."""
+        """Raises NetworkOutage if no sample of a good number was answered.
+
+        A network that falls silent the engine waits for by itself; this is about a resolver that answers, but wrongly.
+        """
         if self._unanswered.total() == self.result.samples >= _ENOUGH:
             said = ", ".join(f"{reason} {count:,}" for reason, count in self._unanswered.most_common())
             raise NetworkOutage(

@@ -24,7 +24,6 @@ from laion_face_builder.fetch.ahead import arriving, ordered
 from laion_face_builder.fetch.cache import PictureCache
 from laion_face_builder.fetch.fetcher import FetchedPicture, shared_fetcher
 from laion_face_builder.fetch.limits import FetchLimits
-from laion_face_builder.fetch.no_network import FEW, watched
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.index.rows import RowBatch, in_batches
 from laion_face_builder.layout import ROW_GROUPS
@@ -211,7 +210,7 @@ def fetched(plan: Plan, steps: Iterator[Step], order: str = INDEX_ORDER) -> Gene
             max_buffer_bytes=options.ahead.max_buffer_bytes,
         )
         with closing(pairs):
-            yield from watched(pairs, few=FEW if order == INDEX_ORDER else FEW + options.ahead.concurrency)
+            yield from pairs
 
 
 def world_size() -> int:

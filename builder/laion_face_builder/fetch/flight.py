@@ -10,13 +10,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from laion_face_builder.errors import PictureError
-from laion_face_builder.fetch import policy
+from laion_face_builder.fetch import open_files, policy
 from laion_face_builder.fetch.cache import PictureCache
 from laion_face_builder.fetch.exchange import Exchanges
 from laion_face_builder.fetch.hosts import Contact
 from laion_face_builder.fetch.job import FetchedPicture, Job, Outcome
 from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.fetch.names import NoAnswer, Resolver
+from laion_face_builder.fetch.open_files import NoFiles
 from laion_face_builder.fetch.policy import Again, Course, Later
 from laion_face_builder.images import pictures, quick_check
 
@@ -110,8 +111,20 @@ class Flights:
         course, began, job.waited = job.course, time.monotonic(), 0.0
         if (seconds := course.share(self._limits)) <= 0:
             return Landing(PictureError("timeout", f"{self._limits.timeout:g} s are over"))
+        before = copy.copy(course)
+        try:
+            return await self._exchange(job, seconds, began)
+        except (NoFiles, OSError) as error:
+            if not (isinstance(error, NoFiles) or open_files.are_gone(error)):
+                raise
+            return Landing(NoFiles(), Contact.NONE, began, before=before)
+
+    async def _exchange(self, job: Job, seconds: float, began: float) -> Landing:
+        course = job.course
         try:
             answer = await self._exchanges.get(course.url, job.host, job.port, seconds, job)
+        except NoFiles:
+            raise
         except PictureError as error:
             return self._failed(job, error, began)
         contact = Contact.THROTTLED if answer.status in policy.THROTTLING else Contact.ANSWERED

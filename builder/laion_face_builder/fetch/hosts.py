@@ -1,8 +1,9 @@
 """One object owns a host: how many connections it gets, who waits for one, and whether it is worth asking at all.
 
 How many: a host starts with 8 connections. Quick answers while all are in use add one a round, up to the limit; 429 and
-503 halve it, once for all that were asked together. Waiting for a host takes nothing: no connection, no place in
-flight, no room in the buffer, none of the picture's tries and none of its time.
+503 halve it, once for all that were asked together. All processes of this machine share the limit (`machine`). Waiting
+for a host takes nothing: no connection, no place in flight, no room in the buffer, none of the picture's tries and none
+of its time.
 
 Nothing here looks at a clock: every time is handed in, in seconds of one clock.
 """
@@ -15,6 +16,7 @@ from enum import Enum
 from typing import Generic, TypeVar
 
 from laion_face_builder.errors import PictureError
+from laion_face_builder.fetch.machine import Machine, Share
 
 Job = TypeVar("Job")
 
@@ -61,13 +63,15 @@ class Host(Generic[Job]):
         most: connections that it may ever have.
         patience: seconds of silence until it is down.
         longest_wait: seconds that it may hold its queue, with Retry-After or without, and no answer between.
+        share: of the connections that all processes of this machine have to it; None if there are no others.
     """
 
-    def __init__(self, name: str, most: int, patience: float, longest_wait: float) -> None:
+    def __init__(self, name: str, most: int, patience: float, longest_wait: float, share: Share | None = None) -> None:
         self.state = HostState.OPEN
         self.waiting: deque[Job] = deque()
         self.busy = 0
         self._name, self._most = name, most
+        self._share = share or Machine(is_shared=False).share(name, most)
         self._patience, self._longest_wait = patience, longest_wait
         self._limit = float(min(FIRST_LIMIT, most))
         self._until = 0.0
@@ -93,7 +97,8 @@ class Host(Generic[Job]):
         self._look_at(now)
         if self.state is HostState.DOWN:
             raise PictureError(*self._why)
-        if self.state is HostState.HELD or self.busy >= self.limit:
+        is_full = self.state is HostState.HELD or self.busy >= self.limit
+        if is_full or not self._share.grow(self.busy + 1, now):
             (self.waiting.appendleft if is_back else self.waiting.append)(job)
             return False
         self.busy += 1
@@ -117,6 +122,7 @@ class Host(Generic[Job]):
             self._throttled(began, now, reason, wait)
         elif contact is Contact.SILENT:
             self._was_silent(began, now, reason)
+        self._share.keep(self.busy, self._wanted, now)
 
     def freed(self, now: float, is_ready: Callable[[Job], bool]) -> Iterator[Job]:
         """Takes those out of the queue that should try to `enter` now, in order.
@@ -126,10 +132,14 @@ class Host(Generic[Job]):
             is_ready: False for a job that would not start even so, or has ended; another one is given beside it.
         """
         self._look_at(now)
-        free = {HostState.DOWN: len(self.waiting), HostState.HELD: 0}.get(self.state, self.limit - self.busy)
-        while free > 0 and self.waiting:
+        self._share.trim(self.busy, now)
+        if self.state is HostState.DOWN:
+            while self.waiting:
+                yield self.waiting.popleft()
+        busy, wanted = self.busy, self._wanted
+        while self.waiting and busy < wanted and self._share.grow(busy + 1, now):
             job = self.waiting.popleft()
-            free -= is_ready(job)
+            busy += is_ready(job)
             yield job
 
     def forgive(self) -> None:
@@ -140,7 +150,20 @@ class Host(Generic[Job]):
 
     def moves_at(self) -> float | None:
         """When its queue has to be looked at, if nothing comes back before; None if that would not help."""
-        return self._until if self.waiting and self.state is HostState.HELD else None
+        if self.waiting and self.state is HostState.HELD:
+            return self._until
+        return self._share.moves_at(self.busy, is_wanted=self._wanted > self.busy)
+
+    def close(self) -> None:
+        """Leaves its connections to other processes."""
+        self._share.keep(0, 0, 0.0)
+
+    @property
+    def _wanted(self) -> int:
+        """Connections that would be used now."""
+        if self.state in (HostState.HELD, HostState.DOWN):
+            return self.busy
+        return max(self.busy, min(self.limit, self.busy + len(self.waiting)))
 
     def _look_at(self, now: float) -> None:
         if now >= self._until:
@@ -207,16 +230,18 @@ class Hosts(Generic[Job]):
         most: connections to one host at a time.
         patience: see `Host`.
         longest_wait: see `Host`.
+        machine: what other processes of this machine share the connections by; None if there are no others.
     """
 
-    def __init__(self, most: int, patience: float, longest_wait: float) -> None:
+    def __init__(self, most: int, patience: float, longest_wait: float, machine: Machine | None = None) -> None:
         self._how = most, patience, longest_wait
+        self._machine = machine or Machine(is_shared=False)
         self._hosts: OrderedDict[str, Host[Job]] = OrderedDict()
 
     def __getitem__(self, name: str) -> Host[Job]:
         host = self._hosts.get(name)
         if host is None:
-            host = self._hosts[name] = Host(name, *self._how)
+            host = self._hosts[name] = Host(name, *self._how, self._machine.share(name, self._how[0]))
             self._forget()
         return host
 
@@ -229,4 +254,5 @@ class Hosts(Generic[Job]):
             if host.busy or host.waiting:
                 self._hosts.move_to_end(name)
                 return
+            host.close()
             del self._hosts[name]

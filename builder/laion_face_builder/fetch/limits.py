@@ -34,7 +34,7 @@ class FetchLimits:
         retries: further tries for what can pass.
         max_bytes: of a body, declared or real, before and after decompression.
         max_pixels: width times height, before decoding.
-        per_host: the most connections to one host at a time; see `hosts`.
+        per_host: the most requests to one host at a time, of all processes of this machine; see `hosts` and `machine`.
         concurrency: pictures in flight at a time.
         redirects: followed one at a time, each checked like the first address.
         max_header_bytes: of all headers of one answer.

@@ -21,7 +21,9 @@ from functools import lru_cache, partial
 from queue import SimpleQueue
 
 from laion_face_builder.errors import PictureError
+from laion_face_builder.fetch import open_files
 from laion_face_builder.fetch.addresses import is_public
+from laion_face_builder.fetch.open_files import NoFiles
 from laion_face_builder.fetch.web_address import check_port
 
 Lookup = Callable[[str], Sequence[str]]
@@ -129,7 +131,7 @@ class Resolver:
 
         Raises:
             PictureError: "bad_url" (not a host name), "dns" (unknown), "private_address" (it has only addresses
-                that are refused); NoAnswer: nobody says, or not in time.
+                that are refused); NoAnswer: nobody says, or not in time; NoFiles.
         """
         check_port(port)
         name = _plain_name(host)
@@ -163,7 +165,7 @@ class Resolver:
         answer: _Answer | BaseException
         try:
             answer = self._answer(name)
-        except NoAnswer as error:
+        except (NoAnswer, NoFiles) as error:
             answer = error
         except Exception as error:
             answer = NoAnswer("dns", f"{name}: {error!r}")
@@ -186,17 +188,21 @@ class Resolver:
     def _answer(self, name: str) -> _Answer:
         try:
             found = self._lookup(name)
-        except UnicodeError as error:
-            return _Answer(time.monotonic() + self._negative_ttl, (), "dns", f"{name}: {error}")
-        except OSError as error:
-            if not isinstance(error, socket.gaierror) or error.errno not in _UNKNOWN:
-                raise NoAnswer("dns", f"{name}: {error}") from None
-            return _Answer(time.monotonic() + self._negative_ttl, (), "dns", f"{name}: {error}")
+        except (OSError, UnicodeError) as error:
+            if open_files.are_gone(error) or open_files.are_gone():
+                raise NoFiles from None  # the system's resolver says then that there is no such name
+            return self._failed(name, error)
         allowed = tuple(address for address in found if self._allow(address))
         if allowed:
             return _Answer(time.monotonic() + self._ttl, allowed)
         reason, detail = ("private_address", f"{name} is at {', '.join(found)}") if found else ("dns", name)
         return _Answer(time.monotonic() + self._negative_ttl, (), reason, detail)
+
+    def _failed(self, name: str, error: Exception) -> _Answer:
+        is_answer = isinstance(error, socket.gaierror) and error.errno in _UNKNOWN
+        if isinstance(error, OSError) and not is_answer:
+            raise NoAnswer("dns", f"{name}: {error}") from None
+        return _Answer(time.monotonic() + self._negative_ttl, (), "dns", f"{name}: {error}")
 
 
 @lru_cache(4096)

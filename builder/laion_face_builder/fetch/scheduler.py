@@ -17,6 +17,7 @@ from laion_face_builder.fetch.flight import Flights, Landing
 from laion_face_builder.fetch.hosts import Contact, Hosts
 from laion_face_builder.fetch.job import FetchedPicture, Job, JobState, Outcome, cancelled
 from laion_face_builder.fetch.limits import FetchLimits
+from laion_face_builder.fetch.machine import Machine
 from laion_face_builder.fetch.policy import Again, Later
 from laion_face_builder.fetch.stream_queue import StreamQueue
 from laion_face_builder.fetch.vigil import Vigil
@@ -32,14 +33,15 @@ class Scheduler:
     Args:
         limits: the bounds.
         flights: take a job a step further.
+        machine: what the bounds of each host are shared by with other processes.
     """
 
-    def __init__(self, limits: FetchLimits, flights: Flights) -> None:
+    def __init__(self, limits: FetchLimits, flights: Flights, machine: Machine) -> None:
         self._limits, self._flights = limits, flights
         self._loop = asyncio.get_running_loop()
         self._queues: list[StreamQueue] = []
         self._open: set[Job] = set()
-        self._hosts: Hosts[Job] = Hosts(limits.per_host, limits.timeout, limits.longest_wait)
+        self._hosts: Hosts[Job] = Hosts(limits.per_host, limits.timeout, limits.longest_wait, machine)
         self._nameless: dict[str, list[Job]] = {}
         self._lookups: set[asyncio.Task[None]] = set()
         self._vigil = Vigil(self, flights.reaches, limits.outage_patience)
@@ -254,8 +256,10 @@ class Scheduler:
 
     def _watch(self, name: str) -> None:
         """Sees to it that a queue which moves by the clock is looked at in time."""
-        when = self._hosts[name].moves_at()
-        if when is not None and name not in self._timers:
+        when, timer = self._hosts[name].moves_at(), self._timers.get(name)
+        if when is not None and (timer is None or when < timer.when()):
+            if timer is not None:
+                timer.cancel()
             self._timers[name] = self._loop.call_at(when, partial(self._on_time, name))
 
     def _on_time(self, name: str) -> None:

@@ -16,9 +16,11 @@ from contextlib import suppress
 
 from laion_face_builder.fetch import open_files
 from laion_face_builder.fetch.cache import PictureCache
+from laion_face_builder.fetch.curl_loop import WORKING
 from laion_face_builder.fetch.flight import Flights
 from laion_face_builder.fetch.job import Job, cancelled
 from laion_face_builder.fetch.limits import FetchLimits
+from laion_face_builder.fetch.machine import Machine
 from laion_face_builder.fetch.scheduler import Scheduler
 from laion_face_builder.fetch.stream_queue import StreamQueue
 
@@ -34,6 +36,7 @@ class FetchThread:
         self._is_called = False
         self._loop = asyncio.SelectorEventLoop()
         self._flights: Flights | None = None
+        self._machine = Machine(is_shared=False)
         self._scheduler: Scheduler | None = None
         self._stop = False
         self._ended = False
@@ -85,7 +88,11 @@ class FetchThread:
             self._flights.before_fork()
 
     def inherited(self) -> list[object]:
-        """For a forked child: what must never be freed there, because the parent's connections hang on it."""
+        """For a forked child: what must never be freed there, because the parent's connections hang on it.
+
+        Lets go of the locks, too: they would outlive the parent.
+        """
+        self._machine.close()
         return [self, *(self._flights.inherited() if self._flights else [])]
 
     # The thread.
@@ -113,7 +120,9 @@ class FetchThread:
     async def _main(self) -> None:
         self._stopped = self._loop.create_future()
         self._flights = flights = Flights(self._limits, self._cache)
-        self._scheduler = scheduler = Scheduler(self._limits, flights)
+        with WORKING:  # no child is born with half of it
+            self._machine = Machine()
+        self._scheduler = scheduler = Scheduler(self._limits, flights, self._machine)
         try:
             self._work()
             if not self._stop:
@@ -122,6 +131,7 @@ class FetchThread:
             self._stop = True
             await scheduler.stop()
             flights.close()
+            self._machine.close()
 
     def _halt(self) -> None:
         self._stop = True

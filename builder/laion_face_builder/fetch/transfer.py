@@ -5,19 +5,24 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 import certifi
 import pycurl
 
 from laion_face_builder.errors import PictureError
+from laion_face_builder.fetch import open_files
 from laion_face_builder.fetch.answers import Answer
 from laion_face_builder.fetch.body import Body
 from laion_face_builder.fetch.curl_errors import name_of
 from laion_face_builder.fetch.limits import FetchLimits
+from laion_face_builder.fetch.open_files import NoFiles
 
 #: Taken from the socket at once. Larger pieces mean fewer returns into Python.
 _PIECE = 128 << 10
+#: Errors that libcurl may have for want of a file: a socket's copy, the certificates.
+_WANT_FILES = frozenset({pycurl.E_COULDNT_CONNECT, pycurl.E_SSL_CACERT_BADFILE, pycurl.E_FAILED_INIT})
 
 
 class Intake(Protocol):
@@ -95,6 +100,8 @@ class Transfer:
         if self._failure is not None:
             raise self._failure
         if number:
+            if number in _WANT_FILES and open_files.are_gone():
+                raise NoFiles
             raise PictureError(name_of(self.curl, number), self.curl.errstr() or f"libcurl's error {number}")
         return Answer(int(self.curl.getinfo(pycurl.RESPONSE_CODE)), self._headers, self._body.finish())
 
@@ -104,8 +111,15 @@ class Transfer:
         if not self._limits.allow(host):
             self._failure = PictureError("private_address", f"the host is at {host}")
             return int(pycurl.SOCKET_BAD)
+        try:
+            handed = _Handed(family, kind, protocol)
+        except OSError as error:
+            if not open_files.are_gone(error):
+                raise
+            self._failure = NoFiles()
+            return int(pycurl.SOCKET_BAD)
         self._opened()
-        return _Handed(family, kind, protocol)
+        return handed
 
     def _on_header(self, line: bytes) -> int | None:
         self._header_size += len(line)
@@ -138,7 +152,8 @@ class _Handed(socket.socket):
     """A socket for libcurl, which works on a duplicate of it: closed as soon as it is dropped, without a warning."""
 
     def __del__(self) -> None:
-        self.close()
+        with suppress(AttributeError):  # there was no file left for it
+            self.close()
 
 
 def _options(limits: FetchLimits) -> dict[int, object]:

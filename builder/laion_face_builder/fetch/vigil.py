@@ -20,6 +20,7 @@ from laion_face_builder.fetch.hosts import Contact
 from laion_face_builder.fetch.job import Job, JobState, Outcome
 from laion_face_builder.fetch.names import NoAnswer
 from laion_face_builder.fetch.network import UNKNOWN_NAMES_TELL, Network, NetworkState
+from laion_face_builder.fetch.open_files import NoFiles, Shortage
 from laion_face_builder.fetch.policy import Again, Course, Later
 
 _LOG = logging.getLogger("laion_face")
@@ -69,6 +70,7 @@ class Vigil:
         self._doer, self._reaches, self._patience = doer, reaches, patience
         self._loop = asyncio.get_running_loop()
         self._network = Network()
+        self._shortage = Shortage(patience)
         self._kept: list[_Kept] = []
         self._stalled: deque[Job] = deque()
         self._doubted_at = 0.0
@@ -90,6 +92,8 @@ class Vigil:
 
     def may_start(self, under_way: int) -> bool:
         """Whether anything may be started: of a lost network, one question now and then."""
+        if self._loop.time() < self._shortage.until:
+            return False
         if self._network.state is NetworkState.WORKING:
             return True
         return self.is_out and not under_way and self._loop.time() >= self._network.asks_at
@@ -105,14 +109,15 @@ class Vigil:
 
     def keeps(self, job: Job, landing: Landing) -> bool:
         """Hears of an exchange, and says whether its job is kept back."""
+        if isinstance(landing.step, NoFiles):
+            self._run_short([_Kept(job, landing.before, landing.step)])
+            return True
         kept = _Kept(job, landing.before, landing.step)
         if landing.before is not None and self._slept_since(landing.began):
-            self._undo(kept)
-            job.shrink()
-            if job.open:
-                self._doer.queue(job)
+            self._put_back([kept])
             return True
         if landing.is_heard:
+            self._shortage.heard(landing.began)
             self._hear(job.host, job.port)
             return False
         return landing.contact is Contact.SILENT and self._keeps([kept], landing.began)
@@ -121,6 +126,9 @@ class Vigil:
         """Hears of a look-up, and says whether the jobs that waited for it are kept back."""
         if error is None:
             return False
+        if isinstance(error, NoFiles):
+            self._run_short([_Kept(job, None, error) for job in jobs])
+            return True
         if not isinstance(error, NoAnswer):
             if error.reason == "dns" and UNKNOWN_NAMES_TELL:
                 self._hear()
@@ -151,10 +159,29 @@ class Vigil:
 
     def _release(self) -> None:
         kept, self._kept = self._kept, []
+        self._put_back(kept)
+
+    def _put_back(self, kept: list[_Kept]) -> None:
+        """Makes these as if they had not been asked, and has them asked."""
         for one in kept:
             self._undo(one)
+            one.job.shrink()
             if one.job.open:
                 self._doer.queue(one.job)
+
+    def _run_short(self, kept: list[_Kept]) -> None:
+        """No file is left in this process."""
+        self._put_back(kept)
+        now = self._loop.time()
+        self._shortage.met(now)
+        if self._shortage.is_too_long(now):
+            self._doer.give_up(
+                lambda: NetworkOutage(
+                    f"no file descriptor was left for outage_patience={self._patience:g} s. No picture was counted as "
+                    "failed for it. `ulimit -n` says how many there are; a lower concurrency needs fewer"
+                )
+            )
+        self._loop.call_at(self._shortage.until, self._doer.schedule)
 
     def _go_on(self) -> None:
         kept, self._kept = self._kept, []

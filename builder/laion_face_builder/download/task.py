@@ -6,6 +6,7 @@ two processes: the shard that is whole last is the one that is there.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -127,3 +128,5 @@ class ShardTask:
         from laion_face_builder.download.run_shard import run_shard
 
         return run_shard(self, report)
+        # What OpenCV decodes has been looked at before. It reads its own bound when it is imported.
+        os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(self.options.max_pixels)

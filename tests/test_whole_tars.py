@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import copy
 import gc
+import io
+import json
 import shutil
+import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from test_download import OPTIONS as QUICK
 from test_download import make_host, stored, write_index
 
 from laion_face_builder.download.part import PartResult, download_part
+from laion_face_builder.download.rounds import PartFiles
+from laion_face_builder.download.shards import ShardFiles
+from laion_face_builder.files import put_in_place
 from laion_face_builder.layout import DataDir
+from laion_face_builder.publish.verify_pictures import picture_problems
 from laion_face_builder.sandbox import Answer
 
 #: No picture is slow here; the machine may be.
@@ -98,3 +107,92 @@ def test_what_no_round_has_any_more_is_asked_for_again(healed: Healed) -> None:
     healed.host.answers[healed.late.path] = healed.answer
     assert healed.download(retry_failed=2) == replace(healed.all, rounds=2)
     assert rows_read(healed.data) == usable(healed.data) == [*range(len(healed.truths))]
+
+
+#: What an earlier version kept of hosts that sent something else.
+BROKEN = (b"<html>gone</html>", b"\xff\xd8\xff half a JPEG")
+
+
+class Earlier:
+    """A part as an earlier version left it: broken pictures among img2dataset's successes, known to the sidecar alone.
+
+    And one sample twice, since its shard was lost after a retry round had got it.
+    """
+
+    def __init__(self, healed: Healed) -> None:
+        self.data = healed.data
+        self.files = PartFiles(self.data, 0)
+        rows = [row for row in (0, 3, 21) if row != healed.truths.index(healed.late)]
+        self.changed = dict(zip(rows, (*BROKEN, BROKEN[0]), strict=True)) | {25: healed.late.served}
+        for shard in (0, 1):
+            self._make(ShardFiles(self.data.tars(0), shard))
+
+    def _make(self, shard: ShardFiles) -> None:
+        table = pq.read_table(shard.parquet)
+        keys = dict(zip(table["row"].to_pylist(), table["key"].to_pylist(), strict=True))
+        mine = {keys[row]: (row, data) for row, data in self.changed.items() if row in keys}
+        old = shard.tar.rename(shard.tar.with_suffix(".old"))
+        with tarfile.open(old) as read, tarfile.open(shard.tar, "w") as write:
+            names = {f"{key}.jpg" for key in mine}
+            for member in read:
+                if member.name not in names:
+                    write.addfile(member, read.extractfile(member))
+            for key, (row, data) in mine.items():
+                for name, content in ((f"{key}.jpg", data), (f"{key}.json", json.dumps({"row": row}).encode())):
+                    if name.endswith(".jpg") or row == 25:
+                        member = tarfile.TarInfo(name)
+                        member.size = len(content)
+                        write.addfile(member, io.BytesIO(content))
+        old.unlink()
+        message = pc.if_else(pc.equal(table["row"], 25), None, table["error_message"])
+        table = table.set_column(table.schema.get_field_index("error_message"), "error_message", message)
+        pq.write_table(table, shard.parquet)
+        stats = json.loads(shard.stats.read_text())
+        shard.stats.write_text(json.dumps(stats | {"successes": stats["count"]}))
+
+
+@pytest.fixture
+def earlier(healed: Healed) -> Earlier:
+    made = Earlier(healed)
+    result = healed.download()
+    assert (result.ok, result.failures.total()) == (len(healed.truths) - 3, 3)
+    return made
+
+
+def test_tars_of_an_earlier_version_are_cleaned_when_that_is_asked_for(healed: Healed, earlier: Earlier) -> None:
+    data, asked, before = healed.data, len(healed.host.log), stored(healed.data)
+    said = [line for line in picture_problems(data, 0, deep=True) if "--clean-tars" in line]
+    assert len(said) == 1
+    assert "hold 4 pictures more" in said[0]
+    result = healed.download()
+    assert download_part(data, 0, OPTIONS, clean=True) == result
+    assert len(healed.host.log) == asked
+    assert rows_read(data) == usable(data) == sorted({*range(len(healed.truths))} - {0, 3, 21})
+    assert [(one.status, one.data) for one in stored(data)] == [(one.status, one.data) for one in before]
+    assert not list(picture_problems(data, 0, deep=True))
+    times = {path: path.stat().st_mtime_ns for path in data.tars(0).rglob("*.tar")}
+    assert download_part(data, 0, OPTIONS, clean=True) == result
+    assert {path: path.stat().st_mtime_ns for path in data.tars(0).rglob("*.tar")} == times
+
+
+@pytest.mark.parametrize("moved", [1, 2])
+def test_a_kill_while_a_clean_shard_goes_into_its_place_loses_nothing(
+    moved: int, healed: Healed, earlier: Earlier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, asked, result, before = healed.data, len(healed.host.log), healed.download(), stored(healed.data)
+    calls = []
+
+    def killed(source: Path, target: Path) -> None:
+        if len(calls) == moved:
+            raise KeyboardInterrupt
+        calls.append(source)
+        put_in_place(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("laion_face_builder.download.cleaning.put_in_place", killed)
+        with pytest.raises(KeyboardInterrupt):
+            download_part(data, 0, OPTIONS, clean=True)
+    assert not data.sidecar(0).exists()
+    assert healed.download() == result
+    assert len(healed.host.log) == asked
+    assert [(one.status, one.data) for one in stored(data)] == [(one.status, one.data) for one in before]

@@ -83,6 +83,11 @@ def _add_download(subparsers: Any) -> None:
         metavar="N",
         help="rounds over the failed samples there are to be in all; default: %(default)s",
     )
+    command.add_argument(
+        "--clean-tars",
+        action="store_true",
+        help="write tars that hold broken pictures, as those of earlier versions do, again without them",
+    )
     _add_dry_run(command)
     _add_format(command)
 

@@ -158,7 +158,7 @@ class _Rounds:
             this_round = Round(self.files, number, rows, self.options, self.made_with)
             yield self._round(number, this_round)
             if this_round.missing:
-                check_space(self.files, this_round.missing_samples, self.options)
+                check_space(self.files, this_round.samples_to_fetch, self.options)
             is_known = is_known and not this_round.missing
             tars += this_round.tars()
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from laion_face_builder.download.cleaning import clean_tars, finish_cleaning
 from laion_face_builder.download.options import DownloadOptions
 from laion_face_builder.download.round import Round
 from laion_face_builder.download.rounds import (
@@ -72,6 +73,7 @@ def download_part(
     retry_failed: int = 0,
     *,
     index: IndexPart | None = None,
+    clean: bool = False,
 ) -> PartResult:
     """Downloads the pictures of a part, or goes on with it; the sidecar is there and up to date when this returns.
 
@@ -83,6 +85,7 @@ def download_part(
         retry_failed: how many rounds over the failed samples there are to be in all. Those that were done before count,
             so the same call again fetches nothing, and one that was interrupted is finished first.
         index: the part's index if it does not lie in `data`.
+        clean: write tars that hold broken pictures, or such as a later tar has too, again without them.
 
     Raises:
         NotPrepared: there is no index.
@@ -101,7 +104,10 @@ def download_part(
         _remove_leftovers(files)
         _ensure_plan(files, rows, filters, made_with, options.blur_faces)
         with disk_errors(files.data.tars(part)):
-            return _rounds(files, rows, options, made_with, retry_failed)
+            result = _rounds(files, rows, options, made_with, retry_failed)
+            if clean and clean_tars(files):
+                result = _rounds(files, rows, options, made_with, retry_failed)
+            return result
 
 
 def refuse_impossible(data: DataDir, options: DownloadOptions) -> None:
@@ -124,8 +130,10 @@ def _rounds(
             break
         this_round = Round(files, number, rows, options, made_with)
         if this_round.missing:
-            _say_space(files, this_round.missing_samples)
-            check_space(files, this_round.missing_samples, options)
+            to_fetch = this_round.samples_to_fetch
+            space = f"about {human_size(bytes_of(to_fetch))}; {human_size(disk_free(files.plan))} free"
+            logger.info("part %05d: %d pictures to fetch, %s", files.part, to_fetch, space)
+            check_space(files, to_fetch, options)
             _withdraw_sidecar(files, this_round.missing_tars())
             this_round.run(index)
         tars += this_round.tars()
@@ -262,19 +270,13 @@ def _plan_fingerprint(made_with: Fingerprint) -> Fingerprint:
 
 
 def _remove_leftovers(files: PartFiles) -> None:
-    """What a killed run left half-written; other parts' files beside ours may be under way in other processes."""
+    """What a killed run left half done; other parts' files beside ours may be under way in other processes."""
+    finish_cleaning(files)
     if files.checked.is_dir():
         remove_partials(files.checked)
     folder = files.data.tars(files.part)
     for partial in folder.parent.glob(f".{folder.name}.*.partial"):
         partial.unlink(missing_ok=True)
-
-
-def _say_space(files: PartFiles, samples: int) -> None:
-    needed, free = bytes_of(samples), disk_free(files.data.tars(files.part))
-    logger.info(
-        "part %05d: %d pictures to fetch, about %s; %s free", files.part, samples, human_size(needed), human_size(free)
-    )
 
 
 def check_space(files: PartFiles, samples: int, options: DownloadOptions) -> None:

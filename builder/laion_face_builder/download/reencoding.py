@@ -13,9 +13,10 @@ from typing import Any
 from laion_face_builder.download.blur import BOXES_COLUMN, MOST_PIXELS, quiet_albumentations
 from laion_face_builder.download.options import DownloadOptions
 from laion_face_builder.errors import PictureError
-from laion_face_builder.images import reasons
+from laion_face_builder.images import modes, reasons
 from laion_face_builder.images.frames import Size, rescaled
 from laion_face_builder.images.pictures import Picture
+from laion_face_builder.images.structure import check_pixels
 
 #: What Pillow calls the formats that img2dataset encodes in.
 _FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
@@ -55,7 +56,7 @@ def stored(picture: Picture, values: Mapping[str, Any], options: DownloadOptions
         options: say whether it is resized or blurred.
 
     Raises:
-        PictureError: "cannot_blur": it has another aspect than its boxes; or the resizer's reason.
+        PictureError: "cannot_blur": it has another aspect than its boxes; "too_many_pixels"; or the resizer's reason.
     """
     size, sha256 = (picture.width, picture.height), hashlib.sha256(picture.data).hexdigest()
     if not options.encodes_again:
@@ -64,12 +65,19 @@ def stored(picture: Picture, values: Mapping[str, Any], options: DownloadOptions
     original = (values["laion_width"] or 0, values["laion_height"] or 0)
     if boxes and rescaled(original, size) is None:
         raise PictureError(reasons.CANNOT_BLUR, f"boxes do not fit the fetched {size}")
+    # The resizer asks only when OpenCV has decoded it.
+    check_pixels(size, _most_pixels(options))
+    simple = modes.simple(picture.data)
     with _ONE_AT_A_TIME:
-        data, width, height, fetched_width, fetched_height, message = _resizer(options)(io.BytesIO(picture.data), boxes)
+        data, width, height, fetched_width, fetched_height, message = _resizer(options)(io.BytesIO(simple), boxes)
     if message is not None:
         raise PictureError(reasons.short_name(message), message)
     fetched, new = (fetched_width, fetched_height), hashlib.sha256(data).hexdigest()
     return Stored(data, _FORMATS[options.encode_format], (width, height), 1, new, fetched, sha256)
+
+
+def _most_pixels(options: DownloadOptions) -> int:
+    return options.max_pixels if options.resizing else min(options.max_pixels, MOST_PIXELS)
 
 
 @lru_cache(maxsize=1)
@@ -84,6 +92,6 @@ def _resizer(options: DownloadOptions) -> Any:
         resize_only_if_bigger=options.resize_only_if_bigger,
         encode_format=options.encode_format,
         encode_quality=options.quality,
-        max_image_area=options.max_pixels if options.resizing else min(options.max_pixels, MOST_PIXELS),
+        max_image_area=_most_pixels(options),
         blurrer=BoundingBoxBlurrer() if options.blur_faces else None,
     )

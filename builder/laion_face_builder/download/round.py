@@ -9,12 +9,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+
 from laion_face_builder import progress
 from laion_face_builder.download.options import DownloadOptions
-from laion_face_builder.download.rounds import PartFiles, Rows
+from laion_face_builder.download.rounds import PartFiles, Rows, rows_of_round
 from laion_face_builder.download.shard_work import ShardWork, Sight
 from laion_face_builder.download.shards import remove_half_written, remove_unfinished, shard_sizes
-from laion_face_builder.download.sidecar import CheckedTar
+from laion_face_builder.download.sidecar import CheckedTar, rows_held
 from laion_face_builder.download.task import ShardPlace, ShardTask
 from laion_face_builder.download.workers import Workers
 from laion_face_builder.files import Fingerprint, digest
@@ -42,6 +44,7 @@ class Round:
         self._number = number
         self._rows = rows
         self._options = options
+        self._how = options, made_with
         images, each = digest(made_with), options.samples_per_shard
         sizes = shard_sizes(len(rows), each)
         self._places = [
@@ -69,6 +72,11 @@ class Round:
         """The samples in them."""
         return self.samples_of(self.missing)
 
+    @property
+    def samples_to_fetch(self) -> int:
+        """Those of shards whose files are not all there."""
+        return self.samples_of({*self.missing} - {*self.unchecked})
+
     def missing_tars(self) -> list[str]:
         """Their tars, as the sidecar names them."""
         return [self._files.tar_name(self._number, shard) for shard in self.missing]
@@ -81,7 +89,7 @@ class Round:
         ]
 
     def run(self, index: IndexPart) -> None:
-        """Makes what is missing.
+        """Makes what is missing, but for the pictures that tars of other rounds have.
 
         Raises:
             DownloadError: workers died again and again, and it was no sample's doing; NetworkOutage: no host answers.
@@ -89,8 +97,11 @@ class Round:
         """
         missing = self.missing
         count = min(self._options.processes_count, len(missing))
-        limits = self._options.limits(count)
-        tasks = [ShardTask(self._places[shard], index, self._options, limits) for shard in missing]
+        limits, held = self._options.limits(count), self._rows_elsewhere()
+        tasks = [
+            ShardTask(self._places[shard], index, self._options, limits, held=self._positions(shard, held))
+            for shard in missing
+        ]
         is_far = "://" in index.address
         workers: Workers[ShardTask] = Workers(count, _AT_A_TIME, lock=self._files.writers, keeps_token=is_far)
         with workers, self._bar() as bar:
@@ -102,6 +113,18 @@ class Round:
                 self._finished.add(shard)
         # A worker that was killed leaves its shard, and whoever reads every .tar below the folder would find it.
         remove_half_written(self._files.tars(self._number))
+
+    def _rows_elsewhere(self) -> Rows:
+        """The index rows that other rounds have: a shard may be lost once a later one has got what it had not."""
+        others = (other for other in range(self._files.rounds_started() + 1) if other != self._number)
+        rounds = (Round(self._files, other, rows_of_round(self._files, other), *self._how) for other in others)
+        return rows_held([tar for other in rounds for tar in other.tars()])
+
+    def _positions(self, shard: int, wanted: Rows) -> tuple[int, ...]:
+        """Where in a shard some index rows stand."""
+        place = self._places[shard]
+        rows = self._rows[place.start : place.start + place.samples]
+        return tuple(np.flatnonzero(np.isin(rows, wanted)).tolist())
 
     @contextmanager
     def _bar(self) -> Iterator[Any]:

@@ -38,6 +38,8 @@ _MAKING = threading.Lock()
 #: So many samples that no host answered, and none that one did, are no samples' fault.
 _ENOUGH = 8
 
+_HELD = PictureError(reasons.IN_ANOTHER_ROUND)
+
 Sample = tuple[int, dict[str, Any]]
 
 
@@ -70,7 +72,7 @@ def _looked_through(task: ShardTask) -> ShardResult | None:
 
 
 def _downloaded(task: ShardTask, report: Report) -> ShardResult:
-    tally = _Tally(report)
+    tally, held = _Tally(report), frozenset(task.held)
     rows = rows_of_round(task.place.part, task.place.round)
     rows = rows[task.place.start : task.place.start + task.place.samples]
     with task.index as index:
@@ -79,7 +81,7 @@ def _downloaded(task: ShardTask, report: Report) -> ShardResult:
     writer = None if task.probe else ShardWriter(task, table.schema)
     try:
         for (position, values), found in _fetched(task, _samples(table)):
-            end = _end_of(found, values, task.options)
+            end = _HELD if position in held else _end_of(found, values, task.options)
             tally.count(end, values["url"])
             if writer is not None:
                 writer.write(position, values, end)
@@ -102,7 +104,7 @@ def _fetched(
 ) -> Iterator[tuple[Sample, FetchedPicture | PictureError | None]]:
     with _MAKING:
         engine = _engine(task.limits)
-    left_out = {*task.left_out}
+    left_out = {*task.left_out, *task.held}
     if task.probe is not None:
         samples = (sample for sample in samples if task.probe[0] <= sample[0] < task.probe[1])
 
@@ -171,10 +173,11 @@ class _Tally:
 
         A network that falls silent the engine waits for by itself; this is about a resolver that answers, but wrongly.
         """
-        if self._unanswered.total() == self.result.samples >= _ENOUGH:
+        asked = self.result.samples - self.result.statuses[reasons.IN_ANOTHER_ROUND]
+        if self._unanswered.total() == asked >= _ENOUGH:
             said = ", ".join(f"{reason} {count:,}" for reason, count in self._unanswered.most_common())
             raise NetworkOutage(
-                f"the network cannot be reached: none of {self.result.samples:,} pictures was answered ({said}). "
+                f"the network cannot be reached: none of {asked:,} pictures was answered ({said}). "
                 "They do not count as failed: run the same command once it is there."
             )
 

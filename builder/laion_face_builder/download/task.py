@@ -6,6 +6,7 @@ two processes: the shard that is whole last is the one that is there.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -112,6 +113,7 @@ class ShardTask:
         options: how pictures are kept.
         limits: how they are fetched.
         left_out: positions in the shard of samples that are not looked at, since they end processes.
+        held: those of samples that a tar of another round has: whoever reads all tars is to find them once.
         probe: only these samples are fetched and decoded, and nothing is written: do they end the process?
     """
 
@@ -120,10 +122,13 @@ class ShardTask:
     options: DownloadOptions
     limits: FetchLimits
     left_out: tuple[int, ...] = ()
+    held: tuple[int, ...] = ()
     probe: Span | None = None
 
     def run(self, report: Report) -> ShardResult:
         """Make the shard; see `run_shard`. Nothing heavy is imported before."""
+        # What OpenCV decodes has been looked at before. It reads its own bound when it is imported.
+        os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(self.options.max_pixels)
         from laion_face_builder.download.run_shard import run_shard
 
         return run_shard(self, report)

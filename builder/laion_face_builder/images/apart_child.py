@@ -42,11 +42,18 @@ def _in_mode(data: bytes, mode: str) -> Answer:
     return {}, modes.in_mode_here(data, mode)
 
 
+def _simple(data: bytes) -> Answer:
+    from laion_face_builder.images import modes
+
+    return {}, modes.simple_here(data)
+
+
 #: Name -> what makes the answer of the picture and further arguments.
 WORK: dict[str, Callable[..., Answer]] = {
     "inspect": _inspected,
     "neutral": lambda data: ({}, pictures.neutral_here(data)),
     "in_mode": _in_mode,
+    "simple": _simple,
 }
 
 

@@ -14,6 +14,8 @@ OK = "ok"
 FILTERED = "filtered"
 #: In none of the tars.
 NOT_DOWNLOADED = "not_downloaded"
+#: Not asked for again when this shard was made anew: a tar of another round has it.
+IN_ANOTHER_ROUND = "in_another_round"
 #: Its faces are to be blurred, and nobody knows where in this picture they are.
 CANNOT_BLUR = "cannot_blur"
 #: A file with more comments, chunks, directories or the like than a picture has.

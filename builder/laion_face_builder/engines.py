@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Protocol, cast
 
 from laion_face_builder.answers import Answer, answered
-from laion_face_builder.errors import OptionError, WorkerDied
+from laion_face_builder.errors import LaionFaceError, OptionError, WorkerDied
 from laion_face_builder.parallel import cores
 
 #: How often a task is begun before its worker's death is the task's failure.
@@ -133,7 +133,8 @@ class Spark:
 
     def stop(self) -> None:
         """Do as `Engine.stop`."""
-        self._context.cancelJobGroup(self._group)
+        with suppress(Exception):  # Whoever began the session may have ended it by now.
+            self._context.cancelJobGroup(self._group)
         if self._own is not None:
             self._own.stop()
 
@@ -149,7 +150,9 @@ class Ray:
         if self._is_own:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Else it would tell its makers.
             here = {"address": "local", "num_cpus": workers or cores(), "include_dashboard": False}
-            ray.init(logging_level=logging.WARNING, **({} if os.environ.get("RAY_ADDRESS") else here))
+            here["_node_ip_address"] = "127.0.0.1"  # Nobody else is to reach what runs for us alone.
+            with _starting("ray"):
+                ray.init(logging_level=logging.WARNING, **({} if os.environ.get("RAY_ADDRESS") else here))
         self._call = ray.remote(max_retries=TRIES - 1)(answered)
         self._running: set[Any] = set()
         self._lock = threading.Lock()
@@ -187,6 +190,14 @@ def _installed(package: str, extra: str) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def _starting(distributor: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # Whatever the engine's libraries raise.
+        raise LaionFaceError(f"distributor={distributor}: it does not start: {_first_line(error)}") from error
+
+
 def _spark_session(workers: int) -> Any:
     """The session that the environment describes, such as spark-submit's; else one of this machine."""
     if not os.environ.get("JAVA_HOME") and shutil.which("java") is None:
@@ -195,10 +206,14 @@ def _spark_session(workers: int) -> Any:
     from pyspark.sql import SparkSession
 
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    conf = SparkConf().setIfMissing("spark.master", f"local[{workers},{TRIES}]")
-    for name, value in (("spark.app.name", "laion-face"), ("spark.ui.showConsoleProgress", "false")):
-        conf.setIfMissing(name, value)
-    session = SparkSession.builder.config(conf=conf).getOrCreate()
+    with _starting("pyspark"):
+        conf = SparkConf().setIfMissing("spark.app.name", "laion-face")
+        if not conf.contains("spark.master"):
+            conf.setMaster(f"local[{workers},{TRIES}]")
+            # Nobody else is to reach what runs for us alone.
+            conf.set("spark.driver.bindAddress", "127.0.0.1").set("spark.driver.host", "127.0.0.1")
+            conf.set("spark.ui.enabled", "false")
+        session = SparkSession.builder.config(conf=conf).getOrCreate()
     session.sparkContext.setLogLevel("FATAL")  # Else a worker's death is a page of Java's, too.
     return session
 

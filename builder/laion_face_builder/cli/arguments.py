@@ -11,6 +11,7 @@ from laion_face_builder import __version__
 from laion_face_builder.cli import commands
 from laion_face_builder.cli.output import FORMATS
 from laion_face_builder.cli.parsing import Parser, sample_id
+from laion_face_builder.distribute import DISTRIBUTORS
 from laion_face_builder.layout import CONFIG_PARTS, DATA_DIR_VARIABLE, default_data_dir
 
 SHELLS = ("bash", "zsh", "fish")
@@ -55,6 +56,13 @@ def _add_prepare(subparsers: Any) -> None:
         default=None,
         metavar="N",
         help="files, and parts, that are worked on at the same time, 1.3 GB each; default: one a processor, at most 4",
+    )
+    command.add_argument(
+        "--distributor",
+        choices=DISTRIBUTORS,
+        default=None,
+        help="who works on files and parts: processes, or a Spark or Ray cluster; default: threads, and processes if "
+        "DATA_DIR is an address such as s3://bucket/data",
     )
     _add_dry_run(command)
     _add_format(command)

@@ -148,7 +148,7 @@ def prepared(sandbox: Sandbox) -> Prepared:
     fields = OptionFields(parts="0,2", allow_private_hosts=True)
     options = Options.of("20M", fields, _FOLDER / "prepared")
     prepare(options.data, options.parts, options.upstream)
-    results = list(parts.download(options, parts.download_options(options, processes_count=1, stuck_after=60.0)))
+    results = list(parts.download(options, parts.download_options(options, processes_count=1)))
     assert [part for part, _ in results] == [0, 2]
     return Prepared(options.data, sandbox)
 

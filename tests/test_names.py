@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import subprocess
+import sys
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 
 import pytest
+from hostile_host import HostileHost
 
 from laion_face_builder.errors import PictureError
 from laion_face_builder.fetch.addresses import AddressRule
-from laion_face_builder.fetch.names import Resolver
+from laion_face_builder.fetch.fetcher import Fetcher
+from laion_face_builder.fetch.limits import FetchLimits
+from laion_face_builder.fetch.names import NoAnswer, Resolver
 
 
 def resolved(host: str, **options: object) -> list[str]:
@@ -69,6 +76,7 @@ class Names:
     def __init__(self) -> None:
         self.asked: list[str] = []
         self.fails = False
+        self.code = socket.EAI_NONAME
         self.open = threading.Event()
         self.open.set()
 
@@ -76,7 +84,7 @@ class Names:
         self.asked.append(host)
         self.open.wait(20)
         if self.fails:
-            raise OSError("unknown")
+            raise socket.gaierror(self.code, "as the system says it")
         return ["8.8.8.8"]
 
 
@@ -134,3 +142,89 @@ def test_a_slow_name_costs_its_asker_alone() -> None:
         resolver.close()
 
     asyncio.run(ask())
+
+
+@pytest.mark.parametrize("code", [socket.EAI_AGAIN, socket.EAI_SYSTEM, socket.EAI_MEMORY])
+def test_no_answer_is_never_kept(code: int) -> None:
+    names = Names()
+    names.code, names.fails = code, True
+
+    async def ask() -> None:
+        resolver = Resolver(lookup=names)
+        for _ in range(3):
+            with pytest.raises(NoAnswer):
+                await resolver.resolve("a.example", 80)
+            assert not resolver.knows("a.example")
+        names.fails = False
+        assert await resolver.resolve("a.example", 80) == ["8.8.8.8"]
+        assert len(names.asked) == 4
+        resolver.close()
+
+    asyncio.run(ask())
+
+
+def test_hundreds_of_slow_names_do_not_keep_others_waiting() -> None:
+    slow = threading.Event()
+
+    def names(host: str) -> Sequence[str]:
+        if host.startswith("slow"):
+            slow.wait(20)
+        return ["8.8.8.8"]
+
+    async def ask() -> None:
+        resolver = Resolver(lookup=names)
+        hanging = [asyncio.create_task(resolver.resolve(f"slow-{number}.example", 80)) for number in range(300)]
+        await asyncio.sleep(0)
+        assert await resolver.resolve("quick.example", 80) == ["8.8.8.8"]
+        assert not any(task.done() for task in hanging)
+        resolver.close()
+        for task in hanging:
+            task.cancel()
+
+    asyncio.run(ask())
+    slow.set()
+
+
+SLOW_NAMES = """
+import socket, time
+real = socket.getaddrinfo
+def slow(host, *rest, **how):
+    if "slow" in str(host):
+        time.sleep(60)
+    return real("127.0.0.1", *rest, **how)
+socket.getaddrinfo = slow
+from laion_face_builder.fetch.addresses import AddressRule
+from laion_face_builder.fetch.fetcher import Fetcher
+from laion_face_builder.fetch.limits import FetchLimits
+fetcher = Fetcher(FetchLimits(allow=AddressRule(allow_private=True), concurrency=4))
+slow = [fetcher.submit(f"http://slow-{n}.example:PORT/ok") for n in range(100)]
+quick = [fetcher.submit(f"http://quick-{n}.example:PORT/ok") for n in range(50)]
+print(sum(len(ticket.result(20).data) > 0 for ticket in quick), any(ticket.done() for ticket in slow))
+fetcher.close()
+"""
+
+
+def test_slow_names_take_no_place_in_flight_and_nobody_waits_for_them_at_the_end() -> None:
+    with HostileHost() as host:
+        command = [sys.executable, "-c", SLOW_NAMES.replace("PORT", str(host.port))]
+        # Each of them takes a minute; the process is through before.
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+    assert (ran.stdout.strip(), ran.stderr) == ("50 False", "")
+
+
+def test_a_name_server_that_stumbles_costs_no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, asked = socket.getaddrinfo, Counter[str]()
+
+    def stumbling(host: str, *rest: object, **how: object) -> object:
+        asked[host] += 1
+        if asked[host] == 1:
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return real("127.0.0.1", *rest, **how)
+
+    monkeypatch.setattr(socket, "getaddrinfo", stumbling)
+    limits = FetchLimits(timeout=5.0, retries=1, allow=AddressRule(allow_private=True))
+    with HostileHost() as host, Fetcher(limits) as fetcher:
+        tickets = [fetcher.submit(host.url("/ok", f"{number % 5}.example")) for number in range(50)]
+        assert all(ticket.result(10) for ticket in tickets)
+    # Once more for each name, not for each picture.
+    assert set(asked.values()) == {2}

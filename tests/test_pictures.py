@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile, features
 
 from laion_face_builder.errors import PictureError
-from laion_face_builder.images import pictures
+from laion_face_builder.images import pictures, structure
 
 WIDTH, HEIGHT = 48, 32
 TURNED_BY_PILLOW = ["JPEG", "PNG", "WEBP", "WEBP-lossless"] + (["AVIF"] if features.check("avif") else [])
@@ -257,7 +257,7 @@ def test_pixels_are_bounded_before_decoding() -> None:
 @pytest.mark.parametrize("kind", ["WEBP", "WEBP-lossless"])
 def test_the_canvas_of_a_webp_is_known_before_pillow_opens_it(kind: str) -> None:
     for data in (saved(kind), webp_with((b"XMP ", b"x"))):
-        assert pictures._webp_size(data) == (WIDTH, HEIGHT)
+        assert structure.webp_size(data) == (WIDTH, HEIGHT)
 
 
 def test_thousands_of_scans_are_refused() -> None:

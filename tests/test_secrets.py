@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 import laion_face
 from laion_face_builder import cli
-from laion_face_builder.download.img2dataset_child import img2dataset_environment
+from laion_face_builder.download.workers import environment
 from laion_face_builder.errors import LaionFaceError, OptionError, SourceError
 from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.layout import DataDir
@@ -296,7 +296,7 @@ def test_blanks_around_a_token_are_not_the_tokens():
 
 
 def test_no_child_process_gets_the_token(place, prepared):
-    """What `download` starts is seen while it runs: img2dataset, its workers, the proxy, our checkers."""
+    """What `download` starts is seen while it runs."""
     seen: set[str] = set()
 
     class Watched(LoopbackServer):
@@ -308,7 +308,7 @@ def test_no_child_process_gets_the_token(place, prepared):
                             text = (folder / name).read_bytes().decode("latin-1")
                         except OSError:
                             continue
-                        if str(place) in text or "laion_face" in text or "img2dataset" in text:
+                        if str(place) in text or "laion_face" in text:
                             seen.add(name)
                         assert GOOD_TOKEN not in text
             return Answer(404)
@@ -317,18 +317,17 @@ def test_no_child_process_gets_the_token(place, prepared):
 
     with Watched() as host:
         options = _one_row_at(host.url(), place, prepared)
-        for _ in parts.download(options, parts.download_options(options, processes_count=1, stuck_after=60.0)):
+        for _ in parts.download(options, parts.download_options(options, processes_count=1)):
             pass
     assert seen == {"cmdline", "environ"}
     assert kept_by(place) == []
 
 
-def test_img2dataset_does_not_inherit_the_stored_token_either(monkeypatch, place):
+def test_workers_do_not_inherit_the_stored_token_either(monkeypatch, place):
     monkeypatch.setenv("HF_TOKEN", GOOD_TOKEN)
     monkeypatch.setenv("https_proxy", f"http://{LOGIN}proxy:3128")
-    environment = img2dataset_environment(place / "lock", "http://127.0.0.1:9")
-    assert environment["PATH"] == os.environ["PATH"]
-    assert told(str(environment)) == []
+    assert environment()["PATH"] == os.environ["PATH"]
+    assert told(str(environment())) == []
 
 
 def _one_row_at(url: str, place: Path, prepared) -> Options:

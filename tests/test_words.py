@@ -42,7 +42,7 @@ def test_every_command_in_the_readme_exists(command, capsys):
 
 
 FLOORS = [
-    *("ground", "upstream", "index", "images", "transforms", "options", "fetch", "proxy", "download", "examples"),
+    *("ground", "upstream", "index", "images", "transforms", "options", "fetch", "download", "examples"),
     "publish",
 ]
 GROUND = {

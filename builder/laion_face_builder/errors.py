@@ -13,7 +13,8 @@ LaionFaceError
 ├── NotPrepared            what is asked for has not been prepared or downloaded
 ├── StateConflict          going on would throw away, or mix, what took days to make
 ├── PublishError           the place that is published to refuses, or cannot be reached
-├── DownloadError          img2dataset ended without finishing its part
+├── DownloadError          a download cannot go on
+│   └── NetworkOutage      no host answers: it is not the pictures' fault
 ├── WorkerDied             a worker process ended without an answer to its task
 ├── PictureError           one picture cannot be used; `reason` is its short name in the counts
 └── TransformError         a face or a picture that cannot be cropped, aligned or drawn (also a ValueError)
@@ -104,7 +105,11 @@ class PublishError(LaionFaceError):
 
 
 class DownloadError(LaionFaceError):
-    """img2dataset ended without finishing its part."""
+    """A download cannot go on. What is finished is kept; the same command goes on."""
+
+
+class NetworkOutage(DownloadError):
+    """No host answers: it is not the pictures' fault, and none of them counts as failed."""
 
 
 class WorkerDied(LaionFaceError):

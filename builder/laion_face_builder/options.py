@@ -184,7 +184,7 @@ class OptionFields(ShownFields):
         False, "faces are blurred; pictures whose boxes may not fit are left out", kind=bool, group="resize"
     )
     concurrency: int = option(
-        256, "pictures that are fetched at the same time", kind=int, group="stream", least=1, most=10_000
+        256, "pictures that are fetched at the same time", kind=int, group="transfer", least=1, most=10_000
     )
     lookahead: int = option(
         4096,
@@ -220,7 +220,9 @@ class OptionFields(ShownFields):
     max_pixels: int = option(
         MAX_PIXELS, "largest picture, pixels", kind=int, group="transfer", least=1, most=_MOST_PIXELS
     )
-    per_host: int = option(8, "connections to one host at a time", kind=int, group="transfer", least=1, most=10_000)
+    per_host: int = option(
+        32, "most connections to one host at a time; it starts with 8", kind=int, group="transfer", least=1, most=10_000
+    )
     user_agent_token: str | None = option(None, "name under which sites may address or refuse you", group="transfer")
     allow_private_hosts: bool = option(
         False, "also connect to addresses that are not public", kind=bool, group="transfer"

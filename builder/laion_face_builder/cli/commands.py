@@ -78,7 +78,6 @@ def run_download(given: argparse.Namespace) -> None:
     how = parts.download_options(
         options,
         processes_count=given.processes,
-        thread_count=given.threads,
         samples_per_shard=given.samples_per_shard,
         encode_format=given.encode_format,
         encode_quality=given.encode_quality,

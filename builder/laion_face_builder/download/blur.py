@@ -28,7 +28,7 @@ from laion_face_builder.images.frames import Face, Size
 
 #: As img2dataset's default.
 JPEG_QUALITY = 95
-#: The column of img2dataset's list with the boxes to blur.
+#: The column of a shard with the boxes to blur, as img2dataset wants them.
 BOXES_COLUMN = "blur_boxes"
 
 #: Larger pictures are not blurred: the work grows with their size times that of the largest face, to a minute here.
@@ -124,10 +124,14 @@ def _decoded(data: bytes) -> Pixels:
     return np.asarray(pixels)
 
 
+def quiet_albumentations() -> None:
+    """Call it before img2dataset is imported: else albumentations asks the network for a newer version of itself."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+
 @cache
 def _blurrer() -> Any:
-    # Else albumentations asks the network for a newer version of itself when it is imported.
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    quiet_albumentations()
     from img2dataset.blurrer import BoundingBoxBlurrer
 
     return BoundingBoxBlurrer()

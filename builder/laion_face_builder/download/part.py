@@ -1,6 +1,6 @@
-"""Pictures on disk by img2dataset, one part at a time: the plan, the rounds, the sidecar.
+"""Pictures on disk, one part at a time: the plan, the rounds, the sidecar.
 
-img2dataset runs in a child process behind the guarding proxy; what is done is judged by the files alone (see `rounds`
+Workers of ours fetch them and write them as img2dataset does; what is done is judged by the files alone (see `rounds`
 for them, and `shards` for when a shard counts). A download that was killed anywhere goes on where it was: the plan and
 the rounds are fixed before anything is fetched, whole shards are kept, everything else is made again.
 """
@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from laion_face_builder.download.img2dataset_child import refuse_odd_path
 from laion_face_builder.download.options import DownloadOptions
 from laion_face_builder.download.round import Round
 from laion_face_builder.download.rounds import (
@@ -38,7 +37,7 @@ from laion_face_builder.download.sidecar import (
     sidecar_made_from,
     write_sidecar,
 )
-from laion_face_builder.errors import BadFile, DownloadError, StateConflict
+from laion_face_builder.errors import BadFile, DownloadError, OptionError, StateConflict
 from laion_face_builder.fetch.guard import refuse_user_proxy
 from laion_face_builder.files import (
     Fingerprint,
@@ -89,7 +88,8 @@ def download_part(
         NotPrepared: there is no index.
         StateConflict: the part was started with other filters, another index, another size of shards, or with other
             resizing or blurring.
-        DownloadError: img2dataset does not get on, or the disk is too small; DiskError: it is full, or read-only.
+        DownloadError: processes die of nothing that is in the samples, or the disk is too small; NetworkOutage: no host
+            answers; DiskError: the disk is full, or read-only.
         OptionError: the environment names a proxy that is not trusted, or img2dataset cannot write to such a path.
     """
     options = options or DownloadOptions()
@@ -105,8 +105,11 @@ def download_part(
 
 
 def refuse_impossible(data: DataDir, options: DownloadOptions) -> None:
-    """Raises OptionError for a path that img2dataset cannot write to, and for a proxy that is not trusted."""
-    refuse_odd_path(data.root)
+    """Raises OptionError for a path that img2dataset's writer cannot take, and for a proxy that is not trusted."""
+    if any(odd in str(data.root) for odd in ("*", "?", "[", "]", "::", "://")):
+        raise OptionError(
+            f"{data.root}: img2dataset's writer cannot write below a path with any of * ? [ ] ::. Choose another."
+        )
     refuse_user_proxy(os.environ, options.trust_proxy)
 
 

@@ -133,6 +133,7 @@ def download_options(options: Options, **how: Any) -> DownloadOptions:
     size = options.resizing
     return DownloadOptions(
         **vars(options.transfer),
+        concurrency=options.ahead.concurrency,
         resize_mode=size.mode,
         image_size=size.size,
         resize_only_if_bigger=size.only_if_bigger,

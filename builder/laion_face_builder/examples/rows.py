@@ -22,7 +22,7 @@ from laion_face_builder.examples.example import INDEX_COLUMNS, ExampleMaker, Row
 from laion_face_builder.examples.report import Tally
 from laion_face_builder.fetch.ahead import ordered
 from laion_face_builder.fetch.cache import PictureCache
-from laion_face_builder.fetch.fetcher import FetchedPicture, Fetcher
+from laion_face_builder.fetch.fetcher import FetchedPicture, shared_fetcher
 from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.fetch.no_network import watched
 from laion_face_builder.index.reader import IndexPart
@@ -186,8 +186,8 @@ def _places(table: pa.Table) -> Iterator[tuple[RowBatch, int]]:
 def fetched(plan: Plan, steps: Iterator[Step]) -> Generator[Fetched, None, None]:
     """`steps`, in order, with their pictures, or why there is none; None with those whose picture is not fetched.
 
-    A thread does it, from the first picture that is needed until this generator ends or is dropped. It runs ahead
-    across shards and parts.
+    A thread does it, from the first picture that is needed until this generator ends or is dropped; the same one for
+    all such generators of the process that have the same bounds. It runs ahead across shards and parts.
     """
     options = plan.options
     if options.images not in ("auto", "fetch"):
@@ -196,7 +196,7 @@ def fetched(plan: Plan, steps: Iterator[Step]) -> Generator[Fetched, None, None]
     limits = FetchLimits.of(options.transfer, concurrency=options.ahead.concurrency)
     keep = options.ahead.cache_images
     cache = PictureCache(keep, options.ahead.cache_bytes) if keep is not None else None
-    with Fetcher(limits, cache) as fetcher:
+    with shared_fetcher(limits, cache) as fetcher:
         arriving = ordered(
             steps,
             fetcher,

@@ -43,8 +43,9 @@ def ordered(
         items: pulled lazily, a few at a time, in the consumer's thread.
         fetcher: does the fetching; its `concurrency` is how many are in flight.
         url_of: the address of an item's picture; None for an item that needs none and costs nothing.
-        lookahead: items with an address that are under way or done ahead of the consumer.
-        max_buffer_bytes: of pictures that are arriving or done. The next one in order always comes, however large.
+        lookahead: items with an address that are under way or done ahead of the consumer, of all streams that `fetcher`
+            serves at a time.
+        max_buffer_bytes: of their pictures that are arriving or done. The next in order always comes, however large.
     """
     stream = fetcher.stream(max_buffer_bytes)
     queue = _Queue(_Intake(iter(items), stream, url_of, lookahead))
@@ -94,7 +95,7 @@ class _Intake(Generic[Item]):
         self, items: Iterator[Item], stream: Stream, url_of: Callable[[Item], str | None], lookahead: int
     ) -> None:
         self._items, self._stream, self._url_of = items, stream, url_of
-        self._lookahead, self._batch = max(1, lookahead), max(1, min(_BATCH, lookahead // 4))
+        self._lookahead = lookahead
         self._error: BaseException | None = None
         self.is_over = False
 
@@ -105,14 +106,16 @@ class _Intake(Generic[Item]):
             tickets: items with an address that are under way or done and not yet given out.
             waiting: all items that were pulled and not yet given out.
         """
-        enough = tickets + self._batch > self._lookahead or waiting >= _PASSING_THROUGH * self._lookahead
+        window = self._stream.part_of(self._lookahead)
+        enough = tickets + _batch(window) > window or waiting >= _PASSING_THROUGH * window
         return not waiting or (not enough and not self._stream.is_full)
 
     def pull(self) -> Iterator[tuple[Item, Ticket | None]]:
         """The next few items with their tickets; fewer, or none, once they are over."""
         pulled: list[tuple[Item, str | None]] = []
         try:
-            while len(pulled) < self._batch:
+            batch = _batch(self._stream.part_of(self._lookahead))
+            while len(pulled) < batch:
                 item = next(self._items)
                 pulled.append((item, self._url_of(item)))
         except StopIteration:
@@ -127,6 +130,10 @@ class _Intake(Generic[Item]):
         """Raises what the items raised, once everything before it is given out."""
         if self._error is not None:
             raise self._error
+
+
+def _batch(window: int) -> int:
+    return max(1, min(_BATCH, window // 4))
 
 
 class _Queue(Generic[Item]):

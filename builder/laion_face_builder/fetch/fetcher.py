@@ -1,7 +1,8 @@
 """Pictures fetched in the background: `Fetcher.submit(url)` gives a ticket, `Ticket.result()` the picture.
 
-One thread a process does all the network, so that fetching goes on while the consumer decodes or trains. It starts with
-the first submission, and starts anew in a forked child; the parent's connections are never touched there.
+One thread does all the network, so that fetching goes on while the consumer decodes or trains. It starts with the first
+submission, and starts anew in a forked child; the parent's connections are never touched there. `shared_fetcher` gives
+all streams of a process the same one, and with it one set of bounds.
 """
 
 from __future__ import annotations
@@ -10,16 +11,18 @@ import ctypes
 import os
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from laion_face_builder.fetch.cache import PictureCache
 from laion_face_builder.fetch.curl_loop import WORKING
 from laion_face_builder.fetch.job import FetchedPicture, Ticket
 from laion_face_builder.fetch.limits import FetchLimits
+from laion_face_builder.fetch.sharing import OpenQueues
 from laion_face_builder.fetch.stream_queue import StreamQueue
 from laion_face_builder.fetch.thread import FetchThread
 
-__all__ = ["FetchedPicture", "Fetcher", "Ticket"]
+__all__ = ["FetchedPicture", "Fetcher", "Ticket", "shared_fetcher"]
 
 
 class Fetcher:
@@ -35,6 +38,8 @@ class Fetcher:
         self._lock = threading.Lock()
         self._thread: FetchThread | None = None
         self._singles: Stream | None = None
+        self._open = OpenQueues()
+        self._users = 0
         self._stop: weakref.finalize[[], Fetcher] | None = None
         _ALL.add(self)
 
@@ -43,13 +48,14 @@ class Fetcher:
         return self._singles_stream().submit([url])[0]
 
     def stream(self, max_buffer_bytes: float, *, by_arrival: bool = False) -> Stream:
-        """A queue of its own for one consumer.
+        """A queue of its own for one consumer; `close` it when done.
 
         Args:
-            max_buffer_bytes: of bodies that are arriving or wait to be taken; the one that is waited for always comes.
+            max_buffer_bytes: of bodies that are arriving or wait to be taken, of all open streams of this fetcher
+                together, each its part; the one that is waited for always comes.
             by_arrival: whether the consumer takes whatever is done (`Stream.next_done`), not the next in order.
         """
-        return Stream(self._running(), max_buffer_bytes, by_arrival=by_arrival)
+        return Stream(self._running(), max_buffer_bytes, self._open, by_arrival=by_arrival)
 
     def close(self) -> None:
         """Ends all that is under way, every connection and the thread. Another `submit` starts anew."""
@@ -82,7 +88,7 @@ class Fetcher:
         thread = self._running()
         with self._lock:
             if self._singles is None:
-                self._singles = Stream(thread, float("inf"))
+                self._singles = Stream(thread, float("inf"), OpenQueues())
             return self._singles
 
     def _before_fork(self) -> None:
@@ -96,15 +102,17 @@ class Fetcher:
             # Freed, it would say goodbye on connections that are the parent's. So it stays, whatever happens.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
         self._lock = threading.Lock()
+        self._open = OpenQueues()
         self._stop, self._thread, self._singles = None, None, None
 
 
 class Stream:
     """One consumer's queue: submit in order; take in order, or as it comes."""
 
-    def __init__(self, thread: FetchThread, max_bytes: float, *, by_arrival: bool = False) -> None:
-        self._thread = thread
-        self._queue = StreamQueue(thread.end, thread.wake, max_bytes, by_arrival=by_arrival)
+    def __init__(self, thread: FetchThread, max_bytes: float, among: OpenQueues, *, by_arrival: bool = False) -> None:
+        self._thread, self._among = thread, among
+        self._queue = StreamQueue(thread.end, thread.wake, max_bytes, by_arrival=by_arrival, among=among)
+        among.add(self._queue)
 
     def submit(self, urls: Sequence[str]) -> list[Ticket]:
         """Starts fetching all of these; one call for many is cheaper than many."""
@@ -122,6 +130,10 @@ class Stream:
         """Whether `next_done` would answer at once."""
         return self._queue.has_done
 
+    def part_of(self, amount: int) -> int:
+        """What this stream may have of an amount that is for all open streams of the fetcher; 1 at least."""
+        return max(1, int(self._among.part_of(amount)))
+
     def next_done(self, oldest: Ticket) -> Ticket:
         """Waits for a ticket that is done and was not given before; for streams by arrival.
 
@@ -136,9 +148,33 @@ class Stream:
 
     def close(self) -> None:
         """Ends what is under way."""
+        self._among.remove(self._queue)
         self._queue.post_end(None)
 
 
+@contextmanager
+def shared_fetcher(limits: FetchLimits, cache: PictureCache | None = None) -> Iterator[Fetcher]:
+    """The fetcher of this process for these limits and this cache; closed when the last who uses it is done."""
+    key = limits, cache and (cache.folder, cache.max_bytes)
+    with _SHARING:
+        fetcher = _SHARED.get(key) or Fetcher(limits, cache)
+        fetcher._users += 1
+        _SHARED[key] = fetcher
+    try:
+        yield fetcher
+    finally:
+        with _SHARING:
+            fetcher._users -= 1
+            is_last = not fetcher._users
+            if is_last and _SHARED.get(key) is fetcher:
+                del _SHARED[key]
+        if is_last:
+            fetcher.close()
+
+
+#: Reentrant: generators are dropped, and with them their use of a fetcher, wherever Python collects garbage.
+_SHARING = threading.RLock()
+_SHARED: dict[tuple[FetchLimits, object], Fetcher] = {}
 _ALL: weakref.WeakSet[Fetcher] = weakref.WeakSet()
 
 
@@ -152,6 +188,9 @@ def _in_child() -> None:
     WORKING._at_fork_reinit()  # type: ignore[attr-defined]  # as the standard library's own locks
     for fetcher in list(_ALL):
         fetcher._after_fork()
+    # What the parent shares is the parent's.
+    _SHARING._at_fork_reinit()  # type: ignore[attr-defined]
+    _SHARED.clear()
 
 
 if hasattr(os, "register_at_fork"):

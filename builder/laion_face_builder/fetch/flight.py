@@ -5,20 +5,46 @@ from __future__ import annotations
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 from laion_face_builder.errors import PictureError
 from laion_face_builder.fetch import policy
 from laion_face_builder.fetch.cache import PictureCache
 from laion_face_builder.fetch.exchange import NO_ROOM, Exchanges
-from laion_face_builder.fetch.job import FetchedPicture, Job
+from laion_face_builder.fetch.hosts import Contact
+from laion_face_builder.fetch.job import FetchedPicture, Job, Outcome
 from laion_face_builder.fetch.limits import FetchLimits
-from laion_face_builder.fetch.names import Resolver
-from laion_face_builder.fetch.policy import Again
+from laion_face_builder.fetch.names import NoAnswer, Resolver
+from laion_face_builder.fetch.policy import Again, Later
 from laion_face_builder.images import pictures, quick_check
 
 #: Threads for what would hold up the loop: pictures that need a full decode, and the cache's files.
 _HELPERS = 2
 _LONGEST_LOOKUP = 10.0
+_LOOKUP_PAUSE = 0.5
+
+
+#: Failures in which nobody says anything.
+_SILENCE = frozenset({"timeout", "unreachable"})
+
+
+@dataclass(frozen=True, slots=True)
+class Landing:
+    """How one step of a job ended.
+
+    Attributes:
+        step: what comes next, or how the job ends.
+        contact: what it showed of the host.
+        began: when the host was asked, by `time.monotonic`.
+        reason: why the host gave no picture.
+        wait: seconds that the host asks us to stay away.
+    """
+
+    step: Outcome | Again | Later
+    contact: Contact = Contact.NONE
+    began: float = 0.0
+    reason: str = ""
+    wait: float = 0.0
 
 
 class Flights:
@@ -37,20 +63,58 @@ class Flights:
         self._exchanges = Exchanges(limits, self._resolver)
         self._helpers = ThreadPoolExecutor(_HELPERS, thread_name_prefix="laion-face-check")
 
-    async def advance(self, job: Job) -> FetchedPicture | Again:
-        """The picture out of the cache or out of one exchange, or what is to be done next.
+    @property
+    def has_cache(self) -> bool:
+        """Whether there are pictures of earlier epochs."""
+        return self._cache is not None
 
-        Raises:
-            PictureError: there will be no picture.
-        """
-        if self._cache is not None and not job.course.has_begun:
-            kept = await self._loop.run_in_executor(self._helpers, self._from_cache, job.course.origin)
-            if kept is not None:
-                job.grow(len(kept.data))
-                return kept
+    async def look_in_cache(self, job: Job) -> Landing:
+        """The picture out of the cache, or on to the network."""
         job.course.has_begun = True
-        found = await self._exchange(job)
-        return found if isinstance(found, Again) else await self._checked(job, found)
+        kept = await self._loop.run_in_executor(self._helpers, self._from_cache, job.course.origin)
+        if kept is None:
+            return Landing(Again(job.course.origin))
+        job.grow(len(kept.data))
+        return Landing(kept)
+
+    def knows(self, host: str) -> bool:
+        """Whether nobody needs to look `host` up."""
+        return self._limits.proxy is not None or self._resolver.knows(host)
+
+    async def look_up(self, host: str, port: int) -> PictureError | None:
+        """Has the host's addresses ready, or says why there are none. A lost answer is asked for again."""
+        for left in range(self._limits.retries, -1, -1):
+            try:
+                await self._resolver.resolve(host, port)
+            except NoAnswer as error:
+                if not left:
+                    return error
+                await asyncio.sleep(min(_LOOKUP_PAUSE, self._limits.timeout / 10))
+            except PictureError as error:
+                return error
+            else:
+                break
+        return None
+
+    async def exchange(self, job: Job) -> Landing:
+        """Asks the host once, and checks what it gives."""
+        course, began = job.course, time.monotonic()
+        if (seconds := course.share(self._limits)) <= 0:
+            return Landing(PictureError("timeout", f"{self._limits.timeout:g} s are over"))
+        try:
+            answer = await self._exchanges.get(course.url, job.host, job.port, seconds, job.grow)
+        except PictureError as error:
+            return self._failed(job, error, began)
+        contact = Contact.THROTTLED if answer.status in policy.THROTTLING else Contact.ANSWERED
+        now = time.monotonic()
+        course.spent += now - began
+        try:
+            found = policy.after_answer(course, answer, self._limits, now)
+            step = await self._checked(job, found) if isinstance(found, bytes) else found
+        except PictureError as error:
+            return Landing(error, contact, began, error.reason)
+        wait = step.pause if isinstance(step, Later) else 0.0
+        return Landing(step, contact, began, f"http_{answer.status}", wait)
 
     def close(self) -> None:
         """Ends every connection and the helpers; nobody may be waiting any more."""
@@ -66,21 +130,16 @@ class Flights:
         """For a forked child: what must never be freed there."""
         return [self, *self._exchanges.inherited()]
 
-    async def _exchange(self, job: Job) -> bytes | Again:
-        course, began = job.course, time.monotonic()
-        if (seconds := course.share(self._limits)) <= 0:
-            raise PictureError("timeout", f"{self._limits.timeout:g} s are over")
+    def _failed(self, job: Job, error: PictureError, began: float) -> Landing:
+        job.queue.learn(job.size)
+        if error.reason == NO_ROOM:
+            return Landing(Again(job.course.url))  # not the host's fault: neither a try nor time
+        job.course.spent += time.monotonic() - began
+        contact = Contact.SILENT if error.reason in _SILENCE else Contact.NONE
         try:
-            answer = await self._exchanges.get(course.url, job.host, job.port, seconds, job.grow)
-        except PictureError as error:
-            job.queue.learn(job.size)
-            if error.reason == NO_ROOM:
-                return Again(course.url)  # not the host's fault: neither a try nor time
-            job.trouble = error.reason
-            course.spent += time.monotonic() - began
-            return policy.after_failure(course, error, self._limits)
-        course.spent += time.monotonic() - began
-        return policy.after_answer(course, answer, self._limits)
+            return Landing(policy.after_failure(job.course, error, self._limits), contact, began, error.reason)
+        except PictureError:
+            return Landing(error, contact, began, error.reason)
 
     async def _checked(self, job: Job, data: bytes) -> FetchedPicture:
         picture = quick_check.quick(data, max_pixels=self._limits.max_pixels)

@@ -1,96 +1,218 @@
-"""At most so many connections to one host, first come first served, and hosts that are down given up as a whole.
+"""One object owns a host: how many connections it gets, who waits for one, and whether it is worth asking at all.
 
-Waiting for a busy host takes nothing: no connection, no place in flight, no room in the buffer.
+How many: a host starts with 8 connections. Quick answers while all are in use add one a round, up to the limit; 429 and
+503 halve it, once for all that were asked together. Waiting for a host takes nothing: no connection, no place in
+flight, no room in the buffer, none of the picture's tries and none of its time.
+
+Nothing here looks at a clock: every time is handed in, in seconds of one clock.
 """
 
 from __future__ import annotations
 
-import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from enum import Enum
 from typing import Generic, TypeVar
 
 from laion_face_builder.errors import PictureError
 
 Job = TypeVar("Job")
 
-#: Failures after which a host may be down as a whole. Others cost it and us next to nothing.
-_SILENCE = frozenset({"timeout", "unreachable"})
-_DOWN_SECONDS = 60.0
+#: Connections to a host that nobody knows yet.
+FIRST_LIMIT = 8
+#: An answer is quick within so many seconds, or within twice the host's quickest: more connections help then.
+_QUICK = 0.5
+#: Exchanges in a row without any sign of life, after which one at a time is tried.
+_DOUBT = 4
+#: Refusals in a row (429) of a host that never answered otherwise and does not say for how long.
+_REFUSALS = 3
+#: How long a host stays down, seconds: by our own judgement, and at most by its own word.
+_DOWN_SECONDS, _LONGEST_DOWN = 60.0, 3600.0
 #: Hosts remembered while nothing is under way to them.
 _REMEMBERED = 10_000
 
 
-@dataclass
-class _Host(Generic[Job]):
-    busy: int = 0
-    waiting: deque[Job] = field(default_factory=deque)
-    silent: int = 0
-    down_until: float = 0.0
-    why: str = ""
+class HostState(Enum):
+    """What a host's queue does."""
+
+    OPEN = "it moves as connections become free"
+    HELD = "it stands still for as long as the host asked"
+    DOUBTED = "it moves one at a time, since the host is silent"
+    DOWN = "whoever is in it fails at once"
 
 
-class Hosts(Generic[Job]):
-    """Counts who talks to which host. For one thread.
+class Contact(Enum):
+    """What an exchange showed of its host."""
 
-    A host that was silent `patience` times in a row, with no answer between, is down for a minute: without this, 4,096
-    pictures of a dead host, eight at a time and 30 s each, would hold up a stream for four hours.
+    NONE = "nothing: it was not asked, or not to the end"
+    ANSWERED = "it says something"
+    THROTTLED = "it wants fewer requests: 429 or 503"
+    SILENT = "it says nothing"
+
+
+class Host(Generic[Job]):
+    """One host.
+
+    A host that is silent is asked one picture at a time, so that one which comes back loses nothing of its queue. If it
+    stays silent for `patience`, its queue fails: else 4,096 pictures of a dead host would hold up a stream for hours.
 
     Args:
-        per_host: connections to one host at a time.
+        name: for messages.
+        most: connections that it may ever have.
+        patience: seconds of silence until it is down.
+        longest_wait: seconds that it may hold its queue, with Retry-After or without, and no answer between.
     """
 
-    def __init__(self, per_host: int) -> None:
-        self._per_host = per_host
-        self._patience = max(16, 2 * per_host)
-        self._hosts: OrderedDict[str, _Host[Job]] = OrderedDict()
+    def __init__(self, name: str, most: int, patience: float, longest_wait: float) -> None:
+        self.state = HostState.OPEN
+        self.waiting: deque[Job] = deque()
+        self.busy = 0
+        self._name, self._most = name, most
+        self._patience, self._longest_wait = patience, longest_wait
+        self._limit = float(min(FIRST_LIMIT, most))
+        self._until = 0.0
+        self._quickest = float("inf")
+        self._cut_at = float("-inf")
+        self._throttled_since: float | None = None
+        self._refusals = self._silences = 0
+        self._silent_since = 0.0
+        self._has_answered = False
+        self._why = ("", "")
 
-    def enter(self, name: str, job: Job) -> bool:
-        """Takes a connection to the host for `job`, or puts the job in its queue (False).
+    @property
+    def limit(self) -> int:
+        """Connections that it may have now."""
+        return 1 if self.state is HostState.DOUBTED else int(self._limit)
+
+    def enter(self, job: Job, now: float, *, is_back: bool) -> bool:
+        """Takes a connection for `job`, or puts the job in the queue (False): in front, if it `is_back`.
 
         Raises:
-            PictureError: the host is down; the reason is that of the failures that showed it.
+            PictureError: the host is down; the reason is that of what showed it.
         """
-        host = self._hosts.get(name)
-        if host is None:
-            host = self._hosts[name] = _Host()
-            self._forget()
-        if host.down_until and host.down_until > time.monotonic():
-            raise PictureError(host.why, f"{name} was silent {host.silent} times in a row")
-        if host.busy >= self._per_host:
-            host.waiting.append(job)
+        self._look_at(now)
+        if self.state is HostState.DOWN:
+            raise PictureError(*self._why)
+        if self.state is HostState.HELD or self.busy >= self.limit:
+            (self.waiting.appendleft if is_back else self.waiting.append)(job)
             return False
-        host.busy += 1
+        self.busy += 1
         return True
 
-    def leave(self, name: str, reason: str = "") -> None:
-        """Gives the connection back and says how it went ("" for any answer)."""
-        host = self._hosts[name]
-        host.busy -= 1
-        if reason in _SILENCE:
-            host.silent += 1
-            host.why = reason
-            if host.silent >= self._patience:
-                host.down_until = time.monotonic() + _DOWN_SECONDS
-        elif not reason:
-            host.silent, host.down_until = 0, 0.0
+    def leave(self, contact: Contact, began: float, now: float, reason: str = "", wait: float = 0.0) -> None:
+        """Gives a connection back.
 
-    def freed(self, name: str, is_ready: Callable[[Job], bool]) -> Iterator[Job]:
+        Args:
+            contact: what the exchange showed.
+            began: when it began.
+            now: the time.
+            reason: why it failed.
+            wait: seconds that the host asks us to stay away.
+        """
+        is_wanted = bool(self.waiting) or self.busy >= self.limit
+        self.busy -= 1
+        if contact is Contact.ANSWERED:
+            self._answered(began, now - began, is_wanted)
+        elif contact is Contact.THROTTLED:
+            self._throttled(began, now, reason, wait)
+        elif contact is Contact.SILENT:
+            self._was_silent(began, now, reason)
+
+    def freed(self, now: float, is_ready: Callable[[Job], bool]) -> Iterator[Job]:
         """Takes those out of the queue that should try to `enter` now, in order.
 
         Args:
-            name: the host.
+            now: the time.
             is_ready: False for a job that would not start even so, or has ended; another one is given beside it.
         """
-        host = self._hosts.get(name)
-        if host is None or not host.waiting:
-            return
-        free = len(host.waiting) if host.down_until > time.monotonic() else self._per_host - host.busy
-        while free > 0 and host.waiting:
-            job = host.waiting.popleft()
+        self._look_at(now)
+        free = {HostState.DOWN: len(self.waiting), HostState.HELD: 0}.get(self.state, self.limit - self.busy)
+        while free > 0 and self.waiting:
+            job = self.waiting.popleft()
             free -= is_ready(job)
             yield job
+
+    def moves_at(self) -> float | None:
+        """When its queue has to be looked at, if nothing comes back before; None if that would not help."""
+        return self._until if self.waiting and self.state is HostState.HELD else None
+
+    def _look_at(self, now: float) -> None:
+        if now >= self._until:
+            if self.state is HostState.HELD:
+                self.state = HostState.OPEN
+            elif self.state is HostState.DOWN:
+                self.state = HostState.DOUBTED
+
+    def _answered(self, began: float, took: float, is_wanted: bool) -> None:
+        self._silences = 0
+        self._has_answered = True
+        if self._refusals and began < self._cut_at:
+            return  # asked before it refused: it may refuse still
+        self._refusals, self._throttled_since = 0, None
+        if self.state in (HostState.DOUBTED, HostState.DOWN):
+            self.state = HostState.OPEN
+        if is_wanted and took <= max(_QUICK, 2 * self._quickest):
+            self._limit = min(self._most, self._limit + 1 / self._limit)
+        self._quickest = min(self._quickest, took)
+
+    def _throttled(self, began: float, now: float, reason: str, wait: float) -> None:
+        self._silences = 0
+        if began >= self._cut_at:
+            self._cut(now)
+            self._refusals += 1
+        if not wait and reason != "http_429":
+            return  # 503 alone may be about this one picture
+        if self._throttled_since is None:
+            self._throttled_since = now
+        is_closed = not wait and not self._has_answered and self._refusals >= _REFUSALS
+        wait = wait or float(2 ** min(self._refusals - 1, 10))
+        if is_closed or now + wait - self._throttled_since > self._longest_wait:
+            self._give_up(now, min(max(wait, _DOWN_SECONDS), _LONGEST_DOWN), reason, f"not before {wait:g} s are over")
+        elif self.state is not HostState.DOWN:
+            self._until = max(self._until, now + wait) if self.state is HostState.HELD else now + wait
+            self.state = HostState.HELD
+
+    def _was_silent(self, began: float, now: float, reason: str) -> None:
+        if not self._silences:
+            self._silent_since = began
+        self._silences += 1
+        if self._silences < _DOUBT and self.state is not HostState.DOUBTED:
+            return
+        if now - self._silent_since >= self._patience:
+            self._give_up(now, _DOWN_SECONDS, reason, f"silent {self._silences} times in a row")
+        elif self.state is HostState.OPEN:
+            self.state = HostState.DOUBTED
+            self._cut(now)
+
+    def _cut(self, now: float) -> None:
+        self._limit = max(1.0, self._limit / 2)
+        self._cut_at = now
+
+    def _give_up(self, now: float, seconds: float, reason: str, why: str) -> None:
+        self.state = HostState.DOWN
+        self._until = now + seconds
+        self._why = (reason, f"{self._name}: {why}")
+
+
+class Hosts(Generic[Job]):
+    """The hosts by name, those that were used lately. For one thread.
+
+    Args:
+        most: connections to one host at a time.
+        patience: see `Host`.
+        longest_wait: see `Host`.
+    """
+
+    def __init__(self, most: int, patience: float, longest_wait: float) -> None:
+        self._how = most, patience, longest_wait
+        self._hosts: OrderedDict[str, Host[Job]] = OrderedDict()
+
+    def __getitem__(self, name: str) -> Host[Job]:
+        host = self._hosts.get(name)
+        if host is None:
+            host = self._hosts[name] = Host(name, *self._how)
+            self._forget()
+        return host
 
     def _forget(self) -> None:
         while len(self._hosts) > _REMEMBERED:

@@ -11,6 +11,7 @@ import os
 import threading
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
+from enum import Enum
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -123,18 +124,28 @@ class Ticket:
             raise TimeoutError(f"no picture within {timeout:g} s")
 
 
+class JobState(Enum):
+    """Where a job stands."""
+
+    QUEUED = "in its stream's queue"
+    HELD = "in its host's queue"
+    FLYING = "under way"
+    PAUSED = "between two tries"
+    ENDED = "settled"
+
+
 class Job:
     """One picture on its way."""
 
-    __slots__ = ("course", "host", "number", "open", "port", "queue", "size", "task", "ticket", "timer", "trouble")
+    __slots__ = ("course", "has_address", "host", "number", "port", "queue", "size", "state", "task", "ticket", "timer")
 
     def __init__(self, queue: StreamQueue, number: int, url: str) -> None:
         self.queue, self.number = queue, number
         self.course = Course(url)
         self.host, self.port = "", 0
-        self.trouble = ""
+        self.has_address = False
         self.size = 0
-        self.open = True
+        self.state = JobState.QUEUED
         self.task: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.ticket = Ticket(self)
@@ -142,11 +153,16 @@ class Job:
     def __lt__(self, other: Job) -> bool:
         return self.number < other.number
 
+    @property
+    def open(self) -> bool:
+        """Whether somebody still waits for it."""
+        return self.state is not JobState.ENDED
+
     def grow(self, count: int) -> bool:
-        """Counts bytes that arrive; False if the queue is full and somebody ahead of this job still has to come."""
+        """Counts bytes that arrive; False if the buffer is full and somebody ahead of this job still has to come."""
         self.size += count
         self.queue.arrived += count
-        return self.queue.held <= self.queue.max_bytes or self.number <= self.queue.head
+        return self.number <= self.queue.head or not self.queue.is_over_full
 
     def shrink(self) -> None:
         """Gives back the bytes of a body that is not kept."""

@@ -33,7 +33,7 @@ class FetchLimits:
         retries: further tries for what can pass.
         max_bytes: of a body, declared or real, before and after decompression.
         max_pixels: width times height, before decoding.
-        per_host: connections to one host at a time.
+        per_host: the most connections to one host at a time; see `hosts`.
         concurrency: pictures in flight at a time.
         redirects: followed one at a time, each checked like the first address.
         max_header_bytes: of all headers of one answer.
@@ -41,14 +41,14 @@ class FetchLimits:
         allow: which addresses may be connected to.
         proxy: "http://host:port" that everything goes through; then the check of addresses is its own.
         ca_file: certificates to trust, PEM; None is the environment's SSL_CERT_FILE, else certifi's.
-        longest_wait: seconds that a Retry-After may ask for.
+        longest_wait: seconds that a host may have its pictures wait (429, Retry-After) with no other answer between.
     """
 
     timeout: float = 30.0
     retries: int = 1
     max_bytes: int = 32_000_000
     max_pixels: int = 100_000_000
-    per_host: int = 8
+    per_host: int = 32
     concurrency: int = 256
     redirects: int = 5
     max_header_bytes: int = 64_000
@@ -56,7 +56,7 @@ class FetchLimits:
     allow: AddressRule = AddressRule()
     proxy: str | None = field(default=None, repr=False)
     ca_file: str | None = None
-    longest_wait: float = 20.0
+    longest_wait: float = 60.0
 
     def __post_init__(self) -> None:
         for name in ("timeout", "max_bytes", "max_pixels", "per_host", "concurrency"):

@@ -13,9 +13,12 @@ from laion_face_builder.errors import PictureError
 from laion_face_builder.fetch import guard
 from laion_face_builder.fetch.answers import Answer, asked_wait, opts_out, unpacked
 from laion_face_builder.fetch.limits import FetchLimits
+from laion_face_builder.fetch.names import NoAnswer
 
 #: What can pass. Everything else is the same however often it is asked for.
-PASSING = frozenset({"timeout", "reset", "refused", "unreachable", "connection", "incomplete", "dns", "http_408"})
+PASSING = frozenset({"timeout", "reset", "refused", "unreachable", "connection", "incomplete", "http_408"})
+#: Answers of a host that wants fewer requests.
+THROTTLING = frozenset({429, 503})
 _FIRST_PAUSE = 0.5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
@@ -30,7 +33,8 @@ class Course:
         tries: exchanges that failed with something that can pass.
         hops: redirects followed since the last such failure.
         spent: seconds of the total timeout that are gone.
-        has_begun: whether the network was asked already.
+        has_begun: whether it was looked for in the cache, so that only the network is left.
+        refused_at: when the host first asked to be left alone (429, or 503 with Retry-After).
     """
 
     url: str
@@ -39,9 +43,15 @@ class Course:
     hops: int = 0
     spent: float = 0.0
     has_begun: bool = False
+    refused_at: float | None = None
 
     def __post_init__(self) -> None:
         self.origin = self.url
+
+    @property
+    def is_back(self) -> bool:
+        """Whether its host was asked before, so that it goes before those that were not."""
+        return bool(self.tries or self.hops) or self.refused_at is not None
 
     def share(self, limits: FetchLimits) -> float:
         """Seconds for the next exchange: redirects and the tries still to come leave each other their part."""
@@ -61,7 +71,18 @@ class Again:
     pause: float = 0.0
 
 
-def after_answer(course: Course, answer: Answer, limits: FetchLimits) -> bytes | Again:
+@dataclass(frozen=True, slots=True)
+class Later:
+    """The host wants to be left alone. That costs the picture neither a try nor time: its host's queue waits.
+
+    Attributes:
+        pause: seconds that the host asks for; 0 if it does not say.
+    """
+
+    pause: float
+
+
+def after_answer(course: Course, answer: Answer, limits: FetchLimits, now: float) -> bytes | Again | Later:
     """The picture's bytes, or what to do next.
 
     Raises:
@@ -78,35 +99,45 @@ def after_answer(course: Course, answer: Answer, limits: FetchLimits) -> bytes |
     if answer.status in _REDIRECTS:
         return _redirected(course, answer, limits)
     error = PictureError(f"http_{answer.status}", course.url[:200])
-    return after_failure(course, error, limits, asked_wait(answer.values(b"retry-after")))
+    pause = asked_wait(answer.values(b"retry-after")) if answer.status in THROTTLING else 0.0
+    if answer.status == 429 or pause:
+        return _refused(course, error, limits, pause, now)
+    return after_failure(course, error, limits)
 
 
-def after_failure(course: Course, error: PictureError, limits: FetchLimits, asked: float = 0.0) -> Again:
+def after_failure(course: Course, error: PictureError, limits: FetchLimits) -> Again:
     """When to try again.
 
     Args:
         course: how far the fetch has come.
         error: what went wrong now.
         limits: the bounds.
-        asked: seconds that the host asks us to wait.
 
     Raises:
         PictureError: `error`: it cannot pass, or there is no try or no time left.
     """
-    if not can_pass(error.reason) or course.tries >= limits.retries:
+    if not can_pass(error) or course.tries >= limits.retries:
         raise error
     # Back-off with jitter: pictures of one host that failed together do not come back together.
-    pause = max(asked, min(_FIRST_PAUSE, limits.timeout / 10) * 2**course.tries * random.uniform(0.5, 1.5))  # noqa: S311 - no secret
-    if pause > limits.longest_wait or course.spent + pause >= limits.timeout:
+    pause = min(_FIRST_PAUSE, limits.timeout / 10) * 2**course.tries * random.uniform(0.5, 1.5)  # noqa: S311 - no secret
+    if course.spent + pause >= limits.timeout:
         raise error
     course.tries += 1
     course.hops = 0
     return Again(course.origin, pause)
 
 
-def can_pass(reason: str) -> bool:
+def can_pass(error: PictureError) -> bool:
     """Whether another try may end otherwise."""
-    return reason in PASSING or reason == "http_429" or reason.startswith("http_5")
+    return error.reason in PASSING or error.reason.startswith("http_5") or isinstance(error, NoAnswer)
+
+
+def _refused(course: Course, error: PictureError, limits: FetchLimits, pause: float, now: float) -> Later:
+    if course.refused_at is None:
+        course.refused_at = now
+    elif now - course.refused_at > limits.longest_wait:
+        raise error
+    return Later(pause)
 
 
 def _redirected(course: Course, answer: Answer, limits: FetchLimits) -> Again:

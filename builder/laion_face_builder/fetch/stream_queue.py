@@ -14,6 +14,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 
 from laion_face_builder.fetch.job import FetchedPicture, Job, Ticket, refuse_in_child
+from laion_face_builder.fetch.sharing import OpenQueues
 
 #: What a picture may weigh as long as none of the queue has come in.
 _FIRST_GUESS = 100_000.0
@@ -32,10 +33,20 @@ class StreamQueue:
         wake: makes the fetcher look at its queues again; may be called from any thread.
         max_bytes: of bodies that are arriving or wait to be taken. The job that is waited for is let through always.
         by_arrival: whether tickets are taken as they are done.
+        among: the open queues that share `max_bytes` with this one.
     """
 
-    def __init__(self, end: _End, wake: _Wake, max_bytes: float = math.inf, *, by_arrival: bool = False) -> None:
+    def __init__(
+        self,
+        end: _End,
+        wake: _Wake,
+        max_bytes: float = math.inf,
+        *,
+        by_arrival: bool = False,
+        among: OpenQueues | None = None,
+    ) -> None:
         self._end, self._wake = end, wake
+        self._among = OpenQueues() if among is None else among
         self.by_arrival = by_arrival
         self.done: SimpleQueue[Ticket] = SimpleQueue()
         self.max_bytes = max_bytes
@@ -117,8 +128,15 @@ class StreamQueue:
 
     def has_room(self, job: Job) -> bool:
         """Whether what is held, what is still to come in and this job's body would fit."""
-        expected = (self.flying + 1) * self.expected
-        return self.held + expected <= self.max_bytes or job.number <= self.head
+        if job.number <= self.head:
+            return True
+        here = self.held + (self.flying + 1) * self.expected
+        return here <= self._among.part_of(self.max_bytes) and self._among.expected + self.expected <= self.max_bytes
+
+    @property
+    def is_over_full(self) -> bool:
+        """Whether more is held than there is room for, here and in the queues that share it."""
+        return max(self.held, self._among.held) > self.max_bytes
 
     def learn(self, size: int) -> None:
         """The size of a body that came in whole."""

@@ -1,9 +1,7 @@
-"""The fetcher's thread: its event loop, and who may start when.
+"""The fetcher's thread and its event loop; `scheduler` says who may start when.
 
-A job starts when four things are there at once: its turn in its queue, room in the queue's buffer, a free place in
-flight, and a free connection to its host. Nothing is held while waiting for the rest, so no two streams can block each
-other. Handing over between threads is batched: a burst of submissions wakes the loop once, and results are plain
-attributes that the consumer finds without a lock.
+Handing over between threads is batched: a burst of submissions wakes the loop once, and results are plain attributes
+that the consumer finds without a lock.
 """
 
 from __future__ import annotations
@@ -16,14 +14,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from laion_face_builder.errors import PictureError
-from laion_face_builder.fetch import guard
 from laion_face_builder.fetch.cache import PictureCache
 from laion_face_builder.fetch.flight import Flights
-from laion_face_builder.fetch.hosts import Hosts
-from laion_face_builder.fetch.job import FetchedPicture, Job, Outcome, cancelled
+from laion_face_builder.fetch.job import Job, cancelled
 from laion_face_builder.fetch.limits import FetchLimits
-from laion_face_builder.fetch.policy import Again
+from laion_face_builder.fetch.scheduler import Scheduler
 from laion_face_builder.fetch.stream_queue import StreamQueue
 
 _LOG = logging.getLogger("laion_face")
@@ -36,12 +31,9 @@ class FetchThread:
         self._limits, self._cache, self._owner = limits, cache, os.getpid()
         self._inbox: deque[Callable[[], object]] = deque()
         self._is_called = False
-        self._queues: list[StreamQueue] = []
-        self._open: set[Job] = set()
-        self._hosts: Hosts[Job] = Hosts(limits.per_host)
-        self._flying = 0
         self._loop = asyncio.SelectorEventLoop()
         self._flights: Flights | None = None
+        self._scheduler: Scheduler | None = None
         self._stop = False
         self._ended = False
         self._closing = threading.Lock()
@@ -74,7 +66,7 @@ class FetchThread:
 
     def wake(self) -> None:
         """Looks at the queues again: a consumer has made room."""
-        self.post(self._schedule)
+        self.post(lambda: None)  # every round of actions ends with a look at the queues
 
     def close(self) -> None:
         """Ends everything under way and the thread."""
@@ -105,153 +97,45 @@ class FetchThread:
             raise
         finally:
             self._stop = self._ended = True
-            for job in list(self._open):
-                self._finish(job, cancelled())
             self._loop.close()
             # What came in after the loop's last round: with the thread stopped, jobs are only told so.
             while self._inbox:
                 self._inbox.popleft()()
 
     async def _main(self) -> None:
-        self._flights = Flights(self._limits, self._cache)
         self._stopped = self._loop.create_future()
-        self._schedule()
+        self._flights = flights = Flights(self._limits, self._cache)
+        self._scheduler = scheduler = Scheduler(self._limits, flights)
         try:
+            self._work()
             if not self._stop:
                 await self._stopped
         finally:
             self._stop = True
-            tasks = [job.task for job in self._open if job.task is not None]
-            for job in list(self._open):
-                self._finish(job, cancelled())
-            await asyncio.gather(*tasks, return_exceptions=True)
-            self._flights.close()
+            await scheduler.stop()
+            flights.close()
 
     def _halt(self) -> None:
         self._stop = True
-        if self._flights is not None and not self._stopped.done():
+        if self._scheduler is not None and not self._stopped.done():
             self._stopped.set_result(None)
 
     def _work(self) -> None:
+        """Does what other threads asked for, then starts what may start."""
+        if self._scheduler is None:
+            return  # `_main` does it first thing
         self._is_called = False
         while self._inbox:
             self._inbox.popleft()()
-        self._schedule()
-
-    def _accept(self, jobs: Sequence[Job]) -> None:
-        for job in jobs:
-            queue = job.queue
-            if queue.closed or self._stop:
-                job.ticket.settle(cancelled())
-                continue
-            if queue not in self._queues:
-                self._queues.append(queue)
-            self._open.add(job)
-            if self._aim(job, job.course.url):
-                queue.push(job)
-
-    def _aim(self, job: Job, url: str) -> bool:
-        job.course.url = url
-        try:
-            _, job.host, job.port = guard.split_url(url)
-        except PictureError as error:
-            self._finish(job, error)
-            return False
-        return True
+        self._scheduler.schedule()
 
     def _end(self, queue: StreamQueue, jobs: list[Job] | None) -> None:
-        if jobs is None:
-            queue.closed = True
-            jobs = [job for job in self._open if job.queue is queue]
-            self._queues = [other for other in self._queues if other is not queue]
-        for job in jobs:
-            self._finish(job, cancelled())
+        if self._scheduler is not None:
+            self._scheduler.end(queue, jobs)
 
-    def _schedule(self) -> None:
-        while self._flights is not None and self._flying < self._limits.concurrency and not self._stop:
-            job = self._next_job()
-            if job is None:
-                return
-            self._flying += 1
-            job.queue.flying += 1
-            job.task = self._loop.create_task(self._fly(self._flights, job))
-
-    def _next_job(self) -> Job | None:
-        for _ in range(len(self._queues)):
-            queue = self._queues[0]
-            while (job := queue.first()) is not None:
-                queue.pop_first()
-                if self._enters(job):
-                    return job
-            # Round robin: a queue that can start nothing gives its turn away.
-            self._queues.append(self._queues.pop(0))
-        return None
-
-    def _enters(self, job: Job) -> bool:
-        try:
-            return self._hosts.enter(job.host, job)
-        except PictureError as error:
-            self._finish(job, error)
-            return False
-
-    async def _fly(self, flights: Flights, job: Job) -> None:
-        host, job.trouble = job.host, ""
-        step: Outcome | Again
-        try:
-            step = await flights.advance(job)
-        except PictureError as error:
-            step = error
-        except asyncio.CancelledError:
-            job.trouble = "cancelled"
-            step = cancelled()
-        except Exception as error:
-            # A fault of ours must not leave somebody waiting for ever.
-            _LOG.exception("fetching %s", job.course.url)
-            step = error
-        self._flying -= 1
-        job.queue.flying -= 1
-        job.task = None
-        self._hosts.leave(host, job.trouble)
-        if isinstance(step, Again):
-            self._come_back(job, step)
+    def _accept(self, jobs: Sequence[Job]) -> None:
+        if self._scheduler is None or self._stop:
+            for job in jobs:
+                job.ticket.settle(cancelled())
         else:
-            self._finish(job, step)
-        self._release(host)
-        self._schedule()
-
-    def _release(self, host: str) -> None:
-        for waiting in self._hosts.freed(host, lambda job: job.open and job.queue.has_room(job)):
-            if waiting.open:
-                waiting.queue.push_back(waiting)
-
-    def _come_back(self, job: Job, again: Again) -> None:
-        job.shrink()
-        if not job.open or not self._aim(job, again.url):
-            return
-        if again.pause:
-            job.course.spent += again.pause
-            job.timer = self._loop.call_later(again.pause, self._return, job)
-        else:
-            job.queue.push_back(job)
-
-    def _return(self, job: Job) -> None:
-        job.timer = None
-        if job.open:
-            job.queue.push_back(job)
-            self._schedule()
-
-    def _finish(self, job: Job, outcome: Outcome) -> None:
-        if not job.open:
-            return
-        job.open = False
-        self._open.discard(job)
-        if job.timer is not None:
-            job.timer.cancel()
-        if job.task is not None:
-            job.task.cancel()
-        if not isinstance(outcome, FetchedPicture):
-            job.shrink()
-        if isinstance(outcome, PictureError):
-            # A new one: the old one's traceback would keep the body alive for as long as somebody keeps the error.
-            outcome = PictureError(outcome.reason, outcome.detail)
-        job.ticket.settle(outcome)
+            self._scheduler.accept(jobs)

@@ -20,6 +20,7 @@ from PIL import Image
 
 from laion_face_builder.errors import PictureError
 from laion_face_builder.images import pictures
+from laion_face_builder.images.apart import APART, is_decoded_apart
 from laion_face_builder.images.strict_pillow import STRICT
 
 #: What `mode=` may be: three channels, or one.
@@ -43,6 +44,11 @@ def in_mode(data: bytes, mode: str) -> bytes:
     """
     if data.startswith(_JPEG):
         return data
+    return APART.rewritten("in_mode", data, mode=mode) if is_decoded_apart(data) else in_mode_here(data, mode)
+
+
+def in_mode_here(data: bytes, mode: str) -> bytes:
+    """Do the work of `in_mode`, in this process."""
     with STRICT:
         image = pictures.opened(data)
         if _is_plain(image):

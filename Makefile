@@ -1,5 +1,5 @@
 # make demo      sets up and runs the main job end to end on a miniature upstream on this machine
-# make test      sets up and passes the tests, on the built wheel, on every version that README.md claims
+# make test      sets up and passes the tests, on the built wheel, on every version that README.md claims (most in brief)
 # make test-engines  those that need Spark and Ray, in an environment of their own
 # make versions  tries every version that can be had here, and has README.md claim what held
 # make check     lint, format and types

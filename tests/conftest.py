@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from core_tests import DATASETS36_MODULES, is_core
+from core_tests import DATASETS36_MODULES, is_brief, is_core
 
 from laion_face_builder.layout import DataDir
 from laion_face_builder.sandbox import (
@@ -55,6 +55,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         module = item.path.stem
         if is_core(module, item.name):
             item.add_marker("core")
+        if is_brief(module, item.name):
+            item.add_marker("brief")
         if module in DATASETS36_MODULES:
             item.add_marker("datasets36")
 

@@ -1,7 +1,10 @@
 """Which tests run where: `core` in every environment of tests/matrix.py, `datasets36` with datasets 3.6 as well.
 
+`brief` is the part of core that every `make test` has time for in every environment.
+
 Core are those that touch what changes from version to version: how `datasets` drives a builder and a stream, how
-huggingface_hub fetches and uploads, what pyarrow, Pillow, OpenCV, matplotlib and img2dataset take and give.
+huggingface_hub fetches and uploads, what pyarrow, Pillow, OpenCV and matplotlib take and give. `test_installed` does
+the whole job once, with img2dataset in it.
 """
 
 #: Modules of which every test is core.
@@ -17,11 +20,9 @@ CORE_TESTS = {
         "test_the_public",
         "test_one_example",
     ),
-    "test_download": ("test_the_tars_are_useful",),
     "test_fetching": ("test_the_same_examples", "test_dataloader", "test_ranks", "test_what_is_fetched"),
     "test_pictures": ("test_every_mode", "test_every_orientation"),
     "test_publish_hub": ("test_the_hub_has",),
-    "test_resized_downloads": ("test_the_command_line",),
     "test_show": ("test_the_page_shows",),
     "test_sources": ("test_hub_file", "test_a_cut", "test_gated", "test_missing", "test_the_token", "test_fsspec"),
     "test_stats": ("test_the_command_prints",),
@@ -39,3 +40,8 @@ def is_core(module: str, name: str) -> bool:
 
 def _is_core(module: str, name: str) -> bool:
     return module in CORE_MODULES or name.startswith(CORE_TESTS.get(module, ()) or "-")
+
+
+def is_brief(module: str, name: str) -> bool:
+    """Whether test `name` of `module` is brief: the whole job once, and every operation on a stream that fetches."""
+    return module == "test_installed" or (module == "test_operations" and "fetch" in name)

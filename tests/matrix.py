@@ -1,6 +1,7 @@
 """Runs the tests, and the demo, on the built wheel in fresh environments outside the tree.
 
-    python tests/matrix.py test [NAME …]      the environments that README claims, or those named
+    python tests/matrix.py test               the environments that README claims, all but two of them in brief
+    python tests/matrix.py test NAME …        these, at full length
     python tests/matrix.py test --write       every environment that can be had here; README then claims what held
     python tests/matrix.py demo               the demo, as installed
     python tests/matrix.py develop [NAME]     an editable install in .venv (newest) or .venv-NAME, for developing
@@ -38,6 +39,8 @@ TIMELESS = (
     *("accelerate", "cuda-toolkit", "duckdb", "hypothesis", "jsonschema", "mlcroissant", "polars", "polars-runtime-32"),
     *("pytest", "pytest-xdist", "shtab", "torch", "torchdata", "triton"),
 )
+#: Dependencies of img2dataset that compile for minutes where their newest version has no wheel: an earlier one does.
+COMPILED = ("simsimd", "stringzilla")
 SHOWN = ("datasets", "huggingface_hub", "pyarrow", "numpy", "pillow")
 BEGIN, END = "<!-- versions: written by `make versions` -->", "<!-- end of versions -->"
 
@@ -50,6 +53,7 @@ class Environment:
         name: of the environment.
         python: its version, such as "3.12".
         tests: a mark of pytest's, or an expression of them; empty for all tests.
+        brief: the same for a run of all that README claims, which has 45 minutes on two cores.
         until: the day whose newest libraries it has; None means those of constraints.txt.
         pins: requirements that fix a version.
         is_lowest: whether it has the lowest versions that pyproject.toml allows, all at once.
@@ -59,6 +63,7 @@ class Environment:
     name: str
     python: str = "3.11"
     tests: str = "core"
+    brief: str = "brief"
     until: str | None = None
     pins: tuple[str, ...] = ()
     is_lowest: bool = False
@@ -68,7 +73,7 @@ class Environment:
 OLD = Environment(
     "datasets-3.6", tests="core or datasets36", until="2025-10-30", pins=("datasets==3.6.0", "huggingface_hub<1")
 )
-NEWEST = Environment("newest", tests="")
+NEWEST = Environment("newest", tests="", brief="")
 #: Of the older ones each has another Python, where that does not matter to what it is for.
 MATRIX = (
     NEWEST,
@@ -78,7 +83,7 @@ MATRIX = (
     Environment("datasets-4.8", python="3.12", until="2026-04-15", pins=("datasets==4.8.0",)),
     Environment("datasets-5.0", until="2026-06-25", pins=("datasets==5.0.0",)),
     Environment("datasets-5.1", python="3.13", until="2026-10-20", pins=("datasets==5.1.0",)),
-    Environment("lowest", python="3.10", is_lowest=True),
+    Environment("lowest", python="3.10", brief="core", is_lowest=True),
     Environment("python-3.14", python="3.14", until="2026-11-25"),
 )
 #: Spark and Ray have an environment of their own, which README's table does not name: who has none needs none.
@@ -117,13 +122,14 @@ class Uv:
         constraints = folder / "constraints.txt"
         constraints.write_text("".join(f"{line}\n" for line in _constraints(environment)), encoding="utf-8")
         how = ["--constraint", str(constraints)]
+        how += [word for name in COMPILED for word in ("--only-binary", name)]
         if environment.until:
             how += ["--exclude-newer", environment.until]
             how += [word for name in TIMELESS for word in ("--exclude-newer-package", f"{name}={_tomorrow()}")]
         if environment.is_lowest:
-            # Ours alone: what is installed by then stays when the test tools come.
-            bare = [one.partition(" @ ")[2] or one for one in what]
-            self("pip", "install", "--python", str(python), "--resolution", "lowest-direct", *bare)
+            # What is installed by then stays when the wheel and the test tools come.
+            project = ("--requirements", str(ROOT / "pyproject.toml"))
+            self("pip", "install", "--python", str(python), "--resolution", "lowest-direct", *project)
         self("pip", "install", "--python", str(python), *how, *what)
         self("pip", "check", "--python", str(python))
         return python
@@ -210,11 +216,11 @@ def versions(python: Path) -> list[str]:
     return list(found)
 
 
-def test(environment: Environment, python: Path, what: Built, old: Path | None, more: Sequence[str]) -> bool:
-    """Run the tests of one environment; say whether they passed."""
+def test(tests: str, python: Path, what: Built, old: Path | None, more: Sequence[str]) -> bool:
+    """Run the tests of this mark in one environment; say whether they passed."""
     own = {"LAION_FACE_DATASETS_36_PYTHON": str(old)} if old else {}
     shell = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    chosen = ["-m", environment.tests] if environment.tests else []
+    chosen = ["-m", tests] if tests else []
     spread = ["--numprocesses", "2", "--dist", "worksteal"]  # every test has servers, folders and processes of its own
     where = ["--rootdir", str(what.tree), "-c", str(what.tree / "pyproject.toml"), str(what.tree / "tests")]
     command = isolated(python, "-m", "pytest", *spread, *chosen, *where, *more)
@@ -222,7 +228,8 @@ def test(environment: Environment, python: Path, what: Built, old: Path | None, 
 
 
 def run_matrix(names: Sequence[str], *, write: bool, more: Sequence[str]) -> int:
-    """Run these environments, or those that README claims, or all if it is to be written; give the exit code."""
+    """Run these environments, or in brief those that README claims, or all if README is written; give the exit code."""
+    is_brief = not names and not write
     names = names or ([one.name for one in MATRIX] if write else sorted(claimed()))
     chosen = [environment for environment in (*MATRIX, ENGINES) if environment.name in names]
     needs_old = NEWEST in chosen and OLD not in chosen
@@ -244,7 +251,8 @@ def run_matrix(names: Sequence[str], *, write: bool, more: Sequence[str]) -> int
             old = python if environment is OLD else old
             if environment not in chosen:
                 continue
-            passed = test(environment, python, what, old, more)
+            tests = environment.brief if is_brief else environment.tests
+            passed = test(tests, python, what, old, more)
             rows[environment.name] = row(environment, found) if passed else ""
             failed += [] if passed else [environment.name]
             say(f"{environment.name}: {'passed' if passed else 'FAILED'} in {time.monotonic() - start:.0f} s")
@@ -316,7 +324,7 @@ def main() -> int:
     parser.add_argument(
         "--pytest", action="append", default=[], metavar="ARGUMENT", help="a further argument of pytest"
     )
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     if given.command == "demo":
         return demo(given.names)
     if unknown := set(given.names) - {one.name for one in (*MATRIX, ENGINES)}:

@@ -90,7 +90,7 @@ def test_everything_comes_once_and_in_order(
 
 
 def test_a_host_that_hangs_does_not_hold_up_what_is_behind_it() -> None:
-    with HostileHost() as host, Fetcher(LIMITS) as fetcher:
+    with HostileHost() as host, Fetcher(replace(LIMITS, timeout=3)) as fetcher:
         urls = [host.url("/silent")] + [host.url(f"/ok/{number}") for number in range(300)]
         stream = ordered(urls, fetcher, url_of=same)
         _, first = next(stream)
@@ -103,7 +103,7 @@ def test_a_host_that_hangs_does_not_hold_up_what_is_behind_it() -> None:
 
 def test_slow_ones_come_last_and_hold_up_nobody() -> None:
     """One in ten hangs until it is given up; the rest, and what has no address, comes before."""
-    with HostileHost(address="0.0.0.0") as host, Fetcher(LIMITS) as fetcher:
+    with HostileHost(address="0.0.0.0") as host, Fetcher(replace(LIMITS, timeout=5)) as fetcher:
         urls = [host.url(f"/ok/{n}") if n % 10 else host.url("/silent", f"127.0.1.{n}") for n in range(200)]
         items = [None if n % 10 == 5 else url for n, url in enumerate(urls)]
         found = list(arriving(items, fetcher, url_of=lambda url: url, lookahead=64))
@@ -121,13 +121,24 @@ def test_a_full_buffer_is_emptied_by_whatever_is_taken(fetcher: Fetcher) -> None
     assert [isinstance(outcome, FetchedPicture) for _, outcome in found] == [True] * 40 + [False]
 
 
+def test_who_takes_little_asks_for_little(host: HostileHost, fetcher: Fetcher, either: Callable[..., Any]) -> None:
+    """What is fetched ahead doubles with what is taken."""
+    before = host.asked.total()
+    stream = either([host.url(f"/ok/{n}") for n in range(1000)], fetcher, url_of=same)
+    for taken in range(1, 60):
+        next(stream)
+        most = 16 if taken <= 16 else 32 if taken <= 48 else 64
+        assert host.asked.total() - before <= taken + most
+    stream.close()
+
+
 def test_fetching_goes_on_while_the_consumer_is_busy(
     host: HostileHost, fetcher: Fetcher, either: Callable[..., Any]
 ) -> None:
     before = host.asked.total()
-    stream = either([host.url(f"/ok/{n}") for n in range(200)], fetcher, url_of=same, lookahead=100)
-    next(stream)
-    assert wait_until(lambda: host.asked.total() - before >= 64)
+    stream = either([host.url(f"/ok/{n}") for n in range(400)], fetcher, url_of=same, lookahead=100)
+    taken = [next(stream) for _ in range(16 + 32 + 64 + 1)]
+    assert wait_until(lambda: host.asked.total() - before >= len(taken) + 64)
     stream.close()
 
 

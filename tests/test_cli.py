@@ -425,8 +425,20 @@ def test_ctrl_c_while_modules_are_imported_is_one_line(module, moment, make_sand
     assert child.returncode == 130
 
 
+SLOWLY_PRINTING = """
+import io, sys, time
+class Slow(io.FileIO):
+    def write(self, data):
+        super().write(data)
+        time.sleep(99)
+sys.stdout = io.TextIOWrapper(io.BufferedWriter(Slow(1, "w", closefd=False)))
+print("ready", flush=True)
+"""
 SWALLOWS = {
     "a bare except while importing": "try:\n    import slow\nexcept:\n    pass\nimport time; time.sleep(99)",
+    "a bare except in the middle of a print": (
+        "try:\n    import slowly_printing\nexcept:\n    pass\nimport time; time.sleep(99)"
+    ),
     "a callback": (
         "import time\n"
         "class Waits:\n"
@@ -442,6 +454,7 @@ SWALLOWS = {
 @pytest.mark.parametrize("how", SWALLOWS)
 def test_no_ctrl_c_is_swallowed_by_a_library(how, tmp_path):
     (tmp_path / "slow.py").write_text("import time\nprint('ready', flush=True)\ntime.sleep(99)\n")
+    (tmp_path / "slowly_printing.py").write_text(SLOWLY_PRINTING)
     (tmp_path / "library.py").write_text(SWALLOWS[how])
     code = (
         "import sys\n"

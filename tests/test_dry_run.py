@@ -296,7 +296,7 @@ def test_a_copy_stops_at_the_first_refusal(published: Any, tmp_path: Path, untou
 # Downloading: pictures are counted.
 
 OPTIONS = DownloadOptions(
-    processes_count=1, concurrency=8, samples_per_shard=15, timeout=3.0, retries=0, allow_private_hosts=True
+    processes_count=1, concurrency=8, samples_per_shard=15, timeout=30.0, retries=0, allow_private_hosts=True
 )
 
 

@@ -21,9 +21,10 @@ from hostile_host import CERTIFICATE, HostileHost
 
 from laion_face_builder.errors import OptionError, PictureError
 from laion_face_builder.fetch.addresses import AddressRule
-from laion_face_builder.fetch.answers import asked_wait, opts_out
+from laion_face_builder.fetch.answers import asked_wait
 from laion_face_builder.fetch.fetcher import Fetcher
 from laion_face_builder.fetch.limits import FetchLimits
+from laion_face_builder.fetch.opt_outs import refusal
 from laion_face_builder.options import OptionFields, Options
 
 LOOPBACK = AddressRule(also_public=("127.0.0.0/8",))
@@ -68,7 +69,7 @@ def test_a_picture_comes_as_it_is(host: HostileHost, fetcher: Fetcher) -> None:
     assert "compatible; laion-face; +https://" in host.agents[-1]
 
 
-@pytest.mark.parametrize("path", ["/more", "/chunked", "/gzip", "/gzip-lie", "/chain/5"])
+@pytest.mark.parametrize("path", ["/more", "/chunked", "/chain/10"])
 def test_odd_answers_that_still_bring_the_picture(host: HostileHost, fetcher: Fetcher, path: str) -> None:
     assert fetcher.submit(host.url(path)).result(10).data == host.picture
 
@@ -85,15 +86,13 @@ def test_odd_answers_that_still_bring_the_picture(host: HostileHost, fetcher: Fe
         ("/bomb", "too_many_pixels"),
         ("/endless", "too_large"),
         ("/declared", "too_large"),
-        ("/gzip-bomb", "too_large"),
-        ("/gzip-cut", "truncated"),
         ("/headers", "too_large"),
         ("/short", "incomplete"),
         ("/reset", "reset"),
-        ("/garbage", "other"),
-        ("/bad-chunks", "reset"),
+        ("/garbage", "bad_response"),
+        ("/bad-chunks", "bad_response"),
         ("/loop", "redirects"),
-        ("/chain/6", "redirects"),
+        ("/chain/11", "redirects"),
         ("/nowhere", "bad_redirect"),
         ("/to?url=file:///etc/passwd", "bad_redirect"),
         ("/to?url=ftp://127.0.0.1/x.jpg", "bad_redirect"),
@@ -201,7 +200,24 @@ def test_tls_is_verified(tmp_path: Path) -> None:
         ("laion-face: noai", True),
         ("otherbot: all, laion-face: noai", True),
         ("otherbot: noindex|LAION-FACE : NOAI", True),
-        ("unavailable_after: 25 Jun 2030 15:00:00 PST, noindex", True),
+        ("none", True),
+        ("otherbot: none", False),
+        ("*: noai", True),
+        ("noai noimageai", True),
+        ("nofollow; noai", True),
+        ("max-image-preview: large, noai", True),
+        ("unavailable_after: 25 Jun 2100 15:00:00 PST, noindex", True),
+        ("unavailable_after: Fri, 25 Jun 2100 15:00:00 PST, noindex", True),
+        ("unavailable_after: Fri, 25 Jun 2010 15:00:00 PST", True),
+        ("Unavailable_After : Friday, 25-Jun-10 15:00:00 PST, all", True),
+        ("unavailable_after: 2010-06-25T15:00:00Z", True),
+        ("unavailable_after: 2010-06-25", True),
+        ("unavailable_after: Fri, 25 Jun 2100 15:00:00 PST, all", False),
+        ("unavailable_after: never, all", False),
+        ("unavailable_after: never, noai", True),
+        ("otherbot: unavailable_after: Fri, 25 Jun 2010 15:00:00 PST, noindex", False),
+        ("laion-face: unavailable_after: Fri, 25 Jun 2010 15:00:00 PST", True),
+        ("otherbot: noindex, laion-face: nofollow", False),
         ("max-snippet:20, nofollow", False),
         ("nofollow, nosnippet", False),
         ("noaix", False),
@@ -223,8 +239,12 @@ def test_an_opt_out_of_a_redirect_is_not_the_pictures(host: HostileHost, fetcher
 
 
 def test_opt_outs_by_the_users_own_token(host: HostileHost) -> None:
-    assert opts_out(["mybot: noai"], "MyBot")
-    assert not opts_out(["laion-face: noai"], "MyBot")
+    assert refusal(["mybot: noai"], "MyBot")
+    assert not refusal(["laion-face: noai"], "MyBot")
+    assert refusal(["noai"], "MyBot", [" NoAI "])
+    assert refusal(["none"], "MyBot", ["noai"])
+    assert not refusal(["noindex"], "MyBot", ["noai"])
+    assert not refusal(["none", "noai", "unavailable_after: 2010-06-25"], "MyBot", [])
     with Fetcher(replace(LIMITS, user_agent_token="MyBot")) as fetcher:
         assert reason(fetcher, host.url("/tag?v=mybot:%20noai")) == "opt_out"
         assert fetcher.submit(host.url("/tag?v=laion-face:%20noai")).result(10)
@@ -377,6 +397,7 @@ def _hundreds_under_way(host: HostileHost) -> str:
 import time
 from laion_face_builder.fetch.addresses import AddressRule
 from laion_face_builder.fetch.limits import FetchLimits
+from laion_face_builder.fetch.opt_outs import refusal
 from laion_face_builder.fetch.fetcher import Fetcher
 fetcher = Fetcher(FetchLimits(allow=AddressRule(allow_private=True)))
 tickets = [fetcher.submit(f"http://127.0.1.{{number % 30}}:{host.port}/silent") for number in range(200)]
@@ -404,7 +425,9 @@ def test_a_proxy_in_the_environment_is_never_used_silently(host: HostileHost, mo
         assert fetcher.submit(host.url("/ok")).result(10)
 
 
-def test_a_trusted_proxy_is_gone_through(host: HostileHost) -> None:
-    """The hostile host plays the proxy: it is asked for the whole address."""
+def test_a_trusted_proxy_is_gone_through(host: HostileHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hostile host plays the proxy: it is asked for the whole address, whatever the environment excepts."""
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "*")
     with Fetcher(replace(LIMITS, proxy=f"http://127.0.0.1:{host.port}")) as fetcher:
         assert fetcher.submit("http://pictures.invalid/ok").result(10).data == host.picture

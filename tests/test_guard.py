@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from laion_face_builder.errors import OptionError, PictureError
 from laion_face_builder.fetch import guard
+from laion_face_builder.fetch.web_address import WebAddress
 
 PRIVATE_V4 = [
     "0.0.0.0", "0.1.2.3", "10.0.0.1", "100.64.0.1", "127.0.0.1", "127.255.255.254", "169.254.169.254", "172.16.0.1",
@@ -58,25 +60,33 @@ def test_ipv6_open_to_us_is_global_unicast(address: ipaddress.IPv6Address) -> No
 
 
 @pytest.mark.parametrize(
-    "url",
-    ["http://a.example/x.jpg", "https://a.example:8443/", "HTTP://A.EXAMPLE", "http://[2606:4700::1111]:8080/x",
-     "http://127.0.0.1/", "http://münchen.example/ü.jpg", "http://a.example:81/?q#f"],
+    ("url", "host", "port"),
+    [("http://a.example/x.jpg", "a.example", 80), ("https://a.example:8443/", "a.example", 8443),
+     ("HTTP://A.EXAMPLE", "a.example", 80), ("http://[2606:4700::1111]:8080/x", "2606:4700::1111", 8080),
+     ("http://127.0.0.1/", "127.0.0.1", 80), ("http://münchen.example/ü.jpg", "xn--mnchen-3ya.example", 80),
+     ("http://a.example:81/?q#f", "a.example", 81), (" http://a.example/ x\t\n", "a.example", 80),
+     ("http://faß.example/", "xn--fa-hia.example", 80), ("https://I♥.example/", "xn--i-n3p.example", 443),
+     ("http://ａ%2eexample。org/", "a.example.org", 80)],
 )  # fmt: skip
-def test_urls_with_a_plain_host(url: str) -> None:
-    guard.check_url(url)
+def test_urls_with_a_plain_host(url: str, host: str, port: int) -> None:
+    found = WebAddress.parse(url)
+    assert (found.host, found.port) == (host, port)
+    assert WebAddress.parse(found.url) == found
 
 
 @pytest.mark.parametrize(
     "url",
     ["", "a.example", "//a.example/", "ftp://a.example/", "file:///etc/passwd", "data:image/png,x", "http://", "http:///x",
      "http://:80/", "http://a.example:0/", "http://a.example:65536/", "http://a.example:x/", "http://a.example:25/",
-     "http://user@a.example/", "http://user:word@a.example/", "http://a.example\\@b.example/", "http://a.example/ x",
-     "http://a.example/\r\nX: y", "http://a.exa\nmple/", "http://a.example/\t", "http://a.example/\x00", "http://[::1/",
-     " http://a.example/", "javascript:alert(1)"],
+     "http://user@a.example/", "http://user:word@a.example/", "http://a.example\\@b.example/", "http://a b.example/",
+     "http://a.example/\r\nX: y", "http://a.exa\nmple/", "http://a.example/\x00x", "http://[::1/", "http://[a.example]/",
+     "http://a%00.example/", "http://a%2f.example/", "http://a%40b.example/", "http://[fe80::1%25eth0]/",
+     "http://a..example/", f"http://{'a' * 64}.example/", f"http://{'ü' * 64}.example/", "http://\ud800.example/",
+     "http://a.example/\ud800", "javascript:alert(1)"],
 )  # fmt: skip
 def test_urls_that_are_refused(url: str) -> None:
     with pytest.raises(PictureError) as caught:
-        guard.check_url(url)
+        WebAddress.parse(url)
     assert caught.value.reason == "bad_url"
 
 
@@ -85,12 +95,15 @@ def test_urls_that_are_refused(url: str) -> None:
 def test_any_text_is_a_url_or_refused(text: str) -> None:
     for url in (text, f"http://{text}", f"http://{text}/x"):
         try:
-            scheme, host, port = guard.split_url(url)
+            found = WebAddress.parse(url)
         except PictureError:
             continue
-        assert scheme in ("http", "https")
-        assert host
-        assert 0 < port < 65536
+        assert found.scheme in ("http", "https")
+        assert found.host
+        assert 0 < found.port < 65536
+        # What goes over the wire is plain, and is read as the same again.
+        assert re.fullmatch(r"[!-~]+", found.url)
+        assert WebAddress.parse(found.url) == found
 
 
 @pytest.mark.parametrize("variable", ["http_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "ftp_proxy"])

@@ -1,5 +1,6 @@
 """The environments that the tests run in are the same everywhere: tests/matrix.py, the workflow, README's table."""
 
+import re
 from pathlib import Path
 
 import matrix
@@ -18,6 +19,14 @@ def test_the_table_names_nothing_else():
     table = (ROOT / "README.md").read_text(encoding="utf-8").split(matrix.BEGIN)[1].split(matrix.END)[0]
     rows = [line.split("|")[1].strip() for line in table.strip().splitlines()]
     assert set(rows) <= {"environment", "---", *NAMES}
+
+
+def test_lowest_has_what_pyproject_allows_at_the_least():
+    bounds = dict(re.findall(r'^ *"([a-z_]+)>=([0-9.]+)"', (ROOT / "pyproject.toml").read_text("utf-8"), re.MULTILINE))
+    _, _, python, *found = (cell.strip() for cell in matrix.claimed()["lowest"].split("|")[:8])
+    assert python == re.search(r'requires-python = ">=([0-9.]+)"', (ROOT / "pyproject.toml").read_text("utf-8"))[1]
+    for name, version in zip(matrix.SHOWN, found, strict=True):
+        assert version.startswith(f"{bounds[name]}."), name
 
 
 def test_the_table_is_written_by_the_run_and_compared_with_it(tmp_path, monkeypatch, capsys):

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -228,3 +229,29 @@ def test_a_name_server_that_stumbles_costs_no_picture(monkeypatch: pytest.Monkey
         assert all(ticket.result(10) for ticket in tickets)
     # Once more for each name, not for each picture.
     assert set(asked.values()) == {2}
+
+
+@pytest.mark.parametrize("later", range(6))
+def test_who_is_cancelled_while_the_answer_comes_is_cancelled(later: int) -> None:
+    """An asker who goes on as if nothing had been said is never waited for, and dropped where it stands."""
+
+    async def ask() -> bool:
+        answered = threading.Event()
+
+        def found(host: str) -> list[str]:
+            answered.set()
+            return ["1.1.1.1"]
+
+        resolver = Resolver(lookup=found)
+        asker = asyncio.create_task(resolver.resolve("a.example", 80))
+        await asyncio.sleep(0)
+        answered.wait()
+        time.sleep(0.1)  # the answer lies in the loop's queue now
+        for _ in range(later):
+            await asyncio.sleep(0)
+        if not asker.cancel():
+            return True
+        await asyncio.wait([asker])
+        return asker.cancelled()
+
+    assert asyncio.run(ask())

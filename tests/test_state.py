@@ -25,15 +25,16 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 import laion_face
 from laion_face_builder.errors import StateConflict
-from laion_face_builder.examples.state import FORMAT, IN_ORDER
+from laion_face_builder.examples.state import FORGETS_RESUMED, FORMAT, IN_ORDER
 from laion_face_builder.index.prepare import prepare
 from laion_face_builder.layout import DataDir
 from laion_face_builder.sandbox import Answer, Sandbox, SandboxSpec, Truth
 from laion_face_builder.upstream.sources import Upstream
 
 PARTS = (0, 2)
-#: Before datasets 5 a shuffled stream loses what is in the buffer, be it a single example.
-LOSES_THE_BUFFER = int(datasets.__version__.partition(".")[0]) < 5
+HERE = tuple(map(int, datasets.__version__.split(".")[:2]))
+#: Before datasets 5.1 a shuffled stream loses what is in the buffer, be it a single example.
+LOSES_THE_BUFFER = HERE < (5, 1)
 
 
 @dataclass(repr=False)
@@ -120,7 +121,7 @@ def test_no_row_is_repeated_or_skipped_or_it_is_refused_by_name(world, data):
     seed, shards = data.draw(st.none() | st.integers(0, 9)), data.draw(SHARDS)
     order = ids_of(reordered(world.stream(**{**options, "images": "none"}, shards_per_part=shards), seed))
     state, done = None, 0
-    for _ in range(3):
+    for _ in range(2 if FORGETS_RESUMED else 3):
         gone = data.draw(st.sets(st.sampled_from(order)))
         world.fail(gone)
         ds = reordered(world.stream(**options, shards_per_part=shards), seed)
@@ -216,7 +217,7 @@ def test_another_index_is_refused(world, tmp_path, change):
 def test_a_state_of_a_later_version_is_refused(world):
     _, state = read(world.stream(), 5)
     ours_in(state)["format"] = FORMAT + 1
-    with pytest.raises(StateConflict, match=r"format was 3 when it was made, and is 2 here\. Update"):
+    with pytest.raises(StateConflict, match=f"format was {FORMAT + 1} when it was made, and is {FORMAT} here. Update"):
         next(iter(resumed(world.stream(), state)))
 
 
@@ -240,7 +241,9 @@ def test_a_state_of_an_earlier_version_goes_on_with_a_warning(world, caplog):
     assert "does not say what it was made with: it is taken to be parts=0,2, shards_per_part=4" in caplog.text
     again = world.stream()
     _, state = read(resumed(again, earlier(world.stream(), 2, 1)), 2)
-    assert ids_of(resumed(world.stream(shards_per_part=7), state)) == world.ids[done + 3 :]
+    rest = world.ids if FORGETS_RESUMED else world.ids[done + 3 :]
+    assert ids_of(resumed(world.stream(shards_per_part=7), state)) == rest
+    assert ("a state taken from now on" in caplog.text) == FORGETS_RESUMED
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,9 @@ from typing import IO, Any
 
 INTERRUPTED = 130
 
+#: What a stream may answer: it fails, is closed, or is none; or the code that Ctrl-C stopped is writing to it.
+_NO_STREAM = (OSError, ValueError, AttributeError, RuntimeError)
+
 
 def interrupted(*, is_own_process: bool) -> int:
     """Say so, and give the exit code; with threads at work the process ends here.
@@ -66,14 +69,14 @@ def settle(code: int) -> int:
 def _say_interrupted(is_own_process: bool) -> None:
     if is_own_process:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # One Ctrl-C too many ends us, but must not become a traceback.
-    with suppress(OSError, ValueError, AttributeError):
+    with suppress(*_NO_STREAM):
         sys.stderr.write("laion-face: interrupted; run the same command again to go on\n")
         sys.stderr.flush()
 
 
 def _leave() -> None:
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError, AttributeError):
+        with suppress(*_NO_STREAM):
             stream.flush()
     os._exit(INTERRUPTED)
 

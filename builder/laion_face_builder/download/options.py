@@ -39,6 +39,7 @@ class DownloadOptions:
         samples_per_shard: samples in one tar.
         timeout: seconds for one picture, everything included.
         retries: further tries for what can pass; see `retry_failed` for later rounds.
+        outage_patience: seconds that a lost network is waited for, before the download ends and says so.
         max_bytes: a picture file may have; larger ones fail.
         max_pixels: a picture may have; larger ones fail. Another value looks through the tars again, without fetching;
             larger ones come only with `retry_failed`.
@@ -60,6 +61,7 @@ class DownloadOptions:
     samples_per_shard: int = 10_000
     timeout: float = OptionFields.timeout
     retries: int = OptionFields.retries
+    outage_patience: float = OptionFields.outage_patience
     max_bytes: int = OptionFields.max_bytes
     max_pixels: int = OptionFields.max_pixels
     per_host: int = OptionFields.per_host

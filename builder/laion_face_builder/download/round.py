@@ -13,7 +13,7 @@ from laion_face_builder import progress
 from laion_face_builder.download.options import DownloadOptions
 from laion_face_builder.download.rounds import PartFiles, Rows
 from laion_face_builder.download.shard_work import ShardWork, Sight
-from laion_face_builder.download.shards import remove_unfinished, shard_sizes
+from laion_face_builder.download.shards import remove_half_written, remove_unfinished, shard_sizes
 from laion_face_builder.download.sidecar import CheckedTar
 from laion_face_builder.download.task import ShardPlace, ShardTask
 from laion_face_builder.download.workers import Workers
@@ -100,6 +100,8 @@ class Round:
             sight = Sight(bar, [place for place in self._places if place.shard in self._finished])
             for shard in ShardWork(tasks, workers, sight).finished():
                 self._finished.add(shard)
+        # A worker that was killed leaves its shard, and whoever reads every .tar below the folder would find it.
+        remove_half_written(self._files.tars(self._number))
 
     @contextmanager
     def _bar(self) -> Iterator[Any]:

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 
 from laion_face_builder.download.blur import BOXES_COLUMN, boxes_to_blur
 from laion_face_builder.errors import NotPrepared, PictureError
-from laion_face_builder.fetch.guard import check_url
+from laion_face_builder.fetch.web_address import WebAddress
 from laion_face_builder.files import Fingerprint, stamped, written_whole
 from laion_face_builder.images import reasons
 from laion_face_builder.index.reader import IndexPart
@@ -160,7 +160,7 @@ def planned(index: IndexPart, filters: RowFilters | None, blur_faces: bool = Fal
 
 def _url_status(url: str | None) -> str | None:
     try:
-        check_url(url or "")
+        WebAddress.parse(url or "")
     except PictureError as error:
         return error.reason
     return None

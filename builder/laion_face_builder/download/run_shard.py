@@ -75,14 +75,13 @@ def _downloaded(task: ShardTask, report: Report) -> ShardResult:
     rows = rows[task.place.start : task.place.start + task.place.samples]
     with task.index as index:
         table = listed(index, rows, task.options.blur_faces)
-    writer: ShardWriter | None = None
+    # Before the first request: img2dataset takes seconds to be imported, in which what is under way would time out.
+    writer = None if task.probe else ShardWriter(task, table.schema)
     try:
         for (position, values), found in _fetched(task, _samples(table)):
             end = _end_of(found, values, task.options)
             tally.count(end, values["url"])
-            if task.probe is None:
-                # Not before: img2dataset takes seconds to be imported, and pictures arrive meanwhile.
-                writer = writer or ShardWriter(task, table.schema)
+            if writer is not None:
                 writer.write(position, values, end)
         tally.require_a_network()
         if writer is not None:

@@ -112,8 +112,13 @@ def _not_whole(file: Path, found: str, expected: str) -> BadFile:
 
 def remove_unfinished(folder: Path, kept: Collection[int]) -> None:
     """Leaves only the shards in `kept`; what was being written goes too."""
-    shutil.rmtree(folder / "_tmp", ignore_errors=True)
+    remove_half_written(folder)
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         named = _OURS.fullmatch(path.name)
         if named and int(named[1]) not in kept:
             ShardFiles(folder, int(named[1])).remove()
+
+
+def remove_half_written(folder: Path) -> None:
+    """Removes what processes that were killed had begun; nobody may be writing."""
+    shutil.rmtree(folder / "_tmp", ignore_errors=True)

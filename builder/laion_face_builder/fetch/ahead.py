@@ -22,6 +22,9 @@ Outcome = FetchedPicture | PictureError | None
 
 #: Items pulled at once: one wake-up of the fetcher for all of them.
 _BATCH = 64
+#: So many are fetched ahead at first. It doubles with each so many that are taken, and whenever the consumer has waited
+#: so many seconds: who looks at five examples asks for a few more, and who waits for a slow host soon has them all.
+_FIRST_WINDOW, _PATIENCE = 16, 0.25
 #: Items without an address that may wait between those with one, for each of the look-ahead.
 _PASSING_THROUGH = 16
 
@@ -48,7 +51,7 @@ def ordered(
         max_buffer_bytes: of their pictures that are arriving or done. The next in order always comes, however large.
     """
     stream = fetcher.stream(max_buffer_bytes)
-    queue = _Queue(_Intake(iter(items), stream, url_of, lookahead))
+    queue = _Queue(_Intake(iter(items), stream, url_of, lookahead), stream)
     try:
         while queue.fill():
             item, ticket = queue.pop()
@@ -95,7 +98,7 @@ class _Intake(Generic[Item]):
         self, items: Iterator[Item], stream: Stream, url_of: Callable[[Item], str | None], lookahead: int
     ) -> None:
         self._items, self._stream, self._url_of = items, stream, url_of
-        self._lookahead = lookahead
+        self._lookahead, self._window, self._taken = lookahead, min(lookahead, _FIRST_WINDOW), 0
         self._error: BaseException | None = None
         self.is_over = False
 
@@ -106,15 +109,34 @@ class _Intake(Generic[Item]):
             tickets: items with an address that are under way or done and not yet given out.
             waiting: all items that were pulled and not yet given out.
         """
-        window = self._stream.part_of(self._lookahead)
-        enough = tickets + _batch(window) > window or waiting >= _PASSING_THROUGH * window
+        most, window = self._stream.part_of(self._lookahead), self._room
+        enough = tickets + _batch(window) > window or waiting >= _PASSING_THROUGH * most
         return not waiting or (not enough and not self._stream.is_full)
+
+    @property
+    def may_grow(self) -> bool:
+        """Whether more would be fetched ahead if the consumer waited."""
+        return not self.is_over and self._window < self._lookahead
+
+    def grow(self) -> None:
+        """Fetches further ahead from now on."""
+        self._window, self._taken = min(2 * self._window, self._lookahead), 0
+
+    def count_taken(self) -> None:
+        """Counts an item with an address that was given out."""
+        self._taken += 1
+        if self._taken >= self._window:
+            self.grow()
+
+    @property
+    def _room(self) -> int:
+        return min(self._window, self._stream.part_of(self._lookahead))
 
     def pull(self) -> Iterator[tuple[Item, Ticket | None]]:
         """The next few items with their tickets; fewer, or none, once they are over."""
         pulled: list[tuple[Item, str | None]] = []
         try:
-            batch = _batch(self._stream.part_of(self._lookahead))
+            batch = _batch(self._room)
             while len(pulled) < batch:
                 item = next(self._items)
                 pulled.append((item, self._url_of(item)))
@@ -139,32 +161,44 @@ def _batch(window: int) -> int:
 class _Queue(Generic[Item]):
     """Items in order with their tickets."""
 
-    def __init__(self, intake: _Intake[Item]) -> None:
-        self._intake = intake
+    def __init__(self, intake: _Intake[Item], stream: Stream) -> None:
+        self._intake, self._stream = intake, stream
         self._waiting: deque[tuple[Item, Ticket | None]] = deque()
         self._tickets = 0
 
     def pop(self) -> tuple[Item, Ticket | None]:
         """Takes out the first item."""
         found = self._waiting.popleft()
-        self._tickets -= found[1] is not None
+        if found[1] is not None:
+            self._tickets -= 1
+            self._intake.count_taken()
         return found
 
     def fill(self) -> bool:
         """Pulls more items, until there are enough or the first one is done. False once there are none left."""
+        self._pull()
+        while self._waiting and self._intake.may_grow and not self._is_first_done_soon():
+            self._intake.grow()
+            self._pull()
+        if not self._waiting:
+            self._intake.end()
+        return bool(self._waiting)
+
+    def _pull(self) -> None:
         while not self._intake.is_over and self._intake.has_room(self._tickets, len(self._waiting)):
             for found in self._intake.pull():
                 self._waiting.append(found)
                 self._tickets += found[1] is not None
             if self._waiting and self._is_first_done():
                 break
-        if not self._waiting:
-            self._intake.end()
-        return bool(self._waiting)
 
     def _is_first_done(self) -> bool:
         ticket = self._waiting[0][1]
         return ticket is None or ticket.done()
+
+    def _is_first_done_soon(self) -> bool:
+        ticket = self._waiting[0][1]
+        return ticket is None or self._stream.is_done_within(ticket, _PATIENCE)
 
 
 class _Crowd(Generic[Item]):
@@ -181,10 +215,20 @@ class _Crowd(Generic[Item]):
         if self._passing:
             return self._passing.popleft(), None
         ticket = self._stream.next_done(next(iter(self._under_way)))
+        self._intake.count_taken()
         return self._under_way.pop(ticket), ticket
 
     def fill(self) -> bool:
         """Pulls more items, until there are enough or one can be given out. False once there are none left."""
+        self._pull()
+        while self._under_way and not self._passing and self._intake.may_grow and not self._is_one_done_soon():
+            self._intake.grow()
+            self._pull()
+        if not len(self):
+            self._intake.end()
+        return bool(len(self))
+
+    def _pull(self) -> None:
         while not self._intake.is_over and self._intake.has_room(len(self._under_way), len(self)):
             for item, ticket in self._intake.pull():
                 if ticket is None:
@@ -193,9 +237,9 @@ class _Crowd(Generic[Item]):
                     self._under_way[ticket] = item
             if self._passing or self._stream.has_done:
                 break
-        if not len(self):
-            self._intake.end()
-        return bool(len(self))
+
+    def _is_one_done_soon(self) -> bool:
+        return self._stream.has_done_within(next(iter(self._under_way)), _PATIENCE)
 
     def __len__(self) -> int:
         return len(self._passing) + len(self._under_way)

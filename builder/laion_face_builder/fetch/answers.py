@@ -1,20 +1,14 @@
-"""What a host's answer says beside its picture: opt-out, wait a while, look elsewhere, packed."""
+"""What a host's answer says beside its picture: whether it is the whole one, wait a while, look elsewhere."""
 
 from __future__ import annotations
 
+import re
 import time
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
-from laion_face_builder.errors import PictureError
-
-#: Honoured by default, as img2dataset does.
-OPT_OUT = frozenset({"noai", "noimageai", "noindex", "noimageindex"})
-#: Directives that carry a value of their own behind a colon: no names of robots.
-_WITH_VALUE = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
-_GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
+_WHOLE_RANGE = re.compile(r"bytes\s+0-(\d{1,18})/(\d{1,18})\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,38 +18,36 @@ class Answer:
     Attributes:
         status: the code.
         headers: its lines as they came, without the status line.
-        body: as it came.
-        redirect: where its Location leads, absolute; "" if nowhere.
+        body: unpacked.
     """
 
     status: int
     headers: list[bytes]
     body: bytes
-    redirect: str = ""
+
+    def raw(self, name: bytes) -> Iterator[bytes]:
+        """The values of every header called `name` (lower case), as they came."""
+        return header_values(self.headers, name)
 
     def values(self, name: bytes) -> Iterator[str]:
         """The values of every header called `name` (lower case)."""
-        for line in self.headers:
-            if line[: len(name)].lower() == name and line[len(name) : len(name) + 1] == b":":
-                yield line[len(name) + 1 :].decode("latin-1").strip()
+        return (value.decode("latin-1") for value in self.raw(name))
+
+    @property
+    def is_success(self) -> bool:
+        """Whether the body is what was asked for: any 2xx, but of parts (206) only one that is the whole."""
+        return 200 <= self.status < 300 and (self.status != 206 or self._is_whole())
+
+    def _is_whole(self) -> bool:
+        ranges = [_WHOLE_RANGE.fullmatch(value.lower()) for value in self.values(b"content-range")]
+        return bool(ranges) and all(found is not None and int(found[1]) + 1 == int(found[2]) for found in ranges)
 
 
-def opts_out(values: Iterable[str], token: str) -> bool:
-    """Whether X-Robots-Tag headers ask `token` to leave the picture alone.
-
-    Each header is a comma list. "otherbot: noindex" speaks to otherbot alone, and so do the directives behind it in
-    the same header, until another name. Letter case and blanks do not matter.
-    """
-    ours = token.lower()
-    for value in values:
-        meant = True
-        for directive in value.lower().split(","):
-            head, colon, rest = directive.partition(":")
-            if colon and head.strip() not in _WITH_VALUE:
-                meant, head = head.strip() == ours, rest
-            if meant and head.strip() in OPT_OUT:
-                return True
-    return False
+def header_values(lines: Iterable[bytes], name: bytes) -> Iterator[bytes]:
+    """The values of every header called `name` (lower case) among these lines."""
+    for line in lines:
+        if line[: len(name)].lower() == name and line[len(name) : len(name) + 1] == b":":
+            yield line[len(name) + 1 :].strip()
 
 
 def asked_wait(values: Iterable[str]) -> float:
@@ -68,24 +60,3 @@ def asked_wait(values: Iterable[str]) -> float:
         except (ValueError, TypeError, OverflowError):
             continue
     return 0.0
-
-
-def unpacked(answer: Answer, max_bytes: int) -> bytes:
-    """The body without gzip or deflate, which some hosts send unasked. Other codings are left to the picture check.
-
-    Raises:
-        PictureError: "too_large", "truncated".
-    """
-    codings = [value.strip().lower() for header in answer.values(b"content-encoding") for value in header.split(",")]
-    if not any(coding in ("gzip", "x-gzip", "deflate") for coding in codings):
-        return answer.body
-    unpacker = zlib.decompressobj(_GZIP_OR_ZLIB)
-    try:
-        body = unpacker.decompress(answer.body, max_bytes + 1)
-    except zlib.error:
-        return answer.body  # said to be packed, and is not
-    if len(body) > max_bytes:
-        raise PictureError("too_large", f"more than {max_bytes} bytes unpacked")
-    if not unpacker.eof:
-        raise PictureError("truncated", "the packed body ends early")
-    return body

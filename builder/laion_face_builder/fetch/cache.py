@@ -1,5 +1,6 @@
 """What was fetched in one epoch is not fetched again in the next: pictures by the SHA-256 of their address.
 
+FOLDER/laion-face-cache  says that the folder is one of these
 FOLDER/ab/cdef…          one picture: a header of 72 bytes, then the bytes as they came
 FOLDER/ab/.cdef….RANDOM  one that is being written; nobody reads it, and an hour later anybody removes it
 
@@ -16,6 +17,8 @@ its host serves again by then, and an opt-out that was lifted; and the report wo
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import struct
 import threading
@@ -28,6 +31,9 @@ from pathlib import Path
 from laion_face_builder.errors import OptionError
 from laion_face_builder.images.pictures import Picture
 
+_LOG = logging.getLogger("laion_face")
+
+MARKER = "laion-face-cache"
 _MAGIC = b"LFpic\0\0\1"
 #: Magic, checksum of all behind it, orientation, format, width, height, size, SHA-256 of the address.
 _HEADER = struct.Struct("<8sLB7sLLQ32s")
@@ -43,21 +49,23 @@ class PictureCache:
     """Pictures on disk, by their address; bounded. Picklable: a worker process uses the same folder.
 
     Args:
-        folder: made if it is not there; holds nothing else.
+        folder: made if it is not there; holds nothing else. One that may only be read is read.
         max_bytes: of all pictures together. One larger than a 256th of it is not kept.
 
     Raises:
-        OptionError: the folder cannot be written to.
+        OptionError: the folder cannot be made, or holds something else.
     """
 
     def __init__(self, folder: str | os.PathLike[str], max_bytes: int = 50_000_000_000) -> None:
         self.folder, self.max_bytes = Path(folder).expanduser().absolute(), max_bytes
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            _mark(self.folder)
         except OSError as error:
             raise OptionError(
                 f"cache_images={os.fspath(folder)!r}: {error.strerror}. Give a folder to write to"
             ) from None
+        self._is_read_only = False
         self._share = max_bytes // _FOLDERS
         self._written: dict[str, float] = {}
         self._lock = threading.Lock()
@@ -92,7 +100,7 @@ class PictureCache:
     def put(self, url: str, picture: Picture) -> None:
         """Keeps a picture. A full disk or a vanished folder only means that it is not kept."""
         size = _HEADER.size + len(picture.data)
-        if size > self._share:
+        if size > self._share or self._is_read_only:
             return
         key = sha256(url.encode("utf-8", "surrogatepass")).digest()
         path = self._path(key)
@@ -101,11 +109,19 @@ class PictureCache:
             try:
                 _write(partial, _packed(picture, key))
                 os.replace(partial, path)
-            except OSError:
+            except OSError as error:
                 with suppress(OSError):
                     os.unlink(partial)
+                self._look_at(error)
                 raise
             self._make_room(os.path.dirname(path), size)
+
+    def _look_at(self, error: OSError) -> None:
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and not self._is_read_only:
+            self._is_read_only = True
+            _LOG.warning(
+                "cache_images: %s can only be read (%s): nothing new is kept there", self.folder, error.strerror
+            )
 
     def _path(self, key: bytes) -> str:
         name = key.hex()
@@ -119,6 +135,23 @@ class PictureCache:
             self._written[folder] = 0 if is_due else written
         if is_due:
             _trim(folder, self._share - int(self._share * _LOOK_AFTER), int(self._share * (_EMPTY_TO - _LOOK_AFTER)))
+
+
+def _mark(folder: Path) -> None:
+    """Takes a new or empty folder for a cache.
+
+    Raises:
+        OptionError: it holds something else.
+        OSError: it cannot be read, or is empty and cannot be written to.
+    """
+    if (folder / MARKER).exists():
+        return
+    if any(entry != MARKER for entry in os.listdir(folder)):
+        raise OptionError(
+            f"cache_images={os.fspath(folder)!r} holds something else than kept pictures, which are removed when there "
+            f"are too many. Give a new folder, or an empty one. (A cache is known by its file {MARKER!r}.)"
+        )
+    (folder / MARKER).write_bytes(b"Pictures that laion_face keeps. This folder may be removed as a whole.\n")
 
 
 def _trim(folder: str, max_bytes: int, down_to: int) -> None:
@@ -174,7 +207,9 @@ def _write(path: str, content: bytes) -> None:
     try:
         descriptor = os.open(path, flags, 0o644)
     except FileNotFoundError:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+        # Not the folder above, with its marker: if that has gone, so has the cache.
+        with suppress(FileExistsError):
+            os.mkdir(os.path.dirname(path))
         descriptor = os.open(path, flags, 0o644)
     with os.fdopen(descriptor, "wb", buffering=0) as file:
         written = 0

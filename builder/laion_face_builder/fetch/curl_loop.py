@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import selectors
+import socket as sockets
+import struct
+import sys
 import threading
+from dataclasses import dataclass
 from typing import Any
 
 import pycurl
@@ -23,6 +27,10 @@ _TO_CURL = {
 _FROM_CURL = {pycurl.POLL_IN: _READ, pycurl.POLL_OUT: _WRITE, pycurl.POLL_INOUT: _READ | _WRITE}
 
 _NEVER = float("inf")
+#: Reads after which a transfer is looked at, and looked at again: most pictures come in fewer.
+_FIRST_LOOK, _LOOK_EVERY = 4, 8
+#: `tcpi_bytes_received` in Linux's `struct tcp_info` (linux/tcp.h).
+_RECEIVED = struct.Struct("@128xQ")
 
 #: Held while libcurl works, and while this process is forked: a child must not be born with OpenSSL's locks taken.
 WORKING = threading.RLock()
@@ -47,6 +55,8 @@ class Sockets:
         self._selector = selectors.DefaultSelector()
         self._watched: dict[int, int] = {}
         self._idle: dict[int, tuple[int, int]] = {}
+        self._reads: dict[int, int] = {}
+        self._before: dict[int, int] = {}
         self._keeps_idle = keeps_idle
         #: How many connections were opened so far.
         self.opened = 0
@@ -63,6 +73,8 @@ class Sockets:
             if opened != self.opened:
                 self._selector.unregister(socket)  # whatever it was, it may be another one now
                 known = None
+        if socket not in self._watched:
+            self._reads[socket] = 0
         if known is None:
             self._selector.register(socket, events)
         elif known != events:
@@ -74,6 +86,7 @@ class Sockets:
         events = self._watched.pop(socket, None)
         if events is None:
             return
+        self._before.pop(socket, None)
         if self._keeps_idle:
             self._idle[socket] = events, self.opened
         else:
@@ -89,6 +102,22 @@ class Sockets:
                 self._selector.unregister(key.fd)
         return found
 
+    def received(self, socket: int) -> int:
+        """Is told of each read, and says how many bytes came in since the first looks, whatever they were.
+
+        Only Linux tells how many a connection has received; elsewhere it is 0, and time alone is the bound.
+        """
+        reads = self._reads[socket] = self._reads[socket] + 1
+        if (reads % _LOOK_EVERY and reads != _FIRST_LOOK) or sys.platform != "linux":
+            return 0
+        connection = sockets.socket(fileno=socket)
+        try:
+            found = connection.getsockopt(sockets.IPPROTO_TCP, sockets.TCP_INFO, _RECEIVED.size)
+        finally:
+            connection.detach()
+        received: int = _RECEIVED.unpack(found)[0]
+        return received - self._before.setdefault(socket, received)
+
     def forget_idle(self) -> None:
         """Takes out what is idle, now and from now on."""
         self._keeps_idle = False
@@ -100,18 +129,28 @@ class Sockets:
         self._selector.close()
 
 
+@dataclass(slots=True)
+class _UnderWay:
+    done: asyncio.Future[int]
+    clock: asyncio.TimerHandle
+    left: float = 0.0
+
+
 class CurlLoop:
     """Runs easy handles; belongs to the running event loop. `close` it when done.
 
     Args:
-        connections: idle ones to keep alive.
+        connections: to keep alive.
+        max_bytes: that one transfer may receive, all that HTTP and TLS wrap around its body included. libcurl counts
+            what it hands over, and a host that sends chunk extensions without end makes it hand over nothing.
         hears_of_sockets: whether `socket_opened` is called for every new connection.
     """
 
-    def __init__(self, connections: int, *, hears_of_sockets: bool) -> None:
+    def __init__(self, connections: int, max_bytes: int, *, hears_of_sockets: bool) -> None:
+        self._max_bytes = max_bytes
         self._loop = asyncio.get_running_loop()
         self._sockets = Sockets(keeps_idle=hears_of_sockets)
-        self._transfers: dict[pycurl.Curl, asyncio.Future[int]] = {}
+        self._transfers: dict[pycurl.Curl, _UnderWay] = {}
         self._deadline = _NEVER
         self._timer: asyncio.Handle | None = None
         self._multi = pycurl.CurlMulti()
@@ -120,19 +159,41 @@ class CurlLoop:
         self._multi.setopt(pycurl.M_MAXCONNECTS, connections)
         self._loop.add_reader(self._sockets, self._on_ready)
 
-    async def perform(self, curl: pycurl.Curl) -> int:
-        """Runs one transfer and gives its curl error number, 0 if it went well."""
+    async def perform(self, curl: pycurl.Curl, seconds: float) -> int:
+        """Runs one transfer and gives its curl error number, 0 if it went well.
+
+        Args:
+            curl: the handle.
+            seconds: for everything but the time on `hold`; libcurl's own clock would not stand still.
+        """
         done: asyncio.Future[int] = self._loop.create_future()
-        self._transfers[curl] = done
+        clock = self._loop.call_later(seconds, self._finish, curl, pycurl.E_OPERATION_TIMEDOUT)
+        self._transfers[curl] = _UnderWay(done, clock)
         with WORKING:
             self._multi.add_handle(curl)
         try:
             return await done
         finally:
-            if self._transfers.pop(curl, None) is not None:
-                # Given up by who waited. The others are reported as done by then.
-                with WORKING:
-                    self._multi.remove_handle(curl)
+            # Given up by who waited, unless it has ended.
+            self._finish(curl, pycurl.E_ABORTED_BY_CALLBACK)
+
+    def is_under_way(self, curl: pycurl.Curl) -> bool:
+        """Whether `perform` has not ended yet."""
+        return curl in self._transfers
+
+    def hold(self, curl: pycurl.Curl) -> None:
+        """From the write callback: nothing more is to arrive until `go_on`, and time stands still."""
+        transfer = self._transfers[curl]
+        transfer.left = transfer.clock.when() - self._loop.time()
+        transfer.clock.cancel()
+        curl.pause(pycurl.PAUSE_RECV)
+
+    def go_on(self, curl: pycurl.Curl) -> None:
+        """Ends `hold`."""
+        transfer = self._transfers[curl]
+        transfer.clock = self._loop.call_later(transfer.left, self._finish, curl, pycurl.E_OPERATION_TIMEDOUT)
+        with WORKING:
+            curl.pause(pycurl.PAUSE_CONT)
 
     def close(self) -> None:
         """Ends every connection. Who still waits for a transfer has to be cancelled before."""
@@ -159,8 +220,16 @@ class CurlLoop:
     def _on_ready(self) -> None:
         with WORKING:
             for socket, events in self._sockets.ready():
-                self._multi.socket_action(socket, _TO_CURL[events])
+                if events & _READ and self._sockets.received(socket) > self._max_bytes:
+                    self._overflow(socket)
+                else:
+                    self._multi.socket_action(socket, _TO_CURL[events])
         self._collect()
+
+    def _overflow(self, socket: int) -> None:
+        for curl in list(self._transfers):
+            if curl.getinfo(pycurl.ACTIVESOCKET) == socket:
+                self._finish(curl, pycurl.E_FILESIZE_EXCEEDED)
 
     def _on_time(self) -> None:
         self._timer = None
@@ -205,8 +274,11 @@ class CurlLoop:
                 self._finish(curl, number)
 
     def _finish(self, curl: pycurl.Curl, number: int) -> None:
+        transfer = self._transfers.pop(curl, None)
+        if transfer is None:
+            return
+        transfer.clock.cancel()
         with WORKING:
             self._multi.remove_handle(curl)
-        done = self._transfers.pop(curl, None)
-        if done is not None and not done.done():
-            done.set_result(number)
+        if not transfer.done.done():
+            transfer.done.set_result(number)

@@ -111,7 +111,9 @@ class Stream:
 
     def __init__(self, thread: FetchThread, max_bytes: float, among: OpenQueues, *, by_arrival: bool = False) -> None:
         self._thread, self._among = thread, among
-        self._queue = StreamQueue(thread.end, thread.wake, max_bytes, by_arrival=by_arrival, among=among)
+        self._queue = StreamQueue(
+            thread.end, thread.wake, thread.wait_for_room, max_bytes, by_arrival=by_arrival, among=among
+        )
         among.add(self._queue)
 
     def submit(self, urls: Sequence[str]) -> list[Ticket]:
@@ -129,6 +131,14 @@ class Stream:
     def has_done(self) -> bool:
         """Whether `next_done` would answer at once."""
         return self._queue.has_done
+
+    def is_done_within(self, ticket: Ticket, seconds: float) -> bool:
+        """Whether the next ticket in order is done, now or after a wait."""
+        return self._queue.is_done_within(ticket, seconds)
+
+    def has_done_within(self, oldest: Ticket, seconds: float) -> bool:
+        """Whether `next_done` would answer at once, now or after a wait."""
+        return self._queue.has_done_within(oldest, seconds)
 
     def part_of(self, amount: int) -> int:
         """What this stream may have of an amount that is for all open streams of the fetcher; 1 at least."""

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 
 from laion_face_builder.errors import PictureError
 from laion_face_builder.fetch import policy
 from laion_face_builder.fetch.cache import PictureCache
-from laion_face_builder.fetch.exchange import NO_ROOM, Exchanges
+from laion_face_builder.fetch.exchange import Exchanges
 from laion_face_builder.fetch.hosts import Contact
 from laion_face_builder.fetch.job import FetchedPicture, Job, Outcome
 from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.fetch.names import NoAnswer, Resolver
-from laion_face_builder.fetch.policy import Again, Later
+from laion_face_builder.fetch.policy import Again, Course, Later
 from laion_face_builder.images import pictures, quick_check
 
-#: Threads for what would hold up the loop: pictures that need a full decode, and the cache's files.
+#: Threads each for what would hold up the loop: pictures that need a full decode, and the cache's files.
 _HELPERS = 2
 _LONGEST_LOOKUP = 10.0
 _LOOKUP_PAUSE = 0.5
@@ -26,6 +28,8 @@ _LOOKUP_PAUSE = 0.5
 
 #: Failures in which nobody says anything.
 _SILENCE = frozenset({"timeout", "unreachable"})
+#: Failures in which nobody was asked.
+_OURS = frozenset({"bad_url", "private_address", "connection"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,8 @@ class Landing:
         began: when the host was asked, by `time.monotonic`.
         reason: why the host gave no picture.
         wait: seconds that the host asks us to stay away.
+        is_heard: whether anybody out there said anything.
+        before: how far the fetch had come before a step that failed.
     """
 
     step: Outcome | Again | Later
@@ -45,6 +51,8 @@ class Landing:
     began: float = 0.0
     reason: str = ""
     wait: float = 0.0
+    is_heard: bool = False
+    before: Course | None = None
 
 
 class Flights:
@@ -62,6 +70,7 @@ class Flights:
         self._resolver = Resolver(allow=limits.allow, timeout=patience)
         self._exchanges = Exchanges(limits, self._resolver)
         self._helpers = ThreadPoolExecutor(_HELPERS, thread_name_prefix="laion-face-check")
+        self._cache_threads = ThreadPoolExecutor(_HELPERS, thread_name_prefix="laion-face-cache")
 
     @property
     def has_cache(self) -> bool:
@@ -71,7 +80,7 @@ class Flights:
     async def look_in_cache(self, job: Job) -> Landing:
         """The picture out of the cache, or on to the network."""
         job.course.has_begun = True
-        kept = await self._loop.run_in_executor(self._helpers, self._from_cache, job.course.origin)
+        kept = await self._loop.run_in_executor(self._cache_threads, self._from_cache, job.course.origin)
         if kept is None:
             return Landing(Again(job.course.origin))
         job.grow(len(kept.data))
@@ -98,29 +107,43 @@ class Flights:
 
     async def exchange(self, job: Job) -> Landing:
         """Asks the host once, and checks what it gives."""
-        course, began = job.course, time.monotonic()
+        course, began, job.waited = job.course, time.monotonic(), 0.0
         if (seconds := course.share(self._limits)) <= 0:
             return Landing(PictureError("timeout", f"{self._limits.timeout:g} s are over"))
         try:
-            answer = await self._exchanges.get(course.url, job.host, job.port, seconds, job.grow)
+            answer = await self._exchanges.get(course.url, job.host, job.port, seconds, job)
         except PictureError as error:
             return self._failed(job, error, began)
         contact = Contact.THROTTLED if answer.status in policy.THROTTLING else Contact.ANSWERED
         now = time.monotonic()
-        course.spent += now - began
+        course.spent += now - began - job.waited
         try:
             found = policy.after_answer(course, answer, self._limits, now)
             step = await self._checked(job, found) if isinstance(found, bytes) else found
         except PictureError as error:
-            return Landing(error, contact, began, error.reason)
+            return Landing(error, contact, began, error.reason, is_heard=True)
         wait = step.pause if isinstance(step, Later) else 0.0
-        return Landing(step, contact, began, f"http_{answer.status}", wait)
+        return Landing(step, contact, began, f"http_{answer.status}", wait, is_heard=True)
+
+    async def reaches(self, host: str, port: int) -> bool:
+        """Whether anybody answers at `host`, be it with a refusal; asks for a connection and nothing else."""
+        try:
+            addresses = await self._resolver.resolve(host, port)
+            opening = asyncio.open_connection(addresses[0], port)
+            _, writer = await asyncio.wait_for(opening, self._limits.connect_seconds)
+        except ConnectionRefusedError:
+            return True
+        except (PictureError, OSError, asyncio.TimeoutError):
+            return False
+        writer.close()
+        return True
 
     def close(self) -> None:
         """Ends every connection and the helpers; nobody may be waiting any more."""
         self._exchanges.close()
         self._resolver.close()
         self._helpers.shutdown(wait=True, cancel_futures=True)
+        self._cache_threads.shutdown(wait=True, cancel_futures=True)
 
     def before_fork(self) -> None:
         """As `CurlLoop.before_fork`."""
@@ -132,14 +155,15 @@ class Flights:
 
     def _failed(self, job: Job, error: PictureError, began: float) -> Landing:
         job.queue.learn(job.size)
-        if error.reason == NO_ROOM:
-            return Landing(Again(job.course.url))  # not the host's fault: neither a try nor time
-        job.course.spent += time.monotonic() - began
-        contact = Contact.SILENT if error.reason in _SILENCE else Contact.NONE
-        try:
-            return Landing(policy.after_failure(job.course, error, self._limits), contact, began, error.reason)
-        except PictureError:
-            return Landing(error, contact, began, error.reason)
+        before = copy.copy(job.course)
+        job.course.spent += time.monotonic() - began - job.waited
+        is_silent = error.reason in _SILENCE or isinstance(error, NoAnswer)
+        contact = Contact.SILENT if is_silent else Contact.NONE
+        is_heard = job.size > 0 if is_silent else error.reason not in _OURS
+        step: PictureError | Again = error
+        with suppress(PictureError):
+            step = policy.after_failure(job.course, error, self._limits)
+        return Landing(step, contact, began, error.reason, is_heard=is_heard, before=before)
 
     async def _checked(self, job: Job, data: bytes) -> FetchedPicture:
         picture = quick_check.quick(data, max_pixels=self._limits.max_pixels)
@@ -148,7 +172,7 @@ class Flights:
         job.grow(len(data) - job.size)  # it may have come packed
         job.queue.learn(len(data))
         if self._cache is not None:
-            await self._loop.run_in_executor(self._helpers, self._cache.put, job.course.origin, picture)
+            await self._loop.run_in_executor(self._cache_threads, self._cache.put, job.course.origin, picture)
         return FetchedPicture(picture)
 
     def _inspect(self, data: bytes) -> pictures.Picture:

@@ -8,82 +8,14 @@ The one rule is: resolve a host to addresses, check those, connect to those. Odd
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from urllib.parse import quote, urlsplit, urlunsplit
 
-from laion_face_builder.errors import OptionError, PictureError
+from laion_face_builder.errors import OptionError
 from laion_face_builder.fetch.addresses import AddressRule, is_public
 
-__all__ = [
-    "AddressRule",
-    "check_port",
-    "check_url",
-    "is_public",
-    "refuse_user_proxy",
-    "split_url",
-    "wire_url",
-]
+__all__ = ["AddressRule", "is_public", "refuse_user_proxy"]
 
-#: Ports below 1024 that web servers use. The others belong to mail and the like, which a request could disturb.
-_LOW_PORTS = frozenset({80, 443, *range(81, 91)})
-_CONTROLS = re.compile(r"[\x00-\x20\x7f]")
 _PROXY_VARIABLES = ("https_proxy", "http_proxy", "all_proxy", "ftp_proxy")
-
-
-def check_url(url: str) -> None:
-    """Refuses what is not an http(s) address with a plain host and port. `names.Resolver` checks the host's.
-
-    Raises:
-        PictureError: "bad_url".
-    """
-    split_url(url)
-
-
-def split_url(url: str) -> tuple[str, str, int]:
-    """Scheme, host (lower case, IPv6 without brackets) and port of a picture's address.
-
-    Raises:
-        PictureError: "bad_url": another scheme, no host, a user name, a port out of range or of another service, or
-            blanks and control characters (`urllib` takes newlines out silently, which is how headers are smuggled).
-    """
-    if _CONTROLS.search(url):
-        raise PictureError("bad_url", "blanks or control characters in the address")
-    try:
-        parts = urlsplit(url)
-        scheme, host, port = parts.scheme.lower(), parts.hostname, parts.port
-    except ValueError as error:
-        raise PictureError("bad_url", str(error)) from error
-    if scheme not in ("http", "https"):
-        raise PictureError("bad_url", f"{scheme or 'no scheme'}: expected http or https")
-    if not host or "@" in parts.netloc or "\\" in parts.netloc:
-        raise PictureError("bad_url", "expected a plain host without a user name")
-    port = {"http": 80, "https": 443}[scheme] if port is None else port
-    check_port(port)
-    return scheme, host, port
-
-
-def check_port(port: int) -> None:
-    """Refuses ports that are none, or another service's.
-
-    Raises:
-        PictureError: "bad_url".
-    """
-    if not 0 < port < 65536 or (port < 1024 and port not in _LOW_PORTS):
-        raise PictureError("bad_url", f"port {port} is not one that web servers use")
-
-
-def wire_url(url: str) -> str:
-    """`url` as it goes over the wire: letters beyond ASCII quoted, as browsers do; urllib refuses them as they are."""
-    if url.isascii():
-        return url
-    try:
-        pieces = urlsplit(url)
-        host = pieces.netloc if pieces.netloc.isascii() else pieces.netloc.encode("idna").decode()
-    except ValueError:  # also what the idna codec raises
-        return url
-    path, query = (quote(text, safe="/%:@!$&'()*+,;=~?[]|") for text in (pieces.path, pieces.query))
-    return urlunsplit((pieces.scheme, host, path, query, ""))
 
 
 def refuse_user_proxy(environ: Mapping[str, str], trust_proxy: bool) -> str | None:

@@ -132,6 +132,12 @@ class Host(Generic[Job]):
             free -= is_ready(job)
             yield job
 
+    def forgive(self) -> None:
+        """Forgets its silence: it was not the host's."""
+        self._silences = 0
+        if self.state is HostState.DOUBTED or (self.state is HostState.DOWN and not self._refusals):
+            self.state = HostState.OPEN
+
     def moves_at(self) -> float | None:
         """When its queue has to be looked at, if nothing comes back before; None if that would not help."""
         return self._until if self.waiting and self.state is HostState.HELD else None
@@ -213,6 +219,9 @@ class Hosts(Generic[Job]):
             host = self._hosts[name] = Host(name, *self._how)
             self._forget()
         return host
+
+    def __iter__(self) -> Iterator[Host[Job]]:
+        return iter(self._hosts.values())
 
     def _forget(self) -> None:
         while len(self._hosts) > _REMEMBERED:

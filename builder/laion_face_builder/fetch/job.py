@@ -9,7 +9,10 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
+from collections.abc import Callable
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from hashlib import sha256
@@ -97,6 +100,13 @@ class Ticket:
             return self._outcome
         raise self._outcome or cancelled()
 
+    def is_done_within(self, seconds: float) -> bool:
+        """Whether `result` would answer at once, now or after a wait."""
+        with suppress(TimeoutError):
+            if self._outcome is None:
+                self._wait(seconds)
+        return self._outcome is not None
+
     def cancel(self) -> None:
         """Ends the fetch, if it has not ended; `result` then raises CancelledError."""
         job = self._job
@@ -130,6 +140,8 @@ class JobState(Enum):
     QUEUED = "in its stream's queue"
     HELD = "in its host's queue"
     FLYING = "under way"
+    STALLED = "kept back: nobody was heard since it was asked"
+    WAITING = "its body waits for room: it takes no place in flight and none of its host's connections"
     PAUSED = "between two tries"
     ENDED = "settled"
 
@@ -137,7 +149,10 @@ class JobState(Enum):
 class Job:
     """One picture on its way."""
 
-    __slots__ = ("course", "has_address", "host", "number", "port", "queue", "size", "state", "task", "ticket", "timer")
+    __slots__ = (
+        *("_go_on", "_waits_since", "course", "has_address", "host", "number", "port", "queue", "size", "state"),
+        *("task", "ticket", "timer", "waited"),
+    )
 
     def __init__(self, queue: StreamQueue, number: int, url: str) -> None:
         self.queue, self.number = queue, number
@@ -146,6 +161,10 @@ class Job:
         self.has_address = False
         self.size = 0
         self.state = JobState.QUEUED
+        #: Seconds of the exchange that is under way in which its body waited for room.
+        self.waited = 0.0
+        self._waits_since = 0.0
+        self._go_on: Callable[[], None] | None = None
         self.task: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.ticket = Ticket(self)
@@ -163,6 +182,21 @@ class Job:
         self.size += count
         self.queue.arrived += count
         return self.number <= self.queue.head or not self.queue.is_over_full
+
+    def hold(self, go_on: Callable[[], None]) -> None:
+        """After `grow` said False: nothing more arrives until `go_on` is called, once there is room."""
+        self._go_on = go_on
+        if self.state is JobState.FLYING:
+            self.state = JobState.WAITING
+            self._waits_since = time.monotonic()
+            self.queue.wait_for_room(self)
+
+    def go_on(self) -> None:
+        """Ends `hold`."""
+        self.state = JobState.FLYING
+        self.waited += time.monotonic() - self._waits_since
+        if self._go_on is not None:
+            self._go_on()
 
     def shrink(self) -> None:
         """Gives back the bytes of a body that is not kept."""

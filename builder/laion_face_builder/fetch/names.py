@@ -22,7 +22,7 @@ from queue import SimpleQueue
 
 from laion_face_builder.errors import PictureError
 from laion_face_builder.fetch.addresses import is_public
-from laion_face_builder.fetch.guard import check_port
+from laion_face_builder.fetch.web_address import check_port
 
 Lookup = Callable[[str], Sequence[str]]
 
@@ -152,11 +152,11 @@ class Resolver:
         if question is None:
             question = self._asked[name] = asyncio.get_running_loop().create_future()
             self._askers.ask(partial(self._work, name, question))
-        try:
-            # Shielded: several may wait for the same question, and one giving up must not end it for all.
-            return await asyncio.wait_for(asyncio.shield(question), self._timeout)
-        except asyncio.TimeoutError:
-            raise NoAnswer("dns", f"{name}: no answer within {self._timeout:g} s") from None
+        # Several may wait for the same question: one giving up must not end it. `asyncio.wait_for`, besides, forgets a
+        # cancellation that comes together with the answer, before Python 3.12.
+        if not (await asyncio.wait([question], timeout=self._timeout))[0]:
+            raise NoAnswer("dns", f"{name}: no answer within {self._timeout:g} s")
+        return question.result()
 
     def _work(self, name: str, question: asyncio.Future[_Answer]) -> None:
         """What one of the threads does."""

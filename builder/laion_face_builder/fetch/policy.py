@@ -10,10 +10,11 @@ import random
 from dataclasses import dataclass, field
 
 from laion_face_builder.errors import PictureError
-from laion_face_builder.fetch import guard
-from laion_face_builder.fetch.answers import Answer, asked_wait, opts_out, unpacked
+from laion_face_builder.fetch.answers import Answer, asked_wait
 from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.fetch.names import NoAnswer
+from laion_face_builder.fetch.opt_outs import refusal
+from laion_face_builder.fetch.web_address import WebAddress
 
 #: What can pass. Everything else is the same however often it is asked for.
 PASSING = frozenset({"timeout", "reset", "refused", "unreachable", "connection", "incomplete", "http_408"})
@@ -86,16 +87,15 @@ def after_answer(course: Course, answer: Answer, limits: FetchLimits, now: float
     """The picture's bytes, or what to do next.
 
     Raises:
-        PictureError: "opt_out", "redirects", "bad_redirect", "http_…", "empty", "too_large", "truncated".
+        PictureError: "opt_out", "redirects", "bad_redirect", "http_…", "empty".
     """
-    if answer.status == 200:
+    if answer.is_success:
         # The picture's own answer counts: redirects and error pages carry "noindex" for other reasons.
-        if opts_out(answer.values(b"x-robots-tag"), limits.user_agent_token):
-            raise PictureError("opt_out", f"X-Robots-Tag: {', '.join(answer.values(b'x-robots-tag'))}")
-        body = unpacked(answer, limits.max_bytes)
-        if not body:
-            raise PictureError("empty", "200 without a body")
-        return body
+        if said := refusal(answer.values(b"x-robots-tag"), limits.user_agent_token, limits.opt_out):
+            raise PictureError("opt_out", said)
+        if answer.body:
+            return answer.body
+        raise PictureError("empty" if answer.status == 200 else f"http_{answer.status}", "an answer without a body")
     if answer.status in _REDIRECTS:
         return _redirected(course, answer, limits)
     error = PictureError(f"http_{answer.status}", course.url[:200])
@@ -141,13 +141,13 @@ def _refused(course: Course, error: PictureError, limits: FetchLimits, pause: fl
 
 
 def _redirected(course: Course, answer: Answer, limits: FetchLimits) -> Again:
-    if not answer.redirect:
+    location = next(filter(None, answer.raw(b"location")), b"")
+    if not location:
         raise PictureError("bad_redirect", f"{answer.status} without a Location")
     course.hops += 1
     if course.hops > limits.redirects:
         raise PictureError("redirects", f"more than {limits.redirects}")
     try:
-        guard.check_url(answer.redirect)
+        return Again(WebAddress.parse(course.url).follow(location).url)
     except PictureError as error:
         raise PictureError("bad_redirect", error.detail) from None
-    return Again(answer.redirect)

@@ -8,23 +8,22 @@ can block each other, and no host that is slow, silent or refuses stands in fron
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
-from laion_face_builder.errors import PictureError
-from laion_face_builder.fetch import guard
+from laion_face_builder.errors import NetworkOutage, PictureError
+from laion_face_builder.fetch import faults
 from laion_face_builder.fetch.flight import Flights, Landing
-from laion_face_builder.fetch.hosts import Hosts
+from laion_face_builder.fetch.hosts import Contact, Hosts
 from laion_face_builder.fetch.job import FetchedPicture, Job, JobState, Outcome, cancelled
 from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.fetch.policy import Again, Later
 from laion_face_builder.fetch.stream_queue import StreamQueue
+from laion_face_builder.fetch.vigil import Vigil
+from laion_face_builder.fetch.web_address import WebAddress
 
 #: Names that are looked up at once.
 _LOOKUPS = 512
-
-_LOG = logging.getLogger("laion_face")
 
 
 class Scheduler:
@@ -43,8 +42,12 @@ class Scheduler:
         self._hosts: Hosts[Job] = Hosts(limits.per_host, limits.timeout, limits.longest_wait)
         self._nameless: dict[str, list[Job]] = {}
         self._lookups: set[asyncio.Task[None]] = set()
+        self._vigil = Vigil(self, flights.reaches, limits.outage_patience)
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._flying = 0
+        self._freed: set[str] = set()
+        #: Jobs under way that gave up their place in flight, and their host's connection.
+        self._placeless: set[Job] = set()
         self._is_stopped = False
 
     def accept(self, jobs: Sequence[Job]) -> None:
@@ -72,6 +75,7 @@ class Scheduler:
     async def stop(self) -> None:
         """Ends all jobs and waits until none is in flight."""
         self._is_stopped = True
+        self._vigil.close()
         tasks = [job.task for job in self._open if job.task is not None]
         for lookup in self._lookups:
             lookup.cancel()
@@ -81,16 +85,46 @@ class Scheduler:
             timer.cancel()
         await asyncio.gather(*tasks, *self._lookups, return_exceptions=True)
 
+    def wait_for_room(self, job: Job) -> None:
+        """Lets others have the place of a job whose body waits for room, and its connection to the host."""
+        self._placeless.add(job)
+        self._flying -= 1
+        self._hosts[job.host].leave(Contact.NONE, 0.0, self._loop.time())
+        self._freed.add(job.host)
+
     def schedule(self) -> None:
         """Starts what may start."""
-        while self._flying < self._limits.concurrency and len(self._lookups) < _LOOKUPS and not self._is_stopped:
+        self._make_way()
+        while self._may_start():
             job = self._next_job()
+            if job is None and self._may_start() and self._vigil.next_stalled():
+                job = self._next_job()
             if job is None:
-                return
+                break
             self._flying += 1
             job.queue.flying += 1
             job.state = JobState.FLYING
             job.task = self._loop.create_task(self._fly(job))
+        if not self._flying and not self._lookups:
+            self._vigil.nothing_under_way()
+
+    def _may_start(self) -> bool:
+        has_place = self._flying < self._limits.concurrency and len(self._lookups) < _LOOKUPS
+        return has_place and not self._is_stopped and self._vigil.may_start(self._flying + len(self._lookups))
+
+    def _make_way(self) -> None:
+        while self._freed:
+            self._release(self._freed.pop())
+        for queue in self._queues:
+            while (job := queue.next_with_room()) is not None:
+                self._place(job)
+                job.go_on()
+
+    def _place(self, job: Job) -> None:
+        # The connection is open still: no bound can take it away.
+        self._placeless.discard(job)
+        self._flying += 1
+        self._hosts[job.host].busy += 1
 
     def _next_job(self) -> Job | None:
         for _ in range(len(self._queues)):
@@ -130,14 +164,16 @@ class Scheduler:
             task.add_done_callback(self._lookups.discard)
 
     async def _resolve(self, host: str, port: int) -> None:
+        began = self._loop.time()
         error = await self._flights.look_up(host, port)
         self._lookups.discard(asyncio.current_task())
-        for job in self._nameless.pop(host):
+        jobs = self._nameless.pop(host)
+        for job in () if self._vigil.keeps_nameless(jobs, error, began) else jobs:
             if error is not None:
                 self._settle(job, error)
             elif job.open:
                 job.has_address = True
-                self._queue(job)
+                self.queue(job)
         self.schedule()
 
     async def _fly(self, job: Job) -> None:
@@ -149,21 +185,32 @@ class Scheduler:
             landing = Landing(cancelled())
         except Exception as error:
             # Nothing that one picture brings about ends a stream, or leaves somebody waiting for ever.
-            _LOG.warning("fetching %s: %r", job.course.url, error, exc_info=True)
-            landing = Landing(PictureError("other", f"{type(error).__name__}: {error}"))
-        self._flying -= 1
+            landing = Landing(faults.counted(error, job.course.url))
         job.queue.flying -= 1
         job.task = None
-        if not is_cached:
-            self._hosts[host].leave(
-                landing.contact, landing.began, self._loop.time(), reason=landing.reason, wait=landing.wait
-            )
-        self._go_on(job, landing.step)
+        self._land(job, landing, None if is_cached else host)
+        if not self._vigil.keeps(job, landing):
+            self.go_on(job, landing.step)
         if not is_cached:
             self._release(host)
         self.schedule()
 
-    def _go_on(self, job: Job, step: Outcome | Again | Later) -> None:
+    def _land(self, job: Job, landing: Landing, host: str | None) -> None:
+        if job in self._placeless:
+            self._placeless.discard(job)
+            return
+        self._flying -= 1
+        if host is not None:
+            self._hosts[host].leave(
+                Contact.NONE if self._vigil.is_out else landing.contact,
+                landing.began,
+                self._loop.time(),
+                reason=landing.reason,
+                wait=landing.wait,
+            )
+
+    def go_on(self, job: Job, step: Outcome | Again | Later) -> None:
+        """Settles a job, or has it go on where its last step says."""
         if not isinstance(step, (Again, Later)):
             self._settle(job, step)
             return
@@ -175,15 +222,26 @@ class Scheduler:
             job.state = JobState.PAUSED
             job.timer = self._loop.call_later(step.pause, self._return, job)
         else:
-            self._queue(job)
+            self.queue(job)
+
+    def forgive_hosts(self) -> None:
+        """Forgets the silence of all hosts, which was not theirs."""
+        for host in self._hosts:
+            host.forgive()
+
+    def give_up(self, error: Callable[[], NetworkOutage]) -> None:
+        """Ends all jobs there are; each gets an error of its own."""
+        for job in list(self._open):
+            self._settle(job, error())
 
     def _return(self, job: Job) -> None:
         job.timer = None
         if job.open:
-            self._queue(job)
+            self.queue(job)
             self.schedule()
 
-    def _queue(self, job: Job) -> None:
+    def queue(self, job: Job) -> None:
+        """Puts a job that was taken out back into its stream's queue."""
         job.state = JobState.QUEUED
         job.queue.push_back(job)
 
@@ -191,7 +249,7 @@ class Scheduler:
         """Lets those go on that waited for the host, as many as may."""
         for job in self._hosts[name].freed(self._loop.time(), lambda job: job.open and job.queue.has_room(job)):
             if job.open:
-                self._queue(job)
+                self.queue(job)
         self._watch(name)
 
     def _watch(self, name: str) -> None:
@@ -206,12 +264,16 @@ class Scheduler:
         self.schedule()
 
     def _aim(self, job: Job, url: str) -> bool:
-        job.course.url, job.has_address = url, False
+        job.has_address = False
         try:
-            _, job.host, job.port = guard.split_url(url)
+            address = WebAddress.parse(url)
         except PictureError as error:
             self._settle(job, error)
             return False
+        except Exception as error:
+            self._settle(job, faults.counted(error, url))
+            return False
+        job.course.url, job.host, job.port = address.url, address.host, address.port
         return True
 
     def _settle(self, job: Job, outcome: Outcome) -> None:

@@ -11,9 +11,10 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable
-from queue import SimpleQueue
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 
-from laion_face_builder.fetch.job import FetchedPicture, Job, Ticket, refuse_in_child
+from laion_face_builder.fetch.job import FetchedPicture, Job, JobState, Ticket, refuse_in_child
 from laion_face_builder.fetch.sharing import OpenQueues
 
 #: What a picture may weigh as long as none of the queue has come in.
@@ -23,6 +24,8 @@ _FIRST_GUESS = 100_000.0
 #: Ends some jobs of a queue, or (None) all of them and the queue.
 _End = Callable[["StreamQueue", "list[Job] | None"], None]
 _Wake = Callable[[], None]
+#: Takes its place in flight from a job whose body waits for room.
+_Wait = Callable[[Job], None]
 
 
 class StreamQueue:
@@ -31,6 +34,7 @@ class StreamQueue:
     Args:
         end: ends jobs; may be called from any thread.
         wake: makes the fetcher look at its queues again; may be called from any thread.
+        wait: takes its place in flight from a job whose body waits for room.
         max_bytes: of bodies that are arriving or wait to be taken. The job that is waited for is let through always.
         by_arrival: whether tickets are taken as they are done.
         among: the open queues that share `max_bytes` with this one.
@@ -40,15 +44,17 @@ class StreamQueue:
         self,
         end: _End,
         wake: _Wake,
+        wait: _Wait,
         max_bytes: float = math.inf,
         *,
         by_arrival: bool = False,
         among: OpenQueues | None = None,
     ) -> None:
-        self._end, self._wake = end, wake
+        self._end, self._wake, self._wait = end, wake, wait
         self._among = OpenQueues() if among is None else among
         self.by_arrival = by_arrival
         self.done: SimpleQueue[Ticket] = SimpleQueue()
+        self._next_done: Ticket | None = None
         self.max_bytes = max_bytes
         self.owner = os.getpid()
         self.arrived = self.taken = self.flying = 0
@@ -57,6 +63,7 @@ class StreamQueue:
         self.expected = _FIRST_GUESS
         self._pending: deque[Job] = deque()
         self._returned: list[Job] = []
+        self._waiting: list[Job] = []
         self._numbers = 0
         self.closed = False
 
@@ -80,18 +87,33 @@ class StreamQueue:
     @property
     def has_done(self) -> bool:
         """Whether `next_done` would answer at once."""
-        return not self.done.empty()
+        return self._next_done is not None or not self.done.empty()
 
     def next_done(self, oldest: Ticket) -> Ticket:
         """Waits for any ticket that is done; each is given once. The oldest of all that were not is let through."""
         refuse_in_child(self.owner)
         self._let_through(oldest)
-        return self.done.get()
+        found, self._next_done = self._next_done, None
+        return found or self.done.get()
+
+    def is_done_within(self, ticket: Ticket, seconds: float) -> bool:
+        """Whether a ticket is done, now or after a wait; it is let through."""
+        self._let_through(ticket)
+        return ticket.is_done_within(seconds)
+
+    def has_done_within(self, oldest: Ticket, seconds: float) -> bool:
+        """Whether `next_done` would answer at once, now or after a wait."""
+        refuse_in_child(self.owner)
+        self._let_through(oldest)
+        if self._next_done is None:
+            with suppress(Empty):
+                self._next_done = self.done.get(timeout=seconds)
+        return self._next_done is not None
 
     def _let_through(self, ticket: Ticket) -> None:
         if not ticket.done():
             self.head = ticket.number
-        if self.is_stalled:
+        if self.is_stalled or self._waiting:
             self._wake()
 
     def post_end(self, jobs: list[Job] | None) -> None:
@@ -105,6 +127,19 @@ class StreamQueue:
     def push_back(self, job: Job) -> None:
         """A job that was taken out and could not start yet: it comes before all later ones."""
         heapq.heappush(self._returned, job)
+
+    def wait_for_room(self, job: Job) -> None:
+        """Takes a job whose body waits for room."""
+        heapq.heappush(self._waiting, job)
+        self._wait(job)
+
+    def next_with_room(self) -> Job | None:
+        """Takes out the first job whose body waited, if there is room for more of it."""
+        while self._waiting and self._waiting[0].state is not JobState.WAITING:
+            heapq.heappop(self._waiting)
+        if self._waiting and (not self.is_over_full or self._waiting[0].number <= self.head):
+            return heapq.heappop(self._waiting)
+        return None
 
     def first(self) -> Job | None:
         """The job that is next to start, if there is room for what it brings; it stays in the queue."""

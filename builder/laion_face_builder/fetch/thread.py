@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+from laion_face_builder.fetch import open_files
 from laion_face_builder.fetch.cache import PictureCache
 from laion_face_builder.fetch.flight import Flights
 from laion_face_builder.fetch.job import Job, cancelled
@@ -28,7 +29,7 @@ class FetchThread:
     """Runs until `close`. All but `post`, `submit`, `end`, `wake` and `close` belongs to its own thread."""
 
     def __init__(self, limits: FetchLimits, cache: PictureCache | None) -> None:
-        self._limits, self._cache, self._owner = limits, cache, os.getpid()
+        self._limits, self._cache, self._owner = open_files.within(limits), cache, os.getpid()
         self._inbox: deque[Callable[[], object]] = deque()
         self._is_called = False
         self._loop = asyncio.SelectorEventLoop()
@@ -88,6 +89,13 @@ class FetchThread:
         return [self, *(self._flights.inherited() if self._flights else [])]
 
     # The thread.
+
+    def wait_for_room(self, job: Job) -> None:
+        """As `Scheduler.wait_for_room`."""
+        if self._scheduler is not None:
+            self._scheduler.wait_for_room(job)
+            # Not now: libcurl is at work. And the consumer may have moved on before it saw that somebody waits.
+            self.wake()
 
     def _run(self) -> None:
         try:

@@ -24,6 +24,14 @@ SLOW_DECODE = "slow_decode"
 TOO_MUCH_MEMORY = "too_much_memory"
 #: The process that decoded it died, and so did another one.
 CRASHED_DECODER = "crashed_decoder"
+#: Nobody known has signed the host's certificate: nearly always it leaves out those between its own and a root.
+TLS_INCOMPLETE_CHAIN = "tls_incomplete_chain"
+#: Not HTTP, or not by its rules.
+BAD_RESPONSE = "bad_response"
+#: Packed in a way that was not asked for and is not known here, or damaged.
+CONTENT_CODING = "content_coding"
+#: A fault of ours, which the log tells of.
+INTERNAL = "internal"
 #: The same answer is certain however often it is asked for. Of private addresses it is not: names come to others.
 FINAL = frozenset({FILTERED, "opt_out", "bad_url", CANNOT_BLUR, CRASHED_DECODER})
 

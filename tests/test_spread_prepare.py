@@ -44,6 +44,16 @@ def made(folder: Path) -> dict[str, bytes]:
     return {name: content for name, content in found.items() if not name.startswith("sources/")}
 
 
+def kill_executor():
+    """End the process that does tasks, or the executor of Spark's that it belongs to."""
+    pid = os.getpid()
+    while pid > 1 and b"ExecutorBackend" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    if pid > 1:
+        os.kill(pid, signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def deadly_run(step):
     """As `run_apart`, but each worker dies once: in the middle of a file of metadata, and of a part."""
     mark = Path(os.environ[DEADLY]) / type(step).__name__
@@ -53,7 +63,7 @@ def deadly_run(step):
         def die(*how):
             mark.touch()
             real(*how)
-            os.kill(os.getpid(), signal.SIGKILL)
+            kill_executor()
 
         setattr(steps, real.__name__, die)
     return steps.run_apart(step)

@@ -13,11 +13,10 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Generic, TypeVar, cast
 
-from laion_face_builder.answers import Answer
 from laion_face_builder.engines import ENGINES
 from laion_face_builder.errors import OptionError, WorkerDied
 
@@ -103,19 +102,28 @@ class Workers:
             function: of a module, since workers import it; it and what it takes, gives and raises travel pickled.
         """
 
-        def work(task: T) -> tuple[T, Answer]:
-            try:
-                return task, self._engine.run(function, task)
-            except WorkerDied as error:
-                return task, Answer(None, error, [])
-
         rest = iter(tasks)
-        waiting = {self._threads.submit(work, task) for task in itertools.islice(rest, self._engine.workers)}
+        waiting = {self.submit(function, task) for task in itertools.islice(rest, self.at_once)}
         while waiting:
             finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             for future in finished:
-                task, answer = future.result()
-                waiting |= {self._threads.submit(work, task) for task in itertools.islice(rest, 1)}
-                for level, text in answer.said:
-                    logger.log(level, "%s", text)
-                yield Done(task, answer.value, answer.error)
+                waiting |= {self.submit(function, task) for task in itertools.islice(rest, 1)}
+                yield future.result()
+
+    @property
+    def at_once(self) -> int:
+        """How many tasks are at work at the same time."""
+        return self._engine.workers
+
+    def submit(self, function: Callable[[T], U], task: T) -> Future[Done[T, U]]:
+        """Have one task done, as soon as one of the workers is free; the future has no error of its own."""
+        return self._threads.submit(self._done, function, task)
+
+    def _done(self, function: Callable[[T], U], task: T) -> Done[T, U]:
+        try:
+            answer = self._engine.run(function, task)
+        except WorkerDied as error:
+            return Done(task, None, error)
+        for level, text in answer.said:
+            logger.log(level, "%s", text)
+        return Done(task, answer.value, answer.error)

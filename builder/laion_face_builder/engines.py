@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import sys
@@ -32,6 +33,7 @@ class Engine(Protocol):
 
         Raises:
             WorkerDied: it gave no answer.
+            LaionFaceError: it cannot call the function at all, and no other worker can.
         """
         ...
 
@@ -128,6 +130,8 @@ class Spark:
         try:
             (answer,) = self._context.parallelize([(function, task)], 1).map(answered).collect()
         except Exception as error:  # What the function raises is in an answer: this is the job's failure.
+            if "api.python.PythonException" in str(error):
+                raise _not_callable("pyspark", error) from error
             raise WorkerDied(f"Spark gave it up: {_first_line(error)}") from error
         return cast(Answer, answer)
 
@@ -165,6 +169,8 @@ class Ray:
             self._running.add(reference)
         try:
             return cast(Answer, self._ray.get(reference))
+        except (self._ray.exceptions.RayTaskError, self._ray.exceptions.RaySystemError) as error:
+            raise _not_callable("ray", error) from error
         except self._ray.exceptions.RayError as error:
             raise WorkerDied(f"Ray gave it up: {_first_line(error)}") from error
         finally:
@@ -196,6 +202,16 @@ def _starting(distributor: str) -> Iterator[None]:
         yield
     except Exception as error:  # Whatever the engine's libraries raise.
         raise LaionFaceError(f"distributor={distributor}: it does not start: {_first_line(error)}") from error
+
+
+def _not_callable(distributor: str, error: Exception) -> LaionFaceError:
+    """What our function raises is in its answer: so this comes from what is to be there before it can be called."""
+    said = re.findall(r"^\s*(\w+(?:Error|Exception): .+)$", str(error), re.MULTILINE)
+    why = said[-1] if said else _first_line(error)
+    return LaionFaceError(
+        f"distributor={distributor}: its workers cannot do this: {why}. Install laion-face where they run, in the same "
+        "version and for the same Python, and name that Python to the engine (PYSPARK_PYTHON)"
+    )
 
 
 def _spark_session(workers: int) -> Any:

@@ -74,18 +74,21 @@ def run_download(given: argparse.Namespace) -> None:
     """Download the pictures."""
     from laion_face_builder.examples import parts
 
-    options, out = options_of(given), Output(given.format)
+    options, out = options_of(given, anywhere=True), Output(given.format)
     how = parts.download_options(
         options,
         processes_count=given.processes,
+        distributor=given.distributor,
         samples_per_shard=given.samples_per_shard,
         encode_format=given.encode_format,
         encode_quality=given.encode_quality,
     )
     if given.dry_run:
+        if given.shards is not None:
+            raise OptionError("--shards: --dry-run tells of all shards; leave --shards out")
         return _foretell(parts.forecast_download(options, how, given.retry_failed), given)
     results = {}
-    for part, result in parts.download(options, how, given.retry_failed):
+    for part, result in parts.download(options, how, given.retry_failed, given.shards):
         results[part] = result
         out.document(partial(dict, part=part, **vars(result)))
     out.lines(_download_table(results))

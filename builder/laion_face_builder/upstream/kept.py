@@ -69,6 +69,17 @@ def fingerprint(data: DataDir, path: Path) -> Fingerprint | None:
     return _asked(data, path, read)
 
 
+def size(data: DataDir, path: Path) -> int | None:
+    """Bytes of a file; None if it is not there."""
+    if data.address is None or path.exists():
+        return path.stat().st_size if path.exists() else None
+
+    def ask(system: Any, at: str) -> int | None:
+        return int(system.size(at) or 0) if system.exists(at) else None
+
+    return _asked(data, path, ask)
+
+
 def below(data: DataDir, folder: Path) -> dict[Path, int]:
     """List the files below a folder and their bytes, sorted."""
     if data.address is None:
@@ -91,6 +102,19 @@ def bring(data: DataDir, path: Path) -> Path:
         with written_whole(path) as partial:
             _asked(data, path, lambda system, at: system.get_file(at, str(partial)))
     return path
+
+
+def brought(data: DataDir, path: Path) -> bool:
+    """Do as `bring`; say whether the file is there."""
+    try:
+        return bring(data, path).exists()
+    except SourceNotFound:
+        return False
+
+
+def place(data: DataDir, path: Path) -> str:
+    """Name a file for those who open paths and addresses alike."""
+    return str(path) if data.address is None else _address(data, path)
 
 
 @contextmanager
@@ -130,6 +154,12 @@ def remove(data: DataDir, folder: Path) -> None:
         shutil.rmtree(folder)
     if data.address is not None:
         _asked(data, folder, lambda system, at: system.rm(at, recursive=True))
+
+
+def remove_afar(data: DataDir, path: Path) -> None:
+    """Remove a file at the address, if it is there; our own copy stays."""
+    if data.address is not None:
+        _asked(data, path, lambda system, at: system.rm_file(at) if system.exists(at) else None)
 
 
 def _address(data: DataDir, path: Path) -> str:

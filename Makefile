@@ -31,15 +31,18 @@ browser:
 	echo "make test needs Chromium or Chrome: install one, or name its command in CHROMIUM" >&2; exit 1
 
 test-engines: java
-	$(MATRIX) test engines
+	$(MATRIX) test engines --pytest=--numprocesses=0
 
-# Spark runs on Java: the one that is installed, else one that apt-get can install.
+# Spark runs on Java: the one that is installed, if it is new enough, else one that apt-get can install.
 java:
-	@command -v java >/dev/null 2>&1 && exit 0; \
+	@java="$${JAVA_HOME:+$$JAVA_HOME/bin/}java"; \
+	is_new() { [ "$$("$$java" -version 2>&1 | sed -n 's/.* version "\([0-9]*\).*/\1/p' | head -1)" -ge 17 ] 2>/dev/null; }; \
+	is_new && exit 0; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	  apt-get update -qq && apt-get install -y -qq --no-install-recommends openjdk-17-jre-headless >/dev/null && exit 0; \
+	  apt-get update -qq && apt-get install -y -qq --no-install-recommends openjdk-17-jre-headless >/dev/null; \
 	fi; \
-	echo "make test-engines needs Java 17 or newer: install it, and have java on the PATH" >&2; exit 1
+	is_new && exit 0; \
+	echo "make test-engines needs Java 17 or newer: install it, and have java on the PATH, or named by JAVA_HOME" >&2; exit 1
 
 check: $(VENV)/ready
 	$(VENV)/bin/ruff check .

@@ -130,7 +130,7 @@ class Spark:
         try:
             (answer,) = self._context.parallelize([(function, task)], 1).map(answered).collect()
         except Exception as error:  # What the function raises is in an answer: this is the job's failure.
-            if "api.python.PythonException" in str(error):
+            if "PythonException" in f"{type(error).__name__}: {error}":
                 raise _not_callable("pyspark", error) from error
             raise WorkerDied(f"Spark gave it up: {_first_line(error)}") from error
         return cast(Answer, answer)

@@ -1,5 +1,6 @@
 # make demo      sets up and runs the main job end to end on a miniature upstream on this machine
 # make test      sets up and passes the tests, on the built wheel, on every version that README.md claims (most in brief)
+# make test-engines  those that need Spark and Ray, in an environment of their own
 # make versions  tries every version that can be had here, and has README.md claim what held
 # make check     lint, format and types
 # make develop   an editable install in .venv, and one with datasets 3.6 in .venv-datasets-3.6, to develop with
@@ -8,7 +9,7 @@ PYTHON ?= python3
 VENV := .venv
 MATRIX := $(PYTHON) tests/matrix.py
 
-.PHONY: demo test versions check develop browser clean
+.PHONY: demo test test-engines java versions check develop browser clean
 
 demo:
 	$(MATRIX) demo
@@ -28,6 +29,20 @@ browser:
 	  apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null && exit 0; \
 	fi; \
 	echo "make test needs Chromium or Chrome: install one, or name its command in CHROMIUM" >&2; exit 1
+
+test-engines: java
+	$(MATRIX) test engines --pytest=--numprocesses=0
+
+# Spark runs on Java: the one that is installed, if it is new enough, else one that apt-get can install.
+java:
+	@java="$${JAVA_HOME:+$$JAVA_HOME/bin/}java"; \
+	is_new() { [ "$$("$$java" -version 2>&1 | sed -n 's/.* version "\([0-9]*\).*/\1/p' | head -1)" -ge 17 ] 2>/dev/null; }; \
+	is_new && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -qq && apt-get install -y -qq --no-install-recommends openjdk-17-jre-headless >/dev/null; \
+	fi; \
+	is_new && exit 0; \
+	echo "make test-engines needs Java 17 or newer: install it, and have java on the PATH, or named by JAVA_HOME" >&2; exit 1
 
 check: $(VENV)/ready
 	$(VENV)/bin/ruff check .

@@ -61,12 +61,13 @@ def ours_by_part(join: Join) -> None:
 def ours_whole(join: Join) -> None:
     """One pass over all files, then part by part, as many at a time as there are processors, as `prepare` does it."""
     from laion_face_builder.index.staged import staged_rows
+    from laion_face_builder.layout import DataDir
     from laion_face_builder.parallel import cores, in_order
 
     staged = _ours_stage(join)
 
     def write_one(part: Part) -> None:
-        _ours_write(part, lambda: staged_rows(staged, part.number))
+        _ours_write(part, lambda: staged_rows(DataDir(join.scratch), staged, part.number))
 
     for _ in in_order(write_one, join.parts, cores()):
         pass

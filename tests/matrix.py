@@ -57,6 +57,7 @@ class Environment:
         until: the day whose newest libraries it has; None means those of constraints.txt.
         pins: requirements that fix a version.
         is_lowest: whether it has the lowest versions that pyproject.toml allows, all at once.
+        extra: what of pyproject.toml's optional dependencies it has.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Environment:
     until: str | None = None
     pins: tuple[str, ...] = ()
     is_lowest: bool = False
+    extra: str = "test"
 
 
 OLD = Environment(
@@ -84,6 +86,8 @@ MATRIX = (
     Environment("lowest", python="3.10", brief="core", is_lowest=True),
     Environment("python-3.14", python="3.14", until="2026-11-25"),
 )
+#: Spark and Ray have an environment of their own, which README's table does not name: who has none needs none.
+ENGINES = Environment("engines", tests="engines", until="2026-11-25", extra="engines")
 
 
 class Uv:
@@ -227,7 +231,7 @@ def run_matrix(names: Sequence[str], *, write: bool, more: Sequence[str]) -> int
     """Run these environments, or in brief those that README claims, or all if README is written; give the exit code."""
     is_brief = not names and not write
     names = names or ([one.name for one in MATRIX] if write else sorted(claimed()))
-    chosen = [environment for environment in MATRIX if environment.name in names]
+    chosen = [environment for environment in (*MATRIX, ENGINES) if environment.name in names]
     needs_old = NEWEST in chosen and OLD not in chosen
     uv, rows, failed = Uv(), {}, []
     with built(uv) as what:
@@ -238,7 +242,7 @@ def run_matrix(names: Sequence[str], *, write: bool, more: Sequence[str]) -> int
                 say(f"{environment.name}: no Python {environment.python} here, not run")
                 continue
             start = time.monotonic()
-            python = uv.environment(environment, what.work / environment.name, what.installed("test"))
+            python = uv.environment(environment, what.work / environment.name, what.installed(environment.extra))
             found = versions(python)
             say(
                 f"{environment.name}: Python {found[0]}, "
@@ -315,7 +319,7 @@ def main() -> int:
     """Do what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("test", "demo", "develop"))
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(one.name for one in MATRIX))
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(one.name for one in (*MATRIX, ENGINES)))
     parser.add_argument("--write", action="store_true", help="write README's table")
     parser.add_argument(
         "--pytest", action="append", default=[], metavar="ARGUMENT", help="a further argument of pytest"
@@ -323,7 +327,7 @@ def main() -> int:
     given = parser.parse_intermixed_args()
     if given.command == "demo":
         return demo(given.names)
-    if unknown := set(given.names) - {one.name for one in MATRIX}:
+    if unknown := set(given.names) - {one.name for one in (*MATRIX, ENGINES)}:
         parser.error(f"no environment {', '.join(sorted(unknown))}")
     if given.command == "develop":
         return max(develop(name) for name in given.names or [NEWEST.name])

@@ -17,7 +17,7 @@ import pytest
 
 from laion_face_builder.errors import BadFile, GatedSource, JoinRefused, LaionFaceError, SourceError, StateConflict
 from laion_face_builder.files import human_size, read_fingerprint, stamped
-from laion_face_builder.index import prepare as prepare_module
+from laion_face_builder.index import steps
 from laion_face_builder.index.prepare import prepare
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.index.writer import proof_path
@@ -270,7 +270,7 @@ def test_each_metadata_file_is_freed_once_it_is_read(today: Sandbox, data: DataD
         there = max(there, len(list(data.sources.rglob("part-*.parquet"))))
         return mock.DEFAULT  # then the real one is called
 
-    with mock.patch.object(prepare_module, "stage", side_effect=count, wraps=prepare_module.stage):
+    with mock.patch.object(steps, "stage", side_effect=count, wraps=steps.stage):
         prepare(data, [0, 1], upstream(today, today.metadata_repo), discard_sources=True, processes=2)
     assert 1 <= there <= 2
     assert copies(data) == []

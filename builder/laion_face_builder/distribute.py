@@ -13,11 +13,10 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Generic, TypeVar, cast
 
-from laion_face_builder.answers import Answer
 from laion_face_builder.engines import ENGINES
 from laion_face_builder.errors import OptionError, WorkerDied
 
@@ -56,12 +55,22 @@ class Done(Generic[T, U]):
 def each(
     function: Callable[[T], U], tasks: Iterable[T], *, distributor: str = "processes", workers: int | None = None
 ) -> Iterator[Done[T, U]]:
-    """Yield every task once it has ended, whichever ends first. What `function` logs, this process says then.
-
-    No more tasks are taken from `tasks` than are at work. Closing the iterator ends what is under way.
+    """Do as `Workers.each`, with workers for these tasks alone; closing the iterator ends what is under way.
 
     Args:
-        function: of a module, since workers import it; it and what it takes, gives and raises travel pickled.
+        distributor, workers: as for `Workers`.
+
+    Raises:
+        OptionError: there is no such distributor, or it is not installed.
+    """
+    with Workers(distributor, workers) as crew:
+        yield from crew.each(function, tasks)
+
+
+class Workers:
+    """Those who do tasks, until the block ends; what is under way then is ended.
+
+    Args:
         distributor: one of `DISTRIBUTORS`. An active Spark session, or an initialised Ray, is used and left as it is;
             else one is made by the environment (spark-submit's, RAY_ADDRESS), or on this machine, and ended.
         workers: tasks at work at the same time; None means one a processor, of this machine or the cluster.
@@ -69,29 +78,52 @@ def each(
     Raises:
         OptionError: there is no such distributor, or it is not installed.
     """
-    if distributor not in ENGINES:
-        raise OptionError(f"distributor={distributor!r}: expected one of {', '.join(DISTRIBUTORS)}")
-    engine = ENGINES[distributor](workers)
-    pool = ThreadPoolExecutor(engine.workers, thread_name_prefix="laion-face-tasks")
 
-    def work(task: T) -> tuple[T, Answer]:
-        try:
-            return task, engine.run(function, task)
-        except WorkerDied as error:
-            return task, Answer(None, error, [])
+    def __init__(self, distributor: str, workers: int | None = None) -> None:
+        if distributor not in ENGINES:
+            raise OptionError(f"distributor={distributor!r}: expected one of {', '.join(DISTRIBUTORS)}")
+        self._engine = ENGINES[distributor](workers)
+        self._threads = ThreadPoolExecutor(self._engine.workers, thread_name_prefix="laion-face-tasks")
 
-    rest = iter(tasks)
-    try:
-        waiting = {pool.submit(work, task) for task in itertools.islice(rest, engine.workers)}
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._engine.stop()
+        self._threads.shutdown()
+
+    def each(self, function: Callable[[T], U], tasks: Iterable[T]) -> Iterator[Done[T, U]]:
+        """Yield every task once it has ended, whichever ends first. What `function` logs, this process says then.
+
+        No more tasks are taken from `tasks` than are at work.
+
+        Args:
+            function: of a module, since workers import it; it and what it takes, gives and raises travel pickled.
+        """
+
+        rest = iter(tasks)
+        waiting = {self.submit(function, task) for task in itertools.islice(rest, self.at_once)}
         while waiting:
             finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             for future in finished:
-                task, answer = future.result()
-                waiting |= {pool.submit(work, task) for task in itertools.islice(rest, 1)}
-                for level, text in answer.said:
-                    logger.log(level, "%s", text)
-                yield Done(task, answer.value, answer.error)
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        engine.stop()
-        pool.shutdown()
+                waiting |= {self.submit(function, task) for task in itertools.islice(rest, 1)}
+                yield future.result()
+
+    @property
+    def at_once(self) -> int:
+        """How many tasks are at work at the same time."""
+        return self._engine.workers
+
+    def submit(self, function: Callable[[T], U], task: T) -> Future[Done[T, U]]:
+        """Have one task done, as soon as one of the workers is free; the future has no error of its own."""
+        return self._threads.submit(self._done, function, task)
+
+    def _done(self, function: Callable[[T], U], task: T) -> Done[T, U]:
+        try:
+            answer = self._engine.run(function, task)
+        except WorkerDied as error:
+            return Done(task, None, error)
+        for level, text in answer.said:
+            logger.log(level, "%s", text)
+        return Done(task, answer.value, answer.error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import sys
@@ -15,7 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Protocol, cast
 
 from laion_face_builder.answers import Answer, answered
-from laion_face_builder.errors import OptionError, WorkerDied
+from laion_face_builder.errors import LaionFaceError, OptionError, WorkerDied
 from laion_face_builder.parallel import cores
 
 #: How often a task is begun before its worker's death is the task's failure.
@@ -32,6 +33,7 @@ class Engine(Protocol):
 
         Raises:
             WorkerDied: it gave no answer.
+            LaionFaceError: it cannot call the function at all, and no other worker can.
         """
         ...
 
@@ -128,12 +130,15 @@ class Spark:
         try:
             (answer,) = self._context.parallelize([(function, task)], 1).map(answered).collect()
         except Exception as error:  # What the function raises is in an answer: this is the job's failure.
+            if "PythonException" in f"{type(error).__name__}: {error}":
+                raise _not_callable("pyspark", error) from error
             raise WorkerDied(f"Spark gave it up: {_first_line(error)}") from error
         return cast(Answer, answer)
 
     def stop(self) -> None:
         """Do as `Engine.stop`."""
-        self._context.cancelJobGroup(self._group)
+        with suppress(Exception):  # Whoever began the session may have ended it by now.
+            self._context.cancelJobGroup(self._group)
         if self._own is not None:
             self._own.stop()
 
@@ -149,7 +154,9 @@ class Ray:
         if self._is_own:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Else it would tell its makers.
             here = {"address": "local", "num_cpus": workers or cores(), "include_dashboard": False}
-            ray.init(logging_level=logging.WARNING, **({} if os.environ.get("RAY_ADDRESS") else here))
+            here["_node_ip_address"] = "127.0.0.1"  # Nobody else is to reach what runs for us alone.
+            with _starting("ray"):
+                ray.init(logging_level=logging.WARNING, **({} if os.environ.get("RAY_ADDRESS") else here))
         self._call = ray.remote(max_retries=TRIES - 1)(answered)
         self._running: set[Any] = set()
         self._lock = threading.Lock()
@@ -162,6 +169,8 @@ class Ray:
             self._running.add(reference)
         try:
             return cast(Answer, self._ray.get(reference))
+        except (self._ray.exceptions.RayTaskError, self._ray.exceptions.RaySystemError) as error:
+            raise _not_callable("ray", error) from error
         except self._ray.exceptions.RayError as error:
             raise WorkerDied(f"Ray gave it up: {_first_line(error)}") from error
         finally:
@@ -187,6 +196,24 @@ def _installed(package: str, extra: str) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def _starting(distributor: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # Whatever the engine's libraries raise.
+        raise LaionFaceError(f"distributor={distributor}: it does not start: {_first_line(error)}") from error
+
+
+def _not_callable(distributor: str, error: Exception) -> LaionFaceError:
+    """What our function raises is in its answer: so this comes from what is to be there before it can be called."""
+    said = re.findall(r"^\s*(\w+(?:Error|Exception): .+)$", str(error), re.MULTILINE)
+    why = said[-1] if said else _first_line(error)
+    return LaionFaceError(
+        f"distributor={distributor}: its workers cannot do this: {why}. Install laion-face where they run, in the same "
+        "version and for the same Python, and name that Python to the engine (PYSPARK_PYTHON)"
+    )
+
+
 def _spark_session(workers: int) -> Any:
     """The session that the environment describes, such as spark-submit's; else one of this machine."""
     if not os.environ.get("JAVA_HOME") and shutil.which("java") is None:
@@ -195,10 +222,14 @@ def _spark_session(workers: int) -> Any:
     from pyspark.sql import SparkSession
 
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    conf = SparkConf().setIfMissing("spark.master", f"local[{workers},{TRIES}]")
-    for name, value in (("spark.app.name", "laion-face"), ("spark.ui.showConsoleProgress", "false")):
-        conf.setIfMissing(name, value)
-    session = SparkSession.builder.config(conf=conf).getOrCreate()
+    with _starting("pyspark"):
+        conf = SparkConf().setIfMissing("spark.app.name", "laion-face")
+        if not conf.contains("spark.master"):
+            conf.setMaster(f"local[{workers},{TRIES}]")
+            # Nobody else is to reach what runs for us alone.
+            conf.set("spark.driver.bindAddress", "127.0.0.1").set("spark.driver.host", "127.0.0.1")
+            conf.set("spark.ui.enabled", "false")
+        session = SparkSession.builder.config(conf=conf).getOrCreate()
     session.sparkContext.setLogLevel("FATAL")  # Else a worker's death is a page of Java's, too.
     return session
 

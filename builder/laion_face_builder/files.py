@@ -64,14 +64,21 @@ def read_fingerprint(path: Path) -> Fingerprint | None:
     Raises:
         BadFile: there is a file, but it is not one of ours.
     """
-    if not path.exists():
-        return None
+    return fingerprint_in(path, path) if path.exists() else None
+
+
+def fingerprint_in(source: Any, name: str | os.PathLike[str]) -> Fingerprint:
+    """The fingerprint of one of our Parquet files: a path, or an open file that is called `name`.
+
+    Raises:
+        BadFile: it is not one of ours.
+    """
     try:
-        metadata = pq.read_schema(path).metadata or {}
+        metadata = pq.read_schema(source).metadata or {}
         return dict(json.loads(metadata[FINGERPRINT_KEY]))
     except (pa.ArrowInvalid, OSError, KeyError, ValueError, TypeError) as error:
         raise BadFile(
-            path,
+            name,
             found=f"no fingerprint ({type(error).__name__})",
             expected="a Parquet file written by laion-face",
             way_out="Move it away and run `laion-face prepare` again.",

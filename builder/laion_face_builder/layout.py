@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from laion_face_builder.errors import OptionError
+from laion_face_builder.shown import shown
 from laion_face_builder.values import absolute, as_written, folder
 
 #: LAION-400M's metadata, the id list and the detections all come in the same 32 parts.
@@ -98,9 +99,14 @@ def default_data_dir() -> Path:
 
 @dataclass(frozen=True)
 class DataDir:
-    """The folder where prepared parts live; gives names, touches nothing."""
+    """The folder where prepared parts live; gives names, touches nothing.
+
+    Attributes:
+        address: of an fsspec folder that the files are kept in; `root` is one to work in then (`upstream.kept`).
+    """
 
     root: Path
+    address: str | None = None
 
     @classmethod
     def at(cls, path: str | os.PathLike[str] | None) -> DataDir:
@@ -112,6 +118,20 @@ class DataDir:
         if path is not None:
             return cls(folder("data_dir", path))
         return cls(folder(DATA_DIR_VARIABLE if os.environ.get(DATA_DIR_VARIABLE) else "data_dir", default_data_dir()))
+
+    @classmethod
+    def kept_at(cls, place: str | os.PathLike[str] | None) -> DataDir:
+        """The same, or an fsspec address; then there is no folder before work begins.
+
+        Raises:
+            OptionError: as `at`.
+        """
+        return cls(Path(), place) if isinstance(place, str) and "://" in place else cls.at(place)
+
+    @property
+    def where(self) -> str:
+        """What people call it; no password."""
+        return str(self.root) if self.address is None else shown(self.address)
 
     @property
     def sources(self) -> Path:

@@ -15,6 +15,7 @@ from laion_face_builder.errors import BadFile
 from laion_face_builder.files import human_size
 from laion_face_builder.index.writer import proof_path
 from laion_face_builder.layout import DataDir
+from laion_face_builder.upstream import kept
 
 
 @dataclass(frozen=True)
@@ -45,28 +46,29 @@ class PartStatus:
         Raises:
             BadFile: a file of ours cannot be read.
         """
-        tars = list(data.tars(part).rglob("*.tar"))
+        tars = [size for path, size in kept.below(data, data.tars(part)).items() if path.suffix == ".tar"]
         return cls(
             part,
-            _rows(data.ids(part)),
-            _rows(data.faces(part)),
-            _rows(data.index(part)),
+            _rows(data, data.ids(part)),
+            _rows(data, data.faces(part)),
+            _rows(data, data.index(part)),
             _proof(data, part),
             len(tars),
-            sum(tar.stat().st_size for tar in tars),
-            _pictures(data.sidecar(part)),
+            sum(tars),
+            _pictures(data, data.sidecar(part)),
         )
 
 
 def lines(data: DataDir, parts: Iterable[int]) -> Iterator[str]:
     """Print a header, a line for every part, and a sum."""
     parts = list(parts)
-    yield f"{data.root}"
+    yield data.where
     heads = ("listed", "with faces", "indexed", "found", "fit", "left out", "swapped", "tars", "size")
     yield _columns("part", heads) + "  usable samples"
     prepared = 0
     for part in parts:
-        status = PartStatus.of(data, part)
+        with kept.at_work(data) as here:
+            status = PartStatus.of(here, part)
         prepared += status.rows is not None
         yield _line(status)
     yield f"{prepared} of {len(parts)} parts are prepared"
@@ -77,7 +79,8 @@ def lines(data: DataDir, parts: Iterable[int]) -> Iterator[str]:
 
 def as_json(data: DataDir, parts: Iterable[int]) -> dict[str, Any]:
     """Give the same for programs; shares are numbers between 0 and 1."""
-    return {"data_dir": str(data.root), "parts": [asdict(PartStatus.of(data, part)) for part in parts]}
+    with kept.at_work(data) as here:
+        return {"data_dir": data.where, "parts": [asdict(PartStatus.of(here, part)) for part in parts]}
 
 
 def _line(status: PartStatus) -> str:
@@ -107,19 +110,19 @@ def _percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f} %"
 
 
-def _rows(path: Path) -> int | None:
-    try:
-        return int(pq.read_metadata(path).num_rows)
-    except FileNotFoundError:
+def _rows(data: DataDir, path: Path) -> int | None:
+    if not kept.has(data, path):
         return None
+    with kept.opened(data, path) as source:
+        return int(pq.read_metadata(source).num_rows)
 
 
 def _proof(data: DataDir, part: int) -> dict[str, Any] | None:
     path = proof_path(data.index(part))
-    if not data.index(part).exists() or not path.exists():
+    if not kept.has(data, data.index(part)) or not kept.has(data, path):
         return None
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(json.loads(kept.bring(data, path).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise BadFile(
             path,
@@ -129,10 +132,10 @@ def _proof(data: DataDir, part: int) -> dict[str, Any] | None:
         ) from error
 
 
-def _pictures(sidecar: Path) -> dict[str, int] | None:
-    if not sidecar.exists():
+def _pictures(data: DataDir, sidecar: Path) -> dict[str, int] | None:
+    if not kept.has(data, sidecar):
         return None
-    counts = pc.value_counts(pq.read_table(sidecar, columns=["status"])["status"]).to_pylist()
+    counts = pc.value_counts(pq.read_table(kept.bring(data, sidecar), columns=["status"])["status"]).to_pylist()
     return {item["values"]: item["counts"] for item in sorted(counts, key=lambda item: -item["counts"])}
 
 

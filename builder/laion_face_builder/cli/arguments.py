@@ -11,6 +11,7 @@ from laion_face_builder import __version__
 from laion_face_builder.cli import commands
 from laion_face_builder.cli.output import FORMATS
 from laion_face_builder.cli.parsing import Parser, sample_id
+from laion_face_builder.distribute import DISTRIBUTORS
 from laion_face_builder.layout import CONFIG_PARTS, DATA_DIR_VARIABLE, default_data_dir
 
 SHELLS = ("bash", "zsh", "fish")
@@ -56,6 +57,13 @@ def _add_prepare(subparsers: Any) -> None:
         metavar="N",
         help="files, and parts, that are worked on at the same time, 1.3 GB each; default: one a processor, at most 4",
     )
+    command.add_argument(
+        "--distributor",
+        choices=DISTRIBUTORS,
+        default=None,
+        help="who works on files and parts: processes, or a Spark or Ray cluster; default: threads, and processes if "
+        "DATA_DIR is an address such as s3://bucket/data",
+    )
     _add_dry_run(command)
     _add_format(command)
 
@@ -71,10 +79,27 @@ def _add_download(subparsers: Any) -> None:
         "--encode-quality", type=int, default=None, help="likewise, 1 to 100, of png 0 to 9; default: 95, of png 6"
     )
     command.add_argument(
-        "--processes", type=int, default=None, help="processes that fetch and write; default: one a core, at most 16"
+        "--processes",
+        type=int,
+        default=None,
+        help="processes that fetch and write; default: one a core, at most 16, or what a cluster has",
+    )
+    command.add_argument(
+        "--distributor",
+        choices=DISTRIBUTORS,
+        default=DISTRIBUTORS[0],
+        help="whose processes: this machine's, or those of a Spark or Ray cluster, each with --concurrency of its own; "
+        "default: %(default)s",
     )
     command.add_argument(
         "--samples-per-shard", type=int, default=10_000, help="samples in one tar; default: %(default)s"
+    )
+    command.add_argument(
+        "--shards",
+        default=None,
+        metavar="I/N",
+        help="of the tars only every Nth, from the Ith on, counted from 0, for one of N jobs that share DATA_DIR; a "
+        "download without it comes last, and ends the part",
     )
     command.add_argument(
         "--retry-failed",

@@ -6,12 +6,14 @@ The shapes of the documents are in `schemas`.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from laion_face_builder.cli.output import Output, say
+from laion_face_builder.errors import OptionError
 from laion_face_builder.layout import CONFIG_PARTS, DataDir
 
 if TYPE_CHECKING:
@@ -22,12 +24,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger("laion_face")
 
 
-def options_of(given: argparse.Namespace) -> Any:
-    """Validate the options of a command that takes a config."""
+def options_of(given: argparse.Namespace, *, anywhere: bool = False) -> Any:
+    """Validate the options of a command that takes a config.
+
+    Args:
+        anywhere: its DATA_DIR may be an address.
+    """
     from laion_face_builder.options import OptionFields, Options, option_names
 
     fields = OptionFields(**{name: value for name, value in vars(given).items() if name in option_names()})
-    return Options.of(given.config, fields, given.data_dir, given.token)
+    data = DataDir.kept_at(given.data_dir) if anywhere else None
+    if data is None or data.address is None:
+        return Options.of(given.config, fields, given.data_dir, given.token)
+    return dataclasses.replace(Options.of(given.config, fields, None, given.token), data=data)
 
 
 def run_nothing(given: argparse.Namespace) -> None:
@@ -45,8 +54,10 @@ def run_prepare(given: argparse.Namespace) -> None:
     from laion_face_builder.index.prepare import prepare
     from laion_face_builder.index.prepare_forecast import forecast_copy, forecast_prepare
 
-    options = options_of(given)
+    options = options_of(given, anywhere=True)
     if options.index is not None:
+        if options.data.address is not None:
+            raise OptionError(f"data_dir={options.data.where}: a published index is copied to a folder of this machine")
         copied = (options.data, options.parts, options.index, options.upstream.token)
         if given.dry_run:
             return _foretell(forecast_copy(*copied), given)
@@ -55,7 +66,7 @@ def run_prepare(given: argparse.Namespace) -> None:
         how = {"discard_sources": given.discard_sources, "processes": given.processes}
         if given.dry_run:
             return _foretell(forecast_prepare(options.data, options.parts, options.upstream, **how), given)
-        prepare(options.data, options.parts, options.upstream, **how)
+        prepare(options.data, options.parts, options.upstream, distributor=given.distributor, **how)
     Output(given.format).document(lambda: status.as_json(options.data, options.parts))
 
 
@@ -63,18 +74,21 @@ def run_download(given: argparse.Namespace) -> None:
     """Download the pictures."""
     from laion_face_builder.examples import parts
 
-    options, out = options_of(given), Output(given.format)
+    options, out = options_of(given, anywhere=True), Output(given.format)
     how = parts.download_options(
         options,
         processes_count=given.processes,
+        distributor=given.distributor,
         samples_per_shard=given.samples_per_shard,
         encode_format=given.encode_format,
         encode_quality=given.encode_quality,
     )
     if given.dry_run:
+        if given.shards is not None:
+            raise OptionError("--shards: --dry-run tells of all shards; leave --shards out")
         return _foretell(parts.forecast_download(options, how, given.retry_failed), given)
     results = {}
-    for part, result in parts.download(options, how, given.retry_failed, clean=given.clean_tars):
+    for part, result in parts.download(options, how, given.retry_failed, given.shards, clean=given.clean_tars):
         results[part] = result
         out.document(partial(dict, part=part, **vars(result)))
     out.lines(_download_table(results))
@@ -98,7 +112,7 @@ def run_status(given: argparse.Namespace) -> None:
     """Print what is there."""
     from laion_face_builder import status
 
-    data, parts = DataDir.at(given.data_dir), CONFIG_PARTS[given.config]
+    data, parts = DataDir.kept_at(given.data_dir), CONFIG_PARTS[given.config]
     out = Output(given.format)
     out.lines(status.lines(data, parts))
     out.document(lambda: status.as_json(data, parts))

@@ -35,6 +35,7 @@ from laion_face_builder.files import Fingerprint
 from laion_face_builder.forecast import Amount, Deed, Disk, Forecast, Step
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.layout import DataDir
+from laion_face_builder.upstream import kept
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class PartForecast:
         wanted: those that pass the filters and can be fetched at all.
         is_read: whether the rows were looked at; those of an index that lies elsewhere are not, and count as wanted.
         is_begun: whether a download of this part has been started before.
+        is_there: whether there is a sidecar.
         rounds: in order; those that were finished before are among them, with nothing to do.
         refusal: what it would end with, at a round of which the disk has no room or the folder cannot be used.
     """
@@ -72,6 +74,7 @@ class PartForecast:
     wanted: int
     is_read: bool
     is_begun: bool
+    is_there: bool
     rounds: tuple[RoundForecast, ...]
     refusal: LaionFaceError | None = None
 
@@ -106,9 +109,9 @@ def forecast_part(
         NotPrepared, StateConflict, OptionError, BadFile: as `download_part` before it fetches anything.
     """
     options = options or DownloadOptions()
-    refuse_impossible(data, options)
-    files = PartFiles(data, part)
-    with opened_index(data, part, index) as rows:
+    with kept.at_work(data) as here, opened_index(here, part, index) as rows:
+        refuse_impossible(here, options)
+        files = PartFiles(here, part)
         made_with = claimed(files, rows, options, filters)
         is_read = has_plan(files, made_with) or "://" not in rows.address
         plan = _plan(files, rows, made_with, options, filters) if is_read else _everything(rows.num_rows)
@@ -119,15 +122,16 @@ def forecast_part(
                 rounds.append(one)
         except LaionFaceError as error:
             refusal = error
-    begun = data.images_fingerprint(part).exists()
-    return PartForecast(part, len(plan), len(rows_to_fetch(plan)), is_read, begun, tuple(rounds), refusal)
+        begun = kept.has(here, here.images_fingerprint(part))
+        is_there = kept.has(here, here.sidecar(part))
+    return PartForecast(part, len(plan), len(rows_to_fetch(plan)), is_read, begun, is_there, tuple(rounds), refusal)
 
 
 def _plan(
     files: PartFiles, index: IndexPart, made_with: Fingerprint, options: DownloadOptions, filters: RowFilters | None
 ) -> pa.ChunkedArray:
     if has_plan(files, made_with):
-        return pq.read_table(files.plan)["status"]
+        return pq.read_table(kept.bring(files.data, files.plan))["status"]
     return pa.chunked_array(planned(index, filters, options.blur_faces), pa.string())
 
 
@@ -166,7 +170,7 @@ class _Rounds:
         """The rows of a round; None if it is a new one, and those before it have not been finished."""
         if not number:
             return rows_to_fetch(self.plan)
-        if self.files.round(number).exists():
+        if kept.brought(self.files.data, self.files.round(number)):
             return rows_of_round(self.files, number)
         if tars is None:
             return None
@@ -198,14 +202,14 @@ def forecast_parts(data: DataDir, parts: Sequence[int], forecast_of: Callable[[i
         if refusal is not None:  # Parts before it are downloaded, those after it are not.
             steps.append(Step(f"part {part}", "refused", str(refusal)))
             break
-        steps.append(Step(f"part {part}", *_deed(data, found)))
+        steps.append(Step(f"part {part}", *_deed(found)))
         pictures += Amount(found.pictures, found.is_exact)
     write = Amount(bytes_of(pictures.count), is_exact=not pictures.count)
     notes = [f"bytes to write are reckoned with {bytes_of(1):,} a picture"] if pictures.count else []
     return Forecast(
         "download",
         tuple(steps),
-        (Disk.of(data.root, write),),
+        (Disk.of(data.root, write),) if data.address is None else (),
         write,
         pictures=pictures,
         notes=tuple(notes),
@@ -213,11 +217,10 @@ def forecast_parts(data: DataDir, parts: Sequence[int], forecast_of: Callable[[i
     )
 
 
-def _deed(data: DataDir, found: PartForecast) -> tuple[Deed, str]:
-    is_there = data.sidecar(found.part).exists()
+def _deed(found: PartForecast) -> tuple[Deed, str]:
     said = "; ".join(_said(one) for one in found.rounds if one.pictures is None or one.pictures or one.unchecked)
     if not said:
-        return ("used as it is", "") if is_there else ("made", "all pictures are there, the list of them is not")
+        return ("used as it is", "") if found.is_there else ("made", "all pictures are there, the list of them is not")
     if not found.is_read:
         said += "; filters aside, since the index lies elsewhere"
     if not found.is_begun:

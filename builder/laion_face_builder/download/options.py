@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
+from laion_face_builder.distribute import DISTRIBUTORS
 from laion_face_builder.download.blur import JPEG_QUALITY
 from laion_face_builder.errors import OptionError
 from laion_face_builder.fetch.limits import FetchLimits
@@ -21,10 +22,6 @@ _QUALITIES = {"jpg": (1, 100, JPEG_QUALITY), "png": (0, 9, 6), "webp": (1, 100, 
 ENCODE_FORMATS = tuple(_QUALITIES)
 
 
-def _one_a_core() -> int:
-    return min(_MOST_PROCESSES, cores())
-
-
 @dataclass(frozen=True)
 class DownloadOptions:
     """How a part is downloaded.
@@ -34,8 +31,9 @@ class DownloadOptions:
     with them img2dataset's resizer decodes each picture and encodes it again.
 
     Args:
-        processes_count: processes that fetch and write; one a core, 16 at most, by default.
-        concurrency: pictures that are fetched at the same time, by all of them together.
+        processes_count: processes that fetch and write; None means one a core, 16 at most, or what a cluster has.
+        distributor: whose they are, one of `distribute.DISTRIBUTORS`.
+        concurrency: pictures that are fetched at the same time, by all of them together; by each worker of a cluster.
         samples_per_shard: samples in one tar.
         timeout: seconds for one picture, everything included.
         retries: further tries for what can pass; see `retry_failed` for later rounds.
@@ -56,7 +54,8 @@ class DownloadOptions:
         ignore_space: start even if the disk is clearly too small.
     """
 
-    processes_count: int = field(default_factory=_one_a_core)
+    processes_count: int | None = None
+    distributor: str = "processes"
     concurrency: int = OptionFields.concurrency
     samples_per_shard: int = 10_000
     timeout: float = OptionFields.timeout
@@ -78,7 +77,10 @@ class DownloadOptions:
 
     def __post_init__(self) -> None:
         for name, valid in _VALID.items():
-            valid.check(name + _TYPED.get(name, ""), getattr(self, name))
+            if (value := getattr(self, name)) is not None or name != "processes_count":
+                valid.check(name + _TYPED.get(name, ""), value)
+        if self.distributor not in DISTRIBUTORS:
+            raise OptionError(f"distributor={self.distributor!r}: expected one of {', '.join(DISTRIBUTORS)}")
         self._check_encoding()
 
     def _check_encoding(self) -> None:
@@ -93,6 +95,16 @@ class DownloadOptions:
             raise OptionError(
                 "encode_format and encode_quality go with resize_mode or blur_faces: else every original byte is kept"
             )
+
+    @property
+    def processes(self) -> int:
+        """How many there are of this machine, at most."""
+        return self.processes_count or min(_MOST_PROCESSES, cores())
+
+    @property
+    def is_on_cluster(self) -> bool:
+        """Whether the workers may be on other machines, and are not ours."""
+        return self.distributor != "processes"
 
     @property
     def resizing(self) -> Resizing:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from contextlib import suppress
 
 import numpy as np
 import pyarrow as pa
@@ -49,13 +50,13 @@ from laion_face_builder.files import (
     human_size,
     locked,
     make_fingerprint,
-    read_fingerprint,
     remove_partials,
     written_whole,
 )
 from laion_face_builder.images import reasons
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.layout import DataDir
+from laion_face_builder.upstream import kept
 
 __all__ = ["DownloadOptions", "PartResult", "download_part"]
 
@@ -96,18 +97,18 @@ def download_part(
         OptionError: the environment names a proxy that is not trusted, or img2dataset cannot write to such a path.
     """
     options = options or DownloadOptions()
-    files = PartFiles(data, part)
-    refuse_impossible(data, options)
     waiting = f"part {part:05d}: another process downloads it; waiting for that"
-    with opened_index(data, part, index) as rows, locked(data.images_fingerprint(part), waiting):
-        made_with = _claim(files, rows, options, filters)
-        _remove_leftovers(files)
-        _ensure_plan(files, rows, filters, made_with, options.blur_faces)
-        with disk_errors(files.data.tars(part)):
-            result = _rounds(files, rows, options, made_with, retry_failed)
-            if clean and clean_tars(files):
+    with kept.at_work(data) as here, opened_index(here, part, index) as rows:
+        refuse_impossible(here, options)
+        files = PartFiles(here, part)
+        with locked(here.images_fingerprint(part), waiting):
+            made_with = begun(files, rows, options, filters)
+            _remove_leftovers(files)
+            with disk_errors(here.tars(part)):
                 result = _rounds(files, rows, options, made_with, retry_failed)
-            return result
+                if clean and clean_tars(files):
+                    result = _rounds(files, rows, options, made_with, retry_failed)
+                return result
 
 
 def refuse_impossible(data: DataDir, options: DownloadOptions) -> None:
@@ -130,11 +131,9 @@ def _rounds(
             break
         this_round = Round(files, number, rows, options, made_with)
         if this_round.missing:
-            to_fetch = this_round.samples_to_fetch
-            space = f"about {human_size(bytes_of(to_fetch))}; {human_size(disk_free(files.plan))} free"
-            logger.info("part %05d: %d pictures to fetch, %s", files.part, to_fetch, space)
-            check_space(files, to_fetch, options)
-            _withdraw_sidecar(files, this_round.missing_tars())
+            _say_space(files, this_round.samples_to_fetch)
+            check_space(files, this_round.samples_to_fetch, options)
+            withdraw_sidecar(files, this_round.missing_tars())
             this_round.run(index)
         tars += this_round.tars()
         done = number
@@ -147,25 +146,26 @@ def _rounds(
 
 def _is_complete(files: PartFiles, number: int, options: DownloadOptions, made_with: Fingerprint) -> bool:
     """Whether this round has been done before: then the sidecar that matters is the one with it."""
-    if not files.round(number).exists():
+    if not kept.brought(files.data, files.round(number)):
         return False
     return not Round(files, number, rows_of_round(files, number), options, made_with).missing
 
 
-def _withdraw_sidecar(files: PartFiles, missing: list[str]) -> None:
+def withdraw_sidecar(files: PartFiles, missing: list[str]) -> None:
     """Removes the sidecar if it speaks of tars that are about to be made again: other bytes would lie in its places."""
     sidecar = files.data.sidecar(files.part)
-    if not sidecar.exists():
+    if not kept.brought(files.data, sidecar):
         return
     named = pq.read_table(sidecar, columns=["tar"], read_dictionary=["tar"])["tar"].unique().to_pylist()
     if not {*missing}.isdisjoint(named):
         logger.warning("%s: withdrawn until tars that have gone or changed are downloaded again", sidecar)
         sidecar.unlink()
+        kept.remove_afar(files.data, sidecar)
 
 
 def _rows(files: PartFiles, number: int, made_with: Fingerprint) -> Rows:
     """The rows of a round; those of a new round are all that failed so far and may still come."""
-    if number and not files.round(number).exists():
+    if number and not kept.brought(files.data, files.round(number)):
         rows = rows_to_retry(pq.read_table(files.data.sidecar(files.part), columns=["status"])["status"])
         if not len(rows):
             return rows
@@ -175,15 +175,16 @@ def _rows(files: PartFiles, number: int, made_with: Fingerprint) -> Rows:
 
 def _write_sidecar(files: PartFiles, index: IndexPart, made_with: Fingerprint, tars: list[CheckedTar]) -> None:
     path = files.data.sidecar(files.part)
-    if sidecar_made_from(path) == made_from(tars):
+    if kept.brought(files.data, path) and sidecar_made_from(path) == made_from(tars):
         return
     how = {name: made_with[name] for name in ("resize", "blur_faces") if name in made_with}
     fingerprint = make_fingerprint(
         "sidecar", part=files.part, index=made_with["index"], images=digest(made_with), **how
     )
     sample_ids = index.read(0, index.num_rows, ["sample_id"])["sample_id"]
-    table = sidecar_table(sample_ids, pq.read_table(files.plan)["status"], tars)
+    table = sidecar_table(sample_ids, pq.read_table(kept.bring(files.data, files.plan))["status"], tars)
     write_sidecar(path, table, fingerprint, tars)
+    kept.send(files.data, path)
 
 
 def sidecar_table(sample_ids: pa.ChunkedArray, plan: pa.ChunkedArray, tars: list[CheckedTar]) -> pa.Table:
@@ -197,12 +198,20 @@ def bytes_of(samples: int) -> int:
     return samples * _BYTES_A_SAMPLE
 
 
-def _claim(files: PartFiles, index: IndexPart, options: DownloadOptions, filters: RowFilters | None) -> Fingerprint:
+def begun(files: PartFiles, index: IndexPart, options: DownloadOptions, filters: RowFilters | None) -> Fingerprint:
+    """Claim the part for this download and have its plan; gives what it is made with. The part is locked.
+
+    Raises:
+        StateConflict, BadFile: as `claimed`.
+    """
     wanted = claimed(files, index, options, filters)
     path = files.data.images_fingerprint(files.part)
     if not path.exists():
         with written_whole(path) as partial:
             partial.write_text(canonical_json(wanted) + "\n", encoding="utf-8")
+        kept.send(files.data, path)
+    if not has_plan(files, wanted):
+        write_plan(files, index, filters, _plan_fingerprint(wanted), options.blur_faces)
     return wanted
 
 
@@ -226,9 +235,9 @@ def claimed(files: PartFiles, index: IndexPart, options: DownloadOptions, filter
     )
     path = files.data.images_fingerprint(files.part)
     folder = files.data.tars(files.part)
-    if path.exists():
+    if kept.brought(files.data, path):
         _require_same(files, json.loads(canonical_json(wanted)))
-    elif folder.is_dir() and any(folder.iterdir()):
+    elif kept.below(files.data, folder):
         raise StateConflict(
             f"{folder}: there are files, but nothing says what they were made with. Move the folder away, or use it as "
             "it is with images=FOLDER."
@@ -253,16 +262,9 @@ def _require_same(files: PartFiles, wanted: Fingerprint) -> None:
         )
 
 
-def _ensure_plan(
-    files: PartFiles, index: IndexPart, filters: RowFilters | None, made_with: Fingerprint, blur_faces: bool
-) -> None:
-    if not has_plan(files, made_with):
-        write_plan(files, index, filters, _plan_fingerprint(made_with), blur_faces)
-
-
 def has_plan(files: PartFiles, made_with: Fingerprint) -> bool:
     """Whether the plan is there, and of this download."""
-    return read_fingerprint(files.plan) == _plan_fingerprint(made_with)
+    return kept.fingerprint(files.data, files.plan) == _plan_fingerprint(made_with)
 
 
 def _plan_fingerprint(made_with: Fingerprint) -> Fingerprint:
@@ -277,17 +279,25 @@ def _remove_leftovers(files: PartFiles) -> None:
     folder = files.data.tars(files.part)
     for partial in folder.parent.glob(f".{folder.name}.*.partial"):
         partial.unlink(missing_ok=True)
+    with suppress(OSError):  # Shares leave it empty, since others may be about to write there.
+        (folder / "_tmp").rmdir()
+
+
+def _say_space(files: PartFiles, samples: int) -> None:
+    data, needed = files.data, human_size(bytes_of(samples))
+    room = f"{human_size(disk_free(data.tars(files.part)))} free" if data.address is None else f"kept at {data.where}"
+    logger.info("part %05d: %d pictures to fetch, about %s; %s", files.part, samples, needed, room)
 
 
 def check_space(files: PartFiles, samples: int, options: DownloadOptions) -> None:
-    """Stops if the disk is clearly too small for so many samples.
+    """Stops if the disk is clearly too small for so many samples; what room an address has, nobody can say.
 
     Raises:
         DownloadError: it is, and `ignore_space` is not set.
     """
     folder = files.data.images_fingerprint(files.part).parent
     needed, free = bytes_of(samples), disk_free(folder)
-    if needed > 2 * free and not options.ignore_space:
+    if files.data.address is None and needed > 2 * free and not options.ignore_space:
         raise DownloadError(
             f"{folder}: about {human_size(needed)} needed, {human_size(free)} free. Choose a larger disk, fewer parts "
             "or stricter filters, or set ignore_space."

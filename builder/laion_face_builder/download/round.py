@@ -5,19 +5,20 @@ A shard is finished once its rows of the sidecar are there, made from the stats 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from laion_face_builder import progress
+from laion_face_builder.download.cluster import Cluster
 from laion_face_builder.download.options import DownloadOptions
 from laion_face_builder.download.rounds import PartFiles, Rows, rows_of_round
-from laion_face_builder.download.shard_work import ShardWork, Sight
+from laion_face_builder.download.shard_work import Crew, ShardWork, Sight
 from laion_face_builder.download.shards import remove_half_written, remove_unfinished, shard_sizes
 from laion_face_builder.download.sidecar import CheckedTar, rows_held
-from laion_face_builder.download.task import ShardPlace, ShardTask
+from laion_face_builder.download.task import ShardPlace, ShardResult, ShardTask
 from laion_face_builder.download.workers import Workers
 from laion_face_builder.files import Fingerprint, digest
 from laion_face_builder.index.reader import IndexPart
@@ -51,12 +52,16 @@ class Round:
             ShardPlace(files, images, number, shard, shard * each, size, options.max_pixels)
             for shard, size in enumerate(sizes)
         ]
-        self._finished = {place.shard for place in self._places if _is_finished(place)}
+        self._finished = {place.shard for place in self._places if place.is_finished}
 
     @property
     def missing(self) -> list[int]:
         """The shards that are not finished."""
         return [place.shard for place in self._places if place.shard not in self._finished]
+
+    def missing_of(self, share: Container[int] | None) -> list[int]:
+        """Those of a share; of all if it is None."""
+        return [shard for shard in self.missing if share is None or shard in share]
 
     @property
     def unchecked(self) -> list[int]:
@@ -77,9 +82,13 @@ class Round:
         """Those of shards whose files are not all there."""
         return self.samples_of({*self.missing} - {*self.unchecked})
 
-    def missing_tars(self) -> list[str]:
+    def missing_tars(self, share: Container[int] | None = None) -> list[str]:
         """Their tars, as the sidecar names them."""
-        return [self._files.tar_name(self._number, shard) for shard in self.missing]
+        return [self._files.tar_name(self._number, shard) for shard in self.missing_of(share)]
+
+    def results(self, share: Container[int] | None = None) -> list[ShardResult]:
+        """What has become of the shards that are finished."""
+        return [place.result() for place in self._finished_of(share)]
 
     def tars(self) -> list[CheckedTar]:
         """The tars of the finished shards."""
@@ -88,31 +97,46 @@ class Round:
             for shard in sorted(self._finished)
         ]
 
-    def run(self, index: IndexPart) -> None:
+    def run(self, index: IndexPart, share: Container[int] | None = None) -> None:
         """Makes what is missing, but for the pictures that tars of other rounds have.
+
+        Args:
+            share: of the shards; others may be made by other processes meanwhile. None means that all are ours.
 
         Raises:
             DownloadError: workers died again and again, and it was no sample's doing; NetworkOutage: no host answers.
             OSError: a shard cannot be written.
         """
-        missing = self.missing
-        count = min(self._options.processes_count, len(missing))
-        limits, held = self._options.limits(count), self._rows_elsewhere()
+        missing, folder = self.missing_of(share), self._files.tars(self._number)
+        if not missing:
+            return
+        count = min(self._options.processes, len(missing))
+        limits = self._options.limits(1 if self._options.is_on_cluster else count)
+        held = self._rows_elsewhere()
         tasks = [
             ShardTask(self._places[shard], index, self._options, limits, held=self._positions(shard, held))
             for shard in missing
         ]
-        is_far = "://" in index.address
-        workers: Workers[ShardTask] = Workers(count, _AT_A_TIME, lock=self._files.writers, keeps_token=is_far)
-        with workers, self._bar() as bar:
+        with self._crew(count, index, is_shared=share is not None) as workers, self._bar(share) as bar:
             # Not before the workers of an earlier run have gone, which `workers` waits for.
-            remove_unfinished(self._files.tars(self._number), {*self._finished, *self.unchecked})
-            self._files.tars(self._number).mkdir(parents=True, exist_ok=True)
-            sight = Sight(bar, [place for place in self._places if place.shard in self._finished])
+            remove_unfinished(folder, {*self._finished, *self.unchecked}, share)
+            folder.mkdir(parents=True, exist_ok=True)
+            sight = Sight(bar, self._finished_of(share))
             for shard in ShardWork(tasks, workers, sight).finished():
+                self._places[shard].renew()
                 self._finished.add(shard)
         # A worker that was killed leaves its shard, and whoever reads every .tar below the folder would find it.
-        remove_half_written(self._files.tars(self._number))
+        remove_half_written(folder, share)
+
+    def _finished_of(self, share: Container[int] | None) -> list[ShardPlace]:
+        shards = (shard for shard in sorted(self._finished) if share is None or shard in share)
+        return [self._places[shard] for shard in shards]
+
+    def _crew(self, count: int, index: IndexPart, *, is_shared: bool) -> Crew:
+        if self._options.is_on_cluster:
+            return Cluster(self._options.distributor, self._options.processes_count)
+        is_far = "://" in index.address
+        return Workers(count, _AT_A_TIME, lock=self._files.writers, shares_lock=is_shared, keeps_token=is_far)
 
     def _rows_elsewhere(self) -> Rows:
         """The index rows that other rounds have: a shard may be lost once a later one has got what it had not."""
@@ -127,13 +151,9 @@ class Round:
         return tuple(np.flatnonzero(np.isin(rows, wanted)).tolist())
 
     @contextmanager
-    def _bar(self) -> Iterator[Any]:
+    def _bar(self, share: Container[int] | None) -> Iterator[Any]:
         name = f"part {self._files.part:05d}" + (f" retry {self._number}" if self._number else "")
-        done = len(self._rows) - self.missing_samples
-        with progress.bar(name, len(self._rows), "picture", done=done) as bar:
+        name += "" if share is None else f" shards {share}"
+        done = sum(place.samples for place in self._finished_of(share))
+        with progress.bar(name, done + self.samples_of(self.missing_of(share)), "picture", done=done) as bar:
             yield bar
-
-
-def _is_finished(place: ShardPlace) -> bool:
-    job = place.check_job()
-    return job is not None and job.is_done

@@ -34,6 +34,8 @@ from laion_face_builder.files import Fingerprint, stamped, written_whole
 from laion_face_builder.images import reasons
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.layout import DataDir
+from laion_face_builder.shown import shown
+from laion_face_builder.upstream import kept
 
 PLAN = pa.schema([("status", pa.string())])
 ROUND = pa.schema([("row", pa.int64())])
@@ -114,7 +116,7 @@ class PartFiles:
     def rounds_started(self) -> int:
         """How many rounds beyond the first have been started."""
         number = 0
-        while self.round(number + 1).exists():
+        while kept.brought(self.data, self.round(number + 1)):
             number += 1
         return number
 
@@ -129,10 +131,12 @@ def opened_index(data: DataDir, part: int, index: IndexPart | None = None) -> It
     if index is not None:
         yield index
         return
-    path = data.index(part)
-    if not path.exists():
-        raise NotPrepared(f"{path}: there is no such index. Run `laion-face prepare` with --parts {part} first.")
-    with IndexPart.open(path) as own:
+    place = kept.place(data, data.index(part))
+    if not kept.has(data, data.index(part)):
+        raise NotPrepared(
+            f"{shown(place)}: there is no such index. Run `laion-face prepare` with --parts {part} first."
+        )
+    with IndexPart.open(place) as own:
         yield own
 
 
@@ -143,6 +147,7 @@ def write_plan(
     with written_whole(files.plan) as partial, pq.ParquetWriter(partial, stamped(PLAN, fingerprint)) as writer:
         for status in planned(index, filters, blur_faces):
             writer.write_table(pa.table([status], schema=writer.schema))
+    kept.send(files.data, files.plan)
 
 
 def planned(index: IndexPart, filters: RowFilters | None, blur_faces: bool = False) -> Iterator[pa.Array]:
@@ -170,13 +175,14 @@ def write_round(files: PartFiles, number: int, rows: Rows, fingerprint: Fingerpr
     """Fixes the rows of a later round."""
     with written_whole(files.round(number)) as partial:
         pq.write_table(pa.table([pa.array(rows, pa.int64())], schema=stamped(ROUND, fingerprint)), partial)
+    kept.send(files.data, files.round(number))
 
 
 def rows_of_round(files: PartFiles, number: int) -> Rows:
     """int64[n]: the index rows of a round, ascending, in the order of its shards."""
     if number:
-        return np.asarray(pq.read_table(files.round(number))["row"].to_numpy(), dtype=np.int64)
-    return rows_to_fetch(pq.read_table(files.plan)["status"])
+        return np.asarray(pq.read_table(kept.bring(files.data, files.round(number)))["row"].to_numpy(), dtype=np.int64)
+    return rows_to_fetch(pq.read_table(kept.bring(files.data, files.plan))["status"])
 
 
 def rows_to_fetch(plan: pa.ChunkedArray) -> Rows:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from laion_face_builder.download.attempts import Attempts
+from laion_face_builder.download.cluster import Cluster
 from laion_face_builder.download.task import ShardPlace, ShardResult, ShardTask
 from laion_face_builder.download.workers import Died, Done, Event, Failed, Workers
 from laion_face_builder.errors import DownloadError
@@ -19,6 +20,8 @@ logger = logging.getLogger("laion_face")
 
 _POLL_SECONDS = 0.5
 _REASONS_SHOWN = 3
+
+Crew = Workers[ShardTask] | Cluster[ShardTask]
 
 
 class Sight:
@@ -68,7 +71,7 @@ class ShardWork:
         sight: is told how far they are.
     """
 
-    def __init__(self, tasks: Sequence[ShardTask], workers: Workers[ShardTask], sight: Sight) -> None:
+    def __init__(self, tasks: Sequence[ShardTask], workers: Crew, sight: Sight) -> None:
         self._tasks = {task.place.shard: task for task in tasks}
         self._attempts = {task.place.shard: Attempts(task.place.samples) for task in tasks}
         self._waiting = deque(self._tasks)

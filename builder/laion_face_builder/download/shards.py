@@ -15,7 +15,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,15 +110,19 @@ def _not_whole(file: Path, found: str, expected: str) -> BadFile:
     return BadFile(file, found=found, expected=expected, way_out="The shard is downloaded again.")
 
 
-def remove_unfinished(folder: Path, kept: Collection[int]) -> None:
-    """Leaves only the shards in `kept`; what was being written goes too."""
-    remove_half_written(folder)
+def remove_unfinished(folder: Path, kept: Collection[int], share: Container[int] | None = None) -> None:
+    """Leaves only the shards in `kept`, and those that are not in the share; what was being written goes too."""
+    remove_half_written(folder, share)
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         named = _OURS.fullmatch(path.name)
-        if named and int(named[1]) not in kept:
+        if named and int(named[1]) not in kept and (share is None or int(named[1]) in share):
             ShardFiles(folder, int(named[1])).remove()
 
 
-def remove_half_written(folder: Path) -> None:
-    """Removes what processes that were killed had begun; nobody may be writing."""
-    shutil.rmtree(folder / "_tmp", ignore_errors=True)
+def remove_half_written(folder: Path, share: Container[int] | None = None) -> None:
+    """Removes what processes that were killed had begun, of the share or of all; nobody may be writing it."""
+    if share is None:
+        shutil.rmtree(folder / "_tmp", ignore_errors=True)
+    for begun in folder.glob("_tmp/*.*"):
+        if share is not None and int(begun.name.partition(".")[0]) in share:
+            shutil.rmtree(begun, ignore_errors=True)

@@ -10,6 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -22,6 +23,7 @@ from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.files import make_fingerprint
 from laion_face_builder.images import reasons
 from laion_face_builder.index.reader import IndexPart
+from laion_face_builder.upstream import kept
 
 #: Samples of a shard from one position to before another.
 Span = tuple[int, int]
@@ -60,9 +62,10 @@ class ShardPlace:
         Args:
             files: the shard's files while they lie elsewhere; those in place if None.
         """
-        files = files or self.files
-        stats = files.stats_digest()
-        if stats is None or not files.tar.exists():
+        files, data = files or self.files, self.part.data
+        stats = files.stats_digest() if kept.brought(data, files.stats) else None
+        tar_bytes = kept.size(data, files.tar)
+        if stats is None or tar_bytes is None:
             return None
         where = {"images": self.images, "round": self.round, "shard": self.shard, "max_pixels": self.max_pixels}
         return CheckJob(
@@ -71,8 +74,22 @@ class ShardPlace:
             id_column="row",
             samples=self.samples,
             max_pixels=self.max_pixels,
-            fingerprint=make_fingerprint("checked", **where, stats=stats, tar_bytes=files.tar.stat().st_size),
+            fingerprint=make_fingerprint("checked", **where, stats=stats, tar_bytes=tar_bytes),
         )
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether its rows of the sidecar are there, made from the stats and the tar that lie beside them."""
+        job = self.check_job()
+        return job is not None and kept.brought(self.part.data, Path(job.out)) and job.is_done
+
+    def renew(self) -> None:
+        """Bring what a worker has just sent to the address, whatever was here; in a folder it is there."""
+        if self.part.data.address is not None:
+            rows = self.part.checked_tar(self.round, self.shard)
+            for copy in (self.files.stats, rows):
+                copy.unlink(missing_ok=True)
+            kept.bring(self.part.data, rows)
 
     def result(self) -> ShardResult:
         """What has become of the shard, by its rows of the sidecar, which are there."""
@@ -126,9 +143,9 @@ class ShardTask:
     probe: Span | None = None
 
     def run(self, report: Report) -> ShardResult:
-        """Make the shard; see `run_shard`. Nothing heavy is imported before."""
+        """Make the shard; see `make_shard`. Nothing heavy is imported before."""
         # What OpenCV decodes has been looked at before. It reads its own bound when it is imported.
         os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(self.options.max_pixels)
-        from laion_face_builder.download.run_shard import run_shard
+        from laion_face_builder.download.make_shard import make_shard
 
-        return run_shard(self, report)
+        return make_shard(self, report)

@@ -35,7 +35,7 @@ _POLL_SECONDS = 0.2
 #: They have no business with the Hub, unless the index lies there.
 _TOKENS = frozenset({"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"})
 #: No reports to anyone, and no look-ups for newer versions when img2dataset's libraries are imported.
-_QUIET = {
+QUIET = {
     "WANDB_MODE": "disabled",
     "WANDB_SILENT": "true",
     "WANDB_ERROR_REPORTING": "false",
@@ -121,11 +121,20 @@ class Workers(Generic[C]):
         count: how many there are at most.
         at_a_time: calls that each may do at the same time.
         lock: held by every one of them while it lives; waited for before the first one starts.
+        shares_lock: others that say so too may hold it at the same time.
         keeps_token: whether they get the Hub's token that the environment has.
     """
 
-    def __init__(self, count: int, at_a_time: int = 1, *, lock: Path | None = None, keeps_token: bool = False) -> None:
-        self._count, self._at_a_time, self._lock = count, at_a_time, lock
+    def __init__(
+        self,
+        count: int,
+        at_a_time: int = 1,
+        *,
+        lock: Path | None = None,
+        shares_lock: bool = False,
+        keeps_token: bool = False,
+    ) -> None:
+        self._count, self._at_a_time, self._lock, self._shares_lock = count, at_a_time, lock, shares_lock
         self._environment = environment(keeps_token)
         self._workers: list[_Worker[C]] = []
         self._calls = 0
@@ -133,7 +142,7 @@ class Workers(Generic[C]):
 
     def __enter__(self) -> Workers[C]:
         if self._lock is not None:
-            self._held = _held(self._lock)
+            self._held = _held(self._lock, fcntl.LOCK_SH if self._shares_lock else fcntl.LOCK_EX)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -246,10 +255,10 @@ def environment(keeps_token: bool = False) -> dict[str, str]:
     """
     dropped = frozenset() if keeps_token else _TOKENS
     kept = {name: text for name, text in os.environ.items() if not name.lower().endswith("_proxy")}
-    return {name: text for name, text in kept.items() if name not in dropped} | _QUIET
+    return {name: text for name, text in kept.items() if name not in dropped} | QUIET
 
 
-def _held(lock: Path) -> int:
+def _held(lock: Path, how: int) -> int:
     """A descriptor that holds the lock file, and with which workers inherit it.
 
     Raises:
@@ -260,7 +269,7 @@ def _held(lock: Path) -> int:
     end = time.monotonic() + _LOCK_SECONDS
     while True:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, how | fcntl.LOCK_NB)
             return descriptor
         except BlockingIOError:
             if time.monotonic() > end:

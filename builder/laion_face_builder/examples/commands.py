@@ -26,7 +26,7 @@ def command(name: str, options: Options, parts: Sequence[int]) -> str:
         options: of the dataset that misses something.
         parts: what it misses.
     """
-    words = ["laion-face", name, options.config, "--parts", listed(parts), "--data-dir", str(options.data.root)]
+    words = ["laion-face", name, options.config, "--parts", listed(parts), "--data-dir", options.data.where]
     values = _values(options)
     for spec in dataclasses.fields(OptionFields):
         value = values.get(spec.name, spec.default)

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 from laion_face_builder import progress
 from laion_face_builder.download.adopt import part_folder
 from laion_face_builder.download.tars import PartPictures
-from laion_face_builder.errors import NotPrepared, StateConflict
+from laion_face_builder.errors import NotPrepared, OptionError, StateConflict
 from laion_face_builder.examples.commands import command, listed
 from laion_face_builder.files import digest, read_fingerprint
 from laion_face_builder.forecast import Forecast
 from laion_face_builder.index.published import PublishedPart, find_published
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.options import IMAGE_MODES, Options
+from laion_face_builder.upstream import kept
 from laion_face_builder.upstream.tokens import Token
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class OpenPart:
 
 def is_prepared(options: Options, part: int) -> bool:
     """Whether the part's rows can be read without anything being made."""
-    return options.index is not None or options.data.index(part).exists()
+    return options.index is not None or kept.has(options.data, options.data.index(part))
 
 
 @contextmanager
@@ -101,7 +102,7 @@ def require_prepared(options: Options) -> None:
     missing = [part for part in options.parts if not is_prepared(options, part)]
     if missing:
         raise NotPrepared(
-            f"{options.data.root}: no index of parts {listed(missing)}. Run `{command('prepare', options, missing)}` "
+            f"{options.data.where}: no index of parts {listed(missing)}. Run `{command('prepare', options, missing)}` "
             "first."
         )
 
@@ -143,23 +144,33 @@ def download_options(options: Options, **how: Any) -> DownloadOptions:
 
 
 def download(
-    options: Options, how: DownloadOptions, retry_failed: int = 0, *, clean: bool = False
+    options: Options, how: DownloadOptions, retry_failed: int = 0, shards: str | None = None, *, clean: bool = False
 ) -> Iterator[tuple[int, PartResult]]:
     """Downloads the pictures of each part that is prepared; gives its number and result.
 
+    Args:
+        shards: a share of each part's shards, as `share.Share.parse` understands it; None means all.
+
     Raises:
-        OptionError: no such number of rounds; NotPrepared: a part has no index.
+        OptionError: no such number of rounds, or no such share; NotPrepared: a part has no index.
     """
     from laion_face_builder.download.options import RETRY_FAILED
     from laion_face_builder.download.part import download_part
+    from laion_face_builder.download.share import Share, download_share
 
     RETRY_FAILED.check("retry_failed", retry_failed)
+    share = None if shards is None else Share.parse(shards)
+    if share is not None and retry_failed:
+        raise OptionError("shards and retry_failed: rounds over what failed come with the download of all shards, last")
     require_prepared(options)
     for number, part in enumerate(options.parts, 1):
         with _index_of(options, part) as index:
             with progress.nth("part", number, len(options.parts)):
-                given = (options.data, part, how, options.filters, retry_failed)
-                result = download_part(*given, index=index, clean=clean)
+                if share is None:
+                    given = (options.data, part, how, options.filters, retry_failed)
+                    result = download_part(*given, index=index, clean=clean)
+                else:
+                    result = download_share(options.data, part, share, how, options.filters, index=index)
             yield part, result
 
 
@@ -182,7 +193,7 @@ def forecast_download(options: Options, how: DownloadOptions, retry_failed: int 
 
 def _index_of(options: Options, part: int) -> IndexPart:
     if options.index is None:
-        return IndexPart.open(options.data.index(part))
+        return IndexPart.open(kept.place(options.data, options.data.index(part)))
     token = options.upstream.token
     return IndexPart.open(_published(options.index, part, token), token)
 

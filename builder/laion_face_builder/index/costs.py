@@ -86,13 +86,13 @@ class Costs:
 
     def say(self, data: DataDir) -> None:
         """Say the sizes."""
+        free = f"{human_size(disk_free(data.root))} free at {data.root}"
         logger.info(
-            "parts %s: %s to download; ids, faces and index take about %s; %s free at %s",
+            "parts %s: %s to download; ids, faces and index take about %s; %s",
             ", ".join(map(str, self.parts)),
             self.to_download(),
             human_size(self.written),
-            human_size(disk_free(data.root)),
-            data.root,
+            free if data.address is None else f"kept at {data.where}",
         )
         if self.read:
             logger.info("%s", self.to_read())
@@ -108,13 +108,13 @@ class Costs:
         return f"{files} are read for {parts}; all {len(ALL_PARTS)} cost no more"
 
     def check_room(self, data: DataDir, discard_sources: bool, side_by_side: int) -> None:
-        """Stop if all that does not fit.
+        """Stop if all that does not fit here; what is kept at an address is made elsewhere.
 
         Raises:
             LaionFaceError: the disk has no room.
         """
         needed, free = self.most_written(discard_sources, side_by_side), disk_free(data.root)
-        if needed > free:
+        if data.address is None and needed > free:
             hint = "" if discard_sources else ", free each source once it is used (--discard-sources)"
             raise LaionFaceError(
                 f"{data.root}: about {human_size(needed)} are needed ({human_size(self.fetched)} to download), "
@@ -124,14 +124,14 @@ class Costs:
 
 def _unstaged(jobs: Sequence[PartPlan]) -> list[RemoteFile]:
     """The files of whole metadata that a pass for these parts has to read: not those whose rows wait already."""
-    first, staging = jobs[0], jobs[0].data.staging
+    first, data = jobs[0], jobs[0].data
     files = first.metadata.files
-    if not staging.exists() or (ids := first.content(first.id_list)) is None:
+    if (ids := first.content(first.id_list)) is None:
         return list(files)
-    folder, parts = staging_folder(staging, ids, [job.part for job in jobs])
+    folder, parts = staging_folder(data, ids, [job.part for job in jobs])
 
     def waits(number: int, file: RemoteFile) -> bool:
-        return is_staged(staged_file(folder, number), ids, parts, lambda: first.content(file))
+        return is_staged(data, staged_file(folder, number), ids, parts, lambda: first.content(file))
 
     return [file for number, file in enumerate(files) if not waits(number, file)]
 

@@ -20,13 +20,13 @@ from laion_face_builder.files import (
     Fingerprint,
     locked,
     make_fingerprint,
-    read_fingerprint,
     remove_partials,
     stamped,
     written_whole,
 )
 from laion_face_builder.layout import ALL_PARTS, DataDir
 from laion_face_builder.schema import IDS
+from laion_face_builder.upstream import kept
 from laion_face_builder.upstream.float_lists import FloatList, load_lists
 
 log = logging.getLogger("laion_face")
@@ -61,7 +61,7 @@ def write_ids(pth: Path, data: DataDir, parts: Sequence[int], source_version: st
 
 def lacks_ids(data: DataDir, part: int, source_version: str | None) -> bool:
     """Whether a part's ids are not there, or not from this source; None is a source that is not known yet."""
-    ours = read_fingerprint(data.ids(part))
+    ours = kept.fingerprint(data, data.ids(part))
     return ours is None or source_version is None or ours != ids_fingerprint(part, source_version)
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from laion_face_builder.errors import SourceError, StateConflict
-from laion_face_builder.files import Fingerprint, digest, read_fingerprint
+from laion_face_builder.files import Fingerprint, digest
 from laion_face_builder.index.detections import faces_fingerprint
 from laion_face_builder.index.ids import ids_fingerprint
 from laion_face_builder.index.writer import index_fingerprint
 from laion_face_builder.layout import DataDir
+from laion_face_builder.upstream import kept
 from laion_face_builder.upstream.kinds import Whole
 from laion_face_builder.upstream.source_files import RemoteFile
 from laion_face_builder.upstream.sources import Upstream
@@ -34,13 +35,6 @@ class Metadata:
     files: tuple[RemoteFile, ...]
     is_whole: bool
 
-    def content(self, sources: Path, *, remember: bool = True) -> str | None:
-        """What the bytes are, in order; None if that is not known before they have been fetched."""
-        contents = [file.content(sources, remember=remember) for file in self.files]
-        if None in contents:
-            return None
-        return f"whole:{digest(contents, 64)}" if self.is_whole else contents[0]
-
 
 @dataclass(frozen=True)
 class PartPlan:
@@ -48,6 +42,7 @@ class PartPlan:
 
     Attributes:
         is_dry: nothing is written, not even notes of what upstream's files contain.
+        known: what upstream's files contain, by name, as far as somebody else has read them.
     """
 
     data: DataDir
@@ -56,10 +51,16 @@ class PartPlan:
     detections: RemoteFile
     metadata: Metadata
     is_dry: bool = False
+    known: Mapping[str, str] = field(default_factory=dict)
 
     def content(self, of: RemoteFile | Metadata) -> str | None:
         """What the bytes of a source are; None before that is known."""
-        return of.content(self.data.sources, remember=not self.is_dry)
+        if isinstance(of, RemoteFile):
+            return self.known.get(of.name) or of.content(self.data.sources, remember=not self.is_dry)
+        contents = [self.content(file) for file in of.files]
+        if None in contents:
+            return None
+        return f"whole:{digest(contents, 64)}" if of.is_whole else contents[0]
 
     @property
     def ids_fingerprint(self) -> Fingerprint | None:
@@ -85,17 +86,17 @@ class PartPlan:
     @property
     def lacks_ids(self) -> bool:
         """Whether the ids have to be made, as far as is known."""
-        return not _is_made(self.data.ids(self.part), lambda: self.ids_fingerprint)
+        return not _is_made(self.data, self.data.ids(self.part), lambda: self.ids_fingerprint)
 
     @property
     def lacks_faces(self) -> bool:
         """Whether the faces have to be made."""
-        return not _is_made(self.data.faces(self.part), lambda: self.faces_fingerprint)
+        return not _is_made(self.data, self.data.faces(self.part), lambda: self.faces_fingerprint)
 
     @property
     def lacks_index(self) -> bool:
         """Whether the index has to be made."""
-        return not _is_made(self.data.index(self.part), lambda: self.index_fingerprint)
+        return not _is_made(self.data, self.data.index(self.part), lambda: self.index_fingerprint)
 
     @property
     def is_done(self) -> bool:
@@ -110,7 +111,7 @@ class PartPlan:
         """
         if not has_pictures(self.data, self.part) or (new := self.index_fingerprint) is None:
             return
-        ours = read_fingerprint(self.data.index(self.part))
+        ours = kept.fingerprint(self.data, self.data.index(self.part))
         if ours is None or ours == new:
             return
         raise StateConflict(
@@ -136,7 +137,8 @@ def changes(ours: Fingerprint, new: Fingerprint) -> str:
 
 def has_pictures(data: DataDir, part: int) -> bool:
     """Whether pictures were downloaded for the index of a part."""
-    return data.images_fingerprint(part).exists() or next(data.tars(part).rglob("*.tar"), None) is not None
+    is_begun = kept.has(data, data.images_fingerprint(part))
+    return is_begun or any(path.suffix == ".tar" for path in kept.below(data, data.tars(part)))
 
 
 def plan_parts(data: DataDir, parts: Sequence[int], upstream: Upstream) -> list[PartPlan]:
@@ -195,7 +197,7 @@ def _reuse(data: DataDir, part: int, known: dict[str, str | None], error: Source
     Raises:
         SourceError: it is not there, or outdated.
     """
-    ours = read_fingerprint(data.index(part))
+    ours = kept.fingerprint(data, data.index(part))
     if ours is None or any(content and ours.get(kind) != content for kind, content in known.items()):
         raise error
     return Passed(part, f"whether its sources changed is not known: {error}")
@@ -203,7 +205,7 @@ def _reuse(data: DataDir, part: int, known: dict[str, str | None], error: Source
 
 def _of_earlier_version(plan: PartPlan) -> Passed | None:
     """Lets an index pass that is of the same sources, joined as earlier versions did, and has pictures of its own."""
-    ours = read_fingerprint(plan.data.index(plan.part))
+    ours = kept.fingerprint(plan.data, plan.data.index(plan.part))
     if ours is None or "join" in ours or not has_pictures(plan.data, plan.part):
         return None
     ids, faces, metadata = plan.content(plan.id_list), plan.content(plan.detections), plan.content(plan.metadata)
@@ -218,8 +220,8 @@ def _of_earlier_version(plan: PartPlan) -> Passed | None:
     )
 
 
-def _is_made(path: Path, fingerprint: Callable[[], Fingerprint | None]) -> bool:
+def _is_made(data: DataDir, path: Path, fingerprint: Callable[[], Fingerprint | None]) -> bool:
     """Whether the file is there, made from what it is to be made from; that is only asked for if the file is there."""
-    if not path.exists() or (wanted := fingerprint()) is None:
+    if not kept.has(data, path) or (wanted := fingerprint()) is None:
         return False
-    return read_fingerprint(path) == wanted
+    return kept.fingerprint(data, path) == wanted

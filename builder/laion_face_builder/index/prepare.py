@@ -2,43 +2,28 @@
 
 Each file is written whole and carries what it was made from, so a run that was killed goes on with the first one that
 is missing. Metadata by part is joined part by part. Whole metadata is read once for all parts (see `staged`), then the
-parts are put together. One process works on a part, or on whole metadata, at a time; others wait and find it done.
+parts are put together. What is done (see `steps`) is done in threads, or by the workers of a distributor. One process
+works on a part, or on whole metadata, at a time; others wait and find it done.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-import shutil
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+from collections.abc import Iterable, Iterator, Sequence
 
 from laion_face_builder import progress
+from laion_face_builder.distribute import Workers
+from laion_face_builder.errors import WorkerDied
 from laion_face_builder.files import locked, locked_if_free, remove_partials
+from laion_face_builder.index import steps
 from laion_face_builder.index.costs import Costs
-from laion_face_builder.index.detections import write_faces
-from laion_face_builder.index.faces import FaceTable
-from laion_face_builder.index.ids import write_ids
-from laion_face_builder.index.join import join
-from laion_face_builder.index.part_ids import PartIds
 from laion_face_builder.index.plan import PartPlan, plan_parts
-from laion_face_builder.index.staged import (
-    is_staged,
-    rows_of_part,
-    stage,
-    staged_file,
-    staged_fingerprint,
-    staged_rows,
-    staging_folder,
-    written_by_now,
-)
-from laion_face_builder.index.writer import proof_path, write_index
-from laion_face_builder.layout import ALL_PARTS, DataDir
+from laion_face_builder.index.staged import staging_folder, written_by_now
+from laion_face_builder.index.steps import Contents, MakeIds, MakePart, StageFile, Steps
+from laion_face_builder.layout import DataDir
 from laion_face_builder.parallel import cores, in_order
-from laion_face_builder.upstream.source_files import RemoteFile
+from laion_face_builder.upstream import kept
 from laion_face_builder.upstream.sources import Upstream
 from laion_face_builder.values import Range
 
@@ -56,6 +41,7 @@ def prepare(
     *,
     discard_sources: bool = False,
     processes: int | None = None,
+    distributor: str | None = None,
 ) -> None:
     """Make ids, faces and index of `parts`, as far as they are not there yet from these very sources.
 
@@ -63,32 +49,39 @@ def prepare(
     as it is.
 
     Args:
+        data: kept at an address, every file is made in a scratch folder of a worker and sent there.
         discard_sources: free each downloaded file once all that is made from it is written. Local files stay.
-        processes: files, and parts, that are worked on at the same time, in threads; None means one a processor, at
-            most `MOST_AT_ONCE`: a full part takes up to 1.3 GB of memory.
+        processes: files, and parts, that are worked on at the same time; None means one a processor, at most
+            `MOST_AT_ONCE`, or what a cluster has: a full part takes up to 1.3 GB of memory.
+        distributor: who works, one of `distribute.DISTRIBUTORS`; None means threads, for an address processes.
 
     Raises:
-        OptionError: `processes` is no such number.
+        OptionError: `processes` is no such number, or there is no such distributor.
         SourceError: a source cannot be had; BadFile, UnsafePickle: it is not what it has to be.
         JoinRefused: the metadata's rows are not those that the faces were found in.
         StateConflict: pictures were downloaded for an index from other sources.
+        WorkerDied: the same step ended its worker again and again.
         LaionFaceError: the disk has no room.
     """
-    run = _Run(data, discard_sources, at_once(processes))
-    plans = plan_parts(data, parts, upstream)
-    jobs = [plan for plan in plans if not plan.is_done]
-    for job in jobs:
-        job.refuse_conflict()
-    if jobs:
-        costs = Costs.of(jobs)
-        costs.say(data)
-        costs.check_room(data, discard_sources, run.processes)
-        run.make_ids(jobs)
-        run.make_parts(jobs)
-    elif plans:
-        logger.info("parts %s: prepared, nothing to do", ", ".join(str(plan.part) for plan in plans))
-    run.free_staged()
-    run.discard(file for plan in plans for file in (plan.id_list, plan.detections, *plan.metadata.files))
+    side_by_side = at_once(processes)
+    with kept.at_work(data) as here:
+        plans = plan_parts(here, parts, upstream)
+        jobs = [plan for plan in plans if not plan.is_done]
+        for job in jobs:
+            job.refuse_conflict()
+        if jobs:
+            costs = Costs.of(jobs)
+            costs.say(here)
+            costs.check_room(here, discard_sources, side_by_side)
+            with _Crew(distributor or ("processes" if data.address else None), processes) as crew:
+                run = _Run(here, discard_sources, crew)
+                run.make_parts(run.make_ids(jobs))
+        elif plans:
+            logger.info("parts %s: prepared, nothing to do", ", ".join(str(plan.part) for plan in plans))
+        _free_staged(here)
+        for plan in plans if discard_sources else ():
+            for file in (plan.id_list, plan.detections, *plan.metadata.files):
+                file.discard(here.sources)
 
 
 def at_once(processes: int | None) -> int:
@@ -105,129 +98,91 @@ def at_once(processes: int | None) -> int:
 class _Run:
     """One call of `prepare`."""
 
-    def __init__(self, data: DataDir, discard_sources: bool, processes: int) -> None:
+    def __init__(self, data: DataDir, discard: bool, crew: _Crew) -> None:
         self._data = data
-        self._discard_sources = discard_sources
-        self.processes = processes
+        self._discard = discard
+        self._crew = crew
 
-    def make_ids(self, jobs: Sequence[PartPlan]) -> None:
-        """The ids of all 32 parts, whichever are asked for: the big pickle is fetched and read once only."""
-        with locked(self._data.root / "ids" / "id-list"):
-            if any(job.lacks_ids for job in jobs):
-                path, content = self._read(jobs[0].id_list)
-                asked = {job.part for job in jobs}
-                # Those asked for come last: if they are there after a kill, the others are too.
-                write_ids(path, self._data, sorted(ALL_PARTS, key=lambda part: part in asked), content)
-            self.discard([jobs[0].id_list])
+    def make_ids(self, jobs: Sequence[PartPlan]) -> list[PartPlan]:
+        """The ids of all 32 parts; gives the jobs, which know the list's content then."""
+        return self._knowing(jobs, self._crew.all([MakeIds(jobs[0], self._discard, tuple(jobs))]))
 
     def make_parts(self, jobs: Sequence[PartPlan]) -> None:
         """Faces and index of every part."""
         if jobs[0].metadata.is_whole:
             self._from_whole(jobs)
         else:
-            threads = max(1, self.processes // len(jobs))
-            self._side_by_side(jobs, lambda job: self._rows_by_part(job, threads))
-
-    def discard(self, files: Iterable[RemoteFile]) -> None:
-        """Frees the copies of `files` if that was asked for."""
-        for file in files if self._discard_sources else ():
-            file.discard(self._data.sources)
-
-    def free_staged(self) -> None:
-        """Removes what waits for parts that are all written; a pass for more parts can go on."""
-        if not self._data.staging.exists():
-            return
-        with locked_if_free(self._data.staging) as is_ours:
-            for folder in written_by_now(self._data.staging, self._is_written) if is_ours else ():
-                shutil.rmtree(folder)
-
-    def _is_written(self, part: int) -> bool:
-        return self._data.index(part).exists()
+            self._side_by_side(jobs, threads=max(1, self._crew.at_once // len(jobs)))
 
     def _from_whole(self, jobs: Sequence[PartPlan]) -> None:
-        with locked(self._data.staging, f"waiting for another run that reads the metadata into {self._data.root}"):
+        data = self._data
+        with locked(data.staging, f"waiting for another run that reads the metadata into {data.root}"):
             if not any(job.lacks_index for job in jobs):  # It was there, or another run made it meanwhile.
-                self._side_by_side(jobs, lambda job: pa.table({}))
+                self._side_by_side(jobs)
                 return
-            folder, parts = staging_folder(
-                self._data.staging, self._ids(jobs), [job.part for job in jobs if job.lacks_index]
-            )
-            staged = self._stage(jobs[0], folder, parts)
+            ids = jobs[0].content(jobs[0].id_list) or ""
+            folder, parts = staging_folder(data, ids, [job.part for job in jobs if job.lacks_index])
+            jobs = self._knowing(jobs, self._stage(jobs[0], folder.name, parts))
             for job in jobs:
                 job.refuse_conflict()
-            self._side_by_side(jobs, lambda job: staged_rows(staged, job.part))
+            self._side_by_side(jobs, staged=folder.name)
 
-    def _ids(self, jobs: Sequence[PartPlan]) -> str:
-        """The content of the id list, which has been read by now."""
-        return jobs[0].id_list.content(self._data.sources) or ""
-
-    def _stage(self, job: PartPlan, folder: Path, parts: Sequence[int]) -> list[Path]:
-        """The one pass over all metadata files; gives the staged files in their order."""
-        ids = self._ids([job])
-        lookup = PartIds.read({part: self._data.ids(part) for part in parts})
+    def _stage(self, job: PartPlan, folder: str, parts: tuple[int, ...]) -> Iterator[Contents]:
+        """The one pass over all metadata files."""
+        remove_partials(self._data.staging / folder)
         files = job.metadata.files
-        remove_partials(folder)
+        found = self._crew.all([StageFile(job, self._discard, number, folder, parts) for number in range(len(files))])
+        sizes = {file.name: file.size or 0 for file in files}
+        with progress.bar("metadata", sum(sizes.values()), "B") as bar:
+            for contents in found:
+                bar.update(sum(sizes[name] for name in contents))
+                yield contents
+        steps.forget()
 
-        def work(numbered: tuple[int, RemoteFile]) -> Path:
-            number, file = numbered
-            target = staged_file(folder, number)
-            if not is_staged(target, ids, parts, lambda: file.content(self._data.sources)):
-                with progress.nth("file", number + 1, len(files)):
-                    path, content = self._read(file)
-                stage(target, path, lookup, staged_fingerprint(ids, parts, content))
-            self.discard([file])
-            bar.update(file.size or 0)
-            return target
-
-        total = sum(file.size or 0 for file in files)
-        with progress.bar("metadata", total, "B") as bar:
-            return list(in_order(work, enumerate(files), self.processes))
-
-    def _rows_by_part(self, job: PartPlan, threads: int) -> pa.Table:
-        path, _ = self._read(job.metadata.files[0])
-        job.refuse_conflict()
-        return rows_of_part(path, PartIds.read({job.part: self._data.ids(job.part)}), threads)
-
-    def _side_by_side(self, jobs: Sequence[PartPlan], rows_of: Callable[[PartPlan], pa.Table]) -> None:
-        def work(numbered: tuple[int, PartPlan]) -> None:
-            number, job = numbered
-            with progress.nth("part", number, len(jobs)):
-                self._make_part(job, rows_of)
-
+    def _side_by_side(self, jobs: Sequence[PartPlan], *, threads: int = 1, staged: str | None = None) -> None:
+        numbered = enumerate(jobs, 1)
+        todo = [MakePart(job, self._discard, number, len(jobs), threads, staged) for number, job in numbered]
         with progress.bar("prepare", len(jobs)) as bar:
-            for _ in in_order(work, enumerate(jobs, 1), self.processes):
+            for _ in self._crew.all(todo):
                 bar.update()
 
-    def _make_part(self, job: PartPlan, rows_of: Callable[[PartPlan], pa.Table]) -> None:
-        part, data = job.part, self._data
-        with locked(data.index(part)):
-            if job.lacks_faces:
-                path, content = self._read(job.detections)
-                write_faces(path, data, part, content)
-            self.discard([job.detections])
-            if job.lacks_index:
-                rows = rows_of(job)
-                if job.lacks_index:  # What was fetched may turn out to be what the index was made from.
-                    self._write_index(job, rows)
-            if not job.metadata.is_whole:
-                self.discard(job.metadata.files)
+    @staticmethod
+    def _knowing(jobs: Sequence[PartPlan], found: Iterable[Contents]) -> list[PartPlan]:
+        known = {name: content for contents in found for name, content in contents.items()}
+        return [dataclasses.replace(job, known={**job.known, **known}) for job in jobs]
 
-    def _write_index(self, job: PartPlan, rows: pa.Table) -> None:
-        data, part, fingerprint = self._data, job.part, job.index_fingerprint
-        assert fingerprint is not None, "all sources have been read"  # noqa: S101 - says it to the type checker
-        remove_partials(data.index(part).parent, data.index(part).name)
-        remove_partials(data.index(part).parent, proof_path(data.index(part)).name)
-        faces = FaceTable.read(data.faces(part), wanted=np.unique(rows["sample_id"].to_numpy()))
-        joined = join(part, pq.read_metadata(data.ids(part)).num_rows, rows, faces)
-        joined.proof.refuse_wrong(job.metadata.where)
-        write_index(data.index(part), joined, fingerprint)
-        logger.info("%s", joined.proof)
-        for doubt in joined.proof.warnings():
-            logger.warning("%s", doubt)
 
-    def _read(self, file: RemoteFile) -> tuple[Path, str]:
-        """A file, fetched if need be, and what its bytes are."""
-        path = file.fetch(self._data.sources)
-        content = file.content(self._data.sources)
-        assert content is not None, "known once it has been fetched"  # noqa: S101 - says it to the type checker
-        return path, content
+class _Crew:
+    """Who does the steps: threads of this process, or the workers of a distributor."""
+
+    def __init__(self, distributor: str | None, processes: int | None) -> None:
+        self.at_once = at_once(processes)
+        # A cluster knows best how much it can do.
+        count = self.at_once if distributor == "processes" else processes
+        self._workers = Workers(distributor, count) if distributor is not None else None
+
+    def __enter__(self) -> _Crew:
+        return self
+
+    def __exit__(self, *how: object) -> None:
+        if self._workers is not None:
+            self._workers.__exit__(*how)
+
+    def all(self, todo: Sequence[Steps]) -> Iterator[Contents]:
+        """Runs the steps, and yields what each found out about the sources."""
+        if self._workers is None:
+            yield from in_order(lambda step: step.run(), todo, self.at_once)
+            return
+        for done in self._workers.each(steps.run_apart, todo):
+            if isinstance(done.error, WorkerDied):
+                raise WorkerDied(f"{done.task}: {done.error}") from done.error
+            yield done.result()
+
+
+def _free_staged(data: DataDir) -> None:
+    """Removes what waits for parts that are all written; a pass for more parts can go on."""
+    if not kept.below(data, data.staging):
+        return
+    with locked_if_free(data.staging) as is_ours:
+        for folder in written_by_now(data, lambda part: kept.has(data, data.index(part))) if is_ours else ():
+            kept.remove(data, folder)

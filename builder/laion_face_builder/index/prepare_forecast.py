@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from laion_face_builder.errors import LaionFaceError, StateConflict
-from laion_face_builder.files import Fingerprint, read_fingerprint
+from laion_face_builder.files import Fingerprint
 from laion_face_builder.forecast import Amount, Deed, Disk, Forecast, Step
 from laion_face_builder.index.copying import CopyPlan
 from laion_face_builder.index.costs import Costs
@@ -15,6 +15,7 @@ from laion_face_builder.index.plan import PartPlan, Passed, changes, look_up_par
 from laion_face_builder.index.prepare import at_once
 from laion_face_builder.index.staged import written_by_now
 from laion_face_builder.layout import ALL_PARTS, DataDir
+from laion_face_builder.upstream import kept
 from laion_face_builder.upstream.copied_file import CopiedFile
 from laion_face_builder.upstream.sources import Upstream
 
@@ -34,7 +35,13 @@ def forecast_prepare(
     Raises:
         OptionError, SourceError, BadFile: as `prepare` before it fetches anything.
     """
-    side_by_side = at_once(processes)
+    with kept.at_work(data) as here:
+        return _forecast(here, parts, upstream, discard_sources, at_once(processes))
+
+
+def _forecast(
+    data: DataDir, parts: Sequence[int], upstream: Upstream, discard_sources: bool, side_by_side: int
+) -> Forecast:
     found = look_up_parts(data, parts, upstream, is_dry=True)
     plans = [plan for plan in found if isinstance(plan, PartPlan)]
     jobs = [plan for plan in plans if not plan.is_done]
@@ -51,7 +58,9 @@ def forecast_prepare(
         steps += _also(data, jobs)
         steps += [Step(_below(data, path), "removed", "nothing waits there") for path in _freed(data, jobs)]
         steps += _discarded(data, plans) if discard_sources else []
-    return Forecast("prepare", tuple(steps), (Disk.of(data.root, write),), fetch, notes=tuple(notes), refusal=refusal)
+    disks = (Disk.of(data.root, write),) if data.address is None else ()
+    notes += [f"to write: {write.of_bytes()} at {data.where}"] if data.address is not None else []
+    return Forecast("prepare", tuple(steps), disks, fetch, notes=tuple(notes), refusal=refusal)
 
 
 def forecast_copy(data: DataDir, parts: Sequence[int], place: str, token: str | None = None) -> Forecast:
@@ -112,8 +121,8 @@ def _deed(plan: PartPlan) -> tuple[Deed, str]:
         if lacks
     }
     # What they are to be made from is only looked up for files that are there: it may have to be hashed.
-    wanted = {name: getattr(plan, f"{name}_fingerprint") for name, path in lacking.items() if path.exists()}
-    why = "; ".join(f"{name}: {_why(path, wanted.get(name))}" for name, path in lacking.items())
+    wanted = {name: getattr(plan, f"{name}_fingerprint") for name, path in lacking.items() if kept.has(data, path)}
+    why = "; ".join(f"{name}: {_why(data, path, wanted.get(name))}" for name, path in lacking.items())
     if not lacking:
         return "used as it is", ""
     if None in wanted.values():
@@ -121,8 +130,8 @@ def _deed(plan: PartPlan) -> tuple[Deed, str]:
     return ("made anew" if wanted else "made"), why
 
 
-def _why(path: Path, wanted: Fingerprint | None) -> str:
-    ours = read_fingerprint(path)
+def _why(data: DataDir, path: Path, wanted: Fingerprint | None) -> str:
+    ours = kept.fingerprint(data, path)
     if ours is None:
         return "not there"
     if wanted is None:
@@ -143,7 +152,7 @@ def _also(data: DataDir, jobs: Sequence[PartPlan]) -> list[Step]:
 def _freed(data: DataDir, jobs: Sequence[PartPlan]) -> list[Path]:
     """What waits for parts that are all written in the end."""
     written = {job.part for job in jobs}
-    return written_by_now(data.staging, lambda part: part in written or data.index(part).exists())
+    return written_by_now(data, lambda part: part in written or kept.has(data, data.index(part)))
 
 
 def _discarded(data: DataDir, plans: Sequence[PartPlan]) -> list[Step]:

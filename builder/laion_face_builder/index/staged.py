@@ -12,6 +12,7 @@ go once the last part is written.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -19,16 +20,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from laion_face_builder.files import Fingerprint, digest, make_fingerprint, read_fingerprint, stamped, written_whole
+from laion_face_builder.files import Fingerprint, digest, make_fingerprint, stamped, written_whole
 from laion_face_builder.index.metadata import ROW_SCHEMA, open_metadata
 from laion_face_builder.index.part_ids import PartIds
-from laion_face_builder.layout import ALL_PARTS
+from laion_face_builder.layout import ALL_PARTS, DataDir
+from laion_face_builder.upstream import kept
 
 #: The columns that wait: an index row without its part's number and faces.
 STAGED = pa.schema([("part", pa.int16()), ("sample_id", pa.int64()), *ROW_SCHEMA])
 _ROWS = pa.schema([field for field in STAGED if field.name != "part"])
 #: Rows that are held before they are written; some 15 MB.
 _MOST_HELD = 1 << 16
+_NAME = re.compile(r"[0-9a-f]+-[0-9a-f]{8}")
 
 
 def staged_fingerprint(ids: str, parts: Sequence[int], metadata: str) -> Fingerprint:
@@ -36,11 +39,11 @@ def staged_fingerprint(ids: str, parts: Sequence[int], metadata: str) -> Fingerp
     return make_fingerprint("staged", ids=ids, parts=list(parts), metadata=metadata)
 
 
-def is_staged(target: Path, ids: str, parts: Sequence[int], metadata: Callable[[], str | None]) -> bool:
+def is_staged(data: DataDir, target: Path, ids: str, parts: Sequence[int], metadata: Callable[[], str | None]) -> bool:
     """Tell whether the rows of a metadata file wait already; what is in the file is asked for only if there are any."""
-    if not target.exists() or (content := metadata()) is None:
+    if not kept.has(data, target) or (content := metadata()) is None:
         return False
-    return read_fingerprint(target) == staged_fingerprint(ids, parts, content)
+    return kept.fingerprint(data, target) == staged_fingerprint(ids, parts, content)
 
 
 def staged_file(folder: Path, number: int) -> Path:
@@ -48,22 +51,27 @@ def staged_file(folder: Path, number: int) -> Path:
     return folder / f"{number:05d}.parquet"
 
 
-def written_by_now(root: Path, is_written: Callable[[int], bool]) -> list[Path]:
+def staging_folders(data: DataDir) -> list[Path]:
+    """Name the folders in which rows wait."""
+    return sorted({path.parent for path in kept.below(data, data.staging) if _NAME.fullmatch(path.parent.name)})
+
+
+def written_by_now(data: DataDir, is_written: Callable[[int], bool]) -> list[Path]:
     """Name the folders whose parts are all written, so that nothing waits there any more."""
-    return [folder for folder in root.glob("*-????????") if all(map(is_written, parts_in(folder)))]
+    return [folder for folder in staging_folders(data) if all(map(is_written, parts_in(folder)))]
 
 
-def staging_folder(root: Path, ids: str, parts: Sequence[int]) -> tuple[Path, tuple[int, ...]]:
+def staging_folder(data: DataDir, ids: str, parts: Sequence[int]) -> tuple[Path, tuple[int, ...]]:
     """Name the folder in which rows of `parts` wait, and the parts that wait there.
 
     A pass that was begun for more parts, some of which are written by now, is taken up again.
     """
     wanted = sum(1 << part for part in parts)
     start = f"{digest(ids)}-"
-    for folder in sorted(root.glob(f"{start}*")):
-        if set(parts) <= set(there := parts_in(folder)):
+    for folder in staging_folders(data):
+        if folder.name.startswith(start) and set(parts) <= set(there := parts_in(folder)):
             return folder, there
-    return root / f"{start}{wanted:08x}", tuple(sorted(parts))
+    return data.staging / f"{start}{wanted:08x}", tuple(sorted(parts))
 
 
 def parts_in(folder: Path) -> tuple[int, ...]:
@@ -102,11 +110,15 @@ def stage(target: Path, metadata: Path, ids: PartIds, fingerprint: Fingerprint) 
     return rows
 
 
-def staged_rows(files: Sequence[Path], part: int) -> pa.Table:
+def staged_rows(data: DataDir, files: Sequence[Path], part: int) -> pa.Table:
     """Read the rows of a part from staged files, in the order of the files."""
     tables = []
     for path in files:
-        with pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True) as file:
+        with (
+            kept.opened(data, path) as source,
+            # From afar a row group comes in one request; here there is nothing to gather.
+            pq.ParquetFile(source, pre_buffer=source is not path, page_checksum_verification=True) as file,
+        ):
             groups = [group for group in range(file.num_row_groups) if _part_of(file.metadata, group) == part]
             tables.append(file.read_row_groups(groups, columns=_ROWS.names, use_threads=False))
     return pa.concat_tables([_ROWS.empty_table(), *(table.replace_schema_metadata(None) for table in tables)])

@@ -1,0 +1,96 @@
+"""A share of a part's shards: what one of several jobs downloads that see the same DATA_DIR, such as a Slurm array's.
+
+    laion-face download 20M --parts 0 --data-dir laion-face --shards 3/16     # the shards 3, 19, 35 …
+
+Each job makes its own, whatever the others do, and a job that is run again makes what is missing of its own. A download
+without `--shards` comes last: it makes what is missing altogether, and the sidecar; meanwhile nobody else may be at it.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+from laion_face_builder.download.options import DownloadOptions
+from laion_face_builder.download.part import begun, check_space, refuse_impossible, withdraw_sidecar
+from laion_face_builder.download.round import Round
+from laion_face_builder.download.rounds import PartFiles, RowFilters, opened_index, rows_of_round
+from laion_face_builder.download.sidecar import PartResult
+from laion_face_builder.errors import OptionError
+from laion_face_builder.files import disk_errors, locked
+from laion_face_builder.images import reasons
+from laion_face_builder.index.reader import IndexPart
+from laion_face_builder.layout import DataDir
+from laion_face_builder.upstream import kept
+
+logger = logging.getLogger("laion_face")
+
+
+@dataclass(frozen=True)
+class Share:
+    """Every `of`th shard, from `number` on."""
+
+    number: int
+    of: int
+
+    @classmethod
+    def parse(cls, text: str) -> Share:
+        """Understand "3/16".
+
+        Raises:
+            OptionError: it is nothing of the kind.
+        """
+        found = re.fullmatch(r"\s*(\d{1,9})\s*/\s*(\d{1,9})\s*", text, re.ASCII)
+        number, of = map(int, found.groups()) if found else (0, 0)
+        if not number < of:
+            raise OptionError(
+                f"shards={text!r}: expected I/N, from 0/N to N-1/N, such as 3/16 for the shards 3, 19, 35 …"
+            )
+        return cls(number, of)
+
+    def __contains__(self, shard: object) -> bool:
+        return isinstance(shard, int) and shard % self.of == self.number
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+
+def download_share(
+    data: DataDir,
+    part: int,
+    share: Share,
+    options: DownloadOptions,
+    filters: RowFilters | None = None,
+    *,
+    index: IndexPart | None = None,
+) -> PartResult:
+    """Download this share of a part's first round; gives what has become of it. There is no sidecar yet.
+
+    Raises:
+        NotPrepared, StateConflict, DownloadError, NetworkOutage, DiskError, OptionError: as `part.download_part`.
+    """
+    with kept.at_work(data) as here, opened_index(here, part, index) as rows:
+        refuse_impossible(here, options)
+        files = PartFiles(here, part)
+        with locked(here.images_fingerprint(part), f"part {part:05d}: another process downloads it; waiting for that"):
+            made_with = begun(files, rows, options, filters)
+            whole = Round(files, 0, rows_of_round(files, 0), options, made_with)
+            withdraw_sidecar(files, whole.missing_tars(share))
+        check_space(files, whole.samples_of(whole.missing_of(share)), options)
+        with disk_errors(here.tars(part)):
+            whole.run(rows, share)
+        result = _result(whole, share)
+    logger.info("part %05d, shards %s: %s", part, share, result)
+    return result
+
+
+def _result(whole: Round, share: Share) -> PartResult:
+    failures: Counter[str] = Counter()
+    size = 0
+    for result in whole.results(share):
+        failures.update(result.statuses)
+        size += result.bytes
+    samples, ok = failures.total(), failures.pop(reasons.OK, 0)
+    return PartResult(samples, ok, 0, failures, size, 0)

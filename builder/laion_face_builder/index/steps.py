@@ -1,0 +1,235 @@
+"""What `prepare` is made of: steps that are each resumed by their files, for threads here or workers anywhere.
+
+A step knows its DATA_DIR and reads there what it needs; where that is kept at an address, it brings and sends.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from laion_face_builder import progress
+from laion_face_builder.files import locked, remove_partials
+from laion_face_builder.index.detections import write_faces
+from laion_face_builder.index.faces import FaceTable
+from laion_face_builder.index.ids import write_ids
+from laion_face_builder.index.join import join
+from laion_face_builder.index.part_ids import PartIds
+from laion_face_builder.index.plan import PartPlan
+from laion_face_builder.index.staged import (
+    is_staged,
+    rows_of_part,
+    stage,
+    staged_file,
+    staged_fingerprint,
+    staged_rows,
+)
+from laion_face_builder.index.writer import proof_path, write_index
+from laion_face_builder.layout import ALL_PARTS, DataDir
+from laion_face_builder.upstream import kept
+from laion_face_builder.upstream.source_files import RemoteFile
+
+logger = logging.getLogger("laion_face")
+
+#: What the sources that a step has read contain, by name.
+Contents = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Steps(ABC):
+    """One step, of a part or on behalf of several.
+
+    Attributes:
+        job: the part; of several, one of them.
+        discard: free each downloaded file once all that is made from it is written.
+    """
+
+    job: PartPlan
+    discard: bool
+
+    @property
+    def data(self) -> DataDir:
+        """Where it works."""
+        return self.job.data
+
+    @abstractmethod
+    def run(self) -> Contents:
+        """Make what is not there yet."""
+
+    def read(self, file: RemoteFile) -> tuple[Path, str]:
+        """Give a file, fetched if need be, and what its bytes are."""
+        path = file.fetch(self.data.sources)
+        content = self.job.content(file)
+        assert content is not None, "known once it has been fetched"  # noqa: S101 - says it to the type checker
+        return path, content
+
+    def free(self, files: Iterable[RemoteFile]) -> None:
+        """Free the copies of `files` if that was asked for; a scratch folder goes as a whole."""
+        for file in files if self.discard else ():
+            file.discard(self.data.sources)
+
+
+@dataclass(frozen=True)
+class MakeIds(Steps):
+    """The ids of all 32 parts, whichever are asked for: the big pickle is fetched and read once only.
+
+    Attributes:
+        jobs: the parts that are asked for.
+    """
+
+    jobs: tuple[PartPlan, ...] = ()
+
+    def run(self) -> Contents:
+        """Make them; those asked for come last: if they are there after a kill, the others are too."""
+        data = self.data
+        with locked(data.root / "ids" / "id-list"):
+            if not any(replace(job, data=data).lacks_ids for job in self.jobs):
+                content = self.job.content(self.job.id_list) or ""
+            else:
+                path, content = self.read(self.job.id_list)
+                asked = {job.part for job in self.jobs}
+                parts = sorted(ALL_PARTS, key=lambda part: part in asked)
+                write_ids(path, data, parts, content)
+                for part in parts:
+                    kept.send(data, data.ids(part))
+            self.free([self.job.id_list])
+        return {self.job.id_list.name: content}
+
+    def __str__(self) -> str:
+        return "the sample ids"
+
+
+@dataclass(frozen=True)
+class StageFile(Steps):
+    """The rows of one file of whole metadata that some part wants.
+
+    Attributes:
+        number: of the file.
+        folder: in which the rows wait, below `staging`.
+        parts: those that wait there.
+    """
+
+    number: int = 0
+    folder: str = ""
+    parts: tuple[int, ...] = ()
+
+    @property
+    def file(self) -> RemoteFile:
+        """The file."""
+        return self.job.metadata.files[self.number]
+
+    def run(self) -> Contents:
+        """Stage it."""
+        target = staged_file(self.data.staging / self.folder, self.number)
+        ids = self.job.content(self.job.id_list) or ""
+        if not is_staged(self.data, target, ids, self.parts, lambda: self.job.content(self.file)):
+            with progress.nth("file", self.number + 1, len(self.job.metadata.files)):
+                path, content = self.read(self.file)
+            stage(target, path, lookup(self.data, ids, self.parts), staged_fingerprint(ids, self.parts, content))
+            kept.send(self.data, target)
+        content = self.job.content(self.file) or ""
+        self.free([self.file])
+        return {self.file.name: content}
+
+    def __str__(self) -> str:
+        return self.file.name
+
+
+@dataclass(frozen=True)
+class MakePart(Steps):
+    """Faces and index of a part.
+
+    Attributes:
+        number: of the part among those that are made, from 1 on.
+        of: how many are made.
+        threads: that read metadata by part.
+        staged: the folder in which rows of whole metadata wait, below `staging`.
+    """
+
+    number: int = 1
+    of: int = 1
+    threads: int = 1
+    staged: str | None = None
+
+    def run(self) -> Contents:
+        """Make them."""
+        job, data, part = self.job, self.data, self.job.part
+        with progress.nth("part", self.number, self.of), locked(data.index(part)):
+            if job.lacks_faces:
+                path, content = self.read(job.detections)
+                write_faces(path, data, part, content)
+                kept.send(data, data.faces(part))
+            self.free([job.detections])
+            if job.lacks_index:
+                rows = self._rows()
+                if job.lacks_index:  # What was fetched may turn out to be what the index was made from.
+                    self._write_index(rows)
+            if not job.metadata.is_whole:
+                self.free(job.metadata.files)
+        return {}
+
+    def _rows(self) -> pa.Table:
+        job, data = self.job, self.data
+        if self.staged is not None:
+            files = range(len(job.metadata.files))
+            return staged_rows(data, [staged_file(data.staging / self.staged, file) for file in files], job.part)
+        path, _ = self.read(job.metadata.files[0])
+        job.refuse_conflict()
+        return rows_of_part(path, PartIds.read({job.part: kept.bring(data, data.ids(job.part))}), self.threads)
+
+    def _write_index(self, rows: pa.Table) -> None:
+        data, part, fingerprint = self.data, self.job.part, self.job.index_fingerprint
+        assert fingerprint is not None, "all sources have been read"  # noqa: S101 - says it to the type checker
+        target, proof = data.index(part), proof_path(data.index(part))
+        for path in (target, proof):
+            remove_partials(path.parent, path.name)
+        faces = FaceTable.read(kept.bring(data, data.faces(part)), wanted=np.unique(rows["sample_id"].to_numpy()))
+        joined = join(part, pq.read_metadata(kept.bring(data, data.ids(part))).num_rows, rows, faces)
+        joined.proof.refuse_wrong(self.job.metadata.where)
+        write_index(target, joined, fingerprint)
+        for path in (proof, target):  # The proof first, so that no part is without one.
+            kept.send(data, path)
+        logger.info("%s", joined.proof)
+        for doubt in joined.proof.warnings():
+            logger.warning("%s", doubt)
+
+    def __str__(self) -> str:
+        return f"part {self.job.part}"
+
+
+def run_apart(step: Steps) -> Contents:
+    """Run a step in a process, and maybe on a machine, of its own."""
+    with kept.at_work(step.data) as data:
+        return replace(step, job=replace(step.job, data=data)).run()
+
+
+#: What `lookup` gave last.
+_known: dict[tuple[str, tuple[int, ...]], PartIds] = {}
+_known_lock = threading.Lock()
+
+
+def lookup(data: DataDir, ids: str, parts: Sequence[int]) -> PartIds:
+    """Give the ids of these parts, read once in a process for all files: up to 0.5 GB.
+
+    Args:
+        ids: the content of the id list.
+    """
+    key = ids, tuple(parts)
+    with _known_lock:
+        if key not in _known:
+            _known.clear()
+            _known[key] = PartIds.read({part: kept.bring(data, data.ids(part)) for part in parts})
+        return _known[key]
+
+
+def forget() -> None:
+    """Free what `lookup` keeps."""
+    _known.clear()

@@ -577,7 +577,7 @@ COMPLETED = {
     "laion-face pre": {"prepare"},
     "laion-face s": {"status", "stats", "show"},
     "laion-face prepare ": {"20M", "50M"},
-    "laion-face prepare 20M --dis": {"--discard-sources"},
+    "laion-face prepare 20M --dis": {"--discard-sources", "--distributor"},
     "laion-face download 20M --min-face": {"--min-faces", "--min-face-size", "--min-face-area"},
     "laion-face status --format ": {"human", "json", "quiet"},
     "laion-face download 20M --resize-mode ": {"no", "border", "keep_ratio", "keep_ratio_largest", "center_crop"},

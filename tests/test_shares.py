@@ -95,6 +95,8 @@ def test_the_command(web: Web, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["download", "20M", "--parts", "0", "--data-dir", str(web.folder.root), "--shards", "0/1"]
     assert cli.main([*command, "--retry-failed", "1"]) == 1
     assert "rounds over what failed come with the download of all shards" in capsys.readouterr().err
+    assert cli.main([*command, "--clean-tars"]) == 1
+    assert "cleaned by the download of all shards" in capsys.readouterr().err
     assert cli.main([*command, "--dry-run"]) == 1
     assert "leave --shards out" in capsys.readouterr().err
     how = ["--allow-private-hosts", "--samples-per-shard", "20", "--timeout", "3", "--retries", "0", "--processes", "1"]

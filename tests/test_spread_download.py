@@ -147,6 +147,12 @@ def test_other_bounds_look_through_what_is_at_an_address(web: Web) -> None:
     assert result.failures["too_many_pixels"] == sum(truth.ok for truth in web.truths)
 
 
+def test_tars_at_an_address_are_not_cleaned(web: Web) -> None:
+    with pytest.raises(OptionError, match="copy them here first"):
+        download_part(web.address, 0, OPTIONS, clean=True)
+    assert not web.host.log
+
+
 def test_a_retry_at_an_address(web: Web) -> None:
     first = download_part(web.address, 0, OPTIONS)
     good = next(truth for truth in web.truths if truth.ok)

@@ -97,11 +97,13 @@ def download_part(
         OptionError: the environment names a proxy that is not trusted, or img2dataset cannot write to such a path.
     """
     options = options or DownloadOptions()
+    if clean and data.address is not None:
+        raise OptionError(f"{data.where}: only tars in a folder can be cleaned: copy them here first")
     waiting = f"part {part:05d}: another process downloads it; waiting for that"
-    with kept.at_work(data) as here, opened_index(here, part, index) as rows:
+    with kept.at_work(data) as here:
         refuse_impossible(here, options)
         files = PartFiles(here, part)
-        with locked(here.images_fingerprint(part), waiting):
+        with opened_index(here, part, index) as rows, locked(here.images_fingerprint(part), waiting):
             made_with = begun(files, rows, options, filters)
             _remove_leftovers(files)
             with disk_errors(here.tars(part)):

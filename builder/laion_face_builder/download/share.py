@@ -71,17 +71,19 @@ def download_share(
     Raises:
         NotPrepared, StateConflict, DownloadError, NetworkOutage, DiskError, OptionError: as `part.download_part`.
     """
-    with kept.at_work(data) as here, opened_index(here, part, index) as rows:
+    waiting = f"part {part:05d}: another process downloads it; waiting for that"
+    with kept.at_work(data) as here:
         refuse_impossible(here, options)
         files = PartFiles(here, part)
-        with locked(here.images_fingerprint(part), f"part {part:05d}: another process downloads it; waiting for that"):
-            made_with = begun(files, rows, options, filters)
-            whole = Round(files, 0, rows_of_round(files, 0), options, made_with)
-            withdraw_sidecar(files, whole.missing_tars(share))
-        check_space(files, whole.samples_of(whole.missing_of(share)), options)
-        with disk_errors(here.tars(part)):
-            whole.run(rows, share)
-        result = _result(whole, share)
+        with opened_index(here, part, index) as rows:
+            with locked(here.images_fingerprint(part), waiting):
+                made_with = begun(files, rows, options, filters)
+                whole = Round(files, 0, rows_of_round(files, 0), options, made_with)
+                withdraw_sidecar(files, whole.missing_tars(share))
+            check_space(files, whole.samples_of(whole.missing_of(share)), options)
+            with disk_errors(here.tars(part)):
+                whole.run(rows, share)
+            result = _result(whole, share)
     logger.info("part %05d, shards %s: %s", part, share, result)
     return result
 

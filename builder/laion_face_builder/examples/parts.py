@@ -162,6 +162,8 @@ def download(
     share = None if shards is None else Share.parse(shards)
     if share is not None and retry_failed:
         raise OptionError("shards and retry_failed: rounds over what failed come with the download of all shards, last")
+    if share is not None and clean:
+        raise OptionError("shards and clean_tars: tars are cleaned by the download of all shards, last")
     require_prepared(options)
     for number, part in enumerate(options.parts, 1):
         with _index_of(options, part) as index:

@@ -201,7 +201,7 @@ class Workers(Generic[C]):
 
     def _hired(self) -> _Worker[C]:
         ours, theirs = socket.socketpair()
-        talk = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the worker ends
+        talk = tempfile.TemporaryFile("w+b")  # noqa: SIM115 - closed when the worker ends
         kept = [theirs.fileno(), *([self._held] if self._held is not None else [])]
         process = subprocess.Popen(  # noqa: S603 - our own module
             python("-m", "laion_face_builder.download.worker", str(theirs.fileno()), str(self._at_a_time)),

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Protocol, cast
 
 from laion_face_builder.answers import Answer, answered
+from laion_face_builder.children import interpreter
 from laion_face_builder.errors import OptionError, WorkerDied
 from laion_face_builder.parallel import cores
 
@@ -194,7 +194,7 @@ def _spark_session(workers: int) -> Any:
     from pyspark import SparkConf
     from pyspark.sql import SparkSession
 
-    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    os.environ.setdefault("PYSPARK_PYTHON", interpreter())
     conf = SparkConf().setIfMissing("spark.master", f"local[{workers},{TRIES}]")
     for name, value in (("spark.app.name", "laion-face"), ("spark.ui.showConsoleProgress", "false")):
         conf.setIfMissing(name, value)

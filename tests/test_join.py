@@ -20,8 +20,16 @@ from laion_face_builder.index.faces import FaceTable
 from laion_face_builder.index.join import join
 from laion_face_builder.index.part_ids import PartIds
 from laion_face_builder.index.proof import Proof
-from laion_face_builder.index.staged import rows_of_part, stage, staged_fingerprint, staged_rows, staging_folder
+from laion_face_builder.index.staged import (
+    rows_of_part,
+    stage,
+    staged_file,
+    staged_fingerprint,
+    staged_rows,
+    staging_folder,
+)
 from laion_face_builder.index.writer import index_fingerprint, proof_path, write_index
+from laion_face_builder.layout import DataDir
 from laion_face_builder.sandbox import Face
 from laion_face_builder.sandbox.plain_join import plain_join
 from laion_face_builder.schema import DETECTIONS
@@ -144,7 +152,7 @@ def test_law_1_of_whole_metadata_the_index_is_the_plain_join(tmp_path_factory, w
         for target, path in zip(staged, paths, strict=True):
             stage(target, path, wanted, staged_fingerprint("sha256:i", [0, 1], path.name))
     for part in (0, 1):
-        check(staged_rows(staged, part), world, part, folder)
+        check(staged_rows(DataDir.at(folder), staged, part), world, part, folder)
 
 
 @settings(deadline=None)
@@ -174,12 +182,14 @@ def test_few_foreign_ids_are_searched_for_in_vain():
 
 
 def test_a_pass_for_more_parts_is_taken_up_again(tmp_path):
-    folder, parts = staging_folder(tmp_path, "sha256:i", [5, 0, 31])
+    data = DataDir.at(tmp_path)
+    folder, parts = staging_folder(data, "sha256:i", [5, 0, 31])
     assert parts == (0, 5, 31)
-    folder.mkdir()
-    assert staging_folder(tmp_path, "sha256:i", [5]) == (folder, (0, 5, 31))
-    assert staging_folder(tmp_path, "sha256:i", [5, 6])[1] == (5, 6)
-    assert staging_folder(tmp_path, "sha256:other", [5])[1] == (5,)
+    folder.mkdir(parents=True)
+    staged_file(folder, 0).touch()
+    assert staging_folder(data, "sha256:i", [5]) == (folder, (0, 5, 31))
+    assert staging_folder(data, "sha256:i", [5, 6])[1] == (5, 6)
+    assert staging_folder(data, "sha256:other", [5])[1] == (5,)
 
 
 # Refusals

@@ -96,7 +96,7 @@ def test_a_killed_worker_costs_its_step_alone(box, here, tmp_path, monkeypatch):
     (tmp_path / "deadly").mkdir()
     monkeypatch.setattr(steps, "run_apart", deadly_run)
     prepare(DataDir.kept_at((tmp_path / "there").as_uri()), [0, 1], upstream(box), processes=2)
-    expected = {"MakePart"} | ({"StageFile"} if box.spec.world == "today" else set())
+    expected = {"MakePart"} | ({"StageFile"} if box.content.spec.world == "today" else set())
     assert {path.name for path in (tmp_path / "deadly").iterdir()} == expected
     assert made(tmp_path / "there") == here
 

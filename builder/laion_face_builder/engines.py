@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Protocol, cast
 
 from laion_face_builder.answers import Answer, answered
+from laion_face_builder.children import interpreter
 from laion_face_builder.errors import LaionFaceError, OptionError, WorkerDied
 from laion_face_builder.parallel import cores
 
@@ -221,7 +221,7 @@ def _spark_session(workers: int) -> Any:
     from pyspark import SparkConf
     from pyspark.sql import SparkSession
 
-    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    os.environ.setdefault("PYSPARK_PYTHON", interpreter())
     with _starting("pyspark"):
         conf = SparkConf().setIfMissing("spark.app.name", "laion-face")
         if not conf.contains("spark.master"):

@@ -20,12 +20,12 @@ from collections.abc import Callable, Iterator
 import picture_server
 from PIL import Image
 
+from laion_face_builder.fetch.addresses import AddressRule
+from laion_face_builder.fetch.ahead import ordered
+from laion_face_builder.fetch.cache import PictureCache
+from laion_face_builder.fetch.fetcher import FetchedPicture, Fetcher
+from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.images import pictures, quick_check
-from laion_face_builder.web.addresses import AddressRule
-from laion_face_builder.web.ahead import ordered
-from laion_face_builder.web.cache import PictureCache
-from laion_face_builder.web.fetcher import FetchedPicture, Fetcher
-from laion_face_builder.web.limits import FetchLimits
 
 _REPEATS = 300
 

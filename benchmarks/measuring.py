@@ -43,7 +43,7 @@ def measure(command: Sequence[str]) -> Used:
     """
     started = time.perf_counter()
     with subprocess.Popen(command, stdout=sys.stderr) as process:
-        family = _Family(process.pid)
+        family = Family(process.pid)
         family.start()
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - started
@@ -71,18 +71,40 @@ def read_once(files: Iterable[Path]) -> None:
                 pass
 
 
-class _Family(threading.Thread):
-    """Watches a process and its children: `peak` in kB is the most that they had together, 0 while it is only one."""
+class Family(threading.Thread):
+    """Watches a process and its children: `peak` in kB is the most that they had together, 0 while it is only one.
 
-    def __init__(self, pid: int) -> None:
+    Args:
+        pid: the process.
+        of_one: the peak is noted of a process without children too, where the kernel's own figure is not asked for.
+    """
+
+    def __init__(self, pid: int, *, of_one: bool = False) -> None:
         super().__init__(daemon=True)
         self.pid, self.peak, self.ended = pid, 0, threading.Event()
+        self._of_one = of_one
+        self._cpu: dict[int, float] = {}
+        self._most = 0.0
 
     def run(self) -> None:
         while not self.ended.wait(_POLL_SECONDS):
             members = [self.pid, *_below(self.pid)]
-            if len(members) > 1:  # the kernel's own figure is exact for one, and costs nothing
+            if self._of_one or len(members) > 1:  # the kernel's own figure is exact for one, and costs nothing
                 self.peak = max(self.peak, sum(map(_proportional, members)))
+            self.cpu()
+
+    def cpu(self) -> float:
+        """CPU seconds, user and system, of all members so far.
+
+        Of those that have ended it is what their parent knows, or what was last seen of them.
+        """
+        known = 0.0
+        for pid in (self.pid, *_below(self.pid)):
+            own, waited_for = _used(pid)
+            self._cpu[pid] = max(self._cpu.get(pid, 0.0), own)
+            known += own + waited_for
+        self._most = max(self._most, known, sum(self._cpu.values()))
+        return self._most
 
 
 def _below(pid: int) -> Iterator[int]:
@@ -94,6 +116,16 @@ def _below(pid: int) -> Iterator[int]:
         for child in map(int, found):
             yield child
             yield from _below(child)
+
+
+def _used(pid: int) -> tuple[float, float]:
+    """CPU seconds of a process, and of its children that it has waited for."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return 0.0, 0.0
+    ticks = os.sysconf("SC_CLK_TCK")
+    return (int(fields[11]) + int(fields[12])) / ticks, (int(fields[13]) + int(fields[14])) / ticks
 
 
 def _proportional(pid: int) -> int:

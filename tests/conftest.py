@@ -46,6 +46,8 @@ for _name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "WORLD_SIZE", "RANK"):
     os.environ.pop(_name, None)
     os.environ.pop(_name.lower(), None)
 os.environ.update(environment_for(_HUB, _FOLDER / "home"))
+# Else this run would share its bounds per host with whatever else of this user fetches on this machine.
+os.environ["XDG_RUNTIME_DIR"] = tempfile.mkdtemp(prefix="runtime-", dir=_FOLDER)
 # img2dataset's albumentations would ask the network for a newer version of itself.
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 
@@ -150,7 +152,7 @@ def prepared(sandbox: Sandbox) -> Prepared:
     fields = OptionFields(parts="0,2", allow_private_hosts=True)
     options = Options.of("20M", fields, _FOLDER / "prepared")
     prepare(options.data, options.parts, options.upstream)
-    results = list(parts.download(options, parts.download_options(options, processes_count=1, stuck_after=60.0)))
+    results = list(parts.download(options, parts.download_options(options, processes_count=1)))
     assert [part for part, _ in results] == [0, 2]
     return Prepared(options.data, sandbox)
 

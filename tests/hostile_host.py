@@ -24,6 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+import hostile_answers
 from PIL import Image
 
 #: Self-signed, for localhost and 127.0.0.1. It protects nothing.
@@ -147,6 +148,11 @@ class HostileHost:
     def _do_ok(self, *_: object) -> bytes:
         return message(self.picture)
 
+    def _do_raw(self, connection: socket.socket, _q: object, _t: object, path: str) -> None:
+        """What `hostile_answers` has under the second part of the path."""
+        for piece in hostile_answers.TABLE[path.split("/")[2]](self.picture):
+            connection.sendall(piece)
+
     def _do_slow(self, *_: object) -> bytes:
         time.sleep(0.05)
         return message(self.picture)
@@ -154,6 +160,11 @@ class HostileHost:
     def _do_sized(self, _c: object, query: dict[str, str], *_: object) -> bytes:
         """A picture of exactly so many bytes."""
         return message(self.picture + bytes(int(query["bytes"]) - len(self.picture)))
+
+    def _do_packed(self, _c: object, query: dict[str, str], *_: object) -> bytes:
+        """The same, in next to no bytes."""
+        body = gzip.compress(self.picture + bytes(int(query["bytes"]) - len(self.picture)))
+        return message(body, "Content-Encoding: gzip")
 
     def _do_status(self, _c: object, query: dict[str, str], *_: object) -> bytes:
         return message(b"", status=f"{query['code']} Whatever")
@@ -180,6 +191,9 @@ class HostileHost:
             with contextlib.suppress(TimeoutError):
                 if not connection.recv(1):
                     return
+
+    def _do_silent_once(self, connection: socket.socket, _q: object, times: int, _p: object) -> bytes | None:
+        return message(self.picture) if times > 1 else self._do_silent(connection)
 
     def _do_drip(self, connection: socket.socket, *_: object) -> None:
         connection.sendall(message(b"", length=5_000))
@@ -225,18 +239,6 @@ class HostileHost:
             return message(self.picture)
         extra = [f"Retry-After: {query['after']}"] if "after" in query else []
         return message(b"", *extra, status=f"{query['code']} Later")
-
-    def _do_gzip(self, *_: object) -> bytes:
-        return message(gzip.compress(self.picture), "Content-Encoding: gzip")
-
-    def _do_gzip_bomb(self, *_: object) -> bytes:
-        return message(gzip.compress(bytes(50_000_000)), "Content-Encoding: gzip")
-
-    def _do_gzip_cut(self, *_: object) -> bytes:
-        return message(gzip.compress(self.picture)[:-20], "Content-Encoding: gzip")
-
-    def _do_gzip_lie(self, *_: object) -> bytes:
-        return message(self.picture, "Content-Encoding: gzip")
 
     def _do_bomb(self, *_: object) -> bytes:
         return message(png_bomb(3_000))

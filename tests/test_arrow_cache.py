@@ -112,10 +112,11 @@ OTHER = {
     "parts": "0", "shards_per_part": 7, "min_score": 0.5, "min_face_size": 64, "min_face_area": 0.1, "min_faces": 2,
     "max_faces": 3, "min_width": 100, "min_height": 100, "nsfw": "UNLIKELY", "min_similarity": 0.3, "images": "none",
     "on_error": "null", "on_size_change": "drop", "resize_mode": "border", "blur_faces": True, "concurrency": 3,
-    "mode": "L",
+    "mode": "L", "order": "arrival",
     "lookahead": 9, "max_buffer_bytes": 10**7, "cache_images": "kept", "cache_bytes": 10**6, "timeout": 3.5,
-    "retries": 3, "max_bytes": 10**6, "max_pixels": 10**6, "per_host": 2, "user_agent_token": "me",
-    "allow_private_hosts": True, "trust_proxy": True, "image_size": 99, "resize_only_if_bigger": True,
+    "retries": 3, "max_bytes": 10**6, "max_pixels": 10**6, "per_host": 2, "outage_patience": 5.0,
+    "user_agent_token": "me", "allow_private_hosts": True, "trust_proxy": True, "image_size": 99,
+    "resize_only_if_bigger": True,
 }  # fmt: skip
 #: What the last two need to mean anything.
 BESIDES = {"image_size": {"resize_mode": "border"}, "resize_only_if_bigger": {"resize_mode": "border"}}
@@ -420,7 +421,7 @@ def test_tars_without_a_picture_say_so_and_another_round_is_another_dataset(worl
     """The part was downloaded while its hosts were down; the same builder sees what comes later."""
     data = DataDir.at(tmp_path / "data")
     shutil.copytree(world.data, data.root)
-    how = DownloadOptions(processes_count=1, retries=0, allow_private_hosts=True, timeout=5.0, stuck_after=60.0)
+    how = DownloadOptions(processes_count=1, retries=0, allow_private_hosts=True, timeout=5.0)
     download_part(data, 0, how)
     given = {"images": "download", "data_dir": str(data.root)}
     with pytest.raises(NotPrepared, match=r"all of \d+ pictures .*--retry-failed"):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laion_face_builder.web.curl_loop import Sockets
+from laion_face_builder.fetch.curl_loop import Sockets
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 

@@ -296,7 +296,7 @@ def test_a_copy_stops_at_the_first_refusal(published: Any, tmp_path: Path, untou
 # Downloading: pictures are counted.
 
 OPTIONS = DownloadOptions(
-    processes_count=1, thread_count=8, samples_per_shard=15, timeout=3.0, retries=0, allow_private_hosts=True
+    processes_count=1, concurrency=8, samples_per_shard=15, timeout=30.0, retries=0, allow_private_hosts=True
 )
 
 
@@ -613,24 +613,6 @@ def _bad_encoding(job: Any, folder: Path) -> list[str]:
     return ["download", "20M", "--parts", "0", "--data-dir", str(job.pictures), "--encode-format", "gif"]
 
 
-def _foreign_json(job: Any, folder: Path) -> list[str]:
-    shutil.copytree(job.pictures / "index", folder / "bare" / "index")
-    how = ["download", "20M", "--parts", "0", "--data-dir", str(folder / "bare"), "--samples-per-shard", "50"]
-    claim = folder / "bare" / "images" / "part-00000.fingerprint"
-    claim.parent.mkdir()
-    options = Options.of("20M", OptionFields(parts="0"), folder / "bare")
-    from laion_face_builder.download.part import claimed
-    from laion_face_builder.files import canonical_json
-    from laion_face_builder.index.reader import IndexPart
-
-    with IndexPart.open(options.data.index(0)) as index:
-        made = claimed(PartFiles(options.data, 0), index, DownloadOptions(samples_per_shard=50), options.filters)
-    claim.write_text(canonical_json(made))
-    options.data.tars(0).mkdir()
-    (options.data.tars(0) / "mine.json").write_text("{}")
-    return how
-
-
 def _public_pictures(job: Any, folder: Path) -> list[str]:
     return ["publish", "--data-dir", str(job.pictures), "me/faces", "--with-images"]
 
@@ -702,7 +684,7 @@ def _parquet(folder: Path) -> Path:
 REFUSALS = [
     *(_gated, _no_such_repo, _processes, _parts, _pictures_of_other_sources, _no_room, _index_of_another),
     *(_index_without_the_part, _not_prepared, _other_filters, _odd_path, _nobodys_pictures, _bad_encoding),
-    *(_foreign_json, _public_pictures, _nothing_to_publish, _the_other_kind, _private_folder, _public_repo),
+    *(_public_pictures, _nothing_to_publish, _the_other_kind, _private_folder, _public_repo),
     *(_too_long_a_preview, _bad_suffix, _nothing_to_show, _nothing_to_count, _not_a_demo),
 ]
 

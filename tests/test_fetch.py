@@ -20,12 +20,12 @@ import pytest
 from hostile_host import CERTIFICATE, HostileHost
 
 from laion_face_builder.errors import OptionError, PictureError
+from laion_face_builder.fetch.addresses import AddressRule
+from laion_face_builder.fetch.answers import asked_wait
+from laion_face_builder.fetch.fetcher import Fetcher
+from laion_face_builder.fetch.limits import FetchLimits
+from laion_face_builder.fetch.opt_outs import refusal
 from laion_face_builder.options import OptionFields, Options
-from laion_face_builder.web.addresses import AddressRule
-from laion_face_builder.web.answers import asked_wait, opts_out
-from laion_face_builder.web.fetcher import Fetcher
-from laion_face_builder.web.hosts import Hosts
-from laion_face_builder.web.limits import FetchLimits
 
 LOOPBACK = AddressRule(also_public=("127.0.0.0/8",))
 LIMITS = FetchLimits(timeout=3.0, retries=0, max_bytes=2_000_000, max_pixels=1_000_000, allow=LOOPBACK)
@@ -69,7 +69,7 @@ def test_a_picture_comes_as_it_is(host: HostileHost, fetcher: Fetcher) -> None:
     assert "compatible; laion-face; +https://" in host.agents[-1]
 
 
-@pytest.mark.parametrize("path", ["/more", "/chunked", "/gzip", "/gzip-lie", "/chain/5"])
+@pytest.mark.parametrize("path", ["/more", "/chunked", "/chain/10"])
 def test_odd_answers_that_still_bring_the_picture(host: HostileHost, fetcher: Fetcher, path: str) -> None:
     assert fetcher.submit(host.url(path)).result(10).data == host.picture
 
@@ -86,15 +86,13 @@ def test_odd_answers_that_still_bring_the_picture(host: HostileHost, fetcher: Fe
         ("/bomb", "too_many_pixels"),
         ("/endless", "too_large"),
         ("/declared", "too_large"),
-        ("/gzip-bomb", "too_large"),
-        ("/gzip-cut", "truncated"),
         ("/headers", "too_large"),
         ("/short", "incomplete"),
         ("/reset", "reset"),
-        ("/garbage", "other"),
-        ("/bad-chunks", "reset"),
+        ("/garbage", "bad_response"),
+        ("/bad-chunks", "bad_response"),
         ("/loop", "redirects"),
-        ("/chain/6", "redirects"),
+        ("/chain/11", "redirects"),
         ("/nowhere", "bad_redirect"),
         ("/to?url=file:///etc/passwd", "bad_redirect"),
         ("/to?url=ftp://127.0.0.1/x.jpg", "bad_redirect"),
@@ -147,12 +145,12 @@ def test_private_addresses_are_refused_under_every_name(host: HostileHost, name:
 
 def test_the_address_is_checked_again_at_the_socket(host: HostileHost, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even if a check before were wrong, libcurl gets no socket to an address that is refused."""
-    from laion_face_builder.web import guard
+    from laion_face_builder.fetch import names
 
-    async def wrong(self: guard.Resolver, name: str, port: int) -> list[str]:
+    async def wrong(self: names.Resolver, name: str, port: int) -> list[str]:
         return ["127.0.0.1"]
 
-    monkeypatch.setattr(guard.Resolver, "resolve", wrong)
+    monkeypatch.setattr(names.Resolver, "resolve", wrong)
     before = host.asked.total()
     with Fetcher(replace(LIMITS, allow=AddressRule())) as fetcher:
         assert reason(fetcher, host.url("/ok", "pictures.invalid")) == "private_address"
@@ -161,12 +159,12 @@ def test_the_address_is_checked_again_at_the_socket(host: HostileHost, monkeypat
 
 def test_the_checked_address_is_the_one_connected_to(host: HostileHost, monkeypatch: pytest.MonkeyPatch) -> None:
     """A name that nobody else can resolve: the connection goes where our resolver said."""
-    from laion_face_builder.web import guard
+    from laion_face_builder.fetch import names
 
-    async def ours(self: guard.Resolver, name: str, port: int) -> list[str]:
+    async def ours(self: names.Resolver, name: str, port: int) -> list[str]:
         return ["127.0.0.1"]
 
-    monkeypatch.setattr(guard.Resolver, "resolve", ours)
+    monkeypatch.setattr(names.Resolver, "resolve", ours)
     with Fetcher(LIMITS) as fetcher:
         assert fetcher.submit(host.url("/ok", "pictures.invalid")).result(10).data == host.picture
 
@@ -202,7 +200,24 @@ def test_tls_is_verified(tmp_path: Path) -> None:
         ("laion-face: noai", True),
         ("otherbot: all, laion-face: noai", True),
         ("otherbot: noindex|LAION-FACE : NOAI", True),
-        ("unavailable_after: 25 Jun 2030 15:00:00 PST, noindex", True),
+        ("none", True),
+        ("otherbot: none", False),
+        ("*: noai", True),
+        ("noai noimageai", True),
+        ("nofollow; noai", True),
+        ("max-image-preview: large, noai", True),
+        ("unavailable_after: 25 Jun 2100 15:00:00 PST, noindex", True),
+        ("unavailable_after: Fri, 25 Jun 2100 15:00:00 PST, noindex", True),
+        ("unavailable_after: Fri, 25 Jun 2010 15:00:00 PST", True),
+        ("Unavailable_After : Friday, 25-Jun-10 15:00:00 PST, all", True),
+        ("unavailable_after: 2010-06-25T15:00:00Z", True),
+        ("unavailable_after: 2010-06-25", True),
+        ("unavailable_after: Fri, 25 Jun 2100 15:00:00 PST, all", False),
+        ("unavailable_after: never, all", False),
+        ("unavailable_after: never, noai", True),
+        ("otherbot: unavailable_after: Fri, 25 Jun 2010 15:00:00 PST, noindex", False),
+        ("laion-face: unavailable_after: Fri, 25 Jun 2010 15:00:00 PST", True),
+        ("otherbot: noindex, laion-face: nofollow", False),
         ("max-snippet:20, nofollow", False),
         ("nofollow, nosnippet", False),
         ("noaix", False),
@@ -224,8 +239,12 @@ def test_an_opt_out_of_a_redirect_is_not_the_pictures(host: HostileHost, fetcher
 
 
 def test_opt_outs_by_the_users_own_token(host: HostileHost) -> None:
-    assert opts_out(["mybot: noai"], "MyBot")
-    assert not opts_out(["laion-face: noai"], "MyBot")
+    assert refusal(["mybot: noai"], "MyBot")
+    assert not refusal(["laion-face: noai"], "MyBot")
+    assert refusal(["noai"], "MyBot", [" NoAI "])
+    assert refusal(["none"], "MyBot", ["noai"])
+    assert not refusal(["noindex"], "MyBot", ["noai"])
+    assert not refusal(["none", "noai", "unavailable_after: 2010-06-25"], "MyBot", [])
     with Fetcher(replace(LIMITS, user_agent_token="MyBot")) as fetcher:
         assert reason(fetcher, host.url("/tag?v=mybot:%20noai")) == "opt_out"
         assert fetcher.submit(host.url("/tag?v=laion-face:%20noai")).result(10)
@@ -289,22 +308,6 @@ def reason_of(ticket: object) -> str:
     return caught.value.reason
 
 
-def test_a_host_that_answers_is_never_down() -> None:
-    hosts: Hosts[int] = Hosts(per_host=1)
-    for number in range(100):
-        assert hosts.enter("a", number)
-        hosts.leave("a", "timeout" if number % 5 < 4 else "")
-    for number in range(16):
-        assert hosts.enter("a", number)
-        hosts.leave("a", "timeout")
-    with pytest.raises(PictureError, match="silent"):
-        hosts.enter("a", 0)
-    assert hosts.enter("b", 0)
-    assert not hosts.enter("b", 1)
-    hosts.leave("b")
-    assert list(hosts.freed("b", lambda job: True)) == [1]
-
-
 def test_cancelling_a_ticket(host: HostileHost, fetcher: Fetcher) -> None:
     ticket = fetcher.submit(host.url("/silent"))
     with pytest.raises(TimeoutError):
@@ -317,11 +320,11 @@ def test_cancelling_a_ticket(host: HostileHost, fetcher: Fetcher) -> None:
 
 def test_closing_ends_hundreds_at_once_and_leaves_nothing() -> None:
     gc.collect()
-    with HostileHost() as host:
-        fetcher = Fetcher(replace(LIMITS, timeout=30, per_host=300))
+    with HostileHost(address="0.0.0.0") as host:
+        fetcher = Fetcher(replace(LIMITS, timeout=30))
         before = our_threads()
         fds = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
-        tickets = [fetcher.submit(host.url(f"/silent/{number}")) for number in range(400)]
+        tickets = [fetcher.submit(host.url("/silent", f"127.0.1.{number % 50}")) for number in range(400)]
         assert wait_until(lambda: host.open >= 250)
         begun = time.monotonic()
         fetcher.close()
@@ -381,20 +384,25 @@ def test_a_fetcher_travels_to_a_spawned_worker(host: HostileHost, fetcher: Fetch
         assert copy.submit(host.url("/ok")).result(10)
 
 
-def test_nothing_is_said_at_the_end_of_a_process(host: HostileHost) -> None:
+def test_nothing_is_said_at_the_end_of_a_process() -> None:
     """No close, hundreds under way: the interpreter still ends at once, without a warning."""
-    script = f"""
+    with HostileHost(address="0.0.0.0") as host:
+        command = [sys.executable, "-W", "always::ResourceWarning", "-c", _hundreds_under_way(host)]
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+        assert (ran.returncode, ran.stdout.strip(), ran.stderr) == (0, str(len(host.picture)), "")
+
+
+def _hundreds_under_way(host: HostileHost) -> str:
+    return f"""
 import time
-from laion_face_builder.web.addresses import AddressRule
-from laion_face_builder.web.limits import FetchLimits
-from laion_face_builder.web.fetcher import Fetcher
-fetcher = Fetcher(FetchLimits(allow=AddressRule(allow_private=True), per_host=300))
-tickets = [fetcher.submit({host.url("/silent")!r}) for _ in range(200)]
+from laion_face_builder.fetch.addresses import AddressRule
+from laion_face_builder.fetch.limits import FetchLimits
+from laion_face_builder.fetch.opt_outs import refusal
+from laion_face_builder.fetch.fetcher import Fetcher
+fetcher = Fetcher(FetchLimits(allow=AddressRule(allow_private=True)))
+tickets = [fetcher.submit(f"http://127.0.1.{{number % 30}}:{host.port}/silent") for number in range(200)]
 print(len(fetcher.submit({host.url("/ok")!r}).result(10).data))
 """
-    command = [sys.executable, "-W", "always::ResourceWarning", "-c", script]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-    assert (ran.returncode, ran.stdout.strip(), ran.stderr) == (0, str(len(host.picture)), "")
 
 
 def test_limits_come_from_the_users_options() -> None:
@@ -417,7 +425,9 @@ def test_a_proxy_in_the_environment_is_never_used_silently(host: HostileHost, mo
         assert fetcher.submit(host.url("/ok")).result(10)
 
 
-def test_a_trusted_proxy_is_gone_through(host: HostileHost) -> None:
-    """The hostile host plays the proxy: it is asked for the whole address."""
+def test_a_trusted_proxy_is_gone_through(host: HostileHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hostile host plays the proxy: it is asked for the whole address, whatever the environment excepts."""
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "*")
     with Fetcher(replace(LIMITS, proxy=f"http://127.0.0.1:{host.port}")) as fetcher:
         assert fetcher.submit("http://pictures.invalid/ok").result(10).data == host.picture

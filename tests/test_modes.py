@@ -225,7 +225,7 @@ def check(ds, seen):
 def test_streams_tars_and_arrow_files_yield_one_mode(mixed, tmp_path):
     options, given, seen = mixed
     check(laion_face.load_dataset("20M", mode="RGB", streaming=True, images="fetch", **given), seen)
-    how = parts.download_options(options, processes_count=1, stuck_after=60.0)
+    how = parts.download_options(options, processes_count=1)
     assert len(list(parts.download(options, how))) == 1
     check(laion_face.load_dataset("20M", mode="RGB", streaming=True, **given), seen)
     check(laion_face.load_dataset("20M", mode="RGB", cache_dir=str(tmp_path / "arrow"), **given), seen)

@@ -144,19 +144,28 @@ def test_what_needs_a_network_says_so_in_a_line(prepared, tmp_path, command, fla
 
 FETCH = """
 import sys, laion_face
-how = {"images": "fetch", "retries": 0, "timeout": 5, "data_dir": sys.argv[1]}
-print(sum(1 for _ in laion_face.load_dataset("20M", split="train", streaming=True, parts="0", **how)))
+from laion_face_builder.errors import NetworkOutage
+how = {"images": "fetch", "timeout": 5, "outage_patience": 2, "data_dir": sys.argv[1]}
+try:
+    print(sum(1 for _ in laion_face.load_dataset("20M", split="train", streaming=True, parts="0", **how)))
+except NetworkOutage as error:
+    print(error)
+try:
+    laion_face.load_dataset("20M", split="train", parts="0", cache_dir=sys.argv[2], **how)
+except Exception as error:
+    print(type(error).__name__, error)
 """
 
 
-def test_a_stream_that_reaches_nobody_says_so_once_and_early(prepared, tmp_path):
+def test_who_reaches_nobody_waits_says_so_once_ends_loudly_and_leaves_no_cache(prepared, tmp_path):
     rows = pq.read_table(prepared.data.index(0))
     urls = pa.array([f"http://no-such-host-{row}.invalid/x.jpg" for row in range(rows.num_rows)])
     DataDir.at(tmp_path).index(0).parent.mkdir()
     pq.write_table(rows.set_column(rows.column_names.index("url"), "url", urls), DataDir.at(tmp_path).index(0))
-    done = offline({}, "-c", FETCH, tmp_path)
+    done = offline({}, "-c", FETCH, tmp_path, tmp_path / "arrow")
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "0\n"
-    told = done.stderr.splitlines()
-    assert told[0].startswith("the network cannot be reached: none of the first 8 pictures came")
-    assert sum("cannot be reached" in line for line in told) == 1
+    streamed, cached = done.stdout.splitlines()
+    assert "outage_patience=2" in streamed
+    assert done.stderr.count("the network cannot be reached") == 2
+    assert cached == f"NetworkOutage {streamed}"
+    assert not [*(tmp_path / "arrow").rglob("*.arrow"), *(tmp_path / "arrow").rglob("dataset_info.json")]

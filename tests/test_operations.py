@@ -256,7 +256,7 @@ def world(hub, tmp_path_factory):
         fields = OptionFields(parts="0", allow_private_hosts=True, source_repo=box.repo, metadata=box.metadata_repo)
         options = Options.of("20M", fields, folder / "data")
         prepare(options.data, options.parts, options.upstream)
-        list(parts.download(options, parts.download_options(options, processes_count=1, stuck_after=60.0)))
+        list(parts.download(options, parts.download_options(options, processes_count=1)))
         yield World(str(folder / "data"))
 
 

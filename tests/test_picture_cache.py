@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,11 +18,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from laion_face_builder.errors import OptionError, PictureError
+from laion_face_builder.fetch.addresses import AddressRule
+from laion_face_builder.fetch.cache import MARKER, PictureCache
+from laion_face_builder.fetch.fetcher import Fetcher
+from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.images.pictures import Picture
-from laion_face_builder.web.addresses import AddressRule
-from laion_face_builder.web.cache import PictureCache
-from laion_face_builder.web.fetcher import Fetcher
-from laion_face_builder.web.limits import FetchLimits
 
 LIMITS = FetchLimits(timeout=3.0, retries=0, allow=AddressRule(allow_private=True))
 
@@ -30,7 +32,7 @@ def picture(data: bytes = b"bytes", form: str = "JPEG") -> Picture:
 
 
 def entries(cache: PictureCache) -> list[Path]:
-    return [path for path in cache.folder.rglob("*") if path.is_file()]
+    return [path for path in cache.folder.rglob("*") if path.is_file() and path.name != MARKER]
 
 
 @pytest.fixture
@@ -141,6 +143,58 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OptionError, match="cache_images"):
         PictureCache(tmp_path / "file" / "cache")
+
+
+def test_a_folder_with_something_else_in_it_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_bytes(b"")
+    with pytest.raises(OptionError, match=r"holds something else.*new folder"):
+        PictureCache(tmp_path)
+    assert os.listdir(tmp_path) == ["thesis.tex"]
+
+
+def _read_only(folder: str, answers: object) -> None:
+    if os.geteuid() == 0:
+        os.setuid(65_534)  # whom root's rights do not help
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("laion_face").addHandler(handler)
+    cache = PictureCache(folder)
+    for url in ("new", "newer", "u"):
+        cache.put(url, picture(b"other"))
+    answers.put((cache.get("u") == picture(), cache.get("new") is None, said))  # type: ignore[attr-defined]
+
+
+def test_a_folder_that_can_only_be_read_says_so_once_and_is_read() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        PictureCache(folder).put("u", picture())
+        for path in (Path(folder), *Path(folder).iterdir()):
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        context = get_context("fork")
+        answers = context.SimpleQueue()
+        worker = context.Process(target=_read_only, args=(folder, answers))
+        worker.start()
+        is_kept, is_new_lost, said = answers.get()
+        worker.join(10)
+        for path in (Path(folder), *Path(folder).iterdir()):
+            path.chmod(0o755)
+    assert is_kept
+    assert is_new_lost
+    assert len(said) == 1
+    assert "can only be read" in said[0]
+
+
+def test_kept_pictures_come_though_their_host_is_down(tmp_path: Path) -> None:
+    with HostileHost() as host, Fetcher(LIMITS, PictureCache(tmp_path)) as fetcher:
+        kept = host.url("/ok")
+        assert fetcher.submit(kept).result(10)
+    limits = replace(LIMITS, timeout=0.2)
+    with Fetcher(limits, PictureCache(tmp_path)) as fetcher:
+        gone = [fetcher.submit(kept.replace("/ok", f"/{number}")) for number in range(8)]
+        for ticket in gone:
+            with pytest.raises(PictureError):
+                ticket.result(30)
+        assert fetcher.submit(kept).result(10).is_kept
 
 
 def test_a_folder_that_vanishes_costs_nothing_but_the_cache(tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ def test_pictures_lie_in_a_folder_of_any_name(small, tmp_path):
 def test_where_img2dataset_cannot_write_is_said_at_once(prepared_index, tmp_path, capsys):
     shutil.copytree(prepared_index.root, tmp_path / "really?")
     assert run("download", "20M", "--parts", "0", "--data-dir", tmp_path / "really?") == 1
-    assert "img2dataset cannot write below a path with any of" in capsys.readouterr().err
+    assert "img2dataset's writer cannot write below a path with any of" in capsys.readouterr().err
 
 
 #: ASCII for files, names and what is printed, in a window of 20 columns.
@@ -259,7 +259,7 @@ def lacks_encoding(call):
         return name in ("run", "Popen", "check_output")
     texts = [value.value for value in [*call.args, *given.values()] if isinstance(value, ast.Constant)]
     is_binary = any(isinstance(text, str) and "b" in text and set(text) <= set("rwxab+") for text in texts)
-    of_ours = of in ("os", "Image") or of[:1].isupper() or of.startswith("urllib")
+    of_ours = of in ("os", "Image", "tarfile") or of[:1].isupper() or of.startswith("urllib")
     return name in ("open", "fdopen", "TemporaryFile", "NamedTemporaryFile") and not is_binary and not of_ours
 
 

@@ -19,6 +19,7 @@ from tqdm.utils import disp_len
 
 from laion_face_builder import progress
 from laion_face_builder.progress_bar import DrawnBar, fitted, shortened
+from laion_face_builder.progress_log import LoggedBar
 from laion_face_builder.sandbox import Sandbox, SandboxSpec
 
 PARTS = (0, 2)
@@ -205,6 +206,83 @@ def test_otherwise_there_are_lines_only(terminal, monkeypatch, why):
     with at(terminal):
         job()
     assert terminal.getvalue() == "one line\n" * 3
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_where_no_bar_can_be_drawn_there_is_a_line_a_minute(caplog):
+    """Also while nothing gets done; the pace is that of the last minutes, not that before a restart."""
+    clock = Clock()
+    bar = LoggedBar("part 3 of 13", "part 00008", total=1_000_000, unit="picture", done=400_000, clock=clock)
+    with caplog.at_level(logging.INFO), bar:
+        for _ in range(59):
+            clock.now += 1
+            bar.update(500)
+        assert not caplog.messages
+        bar.note("84.0% good", "5.2 GB", "http_404 12")
+        clock.now += 1
+        bar.advance_to(430_000)
+        bar.advance_to(430_100)
+        clock.now += 60
+        bar.tick()
+        bar.tick()
+        for _ in range(20):
+            clock.now += 60
+            bar.tick()
+    assert len(caplog.messages) == 22
+    assert caplog.messages[0] == (
+        "part 3 of 13: part 00008: 430,000 of 1,000,000 pictures (43.0%), 500 pictures/s, 19 min left, "
+        "84.0% good, 5.2 GB, http_404 12"
+    )
+    assert "430,100 of 1,000,000 pictures (43.0%), 251 pictures/s, 38 min left" in caplog.messages[1]
+    assert "0 pictures/s, nothing is coming in" in caplog.messages[-1]
+
+
+def test_lines_count_bytes_and_what_has_no_end(caplog):
+    clock = Clock()
+    with caplog.at_level(logging.INFO):
+        for total, unit in ((None, "row"), (900_000_000, "B"), (3, "part"), (0, "part")):
+            bar = LoggedBar("", "work", total=total, unit=unit, clock=clock)
+            clock.now += 60
+            bar.update(3)
+    assert caplog.messages == [
+        "work: 3 rows, 0.1 rows/s",
+        "work: 3 B of 900.0 MB (0.0%), 0 B/s, 5000000.0 hours left",
+        "work: 3 of 3 parts (100.0%), 0.1 parts/s",
+        "work: 3 parts, 0.1 parts/s",
+    ]
+
+
+LOGGED = """
+import json, sys
+from laion_face_builder import cli, progress_log
+progress_log.INTERVAL = 0.0
+sys.exit(cli.main(json.loads(sys.argv[1])))
+"""
+
+
+@pytest.mark.parametrize("shape", ["human", "quiet"])
+def test_a_download_without_a_terminal_says_how_far_it_is(small, tmp_path, shape):
+    data = ["--data-dir", str(tmp_path), "--parts", "0", "--source-repo", small.repo]
+    prepare = ["prepare", "20M", *data, "--metadata", small.metadata_repo]
+    download = ["download", "20M", *data, "--processes", "1", "--samples-per-shard", "20", "--allow-private-hosts"]
+    for words in (prepare, [*download, "--format", shape]):
+        done = subprocess.run(
+            [sys.executable, "-c", LOGGED, json.dumps(words)],
+            env={**os.environ, **small.environment},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    lines = [line for line in done.stderr.splitlines() if re.match(r"part 00000: [\d,]+ of [\d,]+ pictures \(", line)]
+    assert bool(lines) == (shape == "human")
+    assert not lines or re.search(r"pictures/s, .*\d% good, .*B, \w+ \d", lines[-1]), lines
+    assert "\r" not in done.stderr
 
 
 def test_bars_say_where_the_job_stands(terminal):

@@ -1,7 +1,7 @@
 """Pictures that img2dataset resized, encoded again or blurred: faces fit wherever they come from (law 2 and law 4).
 
-img2dataset takes seconds to start, so one story is lived through once: a host with pictures of every container and EXIF
-turn, one index, and a download of it in each way.
+img2dataset takes seconds to be imported, so one story is lived through once: a host with pictures of every container
+and EXIF turn, one index, and a download of it in each way.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ WAYS: dict[str, dict[str, Any]] = {
     },
     "blurred": {"blur_faces": True},
 }
-TRANSFER = {"thread_count": 8, "timeout": 5.0, "retries": 0, "allow_private_hosts": True, "processes_count": 1}
+TRANSFER = {"concurrency": 8, "timeout": 5.0, "retries": 0, "allow_private_hosts": True, "processes_count": 1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -330,10 +330,10 @@ def test_what_cannot_be_blurred_is_not_yielded_and_not_kept(story: Story) -> Non
     with PartPictures.open(data, 0) as pictures:
         statuses = {row: stored.status for row, stored in enumerate(pictures.read(0, pictures.num_rows))}
     assert {1000 + row for row, status in statuses.items() if status == "cannot_blur"} == lost
-    # Only the reshaped one was fetched at all; its picture is gone from the tar.
+    # Only the reshaped one was fetched at all; no tar ever had its picture.
     assert not any(sample.odd == "no_size" for sample in in_tar(data, story))
     reshaped = next(sample for sample in story.samples if sample.odd == "reshaped")
-    assert set(in_tar(data, story)[reshaped]) == {0}
+    assert reshaped not in in_tar(data, story)
     assert "cannot_blur 3" in story.printed
 
 
@@ -395,7 +395,6 @@ def test_downloads_begun_before_there_was_resizing_go_on() -> None:
         "samples_per_shard",
         "opt_out",
     }
-    assert DownloadOptions().settings()["disable_all_reencoding"] is True
 
 
 @pytest.mark.parametrize(
@@ -498,7 +497,7 @@ def test_blurring_refuses_what_it_does_not_see_alike(story: Story) -> None:
     sample = story.samples[0]
     with pytest.raises(PictureError, match="cannot_blur"):
         blurred(sample.data, sample.faces(), sample.size, (sample.size[0] + 1, sample.size[1]))
-    with pytest.raises(PictureError, match="cannot_blur"):
+    with pytest.raises(PictureError, match="undecodable"):
         blurred(b"GIF89a", sample.faces(), sample.size, sample.size)
     deep = Image.fromarray((np.arange(64 * 64).reshape(64, 64) * 16).astype(np.uint16))
     buffer = BytesIO()

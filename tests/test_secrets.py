@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader
 
 import laion_face
 from laion_face_builder import cli
-from laion_face_builder.download.img2dataset_child import img2dataset_environment
+from laion_face_builder.download.workers import environment
 from laion_face_builder.errors import LaionFaceError, OptionError, SourceError
+from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.layout import DataDir
 from laion_face_builder.options import OptionFields, Options
 from laion_face_builder.publish.place import Place
@@ -34,7 +35,6 @@ from laion_face_builder.shown import bare, harmless, hushed, shown
 from laion_face_builder.upstream import source_url
 from laion_face_builder.upstream.sources import Upstream
 from laion_face_builder.upstream.tokens import checked_token
-from laion_face_builder.web.limits import FetchLimits
 
 #: In every secret of these tests; no file and no line may have it, in whatever spelling.
 NEEDLE = "S3NT1NEL"
@@ -296,39 +296,38 @@ def test_blanks_around_a_token_are_not_the_tokens():
 
 
 def test_no_child_process_gets_the_token(place, prepared):
-    """What `download` starts is seen while it runs: img2dataset, its workers, the proxy, our checkers."""
+    """What `download` starts is seen while it runs."""
     seen: set[str] = set()
 
     class Watched(LoopbackServer):
         def answer(self, request):
             for folder in Path("/proc").iterdir():
-                if folder.name.isdigit() and folder.name != str(os.getpid()):
-                    for name in ("cmdline", "environ"):
-                        try:
-                            text = (folder / name).read_bytes().decode("latin-1")
-                        except OSError:
-                            continue
-                        if str(place) in text or "laion_face" in text or "img2dataset" in text:
-                            seen.add(name)
-                        assert GOOD_TOKEN not in text
+                if not folder.name.isdigit() or folder.name == str(os.getpid()):
+                    continue
+                try:
+                    texts = {name: (folder / name).read_bytes().decode("latin-1") for name in ("cmdline", "environ")}
+                except OSError:
+                    continue
+                if "laion_face_builder.download.worker" in texts["cmdline"]:
+                    seen.update(name for name, text in texts.items() if text)
+                assert not any(GOOD_TOKEN in text for text in texts.values())
             return Answer(404)
 
     from laion_face_builder.examples import parts
 
     with Watched() as host:
         options = _one_row_at(host.url(), place, prepared)
-        for _ in parts.download(options, parts.download_options(options, processes_count=1, stuck_after=60.0)):
+        for _ in parts.download(options, parts.download_options(options, processes_count=1)):
             pass
     assert seen == {"cmdline", "environ"}
     assert kept_by(place) == []
 
 
-def test_img2dataset_does_not_inherit_the_stored_token_either(monkeypatch, place):
+def test_workers_do_not_inherit_the_stored_token_either(monkeypatch, place):
     monkeypatch.setenv("HF_TOKEN", GOOD_TOKEN)
     monkeypatch.setenv("https_proxy", f"http://{LOGIN}proxy:3128")
-    environment = img2dataset_environment(place / "lock", "http://127.0.0.1:9")
-    assert environment["PATH"] == os.environ["PATH"]
-    assert told(str(environment)) == []
+    assert environment()["PATH"] == os.environ["PATH"]
+    assert told(str(environment())) == []
 
 
 def _one_row_at(url: str, place: Path, prepared) -> Options:

@@ -217,7 +217,7 @@ def test_another_index_is_refused(world, tmp_path, change):
 def test_a_state_of_a_later_version_is_refused(world):
     _, state = read(world.stream(), 5)
     ours_in(state)["format"] = FORMAT + 1
-    with pytest.raises(StateConflict, match=r"format was 3 when it was made, and is 2 here\. Update"):
+    with pytest.raises(StateConflict, match=f"format was {FORMAT + 1} when it was made, and is {FORMAT} here. Update"):
         next(iter(resumed(world.stream(), state)))
 
 

@@ -15,3 +15,8 @@ _ISOLATED = "-P" if sys.version_info >= (3, 11) else "-I"
 def python(*arguments: str) -> list[str]:
     """Give the command that runs this very Python with `arguments`, isolated from the folder that it is run in."""
     return [sys.executable, _ISOLATED, *arguments]
+
+
+def interpreter() -> str:
+    """Give the path of this Python, for those who start it themselves, as Spark does."""
+    return sys.executable

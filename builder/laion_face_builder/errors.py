@@ -13,7 +13,9 @@ LaionFaceError
 ├── NotPrepared            what is asked for has not been prepared or downloaded
 ├── StateConflict          going on would throw away, or mix, what took days to make
 ├── PublishError           the place that is published to refuses, or cannot be reached
-├── DownloadError          img2dataset ended without finishing its part
+├── DownloadError          a download cannot go on
+├── WorkerDied             a worker process ended without an answer to its task
+├── NetworkOutage          no host answers: it is not the pictures' fault
 ├── PictureError           one picture cannot be used; `reason` is its short name in the counts
 └── TransformError         a face or a picture that cannot be cropped, aligned or drawn (also a ValueError)
 """
@@ -103,7 +105,15 @@ class PublishError(LaionFaceError):
 
 
 class DownloadError(LaionFaceError):
-    """img2dataset ended without finishing its part."""
+    """A download cannot go on. What is finished is kept; the same command goes on."""
+
+
+class WorkerDied(LaionFaceError):
+    """A worker process ended without an answer: killed, out of memory, or a library crashed it."""
+
+
+class NetworkOutage(LaionFaceError):
+    """No host answers, for `outage_patience` seconds: not the pictures' fault, and none of them counts as failed."""
 
 
 class PictureError(LaionFaceError):

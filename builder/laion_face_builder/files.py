@@ -92,12 +92,17 @@ def written_whole(path: Path) -> Iterator[Path]:
         with disk_errors(path, partial):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield partial
-            _sync(partial)
-            os.replace(partial, path)
-            _sync(path.parent)
+            put_in_place(partial, path)
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def put_in_place(partial: Path, path: Path) -> None:
+    """Syncs a file that is whole, and gives it its final name, on the same disk."""
+    _sync(partial)
+    os.replace(partial, path)
+    _sync(path.parent)
 
 
 @contextmanager

@@ -125,7 +125,7 @@ class Forecast:
         if self.pictures.count:
             yield f"pictures to ask for: {self.pictures.of_things()}"
         for time in self.hours:
-            yield f"time to {time['to']}: {_duration(time['hours'])} at {time['at']}"
+            yield f"time to {time['to']}: {duration(time['hours'])} at {time['at']}"
         yield from self.notes
 
     @property
@@ -154,5 +154,6 @@ class Forecast:
         }
 
 
-def _duration(hours: float) -> str:
+def duration(hours: float) -> str:
+    """Say so many hours for people."""
     return f"{hours:.1f} hours" if hours >= 1 else f"{hours * 60:.0f} min" if hours > 1 / 60 else "less than a minute"

@@ -7,7 +7,7 @@ DATA_DIR/
   faces/part-000NN.parquet        sample_id, faces; sorted by sample_id
   index/part-000NN.parquet        the one table
   index/part-000NN.json           the proof of its join
-  images/part-000NN/              img2dataset's WebDataset output, retry-1/ … for later rounds
+  images/part-000NN/              tars as img2dataset writes them, retry-1/ … for later rounds
   images/part-000NN.fingerprint   what the downloads were made with
   images/part-000NN.parquet       the sidecar: where each row's picture lies
 """
@@ -136,11 +136,11 @@ class DataDir:
         return self.root / "index" / f"part-{part:05d}.parquet"
 
     def tars(self, part: int) -> Path:
-        """The folder that img2dataset writes for the part."""
+        """The folder of the part's tars."""
         return self.root / "images" / f"part-{part:05d}"
 
     def images_fingerprint(self, part: int) -> Path:
-        """What the part's downloads were made with, beside the folder: a foreign .json in it crashes img2dataset."""
+        """What the part's downloads were made with, beside the folder: img2dataset crashes on a foreign .json."""
         return self.root / "images" / f"part-{part:05d}.fingerprint"
 
     def sidecar(self, part: int) -> Path:

@@ -56,6 +56,7 @@ DEFINES = {
     "resize_only_if_bigger": (ALWAYS, "which pictures, if they are resized"),
     "blur_faces": (ALWAYS, "which pixels"),
     "mode": (ALWAYS, "which pixels"),
+    "order": (NEVER, "an Arrow cache is made in the index's order"),
     "concurrency": (NEVER, "how fast: the same answers give the same rows"),
     "lookahead": (NEVER, "how fast"),
     "max_buffer_bytes": (NEVER, "how fast"),
@@ -66,6 +67,7 @@ DEFINES = {
     "max_bytes": (FETCHED, "large files' rows come or fail"),
     "max_pixels": (FETCHED, "large pictures' rows come or fail"),
     "per_host": (NEVER, "how fast: a host gets the same requests, waiting in our queue takes nothing from timeout"),
+    "outage_patience": (NEVER, "when a run without a network ends; no row is counted as failed for it"),
     "user_agent_token": (FETCHED, "sites allow or refuse by this name"),
     "allow_private_hosts": (FETCHED, "rows at addresses that are not public come or fail"),
     "trust_proxy": (FETCHED, "the proxy decides then which addresses are reached"),
@@ -73,6 +75,7 @@ DEFINES = {
 IMAGE_MODES = ("auto", "fetch", "download", "none")
 ON_ERROR = ("skip", "null", "raise")
 ON_SIZE_CHANGE = ("rescale", "drop", "keep")
+ORDERS = INDEX_ORDER, ARRIVAL_ORDER = "index", "arrival"
 NSFW_VALUES = ("UNLIKELY", "UNSURE", "NSFW")
 #: Options that are addresses or paths; `exclude` and `images` are too, among other things.
 _PLACES = ("source_repo", "metadata", "index", "cache_images")
@@ -183,8 +186,13 @@ class OptionFields(ShownFields):
     blur_faces: bool = option(
         False, "faces are blurred; pictures whose boxes may not fit are left out", kind=bool, group="resize"
     )
+    order: str = option(
+        INDEX_ORDER,
+        'examples of a stream come in the order of the "index", or on "arrival" of their pictures',
+        group="stream",
+    )
     concurrency: int = option(
-        256, "pictures that are fetched at the same time", kind=int, group="stream", least=1, most=10_000
+        256, "pictures that are fetched at the same time", kind=int, group="transfer", least=1, most=10_000
     )
     lookahead: int = option(
         4096,
@@ -220,7 +228,22 @@ class OptionFields(ShownFields):
     max_pixels: int = option(
         MAX_PIXELS, "largest picture, pixels", kind=int, group="transfer", least=1, most=_MOST_PIXELS
     )
-    per_host: int = option(8, "connections to one host at a time", kind=int, group="transfer", least=1, most=10_000)
+    per_host: int = option(
+        32,
+        "most requests to one host at a time, of all your processes on a machine; it starts with 8",
+        kind=int,
+        group="transfer",
+        least=1,
+        most=10_000,
+    )
+    outage_patience: float = option(
+        600.0,
+        "seconds that a lost network, or a free file descriptor, is waited for; 0 gives up at once",
+        kind=float,
+        group="transfer",
+        least=0,
+        most=10_000_000,
+    )
     user_agent_token: str | None = option(None, "name under which sites may address or refuse you", group="transfer")
     allow_private_hosts: bool = option(
         False, "also connect to addresses that are not public", kind=bool, group="transfer"
@@ -243,6 +266,7 @@ class Transfer:
     max_bytes: int
     max_pixels: int
     per_host: int
+    outage_patience: float
     user_agent_token: str | None
     allow_private_hosts: bool
     trust_proxy: bool
@@ -250,8 +274,9 @@ class Transfer:
 
 @dataclass(frozen=True)
 class Ahead:
-    """How far fetching runs ahead of a stream's reader, and what it keeps."""
+    """How far fetching runs ahead of a stream's reader, in which order it gives, and what it keeps."""
 
+    order: str
     concurrency: int
     lookahead: int
     max_buffer_bytes: int
@@ -455,6 +480,7 @@ def _images(given: Any) -> str:
 
 def _ahead(given: OptionFields) -> Ahead:
     ahead = Ahead(**{f.name: getattr(given, f.name) for f in dataclasses.fields(Ahead)})
+    _one_of("order", ahead.order, ORDERS)
     folder = ahead.cache_images
     return ahead if folder is None else dataclasses.replace(ahead, cache_images=str(absolute(folder)))
 

@@ -1,10 +1,12 @@
 """Everything on stderr: lines that are said, and the bars below them; no line ever lands inside a bar.
 
 A line from any thread takes the bars away, is written in one piece, and the bars are drawn again. Bars are for people
-at a terminal: not for files, terminals that cannot move their cursor (TERM=dumb), worker processes, or anybody who
-asked for quiet. There is no colour anywhere, so NO_COLOR has nothing to turn off.
+at a terminal. In files, and on terminals that cannot move their cursor (TERM=dumb), there is a line a minute instead;
+from worker processes, and for anybody who asked for quiet, nothing. There is no colour anywhere, so NO_COLOR has
+nothing to turn off.
 
-How a bar is drawn is in `progress_bar`, which is imported with the first one: that takes a tenth of a second.
+How a bar is drawn is in `progress_bar`, which is imported with the first one: that takes a tenth of a second. What is
+said instead is in `progress_log`.
 """
 
 from __future__ import annotations
@@ -73,13 +75,10 @@ def set_quiet(quiet: bool) -> None:
     _quiet = quiet
 
 
-def draws() -> bool:
-    """Whether bars are drawn now."""
-    return not _quiet and not _is_worker() and _can_redraw()
-
-
 def bar(text: str, total: int | None, unit: str = "part", *, done: int = 0) -> Bar:
     """Draw a bar until the block ends; then it is gone, and what came of the work is said in a line.
+
+    Where none can be drawn, a line is logged now and then.
 
     Args:
         text: what is done, such as a file's name; shortened in the middle where there is no room.
@@ -87,8 +86,12 @@ def bar(text: str, total: int | None, unit: str = "part", *, done: int = 0) -> B
         unit: what is counted; "B" for bytes.
         done: what was done before.
     """
-    if not draws():
+    if _quiet or _is_worker():
         return Bar(done)
+    if not _can_redraw():
+        from laion_face_builder.progress_log import LoggedBar
+
+        return LoggedBar(_STANDING.get(), text, total=total, unit=unit, done=done)
     from laion_face_builder.progress_bar import DrawnBar
 
     return DrawnBar.drawn(_STANDING.get(), text, total=total, unit=unit, initial=done)

@@ -12,7 +12,8 @@ import sys
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and give its exit code.
 
-    0; 1 after what a user can put right; 2 if it cannot be understood; 70 after a mistake of ours; 130 after Ctrl-C.
+    0; 1 after what a user can put right; 2 if it cannot be understood; 70 after a mistake of ours; 130 after Ctrl-C;
+    143 after SIGTERM.
 
     Args:
         arguments: what is typed after the program's name; None means that this process was started for it, and
@@ -23,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
         from laion_face_builder.cli import ending
 
         if is_own:
-            ending.take_over_ctrl_c()
+            ending.take_over_signals()
         from laion_face_builder.cli.defence import guarded
 
         return guarded(list(sys.argv[1:] if arguments is None else arguments), is_own_process=is_own)

@@ -61,7 +61,7 @@ def _add_prepare(subparsers: Any) -> None:
 
 
 def _add_download(subparsers: Any) -> None:
-    command = _command(subparsers, "download", commands.run_download, "pictures, by img2dataset")
+    command = _command(subparsers, "download", commands.run_download, "pictures, into tars as img2dataset has them")
     _add_config(command)
     _add_options(command, "source", "which", "filter", "resize", "transfer")
     command.add_argument(
@@ -70,8 +70,9 @@ def _add_download(subparsers: Any) -> None:
     command.add_argument(
         "--encode-quality", type=int, default=None, help="likewise, 1 to 100, of png 0 to 9; default: 95, of png 6"
     )
-    command.add_argument("--processes", type=int, default=None, help="processes of img2dataset; default: one a core")
-    command.add_argument("--threads", type=int, default=64, help="threads of each; default: %(default)s")
+    command.add_argument(
+        "--processes", type=int, default=None, help="processes that fetch and write; default: one a core, at most 16"
+    )
     command.add_argument(
         "--samples-per-shard", type=int, default=10_000, help="samples in one tar; default: %(default)s"
     )
@@ -81,6 +82,11 @@ def _add_download(subparsers: Any) -> None:
         default=0,
         metavar="N",
         help="rounds over the failed samples there are to be in all; default: %(default)s",
+    )
+    command.add_argument(
+        "--clean-tars",
+        action="store_true",
+        help="write tars that hold broken pictures, as those of earlier versions do, again without them",
     )
     _add_dry_run(command)
     _add_format(command)

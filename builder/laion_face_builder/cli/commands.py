@@ -67,7 +67,6 @@ def run_download(given: argparse.Namespace) -> None:
     how = parts.download_options(
         options,
         processes_count=given.processes,
-        thread_count=given.threads,
         samples_per_shard=given.samples_per_shard,
         encode_format=given.encode_format,
         encode_quality=given.encode_quality,
@@ -75,7 +74,7 @@ def run_download(given: argparse.Namespace) -> None:
     if given.dry_run:
         return _foretell(parts.forecast_download(options, how, given.retry_failed), given)
     results = {}
-    for part, result in parts.download(options, how, given.retry_failed):
+    for part, result in parts.download(options, how, given.retry_failed, clean=given.clean_tars):
         results[part] = result
         out.document(partial(dict, part=part, **vars(result)))
     out.lines(_download_table(results))

@@ -1,4 +1,7 @@
-"""How a process of ours ends: at once and with one line after Ctrl-C, and without complaints from Python itself.
+"""How a process of ours ends: at once and with one line after Ctrl-C and SIGTERM, and without complaints from Python.
+
+SIGTERM is what `kill`, Slurm, Docker and systemd send. Both signals come up as a KeyboardInterrupt, so that whatever
+ends children and closes files does so for either.
 
 This is the first module that `main` imports, and it needs no other of ours: it may be called while one is imported.
 """
@@ -12,7 +15,12 @@ from contextlib import suppress
 from types import FrameType
 from typing import IO, Any
 
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
+
+_SAID = {INTERRUPTED: "interrupted", TERMINATED: "terminated"}
+_CODES = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}
+#: The exit code for the signal that has come.
+_code = INTERRUPTED
 
 #: What a stream may answer: it fails, is closed, or is none; or the code that Ctrl-C stopped is writing to it.
 _NO_STREAM = (OSError, ValueError, AttributeError, RuntimeError)
@@ -28,20 +36,20 @@ def interrupted(*, is_own_process: bool) -> int:
     _say_interrupted(is_own_process)
     if is_own_process and threading.active_count() > 1:
         _leave()
-    return settle(INTERRUPTED) if is_own_process else INTERRUPTED
+    return settle(_code) if is_own_process else _code
 
 
-def take_over_ctrl_c() -> None:
-    """Make sure that no Ctrl-C is lost or becomes a traceback.
+def take_over_signals() -> None:
+    """Make sure that no Ctrl-C and no SIGTERM is lost or becomes a traceback.
 
     Libraries swallow a KeyboardInterrupt that comes while they are imported (a bare `except:`), and Python itself one
     that comes in a callback, with a traceback. Nothing is half done then that a kill would not leave as well.
     """
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-        return  # As in `laion-face … &` in a script: whoever started us does not want it to reach us.
     own = os.getpid()
 
-    def on_interrupt(number: int, frame: FrameType | None) -> None:
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        global _code  # noqa: PLW0603 - a process ends once
+        _code = _CODES[signal.Signals(number)]
         if os.getpid() == own and _is_importing(frame):
             _say_interrupted(is_own_process=True)
             _leave()
@@ -53,7 +61,12 @@ def take_over_ctrl_c() -> None:
             _leave()
         sys.__unraisablehook__(what)
 
-    signal.signal(signal.SIGINT, on_interrupt)
+    for number in _CODES:
+        # SIGINT is, as in `laion-face … &` in a script: whoever started us does not want it to reach us.
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, on_signal)
+    # A pool ends its processes by SIGTERM, and they have nothing to say.
+    os.register_at_fork(after_in_child=lambda: _by_default(signal.SIGTERM))
     sys.unraisablehook = on_unraisable
 
 
@@ -61,16 +74,15 @@ def settle(code: int) -> int:
     """Leave nothing for Python to trip over at exit: streams that fail, or a late Ctrl-C."""
     for stream in (sys.stdout, sys.stderr):
         _flush_or_give_up(stream)
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _by_default(*_CODES)
     return code
 
 
 def _say_interrupted(is_own_process: bool) -> None:
     if is_own_process:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # One Ctrl-C too many ends us, but must not become a traceback.
+        _by_default(*_CODES)  # One Ctrl-C too many ends us, but must not become a traceback.
     with suppress(*_NO_STREAM):
-        sys.stderr.write("laion-face: interrupted; run the same command again to go on\n")
+        sys.stderr.write(f"laion-face: {_SAID[_code]}; run the same command again to go on\n")
         sys.stderr.flush()
 
 
@@ -78,7 +90,14 @@ def _leave() -> None:
     for stream in (sys.stdout, sys.stderr):
         with suppress(*_NO_STREAM):
             stream.flush()
-    os._exit(INTERRUPTED)
+    os._exit(_code)
+
+
+def _by_default(*numbers: signal.Signals) -> None:
+    """Have these signals end the process, unless they are ignored."""
+    for number in numbers:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _flush_or_give_up(stream: IO[str] | None) -> None:

@@ -1,1 +1,1 @@
-"""Pictures on the disk: img2dataset driven and checked, its tars read row by row. Nothing else knows img2dataset."""
+"""Pictures on the disk: fetched by the one engine, written by img2dataset's parts, which nothing else knows."""

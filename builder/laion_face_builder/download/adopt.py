@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import re
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,21 +27,21 @@ import pyarrow.parquet as pq
 
 from laion_face_builder import progress
 from laion_face_builder.download.check import CheckJob
-from laion_face_builder.download.checker import Checker, child_environment
 from laion_face_builder.download.rounds import opened_index
 from laion_face_builder.download.sidecar import CheckedTar, assemble, write_sidecar
+from laion_face_builder.download.workers import Failed, Workers
 from laion_face_builder.errors import BadFile, NotPrepared
 from laion_face_builder.files import Fingerprint, digest, disk_errors, locked, make_fingerprint, read_fingerprint
 from laion_face_builder.images import reasons
 from laion_face_builder.images.frames import Resizing
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.layout import DataDir
+from laion_face_builder.parallel import cores
 
 logger = logging.getLogger("laion_face")
 
 _ENDS_BYTES = 16 << 10
 _NAMED_PART = re.compile(r"(?:split_|part-)(\d+)")
-_POLL_SECONDS = 0.05
 #: Sidecars that this process has found up to date, by the state of the tars: asked for again with every shard.
 _KNOWN: dict[object, Path] = {}
 
@@ -181,15 +179,12 @@ def _checked(tars: list[_Tar], probes: list[str], folder: Path, how: _How) -> li
     new = [job for job in jobs if not job.is_done]
     if new:
         logger.info("%s: looking through %d tars, once", tars[0].path.parent, len(new))
-    with (
-        Checker(os.cpu_count() or 1, child_environment()) as checker,
-        progress.bar("looking through tars", len(new), "tar") as bar,
-    ):
-        for job in new:
-            checker.add(job)
-        while checker.busy:
-            bar.update(len(checker.poll()))
-            time.sleep(_POLL_SECONDS)
+    workers: Workers[CheckJob] = Workers(min(cores(), len(new)))
+    with workers, progress.bar("looking through tars", len(new), "tar") as bar:
+        for event in workers.each(new):
+            if isinstance(event, Failed):
+                logger.warning("%s", event.error)
+            bar.update()
     skipped = [tar.name for tar, job in zip(tars, jobs, strict=True) if not job.is_done]
     if skipped:
         logger.warning("%s: left out, since they are not whole: %s", tars[0].path.parent, ", ".join(skipped))
@@ -199,7 +194,7 @@ def _checked(tars: list[_Tar], probes: list[str], folder: Path, how: _How) -> li
 def _job(tar: _Tar, probe: str, folder: Path, how: _How) -> CheckJob:
     fingerprint = make_fingerprint("checked", tar=probe, **how.for_pass())
     out = folder / f"{digest(fingerprint, 32)}.parquet"
-    return CheckJob(str(tar.path), str(out), "sample_id", None, False, how.max_pixels, fingerprint)
+    return CheckJob(str(tar.path), str(out), "sample_id", None, how.max_pixels, fingerprint)
 
 
 def _joined(checked: list[CheckedTar], index: IndexPart, part: int, place: Path) -> pa.Table:

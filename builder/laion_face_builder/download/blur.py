@@ -23,12 +23,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from laion_face_builder.errors import PictureError
-from laion_face_builder.images import pictures, reasons
+from laion_face_builder.images import modes, pictures, reasons
 from laion_face_builder.images.frames import Face, Size
 
 #: As img2dataset's default.
 JPEG_QUALITY = 95
-#: The column of img2dataset's list with the boxes to blur.
+#: The column of a shard with the boxes to blur, as img2dataset wants them.
 BOXES_COLUMN = "blur_boxes"
 
 #: Larger pictures are not blurred: the work grows with their size times that of the largest face, to a minute here.
@@ -87,7 +87,8 @@ def blurred(data: bytes, faces: Sequence[Face], within: Size, size: Size) -> byt
         size: width and height of the picture.
 
     Raises:
-        PictureError: "cannot_blur": a box is not a number, the picture is too large, or OpenCV sees another.
+        PictureError: "cannot_blur": a box is not a number, the picture is too large, or OpenCV sees another; or as
+            `modes.simple`.
     """
     if not faces:
         return pictures.neutral(data)
@@ -106,28 +107,23 @@ def blurred(data: bytes, faces: Sequence[Face], within: Size, size: Size) -> byt
 
 
 def _decoded(data: bytes) -> Pixels:
-    """uint8[height, width] or [height, width, 3] as img2dataset's resizer sees it: no EXIF turn, white behind alpha.
-
-    Unlike there, 16 bits are brought down to 8, not cut off at 255.
-    """
+    """uint8[height, width] or [height, width, 3] as img2dataset's resizer sees it: no EXIF turn, white behind alpha."""
     import cv2
 
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    if pixels is not None and pixels.dtype == np.uint16:
-        pixels = (pixels // 257).astype(np.uint8)
-    if pixels is None or pixels.dtype != np.uint8:
-        raise PictureError(reasons.CANNOT_BLUR, "OpenCV cannot decode it" if pixels is None else str(pixels.dtype))
-    if pixels.ndim == 3 and pixels.shape[-1] == 4:
-        alpha = pixels[:, :, 3, np.newaxis]
-        matted = alpha / 255 * pixels[..., :3] + 255 - alpha
-        pixels = np.rint(matted.clip(0, 255)).astype(np.uint8)
+    pixels = cv2.imdecode(np.frombuffer(modes.simple(data), np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None:
+        raise PictureError(reasons.CANNOT_BLUR, "OpenCV cannot decode it")
     return np.asarray(pixels)
+
+
+def quiet_albumentations() -> None:
+    """Call it before img2dataset is imported: else albumentations asks the network for a newer version of itself."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 
 @cache
 def _blurrer() -> Any:
-    # Else albumentations asks the network for a newer version of itself when it is imported.
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    quiet_albumentations()
     from img2dataset.blurrer import BoundingBoxBlurrer
 
     return BoundingBoxBlurrer()

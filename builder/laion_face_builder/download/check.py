@@ -1,9 +1,8 @@
-"""Our own pass over a tar of img2dataset: `python -m laion_face_builder.download.check`, jobs as JSON on its stdin.
+"""A pass over a tar that another program wrote: another's img2dataset, or an earlier version of this one.
 
-With re-encoding disabled, img2dataset gives no sizes and counts whatever a host sent as a success. Here every picture
+img2dataset gives no sizes where it keeps every byte, and counts whatever a host sent as a success. Here every picture
 is decoded once, by the same check as in fetching, and a small Parquet file says for every sample where its picture lies
-or why there is none. A job whose tar is not whole gives no file. Each pass is a process of its own, so that decoding
-takes nothing from the download's threads; pools of `multiprocessing` would run an unguarded script of a user again.
+or why there is none. A job whose tar is not whole gives no file. `shard_writer` writes that file along with its tar.
 
 Where faces were to be blurred, and the host gave a picture of another aspect than the boxes are for, img2dataset has
 blurred something else. Such a picture is a failure, and in our own tars its bytes are overwritten with zeros.
@@ -11,11 +10,9 @@ blurred something else. Such a picture is a failure, and in our own tars its byt
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,7 +23,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from laion_face_builder.download.blur import BOXES_COLUMN
-from laion_face_builder.download.orphans import end_with_parent
 from laion_face_builder.download.shards import ShardFiles, pictures_in, require_whole
 from laion_face_builder.download.tarfiles import Member, read_members
 from laion_face_builder.errors import BadFile, PictureError
@@ -51,7 +47,7 @@ CHECKED = pa.schema(
         ("fetched_sha256", pa.string()),
     ]
 )
-_DETAIL_CHARACTERS = 200
+DETAIL_CHARACTERS = 200
 #: Columns of a shard's parquet that are of use if they are there.
 _ALSO_READ = ("original_width", "original_height", "sha256", "laion_width", "laion_height", BOXES_COLUMN)
 
@@ -67,8 +63,6 @@ class CheckJob:
         out: the file to write.
         id_column: the column that names a sample, in any case.
         samples: how many the shard must have; None where there need not be stats, as in adopted folders.
-        strict: the shard was finished when nobody saw the guarding proxy alive. Then broken connections may be the
-            proxy's end, and make the shard one to be downloaded again.
         max_pixels: larger pictures fail.
         fingerprint: goes into `out`.
     """
@@ -77,7 +71,6 @@ class CheckJob:
     out: str
     id_column: str
     samples: int | None
-    strict: bool
     max_pixels: int
     fingerprint: Mapping[str, Any]
 
@@ -88,6 +81,10 @@ class CheckJob:
             return read_fingerprint(Path(self.out)) == dict(self.fingerprint)
         except BadFile:
             return False
+
+    def run(self, report: object = None) -> None:
+        """As `check_tar`, for a worker."""
+        check_tar(self)
 
 
 def check_tar(job: CheckJob) -> None:
@@ -104,7 +101,7 @@ def check_tar(job: CheckJob) -> None:
     with path.open("rb") as tar:
         samples = _samples(path, tar.fileno(), members, job.id_column)
         if job.samples is not None:
-            _require_proxy(path, samples, job.strict)
+            _require_proxy(path, samples)
         found = pictures_in(members)
         if job.samples is not None:
             _erase(path, [found[key] for key, sample in samples.items() if sample.is_lost and key in found])
@@ -114,9 +111,9 @@ def check_tar(job: CheckJob) -> None:
         pq.write_table(table, partial, compression="zstd")
 
 
-def _require_proxy(path: Path, samples: Mapping[str, _Sample], strict: bool) -> None:
-    """With every kill of the parent the proxy ends too, a moment before img2dataset's workers do."""
-    if any(reasons.proxy_was_gone(sample.message, strict) for sample in samples.values()):
+def _require_proxy(path: Path, samples: Mapping[str, _Sample]) -> None:
+    """Earlier versions had a proxy, which ended with a kill a moment before img2dataset did."""
+    if any(reasons.proxy_was_gone(sample.message) for sample in samples.values()):
         raise BadFile(
             path,
             found="failures without the guarding proxy",
@@ -141,7 +138,7 @@ def _row(tar: int, sample: _Sample, picture: Member | None, max_pixels: int) -> 
     if picture is None:
         if sample.message is None:
             return row | {"status": "missing_in_tar", "detail": "a success without a picture"}
-        return row | {"status": reasons.short_name(sample.message), "detail": sample.message[:_DETAIL_CHARACTERS]}
+        return row | {"status": reasons.short_name(sample.message), "detail": sample.message[:DETAIL_CHARACTERS]}
     if sample.is_lost:
         return row | {"status": reasons.CANNOT_BLUR, "detail": f"boxes do not fit the fetched {sample.fetched}"}
     data = os.pread(tar, picture.length, picture.offset)
@@ -149,7 +146,7 @@ def _row(tar: int, sample: _Sample, picture: Member | None, max_pixels: int) -> 
     try:
         seen = pictures.inspect(data, max_pixels=max_pixels)
     except PictureError as error:
-        return row | {"status": error.reason, "detail": error.detail[:_DETAIL_CHARACTERS]}
+        return row | {"status": error.reason, "detail": error.detail[:DETAIL_CHARACTERS]}
     size = {"width": seen.width, "height": seen.height}
     row |= size | {"status": reasons.OK, "format": seen.format, "orientation": seen.orientation}
     return row | sample.fetched_columns(row["sha256"])
@@ -249,22 +246,3 @@ def whole_number(value: object) -> int | None:
     if isinstance(value, float):
         return int(value) if value.is_integer() else None
     return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def as_json(jobs: list[CheckJob]) -> str:
-    """What this module expects on its stdin."""
-    return json.dumps([dataclasses.asdict(job) for job in jobs])
-
-
-def main() -> None:
-    """Does the jobs on stdin, one after the other; says on stderr which tars are not whole."""
-    for values in json.load(sys.stdin):
-        try:
-            check_tar(CheckJob(**values))
-        except (BadFile, OSError) as error:
-            sys.stderr.write(f"{error}\n")
-
-
-if __name__ == "__main__":
-    end_with_parent(pipe=False)  # jobs come through it
-    main()

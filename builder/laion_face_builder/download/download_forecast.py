@@ -29,7 +29,6 @@ from laion_face_builder.download.rounds import (
     rows_to_fetch,
     rows_to_retry,
 )
-from laion_face_builder.download.shards import refuse_foreign
 from laion_face_builder.download.sidecar import CheckedTar
 from laion_face_builder.errors import LaionFaceError
 from laion_face_builder.files import Fingerprint
@@ -159,7 +158,7 @@ class _Rounds:
             this_round = Round(self.files, number, rows, self.options, self.made_with)
             yield self._round(number, this_round)
             if this_round.missing:
-                self._refuse(number, this_round)
+                check_space(self.files, this_round.samples_to_fetch, self.options)
             is_known = is_known and not this_round.missing
             tars += this_round.tars()
 
@@ -179,11 +178,6 @@ class _Rounds:
         unchecked = this_round.unchecked
         fetched = [shard for shard in this_round.missing if shard not in unchecked]
         return RoundForecast(number, this_round.samples_of(fetched), this_round.samples_of(unchecked), len(fetched))
-
-    def _refuse(self, number: int, this_round: Round) -> None:
-        check_space(self.files, this_round.missing_samples, self.options)
-        if len(this_round.missing) > len(this_round.unchecked):
-            refuse_foreign(self.files.tars(number))
 
 
 def forecast_parts(data: DataDir, parts: Sequence[int], forecast_of: Callable[[int], PartForecast]) -> Forecast:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from laion_face_builder.download.blur import BOXES_COLUMN, JPEG_QUALITY, MOST_PIXELS
+from laion_face_builder.download.blur import JPEG_QUALITY
 from laion_face_builder.errors import OptionError
+from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.images.frames import RESIZE_MODES, Resizing
-from laion_face_builder.images.pictures import MAX_PIXELS
-from laion_face_builder.options import OptionFields
+from laion_face_builder.options import OptionFields, Transfer
+from laion_face_builder.parallel import cores
 from laion_face_builder.values import Range
 
-#: Words in `X-Robots-Tag` by which a site opts out, as img2dataset has them.
-OPT_OUT_DIRECTIVES = ("noai", "noimageai", "noindex", "noimageindex")
+#: What fingerprints have always said of opt-outs: another word would make a conflict of every download that was begun.
+_OPT_OUT = ("noai", "noimageai", "noindex", "noimageindex")
 _MOST_PROCESSES = 16
 #: Encoding that img2dataset knows -> least and most of its `encode_quality`, and ours. Of PNG it is zlib's effort.
 _QUALITIES = {"jpg": (1, 100, JPEG_QUALITY), "png": (0, 9, 6), "webp": (1, 100, JPEG_QUALITY)}
@@ -23,29 +22,29 @@ ENCODE_FORMATS = tuple(_QUALITIES)
 
 
 def _one_a_core() -> int:
-    return min(_MOST_PROCESSES, os.cpu_count() or 1)
+    return min(_MOST_PROCESSES, cores())
 
 
 @dataclass(frozen=True)
 class DownloadOptions:
     """How a part is downloaded.
 
-    `samples_per_shard`, `disallowed_header_directives`, resizing, blurring and the encoding define what is on disk:
-    they cannot change once a part has been started. Everything else may differ from run to run. Without resizing and
-    blurring every original byte is kept; with them img2dataset decodes each picture and encodes it again.
+    `samples_per_shard`, resizing, blurring and the encoding define what is on disk: they cannot change once a part has
+    been started. Everything else may differ from run to run. Without resizing and blurring every original byte is kept;
+    with them img2dataset's resizer decodes each picture and encodes it again.
 
     Args:
-        processes_count: processes of img2dataset; one a core, 16 at most, by default.
-        thread_count: connections of each process at a time.
+        processes_count: processes that fetch and write; one a core, 16 at most, by default.
+        concurrency: pictures that are fetched at the same time, by all of them together.
         samples_per_shard: samples in one tar.
-        timeout: seconds for one try to get a picture, everything included.
-        retries: further tries for a picture that fails, at once; see `retry_failed` for later rounds.
+        timeout: seconds for one picture, everything included.
+        retries: further tries for what can pass; see `retry_failed` for later rounds.
+        outage_patience: seconds that a lost network is waited for, before the download ends and says so.
         max_bytes: a picture file may have; larger ones fail.
         max_pixels: a picture may have; larger ones fail. Another value looks through the tars again, without fetching;
-            larger ones that would have been encoded again come only with `retry_failed`.
+            larger ones come only with `retry_failed`.
         per_host: connections to one host at a time.
         user_agent_token: a name under which sites may address or refuse you.
-        disallowed_header_directives: words in `X-Robots-Tag` by which a site opts out; () fetches all the same.
         resize_mode: what img2dataset does to the size of each picture, one of `frames.RESIZE_MODES`.
         image_size: the size that it then has, pixels.
         resize_only_if_bigger: smaller pictures keep their size.
@@ -54,33 +53,27 @@ class DownloadOptions:
         encode_quality: likewise, 1 to 100, of png zlib's effort, 0 to 9; by default 95, of png 6.
         allow_private_hosts: also connect to addresses that are not public.
         trust_proxy: go through the proxy that the environment names, which then has to refuse private addresses.
-        stuck_after: seconds without a change on disk after which img2dataset is ended and started again.
-        restarts: how often it is started again without having finished a single shard.
-        check_processes: processes that look through finished tars meanwhile.
         ignore_space: start even if the disk is clearly too small.
     """
 
     processes_count: int = field(default_factory=_one_a_core)
-    thread_count: int = 64
+    concurrency: int = OptionFields.concurrency
     samples_per_shard: int = 10_000
-    timeout: float = 30.0
-    retries: int = 1
-    max_bytes: int = 32_000_000
-    max_pixels: int = MAX_PIXELS
-    per_host: int = 8
-    user_agent_token: str | None = None
-    disallowed_header_directives: tuple[str, ...] = OPT_OUT_DIRECTIVES
-    resize_mode: str = "no"
-    image_size: int = 256
-    resize_only_if_bigger: bool = False
-    blur_faces: bool = False
+    timeout: float = OptionFields.timeout
+    retries: int = OptionFields.retries
+    outage_patience: float = OptionFields.outage_patience
+    max_bytes: int = OptionFields.max_bytes
+    max_pixels: int = OptionFields.max_pixels
+    per_host: int = OptionFields.per_host
+    user_agent_token: str | None = OptionFields.user_agent_token
+    resize_mode: str = OptionFields.resize_mode
+    image_size: int = OptionFields.image_size
+    resize_only_if_bigger: bool = OptionFields.resize_only_if_bigger
+    blur_faces: bool = OptionFields.blur_faces
     encode_format: str = "jpg"
     encode_quality: int | None = None
-    allow_private_hosts: bool = False
-    trust_proxy: bool = False
-    stuck_after: float = 600.0
-    restarts: int = 3
-    check_processes: int = 1
+    allow_private_hosts: bool = OptionFields.allow_private_hosts
+    trust_proxy: bool = OptionFields.trust_proxy
     ignore_space: bool = False
 
     def __post_init__(self) -> None:
@@ -94,7 +87,7 @@ class DownloadOptions:
         if self.encode_format not in ENCODE_FORMATS:
             raise OptionError(f"encode_format={self.encode_format!r}: valid are {', '.join(ENCODE_FORMATS)}")
         least, most, _ = _QUALITIES[self.encode_format]
-        if not least <= self._quality <= most:
+        if not least <= self.quality <= most:
             raise OptionError(f"encode_quality={self.encode_quality}: {self.encode_format} takes {least} to {most}")
         if not self.encodes_again and (self.encode_format, self.encode_quality) != ("jpg", None):
             raise OptionError(
@@ -108,77 +101,46 @@ class DownloadOptions:
 
     @property
     def encodes_again(self) -> bool:
-        """Whether pictures are decoded and encoded by img2dataset; else their bytes are kept as they came."""
+        """Whether pictures are decoded and encoded again; else their bytes are kept as they came."""
         return bool(self.resizing) or self.blur_faces
 
     @property
-    def _quality(self) -> int:
+    def quality(self) -> int:
+        """Of what is encoded again."""
         return _QUALITIES[self.encode_format][2] if self.encode_quality is None else self.encode_quality
 
     def defining(self) -> dict[str, Any]:
         """What defines the files on disk, for the fingerprint."""
         # Of what came later only what is not the default: downloads that were begun before go on.
         again = {"resize": self.resizing.as_dict(), "blur_faces": self.blur_faces}
-        encode = {"encode": f"{self.encode_format} {self._quality}"} if self.encodes_again else {}
+        encode = {"encode": f"{self.encode_format} {self.quality}"} if self.encodes_again else {}
         return {
             "samples_per_shard": self.samples_per_shard,
-            "opt_out": sorted(word.strip().lower() for word in self.disallowed_header_directives),
+            "opt_out": sorted(_OPT_OUT),
             **{name: value for name, value in again.items() if value},
             **encode,
         }
 
-    def settings(self) -> Mapping[str, Any]:
-        """The arguments of `img2dataset.download` that follow from these options."""
-        return {
-            "processes_count": self.processes_count,
-            "thread_count": self.thread_count,
-            "number_sample_per_shard": self.samples_per_shard,
-            # The proxy bounds the whole try; this one is per socket operation, and must not come first.
-            "timeout": self.timeout + 5,
-            "retries": self.retries,
-            "user_agent_token": self.user_agent_token,
-            "disallowed_header_directives": list(self.disallowed_header_directives),
-            "input_format": "parquet",
-            "url_col": "url",
-            "caption_col": "caption",
-            "output_format": "webdataset",
-            **self._encoding(),
-            "compute_hash": "sha256",
-            # Its EXIF parser runs on whatever a host sends; our pass reads the one value that matters.
-            "extract_exif": False,
-            "enable_wandb": False,
-            "incremental_mode": "incremental",
-        }
+    def limits(self, processes: int) -> FetchLimits:
+        """The bounds of each of so many processes' fetches.
 
-    def _encoding(self) -> dict[str, Any]:
-        if not self.encodes_again:
-            return {"encode_format": "jpg", "resize_mode": "no", "disable_all_reencoding": True}
-        return {
-            "encode_format": self.encode_format,
-            "encode_quality": self._quality,
-            "resize_mode": self.resize_mode,
-            "image_size": self.image_size,
-            "resize_only_if_bigger": self.resize_only_if_bigger,
-            "bbox_col": BOXES_COLUMN if self.blur_faces else None,
-            # Our pass sees only what comes out; this is for what goes in.
-            "max_image_area": self.max_pixels if self.resizing else min(self.max_pixels, MOST_PIXELS),
-        }
+        Raises:
+            OptionError: the environment names a proxy that is not trusted.
+        """
+        transfer = Transfer(**{spec.name: getattr(self, spec.name) for spec in fields(Transfer)})
+        return FetchLimits.of(transfer, concurrency=-(-self.concurrency // processes))
 
 
 #: Of the fields that are options of a dataset too, `options` knows what is valid.
 _VALID = {
     "processes_count": Range(int, 1, 1_000),
-    "thread_count": Range(int, 1, 10_000),
     "samples_per_shard": Range(int, 1, 1_000_000),
-    "stuck_after": Range(float, 0.001),
-    "restarts": Range(int, 0),
-    "check_processes": Range(int, 1, 1_000),
 } | {
     spec.name: spec.metadata["valid"]
     for spec in fields(OptionFields)
     if spec.metadata["valid"] is not None and spec.name in DownloadOptions.__dataclass_fields__
 }
 #: What the command line calls those that have another name there.
-_TYPED = {"processes_count": " (--processes)", "thread_count": " (--threads)"}
+_TYPED = {"processes_count": " (--processes)"}
 #: Rounds over failed samples.
 RETRY_FAILED = Range(int, 0, 1_000)

@@ -1,6 +1,6 @@
-"""Pictures on disk by img2dataset, one part at a time: the plan, the rounds, the sidecar.
+"""Pictures on disk, one part at a time: the plan, the rounds, the sidecar.
 
-img2dataset runs in a child process behind the guarding proxy; what is done is judged by the files alone (see `rounds`
+Workers of ours fetch them and write them as img2dataset does; what is done is judged by the files alone (see `rounds`
 for them, and `shards` for when a shard counts). A download that was killed anywhere goes on where it was: the plan and
 the rounds are fixed before anything is fetched, whole shards are kept, everything else is made again.
 """
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from laion_face_builder.download.img2dataset_child import refuse_odd_path
+from laion_face_builder.download.cleaning import clean_tars, finish_cleaning
 from laion_face_builder.download.options import DownloadOptions
 from laion_face_builder.download.round import Round
 from laion_face_builder.download.rounds import (
@@ -38,7 +38,8 @@ from laion_face_builder.download.sidecar import (
     sidecar_made_from,
     write_sidecar,
 )
-from laion_face_builder.errors import BadFile, DownloadError, StateConflict
+from laion_face_builder.errors import BadFile, DownloadError, OptionError, StateConflict
+from laion_face_builder.fetch.guard import refuse_user_proxy
 from laion_face_builder.files import (
     Fingerprint,
     canonical_json,
@@ -55,7 +56,6 @@ from laion_face_builder.files import (
 from laion_face_builder.images import reasons
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.layout import DataDir
-from laion_face_builder.web.guard import refuse_user_proxy
 
 __all__ = ["DownloadOptions", "PartResult", "download_part"]
 
@@ -73,6 +73,7 @@ def download_part(
     retry_failed: int = 0,
     *,
     index: IndexPart | None = None,
+    clean: bool = False,
 ) -> PartResult:
     """Downloads the pictures of a part, or goes on with it; the sidecar is there and up to date when this returns.
 
@@ -84,12 +85,14 @@ def download_part(
         retry_failed: how many rounds over the failed samples there are to be in all. Those that were done before count,
             so the same call again fetches nothing, and one that was interrupted is finished first.
         index: the part's index if it does not lie in `data`.
+        clean: write tars that hold broken pictures, or such as a later tar has too, again without them.
 
     Raises:
         NotPrepared: there is no index.
         StateConflict: the part was started with other filters, another index, another size of shards, or with other
             resizing or blurring.
-        DownloadError: img2dataset does not get on, or the disk is too small; DiskError: it is full, or read-only.
+        DownloadError: processes die of nothing that is in the samples, or the disk is too small; NetworkOutage: no host
+            answers; DiskError: the disk is full, or read-only.
         OptionError: the environment names a proxy that is not trusted, or img2dataset cannot write to such a path.
     """
     options = options or DownloadOptions()
@@ -101,12 +104,18 @@ def download_part(
         _remove_leftovers(files)
         _ensure_plan(files, rows, filters, made_with, options.blur_faces)
         with disk_errors(files.data.tars(part)):
-            return _rounds(files, rows, options, made_with, retry_failed)
+            result = _rounds(files, rows, options, made_with, retry_failed)
+            if clean and clean_tars(files):
+                result = _rounds(files, rows, options, made_with, retry_failed)
+            return result
 
 
 def refuse_impossible(data: DataDir, options: DownloadOptions) -> None:
-    """Raises OptionError for a path that img2dataset cannot write to, and for a proxy that is not trusted."""
-    refuse_odd_path(data.root)
+    """Raises OptionError for a path that img2dataset's writer cannot take, and for a proxy that is not trusted."""
+    if any(odd in str(data.root) for odd in ("*", "?", "[", "]", "::", "://")):
+        raise OptionError(
+            f"{data.root}: img2dataset's writer cannot write below a path with any of * ? [ ] ::. Choose another."
+        )
     refuse_user_proxy(os.environ, options.trust_proxy)
 
 
@@ -121,8 +130,10 @@ def _rounds(
             break
         this_round = Round(files, number, rows, options, made_with)
         if this_round.missing:
-            _say_space(files, this_round.missing_samples)
-            check_space(files, this_round.missing_samples, options)
+            to_fetch = this_round.samples_to_fetch
+            space = f"about {human_size(bytes_of(to_fetch))}; {human_size(disk_free(files.plan))} free"
+            logger.info("part %05d: %d pictures to fetch, %s", files.part, to_fetch, space)
+            check_space(files, to_fetch, options)
             _withdraw_sidecar(files, this_round.missing_tars())
             this_round.run(index)
         tars += this_round.tars()
@@ -259,19 +270,13 @@ def _plan_fingerprint(made_with: Fingerprint) -> Fingerprint:
 
 
 def _remove_leftovers(files: PartFiles) -> None:
-    """What a killed run left half-written; other parts' files beside ours may be under way in other processes."""
+    """What a killed run left half done; other parts' files beside ours may be under way in other processes."""
+    finish_cleaning(files)
     if files.checked.is_dir():
         remove_partials(files.checked)
     folder = files.data.tars(files.part)
     for partial in folder.parent.glob(f".{folder.name}.*.partial"):
         partial.unlink(missing_ok=True)
-
-
-def _say_space(files: PartFiles, samples: int) -> None:
-    needed, free = bytes_of(samples), disk_free(files.data.tars(files.part))
-    logger.info(
-        "part %05d: %d pictures to fetch, about %s; %s free", files.part, samples, human_size(needed), human_size(free)
-    )
 
 
 def check_space(files: PartFiles, samples: int, options: DownloadOptions) -> None:

@@ -1,19 +1,17 @@
-"""What is to be downloaded of a part: the plan, the rounds, and the list that img2dataset gets.
+"""What is to be downloaded of a part: the plan, the rounds, and what each sample carries into its tar.
 
 images/
   part-000NN.fingerprint            what the downloads were made with, as JSON
   part-000NN/00000.tar …            round 0; retry-1/00000.tar … are the later rounds, over what had failed
+  part-000NN/_tmp/                  shards that are being written
   part-000NN.checked/
     plan.parquet                    a status for every index row: "filtered", "bad_url", "cannot_blur", or null if it
                                     is to be fetched
     round-1.parquet …               the index rows of each later round, fixed when it starts
-    0-00000.parquet …               our pass over each finished shard: ROUND-SHARD
-    0-00000.seen …                  the digest of its stats, if the guarding proxy was alive when they were there
+    0-00000.parquet …               each finished shard's rows of the sidecar: ROUND-SHARD
   part-000NN.parquet                the sidecar, made from all of these
-  part-000NN.list.parquet           img2dataset's input; there only while it runs
-  part-000NN.log                    what img2dataset said last
 
-A round that has its file has been started; it is finished when each of its shards has been checked.
+A round that has its file has been started; it is finished when each of its shards has its rows of the sidecar.
 """
 
 from __future__ import annotations
@@ -31,11 +29,11 @@ import pyarrow.parquet as pq
 
 from laion_face_builder.download.blur import BOXES_COLUMN, boxes_to_blur
 from laion_face_builder.errors import NotPrepared, PictureError
+from laion_face_builder.fetch.web_address import WebAddress
 from laion_face_builder.files import Fingerprint, stamped, written_whole
 from laion_face_builder.images import reasons
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.layout import DataDir
-from laion_face_builder.web.guard import check_url, wire_url
 
 PLAN = pa.schema([("status", pa.string())])
 ROUND = pa.schema([("row", pa.int64())])
@@ -43,7 +41,7 @@ ROUND = pa.schema([("row", pa.int64())])
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
-#: Index column -> its name in img2dataset's list, and so in the tars. Its own names (width, height) are refused there.
+#: Index column -> its name in the tars. There width and height are those of the stored picture.
 LISTED = {
     "sample_id": "sample_id",
     "part": "part",
@@ -83,7 +81,7 @@ class PartFiles:
 
     @property
     def checked(self) -> Path:
-        """The folder with the plan, the rounds and our passes."""
+        """The folder with the plan, the rounds and the shards' rows of the sidecar."""
         return self._beside(".checked")
 
     @property
@@ -92,18 +90,8 @@ class PartFiles:
         return self.checked / "plan.parquet"
 
     @property
-    def list(self) -> Path:
-        """img2dataset's input."""
-        return self._beside(".list.parquet")
-
-    @property
-    def log(self) -> Path:
-        """What img2dataset said."""
-        return self._beside(".log")
-
-    @property
     def writers(self) -> Path:
-        """The lock that every process of img2dataset holds."""
+        """The lock that every process that writes tars holds."""
         return self.data.tars(self.part).with_name(f".part-{self.part:05d}.writers.lock")
 
     def round(self, number: int) -> Path:
@@ -111,17 +99,13 @@ class PartFiles:
         return self.checked / f"round-{number}.parquet"
 
     def tars(self, number: int) -> Path:
-        """The folder that img2dataset writes in this round."""
+        """The folder of this round's tars."""
         folder = self.data.tars(self.part)
         return folder / f"retry-{number}" if number else folder
 
     def checked_tar(self, number: int, shard: int) -> Path:
-        """Our pass over one shard."""
+        """One shard's rows of the sidecar."""
         return self.checked / f"{number}-{shard:05d}.parquet"
-
-    def seen_stats(self, number: int, shard: int) -> Path:
-        """Which stats of the shard were there while the guarding proxy was seen alive."""
-        return self.checked / f"{number}-{shard:05d}.seen"
 
     def tar_name(self, number: int, shard: int) -> str:
         """The shard's tar, relative to the part's folder, as the sidecar has it."""
@@ -176,7 +160,7 @@ def planned(index: IndexPart, filters: RowFilters | None, blur_faces: bool = Fal
 
 def _url_status(url: str | None) -> str | None:
     try:
-        check_url(url or "")
+        WebAddress.parse(url or "")
     except PictureError as error:
         return error.reason
     return None
@@ -189,7 +173,7 @@ def write_round(files: PartFiles, number: int, rows: Rows, fingerprint: Fingerpr
 
 
 def rows_of_round(files: PartFiles, number: int) -> Rows:
-    """int64[n]: the index rows of a round, ascending, in the order of img2dataset's list."""
+    """int64[n]: the index rows of a round, ascending, in the order of its shards."""
     if number:
         return np.asarray(pq.read_table(files.round(number))["row"].to_numpy(), dtype=np.int64)
     return rows_to_fetch(pq.read_table(files.plan)["status"])
@@ -206,38 +190,26 @@ def rows_to_retry(statuses: pa.ChunkedArray) -> Rows:
     return np.flatnonzero(pc.invert(settled).to_numpy())
 
 
-def write_list(path: Path, index: IndexPart, rows: Rows, blur_faces: bool = False) -> None:
-    """img2dataset's input: url, caption and the columns in `CARRIED`, for these index rows; maybe the boxes to blur."""
-    with written_whole(path) as partial:
-        tables = _listed(index, rows, blur_faces)
-        first = next(tables)
-        with pq.ParquetWriter(partial, first.schema) as writer:
-            writer.write_table(first)
-            for table in tables:
-                writer.write_table(table)
+def listed(index: IndexPart, rows: Rows, blur_faces: bool = False) -> pa.Table:
+    """What travels into the tars of these index rows, ascending, in the order of img2dataset's columns.
 
-
-def _listed(index: IndexPart, rows: Rows, blur_faces: bool) -> Iterator[pa.Table]:
+    `CARRIED`, maybe the boxes to blur, caption and url.
+    """
+    tables = []
     for start, stop in index.row_groups:
         chosen = rows[np.searchsorted(rows, start) : np.searchsorted(rows, stop)]
-        if not len(chosen):
-            continue
-        table = index.read(start, stop, ["url", "caption", *LISTED]).take(pa.array(chosen - start))
-        columns: dict[str, Any] = {
-            "url": _wire_urls(table["url"]),
-            "caption": table["caption"],
-            "row": pa.array(chosen, pa.int64()),
-        }
-        columns |= {name: table[column] for column, name in LISTED.items()}
-        # NaN is no JSON, and would make the sample's .json unreadable for strict readers.
-        similarity = columns["similarity"]
-        columns["similarity"] = pc.if_else(pc.is_nan(similarity), pa.scalar(None, pa.float64()), similarity)
-        if blur_faces:
-            columns[BOXES_COLUMN] = boxes_to_blur(table)
-        yield pa.table(columns)
+        if len(chosen):
+            table = index.read(start, stop, ["url", "caption", *LISTED]).take(pa.array(chosen - start))
+            tables.append(_listed(table, chosen, blur_faces))
+    return pa.concat_tables(tables)
 
 
-def _wire_urls(urls: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
-    if not pc.any(pc.invert(pc.string_is_ascii(urls))).as_py():
-        return urls
-    return pa.array([wire_url(url) for url in urls.to_pylist()], pa.string())
+def _listed(table: pa.Table, rows: Rows, blur_faces: bool) -> pa.Table:
+    columns: dict[str, Any] = {"row": pa.array(rows, pa.int64())}
+    columns |= {name: table[column] for column, name in LISTED.items()}
+    # NaN is no JSON, and would make the sample's .json unreadable for strict readers.
+    similarity = columns["similarity"]
+    columns["similarity"] = pc.if_else(pc.is_nan(similarity), pa.scalar(None, pa.float64()), similarity)
+    if blur_faces:
+        columns[BOXES_COLUMN] = boxes_to_blur(table)
+    return pa.table({**columns, "caption": table["caption"], "url": table["url"]})

@@ -1,11 +1,11 @@
-"""Which of img2dataset's shards are finished, and what has to go before it is started again.
+"""Which shards are finished, and what has to go before others are made.
 
 FOLDER/
   00000.tar  00000.parquet  00000_stats.json     one shard; the stats are written last
-  _tmp/                                          its lists, from a run that was killed
+  _tmp/                                          what a run that was killed had not finished
 
-img2dataset takes a shard for done as soon as there is a `.json` of its name, and a kill leaves half-written tars under
-their final names. Here a shard is whole if its stats can be parsed, the count in them is that of the rows in its
+img2dataset, which wrote shards for earlier versions, leaves half-written tars under their final names when it is
+killed. A shard is whole if its stats can be parsed, the count in them is that of the rows in its
 parquet and of the rows asked for, and its successes are the pictures in its tar, which has an end.
 """
 
@@ -24,9 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from laion_face_builder.download.tarfiles import Member
-from laion_face_builder.errors import BadFile, StateConflict
+from laion_face_builder.errors import BadFile
 
-_STATS_NAME = re.compile(r"\d{5,}_stats\.json")
 _OURS = re.compile(r"(\d{5,})(\.tar|\.parquet|_stats\.json)")
 #: Extensions that img2dataset gives to pictures (its encode_format), and what other tools write.
 PICTURE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp"})
@@ -111,26 +110,15 @@ def _not_whole(file: Path, found: str, expected: str) -> BadFile:
     return BadFile(file, found=found, expected=expected, way_out="The shard is downloaded again.")
 
 
-def remove_unfinished(folder: Path, finished: Collection[int]) -> None:
-    """Leaves only the shards in `finished`; img2dataset's temporary lists go too.
-
-    Raises:
-        StateConflict: there is a `.json` in the folder that is not img2dataset's, which would crash it.
-    """
-    refuse_foreign(folder)
-    shutil.rmtree(folder / "_tmp", ignore_errors=True)
+def remove_unfinished(folder: Path, kept: Collection[int]) -> None:
+    """Leaves only the shards in `kept`; what was being written goes too."""
+    remove_half_written(folder)
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         named = _OURS.fullmatch(path.name)
-        if named and int(named[1]) not in finished:
+        if named and int(named[1]) not in kept:
             ShardFiles(folder, int(named[1])).remove()
 
 
-def refuse_foreign(folder: Path) -> None:
-    """Refuses a folder that img2dataset cannot work in.
-
-    Raises:
-        StateConflict: there is a `.json` in it that is not img2dataset's.
-    """
-    for path in sorted(folder.glob("*.json")):
-        if not _STATS_NAME.fullmatch(path.name):
-            raise StateConflict(f"{path}: img2dataset crashes on a foreign .json in its folder. Move it elsewhere.")
+def remove_half_written(folder: Path) -> None:
+    """Removes what processes that were killed had begun; nobody may be writing."""
+    shutil.rmtree(folder / "_tmp", ignore_errors=True)

@@ -107,6 +107,13 @@ def assemble(sample_ids: pa.ChunkedArray, keys: Ids, tars: Sequence[CheckedTar],
     return pa.table({"sample_id": sample_ids, **columns}).select(SIDECAR.names).cast(SIDECAR)
 
 
+def rows_held(tars: Sequence[CheckedTar]) -> Ids:
+    """int64[n]: the ids of the usable pictures in these tars."""
+    found, _ = _stacked(tars)
+    usable = found.filter(pc.equal(found["status"], reasons.OK))
+    return np.asarray(usable["id"].to_numpy(), dtype=np.int64)
+
+
 def _stacked(tars: Sequence[CheckedTar]) -> tuple[pa.Table, pa.Array]:
     tables = [pq.read_table(tar.file).replace_schema_metadata() for tar in tars]
     # Passes that were made before there was resizing lack the columns on what was fetched.

@@ -15,12 +15,12 @@ from laion_face_builder.download.blur import blurred
 from laion_face_builder.download.tars import PartPictures, StoredPicture
 from laion_face_builder.errors import PictureError
 from laion_face_builder.examples.report import Tally
+from laion_face_builder.fetch.fetcher import FetchedPicture
 from laion_face_builder.images import modes, pictures, reasons
 from laion_face_builder.images.frames import Frame, Size, frame_of, is_swapped, rescaled
 from laion_face_builder.index.rows import RowBatch
 from laion_face_builder.options import Options
 from laion_face_builder.schema import BLURRED_COLUMN, example_columns
-from laion_face_builder.web.fetcher import FetchedPicture
 
 logger = logging.getLogger("laion_face")
 

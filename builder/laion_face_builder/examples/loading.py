@@ -10,7 +10,7 @@ from typing import Any
 
 import datasets
 
-from laion_face_builder.errors import DiskError, LaionFaceError, OptionError
+from laion_face_builder.errors import DiskError, LaionFaceError, NetworkOutage, OptionError
 from laion_face_builder.examples import parts, ready, report
 from laion_face_builder.examples.arrow import REPORT_KEY
 from laion_face_builder.examples.rows import shards_per_part_for, world_size
@@ -36,21 +36,23 @@ _PREPARE_ARGUMENTS = ("download_config", "download_mode", "verification_mode")
 def load(builder_class: type[datasets.GeneratorBasedBuilder], name: str | None, given: dict[str, Any]) -> Any:
     """`laion_face.load_dataset`."""
     check_call(name, None, given)
-    with _plain_disk_errors(Path(given.get("cache_dir") or datasets.config.HF_DATASETS_CACHE)):
+    with _plain_errors(Path(given.get("cache_dir") or datasets.config.HF_DATASETS_CACHE)):
         return _load(builder_class, name, given)
 
 
 @contextmanager
-def _plain_disk_errors(cache_dir: Path) -> Iterator[None]:
-    """Says what is wrong with the disk of the Arrow cache: datasets hides it behind an error of its own."""
+def _plain_errors(cache_dir: Path) -> Iterator[None]:
+    """Says what ended the making of an Arrow cache, disk or network: datasets hides it behind an error of its own."""
     try:
         yield
-    except DiskError:
+    except (DiskError, NetworkOutage):
         raise
     except Exception as error:
         cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, OSError):
+        while cause is not None and not isinstance(cause, (OSError, NetworkOutage)):
             cause = cause.__cause__ or cause.__context__
+        if isinstance(cause, NetworkOutage):
+            raise NetworkOutage(str(cause)) from error
         if cause is None or isinstance(cause, LaionFaceError) or not is_of_writing(cause):
             raise
         raise disk_error(cache_dir / "LaionFace", cause) from error

@@ -1,8 +1,9 @@
-"""Whether a run lost its network.
+"""Whether a run lost its network, judged by its failures in hindsight: what must not become an Arrow cache.
 
-About a quarter of LAION's pictures are gone, hosts and all; that is the web, and a cache of the rest is right. A
-network that is not there, or goes away on the way, makes every host silent from then on: the rows behind it look like
-dead links and are not. Told apart by who is silent, in the order of the rows: dead hosts stand among living ones.
+A network that falls silent the engine notices and waits for; such pictures never fail (`fetch.network`). Here is what
+it takes for an answer: a proxy or firewall that refuses everything, a resolver or sign-in page that answers for
+everybody, the only host there is. About a quarter of LAION's pictures are gone, hosts and all; that is the web, and a
+cache of the rest is right. Told apart by who is silent, in the order of the rows: dead hosts stand among living ones.
 """
 
 from __future__ import annotations

@@ -133,6 +133,7 @@ def download_options(options: Options, **how: Any) -> DownloadOptions:
     size = options.resizing
     return DownloadOptions(
         **vars(options.transfer),
+        concurrency=options.ahead.concurrency,
         resize_mode=size.mode,
         image_size=size.size,
         resize_only_if_bigger=size.only_if_bigger,
@@ -141,7 +142,9 @@ def download_options(options: Options, **how: Any) -> DownloadOptions:
     )
 
 
-def download(options: Options, how: DownloadOptions, retry_failed: int = 0) -> Iterator[tuple[int, PartResult]]:
+def download(
+    options: Options, how: DownloadOptions, retry_failed: int = 0, *, clean: bool = False
+) -> Iterator[tuple[int, PartResult]]:
     """Downloads the pictures of each part that is prepared; gives its number and result.
 
     Raises:
@@ -155,7 +158,8 @@ def download(options: Options, how: DownloadOptions, retry_failed: int = 0) -> I
     for number, part in enumerate(options.parts, 1):
         with _index_of(options, part) as index:
             with progress.nth("part", number, len(options.parts)):
-                result = download_part(options.data, part, how, options.filters, retry_failed, index=index)
+                given = (options.data, part, how, options.filters, retry_failed)
+                result = download_part(*given, index=index, clean=clean)
             yield part, result
 
 

@@ -20,16 +20,15 @@ from laion_face_builder.errors import OptionError, PictureError, StateConflict
 from laion_face_builder.examples import parts
 from laion_face_builder.examples.example import INDEX_COLUMNS, ExampleMaker, Row
 from laion_face_builder.examples.report import Tally
+from laion_face_builder.fetch.ahead import arriving, ordered
+from laion_face_builder.fetch.cache import PictureCache
+from laion_face_builder.fetch.fetcher import FetchedPicture, shared_fetcher
+from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.index.rows import RowBatch, in_batches
 from laion_face_builder.layout import ROW_GROUPS
-from laion_face_builder.options import Options
+from laion_face_builder.options import INDEX_ORDER, Options
 from laion_face_builder.values import as_written
-from laion_face_builder.web.ahead import ordered
-from laion_face_builder.web.cache import PictureCache
-from laion_face_builder.web.fetcher import FetchedPicture, Fetcher
-from laion_face_builder.web.limits import FetchLimits
-from laion_face_builder.web.no_network import watched
 
 
 @dataclass(frozen=True)
@@ -183,11 +182,16 @@ def _places(table: pa.Table) -> Iterator[tuple[RowBatch, int]]:
     return ((batch, place) for batch in in_batches(table) for place in range(len(batch)))
 
 
-def fetched(plan: Plan, steps: Iterator[Step]) -> Generator[Fetched, None, None]:
-    """`steps`, in order, with their pictures, or why there is none; None with those whose picture is not fetched.
+def fetched(plan: Plan, steps: Iterator[Step], order: str = INDEX_ORDER) -> Generator[Fetched, None, None]:
+    """`steps` with their pictures, or why there is none; None with those whose picture is not fetched.
 
-    A thread does it, from the first picture that is needed until this generator ends or is dropped. It runs ahead
-    across shards and parts.
+    A thread does it, from the first picture that is needed until this generator ends or is dropped; the same one for
+    all such generators of the process that have the same bounds. It runs ahead across shards and parts.
+
+    Args:
+        plan: which pictures, and the bounds of fetching.
+        steps: what they are for.
+        order: INDEX_ORDER, or ARRIVAL_ORDER for each step as soon as its picture is there.
     """
     options = plan.options
     if options.images not in ("auto", "fetch"):
@@ -196,16 +200,17 @@ def fetched(plan: Plan, steps: Iterator[Step]) -> Generator[Fetched, None, None]
     limits = FetchLimits.of(options.transfer, concurrency=options.ahead.concurrency)
     keep = options.ahead.cache_images
     cache = PictureCache(keep, options.ahead.cache_bytes) if keep is not None else None
-    with Fetcher(limits, cache) as fetcher:
-        arriving = ordered(
+    with shared_fetcher(limits, cache) as fetcher:
+        with_pictures = ordered if order == INDEX_ORDER else arriving
+        pairs = with_pictures(
             steps,
             fetcher,
             url_of=lambda step: step.row.url_to_fetch,
             lookahead=options.ahead.lookahead,
             max_buffer_bytes=options.ahead.max_buffer_bytes,
         )
-        with closing(arriving):
-            yield from watched(arriving)
+        with closing(pairs):
+            yield from pairs
 
 
 def world_size() -> int:

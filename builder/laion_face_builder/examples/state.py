@@ -2,8 +2,10 @@
 
 It names the last index row that was dealt with, whatever became of it, and the course that led there. A course in the
 index's own order, read as a whole, can be gone on with under any shards_per_part: what is left is what comes after that
-row. Any other course only goes on as it was: other parts, another share, another order or number of shards are refused
-by name. Filters and what becomes of failed pictures may change: they decide about rows that are still to come.
+row. In order of arrival rows beyond it were dealt with, too: they are named beside it, and a stream of either order
+leaves them out. Any other course only goes on as it was: other parts, another share, another order or number of shards
+are refused by name. Filters and what becomes of failed pictures may change: they decide about rows that are still to
+come.
 
 A state is flat and of plain values, for `datasets` nests it in its own, copies it, and loads it key by key over that of
 the new stream.
@@ -24,8 +26,9 @@ from laion_face_builder.files import digest
 
 logger = logging.getLogger("laion_face")
 
-#: Of the state's form. Earlier versions had none: they counted shards, and rows in the shard.
-FORMAT = 2
+#: Of the state's form. The first had no number: it counted shards, and rows in the shard. The second had no `beyond`.
+FORMAT = 3
+_READ = (2, FORMAT)
 IN_ORDER = "that of the index"
 #: Once a stream is resumed, datasets 5.0 keeps a state that nothing is written into any more.
 FORGETS_RESUMED = datasets.__version__.startswith("5.0.")
@@ -63,7 +66,7 @@ class Course:
         Raises:
             StateConflict: names what differs, and both values.
         """
-        if made["format"] != FORMAT:
+        if made["format"] not in _READ:
             raise _conflict("format", made["format"], FORMAT, "Update the older one of the two programs.")
         if made["order"] == self.order == IN_ORDER and made["parts"] == self.parts:
             return
@@ -91,7 +94,8 @@ def _conflict(name: str, made: Any, here: Any, way_out: str) -> StateConflict:
 def new_state(kind: str, course: Course) -> State:
     """The state of a stream of class `kind` that has not begun.
 
-    `part`, `row`, `sample_id`, `rows`: the last row that was dealt with, see `RowMark`. `yielded`: examples so far.
+    `part`, `row`, `sample_id`, `rows`: the last row that was dealt with, with all before it, see `RowMark`. `beyond`:
+    rows after it that were, too, see `done_rows`. `yielded`: examples so far.
     `is_replayed`: see `ExampleStream.load_state_dict`. `shard_idx` and `shard_example_idx` are set in states of earlier
     versions only.
     """
@@ -100,6 +104,7 @@ def new_state(kind: str, course: Course) -> State:
         "format": FORMAT,
         **asdict(course),
         **dict.fromkeys(RowMark._fields),
+        "beyond": "",
         "yielded": 0,
         "is_replayed": False,
         "shard_idx": None,
@@ -107,8 +112,63 @@ def new_state(kind: str, course: Course) -> State:
     }
 
 
+class LiveState(State):
+    """The state of a stream that iterates, or is about to; a copy of it, or a pickled one, is a plain dict.
+
+    Where `datasets` makes batches, it loads the right state and then, over it, an earlier one: to have the beginning of
+    a batch again and leave out what it has given of it. This remembers, for order of arrival, that it did.
+
+    Args:
+        state: its values.
+        before: the state in whose place it comes, from which nothing was read.
+
+    Attributes:
+        furthest: the most examples that were ever said to be done.
+        has_gaps: whether rows beyond others ever were.
+    """
+
+    def __init__(self, state: State, before: State | None = None) -> None:
+        super().__init__(state)
+        live = before if isinstance(before, LiveState) else None
+        self.furthest: int = live.furthest if live is not None else 0
+        self.has_gaps: bool = live is not None and live.has_gaps
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        """Remembers what is loaded, value by value."""
+        if name == "yielded":
+            self.furthest = max(self.furthest, value)
+        elif name == "beyond":
+            self.has_gaps = self.has_gaps or bool(value)
+        super().__setitem__(name, value)
+
+    def __reduce__(self) -> tuple[type[State], tuple[State]]:
+        return dict, (dict(self),)
+
+
+def require_no_return(state: State, by_arrival: bool) -> None:
+    """Refuse to go back from where the stream was told to go on first, if rows came there in order of arrival.
+
+    Others would come now, and be left out in the place of those that were given.
+
+    Args:
+        state: where to go on.
+        by_arrival: whether rows come as they arrive now.
+
+    Raises:
+        StateConflict: they cannot be told.
+    """
+    if not isinstance(state, LiveState) or state.furthest <= state["yielded"]:
+        return
+    if by_arrival or state.has_gaps:
+        raise StateConflict(
+            "state of a stream: in order of arrival it cannot be gone on with through what datasets makes batches in: "
+            ".batch(), .map(batched=True), .filter(batched=True), and before datasets 5 more. Make batches in the "
+            "DataLoader, or use order='index'. Or start without the state."
+        )
+
+
 def note(state: State, done: RowMark) -> None:
-    """Say in `state` that this row is done."""
+    """Say in `state` that this row is done, and all before it."""
     state.update(done._asdict(), shard_idx=None, shard_example_idx=None)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -16,10 +17,12 @@ from datasets import Features
 from datasets.iterable_dataset import SkipExamplesIterable, _BaseExamplesIterable
 
 from laion_face_builder.examples import state
+from laion_face_builder.examples.done_rows import Beyond, DoneRows
 from laion_face_builder.examples.example import Example
 from laion_face_builder.examples.report import Tally
-from laion_face_builder.examples.rows import Plan, Position, Shard, Step, fetched, walk
+from laion_face_builder.examples.rows import Plan, Position, Shard, fetched, walk
 from laion_face_builder.examples.state import Course, State
+from laion_face_builder.options import ARRIVAL_ORDER
 from laion_face_builder.schema import example_columns, example_features
 
 #: Whether datasets would pass Arrow tables on under .skip() and the like: some versions then skip other rows.
@@ -27,7 +30,9 @@ _PASSES_TABLES_ON = hasattr(SkipExamplesIterable, "_iter_arrow")
 
 
 class ExampleStream(_BaseExamplesIterable):  # type: ignore[misc]  # datasets has no types that mypy could follow
-    """Keys and examples of the rows of `shards` that are wanted, in order; a picture as {"bytes", "path"}.
+    """Keys and examples of the rows of `shards` that are wanted, in the order that the options name.
+
+    A picture is {"bytes", "path"}.
 
     datasets asks what features the examples have, and encodes and decodes them if the dataset has others. These are
     those of `.decode(False)`, which is then free; a dataset that decodes gets its pictures decoded. "Typed" this is
@@ -43,6 +48,7 @@ class ExampleStream(_BaseExamplesIterable):  # type: ignore[misc]  # datasets ha
         self._shards = list(shards)
         self._share = share
         self._to_replay = 0
+        self._has_begun = True
 
     @property
     def num_shards(self) -> int:
@@ -71,8 +77,10 @@ class ExampleStream(_BaseExamplesIterable):  # type: ignore[misc]  # datasets ha
     def __iter__(self) -> Iterator[tuple[int, Example]]:
         yield from self._replayed()
         with Tally(self._plan.report_folder) as tally:
-            for step, picture in fetched(self._plan, walk(self._plan, self._shards, self._start(), tally)):
-                self._note(step)
+            rows = walk(self._plan, self._shards, self._start(), tally)
+            done = self._done_rows()
+            for step, picture in fetched(self._plan, done.still_to_do(rows), self._plan.options.ahead.order):
+                done.finish(step)
                 if (example := step.row.example(picture)) is not None:
                     self._count()
                     yield step.key, example
@@ -105,11 +113,12 @@ class ExampleStream(_BaseExamplesIterable):  # type: ignore[misc]  # datasets ha
         gives as many empty examples first.
         """
         here = self._state_dict
-        is_ahead = here is not None and here["part"] is not None and here["yielded"] >= state_dict.get("yielded", 0)
+        has_begun = here is not None and (here["part"] is not None or here["beyond"] != "")
+        is_ahead = here is not None and has_begun and here["yielded"] >= state_dict.get("yielded", 0)
         if here is None or not is_ahead or not state_dict.get("is_replayed"):
             return super().load_state_dict(state_dict)  # type: ignore[no-any-return]
         self._to_replay = here["yielded"] - state_dict["yielded"]
-        here["yielded"] = state_dict["yielded"]
+        here.update(yielded=state_dict["yielded"])
         return here
 
     def _replayed(self) -> Iterator[tuple[int, Example]]:
@@ -121,7 +130,9 @@ class ExampleStream(_BaseExamplesIterable):  # type: ignore[misc]  # datasets ha
 
     def _init_state_dict(self) -> State:
         self._to_replay = 0
-        self._state_dict: State | None = state.new_state(type(self).__name__, self._course())
+        before = None if self._has_begun else self._state_dict
+        self._has_begun = False
+        self._state_dict: State | None = state.LiveState(state.new_state(type(self).__name__, self._course()), before)
         return self._state_dict
 
     def _course(self) -> Course:
@@ -130,12 +141,24 @@ class ExampleStream(_BaseExamplesIterable):  # type: ignore[misc]  # datasets ha
     def _start(self) -> Position:
         if self._state_dict is None:
             return Position()
-        self._state_dict["is_replayed"] = False
-        return state.position(self._state_dict, self._course(), self._shards)
+        self._has_begun = True
+        state.require_no_return(self._state_dict, self._by_arrival)
+        start = state.position(self._state_dict, self._course(), self._shards)
+        self._state_dict.update(is_replayed=False, format=state.FORMAT)
+        return start
 
-    def _note(self, step: Step) -> None:
-        if self._state_dict is not None:
-            state.note(self._state_dict, step.mark)
+    @property
+    def _by_arrival(self) -> bool:
+        options = self._plan.options
+        return options.ahead.order == ARRIVAL_ORDER and options.images in ("auto", "fetch")
+
+    def _done_rows(self) -> DoneRows:
+        here = self._state_dict
+        if here is None:
+            return DoneRows("", lambda _: None)
+        done = DoneRows(str(here["beyond"]), partial(state.note, here))
+        here["beyond"] = Beyond(done)
+        return done
 
     def _count(self) -> None:
         if self._state_dict is not None:
@@ -147,7 +170,10 @@ def _features_of(plan: Plan, *, decode: bool) -> Features:
 
 
 def examples(plan: Plan, shards: Sequence[Shard]) -> Iterator[tuple[int, Example]]:
-    """Keys and examples of `shards`, without the rows that are not wanted: what goes into Arrow files."""
+    """Keys and examples of `shards`, without the rows that are not wanted: what goes into Arrow files.
+
+    In the index's order whatever the options say, so that the same cache comes out.
+    """
     with Tally(plan.report_folder) as tally:
         for step, picture in fetched(plan, walk(plan, shards, Position(), tally)):
             if (example := step.row.example(picture)) is not None:

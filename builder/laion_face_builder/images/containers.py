@@ -14,21 +14,23 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+
+from laion_face_builder.images.directories import EXIF_NAME
+from laion_face_builder.images.jpeg_segments import segments
+from laion_face_builder.images.structure import PNG_SIGNATURE, png_chunks, webp_chunks
 
 #: Gives the new content of a metadata block, None to leave the block out.
 Edit = Callable[[bytes], "bytes | None"]
 
 ORIENTATION_TAG = 0x0112
-_EXIF_NAME = b"Exif\0\0"
 _XMP_NAME = b"http://ns.adobe.com/xap/1.0/\0"
 _XMP_ORIENTATION = re.compile(rb'(tiff:Orientation(?:="|>))[0-9]')
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_TEXT_NAMES = (b"Raw profile type exif", b"exif", b"XML:com.adobe.xmp", b"xmp")
 #: Without any of these in its bytes a file of the format has no orientation: most of the web's pictures.
 _TRACES = {
-    b"\xff\xd8\xff": (_EXIF_NAME, b"tiff:Orientation"),
-    _PNG_SIGNATURE: (b"eXIf", b"tEXt", b"zTXt", b"iTXt"),
+    b"\xff\xd8\xff": (EXIF_NAME, b"tiff:Orientation"),
+    PNG_SIGNATURE: (b"eXIf", b"tEXt", b"zTXt", b"iTXt"),
     b"RIFF": (b"EXIF", b"XMP "),
 }
 
@@ -56,7 +58,7 @@ def without_orientation(data: bytes, *, keep_metadata: bool) -> bytes | None:
     xmp: Edit = upright_xmp if keep_metadata else _left_out
     if data.startswith(b"\xff\xd8\xff"):
         return _edited_jpeg(data, exif, xmp)
-    if data.startswith(_PNG_SIGNATURE):
+    if data.startswith(PNG_SIGNATURE):
         return _edited_png(data, exif, xmp)
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return _edited_webp(data, exif, xmp)
@@ -66,8 +68,8 @@ def without_orientation(data: bytes, *, keep_metadata: bool) -> bytes | None:
 def upright_exif(block: bytes) -> bytes | None:
     """An EXIF block (with or without its name in front) whose orientation is 1; None if it cannot be understood."""
     start = 0
-    while block.startswith(_EXIF_NAME, start):
-        start += len(_EXIF_NAME)
+    while block.startswith(EXIF_NAME, start):
+        start += len(EXIF_NAME)
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(block[start : start + 4])
     if order is None:
         return None
@@ -95,11 +97,11 @@ def _left_out(_: bytes) -> None:
 
 def _edited_jpeg(data: bytes, exif: Edit, xmp: Edit) -> bytes:
     pieces, position = [], 0
-    for start, end in _jpeg_app1(data):
+    for marker, start, end in segments(data):
         body = data[start + 4 : end]
-        if not body.startswith((_EXIF_NAME, _XMP_NAME)):
+        if marker != 0xE1 or not body.startswith((EXIF_NAME, _XMP_NAME)):
             continue
-        edited = (exif if body.startswith(_EXIF_NAME) else xmp)(body)
+        edited = (exif if body.startswith(EXIF_NAME) else xmp)(body)
         pieces.append(data[position:start])
         if edited is not None:
             pieces.append(b"\xff\xe1" + struct.pack(">H", len(edited) + 2) + edited)
@@ -107,33 +109,13 @@ def _edited_jpeg(data: bytes, exif: Edit, xmp: Edit) -> bytes:
     return b"".join([*pieces, data[position:]])
 
 
-def _jpeg_app1(data: bytes) -> Iterator[tuple[int, int]]:
-    """Start and end of each APP1 segment before the first scan, walking as Pillow does (junk between is skipped)."""
-    position = 2
-    while 0 <= (position := data.find(b"\xff", position)) < len(data) - 4:
-        marker = data[position + 1]
-        if marker == 0xFF:
-            position += 1
-        elif marker == 0xDA:
-            return
-        elif marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD9:
-            position += 2
-        else:
-            end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-            if marker == 0xE1:
-                yield position, end
-            position = end
-
-
 def _edited_png(data: bytes, exif: Edit, xmp: Edit) -> bytes:
     pieces, position = [data[:8]], 8
-    while position + 12 <= len(data):
-        length, kind = struct.unpack_from(">L4s", data, position)
-        end = position + 12 + length
-        body = data[position + 8 : end - 4]
+    for kind, start, end in png_chunks(data):
+        body = data[start + 8 : end - 4]
         edited = _edited_png_chunk(kind, body, exif, xmp)
         if edited == body:
-            pieces.append(data[position:end])
+            pieces.append(data[start:end])
         elif edited is not None:
             checksum = zlib.crc32(kind + edited)
             pieces.append(struct.pack(">L4s", len(edited), kind) + edited + struct.pack(">L", checksum))
@@ -153,18 +135,16 @@ def _edited_png_chunk(kind: bytes, body: bytes, exif: Edit, xmp: Edit) -> bytes 
 
 def _edited_webp(data: bytes, exif: Edit, xmp: Edit) -> bytes:
     edits = {b"EXIF": (exif, 0x08), b"XMP ": (xmp, 0x04)}
-    pieces, position, gone = [], 12, 0
-    while position + 8 <= len(data):
-        kind, length = struct.unpack_from("<4sL", data, position)
-        end = position + 8 + length + length % 2
+    pieces, gone = [], 0
+    for kind, start, end in webp_chunks(data):
+        (length,) = struct.unpack_from("<L", data, start + 4)
         edit, flag = edits.get(kind, (None, 0))
         if edit is None:
-            pieces.append(data[position:end])
-        elif (edited := edit(data[position + 8 : position + 8 + length])) is not None:
+            pieces.append(data[start:end])
+        elif (edited := edit(data[start + 8 : start + 8 + length])) is not None:
             pieces.append(struct.pack("<4sL", kind, len(edited)) + edited + b"\0" * (len(edited) % 2))
         else:
             gone |= flag
-        position = end
     if pieces and pieces[0].startswith(b"VP8X") and len(pieces[0]) > 8:
         # The extended header says which blocks there are.
         pieces[0] = pieces[0][:8] + bytes([pieces[0][8] & ~gone]) + pieces[0][9:]

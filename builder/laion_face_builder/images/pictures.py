@@ -13,13 +13,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, TypeAlias
 
 from PIL import Image, ImageFile
 
 from laion_face_builder.errors import PictureError
 from laion_face_builder.images import containers
+from laion_face_builder.images.apart import APART, is_decoded_apart
+from laion_face_builder.images.directories import check_exif, exif_of
+from laion_face_builder.images.reasons import TOO_MUCH_MEMORY
 from laion_face_builder.images.strict_pillow import STRICT
+from laion_face_builder.images.structure import check_pixels, check_structure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,8 +32,6 @@ if TYPE_CHECKING:
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 #: Below the size at which Pillow warns of decompression bombs (89 million), so what passes does not warn later.
 MAX_PIXELS = 64_000_000
-#: A progressive JPEG has about ten scans. Thousands of them over a large frame decode for hours from a few megabytes.
-_MAX_SCANS = 256
 
 _TURNS: dict[object, int] = {turn: turn for turn in range(2, 9)}
 #: What undoes each orientation. 6 and 8 undo each other, the others themselves.
@@ -70,11 +72,23 @@ def inspect(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Picture:
     Pillow's process-wide ImageFile.LOAD_TRUNCATED_IMAGES does not matter: where the user has set it, it is off while
     any thread is in here, and set again afterwards.
 
+    TIFF, AVIF and packed BMP are decoded in a process of their own.
+
     Raises:
-        PictureError: "empty", "not_an_image", "too_many_pixels", "truncated" or "undecodable".
+        PictureError: "empty", "not_an_image", "too_many_pixels", "too_much_metadata", "too_much_memory", "slow_decode",
+            "crashed_decoder", "truncated" or "undecodable".
     """
+    if not is_decoded_apart(data):
+        return inspect_here(data, max_pixels=max_pixels)
+    most = _most_pixels(max_pixels)
+    _factory(data, most)
+    return Picture(data, **APART.call("inspect", data, max_pixels=most)[0])
+
+
+def inspect_here(data: bytes, *, max_pixels: int | None) -> Picture:
+    """Do the work of `inspect`, in this process."""
     with STRICT:
-        image = _opened(data, max_pixels)
+        image = opened(data, max_pixels)
         try:
             # A TIFF forgets its orientation when it is loaded.
             turned = _orientation(image) if image.format == "TIFF" else None
@@ -104,6 +118,11 @@ def neutral(data: bytes) -> bytes:
     """
     if not containers.may_be_turned(data):
         return data
+    return APART.rewritten("neutral", data) if is_decoded_apart(data) else neutral_here(data)
+
+
+def neutral_here(data: bytes) -> bytes:
+    """Do the work of `neutral`, in this process."""
     with STRICT:
         if _is_upright(data):
             return data
@@ -114,17 +133,26 @@ def neutral(data: bytes) -> bytes:
         return _rewritten(data)
 
 
-def opened(data: bytes) -> ImageFile.ImageFile:
+def opened(data: bytes, max_pixels: int | None = None) -> ImageFile.ImageFile:
     """The picture, its header read, by one of the readers that are allowed.
+
+    `Image.open` is not used: it warns, and it tries every plugin there is.
 
     Raises:
         PictureError: as `inspect`.
     """
-    return _opened(data, None)
+    most = _most_pixels(max_pixels)
+    factory = _factory(data, most)
+    try:
+        image = factory(BytesIO(data), "")
+    except Exception as error:  # as in inspect
+        raise _refusal(error) from error
+    check_pixels(image.size, most)
+    return image
 
 
 def _is_upright(data: bytes) -> bool:
-    image = _opened(data, None)
+    image = opened(data)
     try:
         if image.format == "PNG":
             image.load()  # what stands behind the pixels counts too
@@ -138,13 +166,16 @@ def _orientation(image: ImageFile.ImageFile) -> int:
     try:
         if image.format == "TIFF" and containers.ORIENTATION_TAG in getattr(image, "tag_v2", ()):
             return 1
+        check_exif(exif_of(image.info))
         return _TURNS.get(image.getexif().get(containers.ORIENTATION_TAG), 1)
+    except PictureError:
+        raise
     except Exception:  # Pillow's EXIF reader raises anything on broken blocks, also from inside `datasets`
         return 0
 
 
 def _rewritten(data: bytes) -> bytes:
-    image = _opened(data, None)
+    image = opened(data)
     try:
         orientation = _orientation(image)
         image.load()
@@ -171,29 +202,31 @@ def _encoded(image: Image.Image) -> bytes:
     return out.getvalue()
 
 
+_Factory: TypeAlias = "Callable[[IO[bytes], str | bytes], ImageFile.ImageFile]"
+
+
 @cache
-def _plugins() -> tuple[tuple[Callable[[IO[bytes], str | bytes], ImageFile.ImageFile], Callable[[bytes], object]], ...]:
+def _plugins() -> tuple[tuple[_Factory, Callable[[bytes], object]], ...]:
     Image.init()
     found = [Image.OPEN[name] for name in FORMATS if name in Image.OPEN]
     return tuple((factory, accept) for factory, accept in found if accept is not None)
 
 
-def _opened(data: bytes, max_pixels: int | None) -> ImageFile.ImageFile:
-    """The picture, its header read. `Image.open` is not used: it warns, and it tries every plugin there is."""
+def _most_pixels(max_pixels: int | None) -> int | None:
+    # Above twice Image.MAX_IMAGE_PIXELS, which is the user's to set, `datasets.Image()` fails.
+    pillows = 2 * Image.MAX_IMAGE_PIXELS if Image.MAX_IMAGE_PIXELS else None
+    return min((limit for limit in (max_pixels, pillows) if limit is not None), default=None)
+
+
+def _factory(data: bytes, most: int | None) -> _Factory:
+    """What opens these bytes, once it is known that this takes neither long nor much memory."""
     if not data:
         raise PictureError("empty", "no bytes")
     factory = next((factory for factory, accept in _plugins() if _accepts(accept, data[:16])), None)
     if factory is None:
         raise PictureError("not_an_image", f"starts with {data[:16]!r}")
-    _check_pixels(_webp_size(data), max_pixels)
-    if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > _MAX_SCANS:
-        raise PictureError("undecodable", f"a JPEG with more than {_MAX_SCANS} scans")
-    try:
-        image = factory(BytesIO(data), "")
-    except Exception as error:  # as in inspect
-        raise _refusal(error) from error
-    _check_pixels(image.size, max_pixels)
-    return image
+    check_structure(data, most)
+    return factory
 
 
 def _accepts(accept: Callable[[bytes], object], start: bytes) -> bool:
@@ -202,29 +235,11 @@ def _accepts(accept: Callable[[bytes], object], start: bytes) -> bool:
     return bool(answer) and not isinstance(answer, str)
 
 
-def _check_pixels(size: tuple[int, int], max_pixels: int | None) -> None:
-    # Above twice Image.MAX_IMAGE_PIXELS, which is the user's to set, `datasets.Image()` fails.
-    pillows = 2 * Image.MAX_IMAGE_PIXELS if Image.MAX_IMAGE_PIXELS else None
-    bound = min((limit for limit in (max_pixels, pillows) if limit is not None), default=None)
-    if bound is not None and size[0] * size[1] > bound:
-        raise PictureError("too_many_pixels", f"{size[0]} x {size[1]}, more than {bound}")
-
-
-def _webp_size(data: bytes) -> tuple[int, int]:
-    """The canvas of a WebP, (0, 0) for all else: older Pillows take the memory for it when they open the file."""
-    if data[:4] != b"RIFF" or len(data) < 30:
-        return 0, 0
-    if data[12:16] == b"VP8X":
-        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
-    if data[12:16] == b"VP8L":
-        bits = int.from_bytes(data[21:25], "little")
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
-
-
 def _refusal(error: Exception) -> PictureError:
     if isinstance(error, PictureError):
         return error
+    if isinstance(error, MemoryError):
+        return PictureError(TOO_MUCH_MEMORY, "more than there is")
     if isinstance(error, Image.DecompressionBombError):
         return PictureError("too_many_pixels", str(error))
     cut = isinstance(error, EOFError) or "truncated" in str(error).lower()

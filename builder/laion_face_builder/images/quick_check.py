@@ -17,6 +17,7 @@ from PIL import Image
 
 from laion_face_builder.errors import PictureError
 from laion_face_builder.images import containers, pictures
+from laion_face_builder.images.jpeg_segments import MAX_SCANNED, MAX_SCANS, MAX_SEGMENTS
 from laion_face_builder.images.pictures import Picture
 from laion_face_builder.images.strict_pillow import STRICT
 
@@ -27,9 +28,6 @@ _APP0, _APP1, _APP2, _APP14 = 0xE0, 0xE1, 0xE2, 0xEE
 _SAMPLINGS = (0x11, 0x21, 0x12, 0x22)
 #: libjpeg's own bound is 65,500.
 _MAX_SIDE = 65_000
-_MAX_SCANS = 256
-#: A walk in Python over more of them would take longer than decoding.
-_MAX_SEGMENTS = 1000
 _MARKER = re.compile(rb"\xff(?=[^\x00\xd0-\xd7])")
 
 
@@ -79,7 +77,7 @@ def _require(condition: object) -> None:
 
 def _walk(data: bytes, frame: _Frame) -> None:
     position, scans = 2, 0
-    for _ in range(_MAX_SEGMENTS):
+    for _ in range(MAX_SEGMENTS):
         _require(data[position] == 0xFF)
         marker = data[position + 1]
         if marker == _EOI:
@@ -90,7 +88,8 @@ def _walk(data: bytes, frame: _Frame) -> None:
         body = data[position + 4 : end]
         if marker == _SOS:
             scans += 1
-            _require(scans == 1 or (frame.is_progressive and scans <= _MAX_SCANS))
+            _require(scans == 1 or (frame.is_progressive and scans <= MAX_SCANS))
+            _require(scans * frame.width * frame.height <= MAX_SCANNED)
             _scan(body, frame)
             position = _end_of_pixels(data, end)
         else:
@@ -140,7 +139,7 @@ def _application(marker: int, body: bytes, frame: _Frame) -> None:
 
 
 def _quantisation_tables(body: bytes, frame: _Frame) -> None:
-    _require(body and len(body) % 65 == 0)
+    _require(body and len(body) % 65 == 0 and len(body) <= 4 * 65)
     for start in range(0, len(body), 65):
         _require(body[start] <= 3)  # 8 bits, one of four
         frame.tables.add(body[start])
@@ -224,7 +223,7 @@ def _orientation(data: bytes, frame: _Frame, max_pixels: int) -> int | None:
     """As `Picture.orientation`, asked of Pillow; None if it does not see the file as we do."""
     with STRICT:
         try:
-            image = pictures._opened(data, max_pixels)
+            image = pictures.opened(data, max_pixels)
         except PictureError:
             return None
         if image.format != "JPEG" or image.size != (frame.width, frame.height):

@@ -1,7 +1,8 @@
-"""Short names for what went wrong with a picture, from the messages that img2dataset writes down.
+"""Short names for what went wrong with a picture, also from the messages that are written down beside tars.
 
-img2dataset keeps `str(error)` of whatever urllib raised, and its resizer's sentences. The guarding proxy puts its own
-short names into the reason phrase of its answers, so that they arrive in the same messages.
+img2dataset keeps `str(error)` of whatever urllib raised, and its resizer's sentences. Here a message is a short name
+and maybe ": " and a sentence. Earlier versions had a proxy between img2dataset and the web, which put short names into
+the reason phrase of its answers.
 """
 
 from __future__ import annotations
@@ -13,13 +14,33 @@ OK = "ok"
 FILTERED = "filtered"
 #: In none of the tars.
 NOT_DOWNLOADED = "not_downloaded"
+#: Not asked for again when this shard was made anew: a tar of another round has it.
+IN_ANOTHER_ROUND = "in_another_round"
 #: Its faces are to be blurred, and nobody knows where in this picture they are.
 CANNOT_BLUR = "cannot_blur"
-#: The same answer is certain however often it is asked for.
-FINAL = frozenset({FILTERED, "opt_out", "bad_url", "private_address", CANNOT_BLUR})
+#: A file with more comments, chunks, directories or the like than a picture has.
+TOO_MUCH_METADATA = "too_much_metadata"
+#: Decoding it takes, or would take, longer than a picture may.
+SLOW_DECODE = "slow_decode"
+#: Decoding it takes more memory than a picture of its size may.
+TOO_MUCH_MEMORY = "too_much_memory"
+#: The process that decoded it died, and so did another one.
+CRASHED_DECODER = "crashed_decoder"
+#: Nobody known has signed the host's certificate: nearly always it leaves out those between its own and a root.
+TLS_INCOMPLETE_CHAIN = "tls_incomplete_chain"
+#: Not HTTP, or not by its rules.
+BAD_RESPONSE = "bad_response"
+#: Packed in a way that was not asked for and is not known here, or damaged.
+CONTENT_CODING = "content_coding"
+#: A fault of ours, which the log tells of.
+INTERNAL = "internal"
+#: The same answer is certain however often it is asked for. Of private addresses it is not: names come to others.
+FINAL = frozenset({FILTERED, "opt_out", "bad_url", CANNOT_BLUR, CRASHED_DECODER})
+
+_OURS = re.compile(r"([a-z]+(?:_[a-z0-9]+)*)(?:: .*)?", re.DOTALL)
 
 _STATUS_LINE = re.compile(r"(?:HTTP Error|Tunnel connection failed:) (\d{3}):? ?(.*)", re.DOTALL)
-#: What the proxy may say in a reason phrase.
+#: What that proxy said in a reason phrase.
 _PROXY_NAMES = frozenset(
     (
         "bad_url",
@@ -76,14 +97,11 @@ _BROKEN = frozenset({"reset", "incomplete", "other"})
 _PROXY_GONE = re.compile(r"<urlopen error \[Errno \d+\] Connection refused>")
 
 
-def proxy_was_gone(message: str | None, strict: bool = False) -> bool:
-    """Whether this failure says nothing about the picture, only that the guarding proxy had ended.
-
-    If `strict`, whether it may say that: the proxy's end breaks connections, but so do hosts.
-    """
-    if message is None:
+def proxy_was_gone(message: str | None) -> bool:
+    """Whether this may say nothing about the picture, only that the proxy had ended; so do hosts break connections."""
+    if message is None or _OURS.fullmatch(message):
         return False
-    broken = strict and short_name(message) in _BROKEN and not _STATUS_LINE.search(message)
+    broken = short_name(message) in _BROKEN and not _STATUS_LINE.search(message)
     return broken or _PROXY_GONE.fullmatch(message) is not None
 
 
@@ -91,6 +109,8 @@ def short_name(message: str | None) -> str:
     """The reason under which a failure is counted, such as "http_404", "timeout", "dns", "opt_out"; "other" at last."""
     if not message:
         return "other"
+    if found := _OURS.fullmatch(message):
+        return found[1]
     if found := _STATUS_LINE.search(message):
         return _of_status(found[1], found[2])
     lowered = message.lower()

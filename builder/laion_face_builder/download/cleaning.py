@@ -1,0 +1,122 @@
+"""Tars without what others would trip over: broken pictures, and those that a later tar has too.
+
+Earlier versions had img2dataset write the tars, which takes whatever a host sends for a success; the sidecar knows, but
+nobody else who reads the tars does. Here such a shard is written once more, without fetching anything.
+
+FOLDER/
+  _tmp/clean-00003/       a shard that is being written
+  _clean-00003/           it is whole: its files go into their places one by one, whoever comes next goes on with that
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tarfile
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from laion_face_builder.download.rounds import PartFiles
+from laion_face_builder.download.shards import ShardFiles, pictures_in, remove_half_written
+from laion_face_builder.download.tarfiles import Member, read_members
+from laion_face_builder.files import put_in_place
+from laion_face_builder.images import reasons
+
+logger = logging.getLogger("laion_face")
+
+
+def clean_tars(files: PartFiles) -> int:
+    """Write the part's shards that hold such pictures without them; gives how many pictures that were.
+
+    The sidecar has to be up to date; it is withdrawn if it no longer is.
+
+    Raises:
+        BadFile: a tar is not whole.
+    """
+    path = files.data.sidecar(files.part)
+    sidecar = pq.read_table(path, columns=["status", "tar", "offset", "length"], read_dictionary=["tar"])
+    count = 0
+    for tar in sorted(filter(None, sidecar["tar"].unique().to_pylist())):
+        place = files.data.tars(files.part) / tar
+        listed = sidecar.filter(pc.equal(sidecar["tar"], tar))
+        unlisted = pictures_not_in(listed, read_members(place))
+        if unlisted:
+            path.unlink(missing_ok=True)
+            _rewrite(ShardFiles(place.parent, int(place.stem)), unlisted, sidecar["status"])
+            count += len(unlisted)
+            logger.info("%s: written again without %d pictures that are broken or in a later tar", place, len(unlisted))
+    return count
+
+
+def pictures_not_in(listed: pa.Table, members: list[Member]) -> list[str]:
+    """The keys of a tar's pictures that are none of those that the sidecar has in it, by offset and length."""
+    places = {*zip(listed["offset"].to_pylist(), listed["length"].to_pylist(), strict=True)}
+    return [key for key, member in pictures_in(members).items() if (member.offset, member.length) not in places]
+
+
+def finish_cleaning(files: PartFiles) -> None:
+    """Put the files of shards that a run which was killed had cleaned into their places."""
+    for number in range(files.rounds_started() + 1):
+        for whole in sorted(files.tars(number).glob("_clean-*")):
+            _put_in_place(whole)
+
+
+def _rewrite(shard: ShardFiles, unwanted: Iterable[str], statuses: pa.ChunkedArray) -> None:
+    remove_half_written(shard.folder)
+    name = f"clean-{shard.number:05d}"
+    made = ShardFiles(shard.folder / "_tmp" / name, shard.number)
+    made.folder.mkdir(parents=True)
+    table = pq.read_table(shard.parquet)
+    rows = dict(zip(table["key"].to_pylist(), table["row"].to_pylist(), strict=True))
+    ends = [statuses[rows[key]].as_py() for key in unwanted]
+    why = {key: reasons.IN_ANOTHER_ROUND if end == reasons.OK else end for key, end in zip(unwanted, ends, strict=True)}
+    _copy_tar(shard.tar, made.tar, why)
+    pq.write_table(_failed(table, why), made.parquet)
+    made.stats.write_text(json.dumps(_counted(json.loads(shard.stats.read_bytes()), why), indent=4), encoding="utf-8")
+    whole = shard.folder / f"_{name}"
+    made.folder.rename(whole)
+    remove_half_written(shard.folder)
+    _put_in_place(whole)
+
+
+def _put_in_place(whole: Path) -> None:
+    for file in sorted(whole.iterdir()):
+        put_in_place(file, whole.parent / file.name)
+    whole.rmdir()
+
+
+def _copy_tar(source: Path, target: Path, without: Mapping[str, str]) -> None:
+    with tarfile.open(source) as read, tarfile.open(target, "w") as write:
+        for member in read:
+            if Member(member.name, 0, 0).key not in without:
+                write.addfile(member, read.extractfile(member))
+
+
+def _failed(table: pa.Table, why: Mapping[str, str]) -> pa.Table:
+    """The shard's parquet with these samples as failures, for the reasons given."""
+    said = [why.get(key) for key in table["key"].to_pylist()]
+    changes = {
+        "status": [None if reason is None else "failed_to_resize" for reason in said],
+        "error_message": said,
+    }
+    for name, values in changes.items():
+        column = pc.coalesce(pa.array(values, pa.string()), table[name].cast(pa.string()))
+        table = table.set_column(table.schema.get_field_index(name), name, column)
+    return table
+
+
+def _counted(stats: dict[str, Any], why: Mapping[str, str]) -> dict[str, Any]:
+    messages = Counter(stats.get("status_dict", {}))
+    messages.update(why.values())
+    messages["success"] -= len(why)
+    return stats | {
+        "successes": stats["successes"] - len(why),
+        "failed_to_resize": stats.get("failed_to_resize", 0) + len(why),
+        "status_dict": dict(messages),
+    }

@@ -1,0 +1,97 @@
+"""What is kept of a fetched picture: its own bytes, or what img2dataset's resizer makes of them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from laion_face_builder.download.blur import BOXES_COLUMN, MOST_PIXELS, quiet_albumentations
+from laion_face_builder.download.options import DownloadOptions
+from laion_face_builder.errors import PictureError
+from laion_face_builder.images import modes, reasons
+from laion_face_builder.images.frames import Size, rescaled
+from laion_face_builder.images.pictures import Picture
+from laion_face_builder.images.structure import check_pixels
+
+#: What Pillow calls the formats that img2dataset encodes in.
+_FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
+#: The resizer turns the process's stdout and stderr off while it works, and on again.
+_ONE_AT_A_TIME = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A picture as it goes into a tar.
+
+    Attributes:
+        data: the bytes.
+        format: Pillow's name of it.
+        size: width and height, pixels.
+        orientation: see `pictures.Picture`.
+        sha256: of `data`, in hex.
+        fetched: width and height of what the host gave.
+        fetched_sha256: of those bytes, in hex.
+    """
+
+    data: bytes
+    format: str
+    size: Size
+    orientation: int
+    sha256: str
+    fetched: Size
+    fetched_sha256: str
+
+
+def stored(picture: Picture, values: Mapping[str, Any], options: DownloadOptions) -> Stored:
+    """Give what is kept of a picture that decodes.
+
+    Args:
+        picture: as it was fetched.
+        values: its row of `rounds.listed`.
+        options: say whether it is resized or blurred.
+
+    Raises:
+        PictureError: "cannot_blur": it has another aspect than its boxes; "too_many_pixels"; or the resizer's reason.
+    """
+    size, sha256 = (picture.width, picture.height), hashlib.sha256(picture.data).hexdigest()
+    if not options.encodes_again:
+        return Stored(picture.data, picture.format, size, picture.orientation, sha256, size, sha256)
+    boxes = values.get(BOXES_COLUMN)
+    original = (values["laion_width"] or 0, values["laion_height"] or 0)
+    if boxes and rescaled(original, size) is None:
+        raise PictureError(reasons.CANNOT_BLUR, f"boxes do not fit the fetched {size}")
+    # The resizer asks only when OpenCV has decoded it.
+    check_pixels(size, _most_pixels(options))
+    simple = modes.simple(picture.data)
+    with _ONE_AT_A_TIME:
+        data, width, height, fetched_width, fetched_height, message = _resizer(options)(io.BytesIO(simple), boxes)
+    if message is not None:
+        raise PictureError(reasons.short_name(message), message)
+    fetched, new = (fetched_width, fetched_height), hashlib.sha256(data).hexdigest()
+    return Stored(data, _FORMATS[options.encode_format], (width, height), 1, new, fetched, sha256)
+
+
+def _most_pixels(options: DownloadOptions) -> int:
+    return options.max_pixels if options.resizing else min(options.max_pixels, MOST_PIXELS)
+
+
+@lru_cache(maxsize=1)
+def _resizer(options: DownloadOptions) -> Any:
+    quiet_albumentations()
+    from img2dataset.blurrer import BoundingBoxBlurrer
+    from img2dataset.resizer import Resizer
+
+    return Resizer(
+        image_size=options.image_size,
+        resize_mode=options.resize_mode,
+        resize_only_if_bigger=options.resize_only_if_bigger,
+        encode_format=options.encode_format,
+        encode_quality=options.quality,
+        max_image_area=_most_pixels(options),
+        blurrer=BoundingBoxBlurrer() if options.blur_faces else None,
+    )

@@ -1,0 +1,151 @@
+"""A shard's files as img2dataset writes them, by its own writer; under their final names only once they are whole.
+
+FOLDER/
+  _tmp/00003.1f2e3d4c/            a shard that is being written; nobody reads what is in there
+  00003.tar  00003.parquet  00003_stats.json
+
+The tar holds the successes alone. The parquet, and our rows of the sidecar, have the failures too. The stats come last.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+import uuid
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from laion_face_builder.download.blur import quiet_albumentations
+from laion_face_builder.download.check import CHECKED, DETAIL_CHARACTERS
+from laion_face_builder.download.reencoding import Stored
+from laion_face_builder.download.shards import ShardFiles, pictures_in
+from laion_face_builder.download.tarfiles import read_members
+from laion_face_builder.download.task import ShardTask
+from laion_face_builder.errors import PictureError
+from laion_face_builder.files import put_in_place, stamped, written_whole
+from laion_face_builder.images import reasons
+
+#: Digits of a shard's number, as img2dataset's default.
+_SHARD_DIGITS = 5
+#: What img2dataset adds to the columns that it was given, in its order.
+_ADDED = (
+    *(("key", pa.string()), ("status", pa.string()), ("error_message", pa.string())),
+    *((name, pa.int32()) for name in ("width", "height", "original_width", "original_height")),
+    ("sha256", pa.string()),
+)
+#: Failures of pictures that came.
+_OF_PICTURES = frozenset(
+    {
+        *("not_an_image", "truncated", "undecodable", "too_many_pixels"),
+        *(reasons.CANNOT_BLUR, reasons.CRASHED_DECODER),
+        *(reasons.TOO_MUCH_METADATA, reasons.SLOW_DECODE, reasons.TOO_MUCH_MEMORY),
+    }
+)
+
+
+class ShardWriter:
+    """Writes one shard. `finish` puts it in its place; without that nothing of it is left once it is closed.
+
+    Args:
+        task: which shard.
+        schema: of the values that are written.
+    """
+
+    def __init__(self, task: ShardTask, schema: pa.Schema) -> None:
+        quiet_albumentations()
+        from img2dataset.logger import CappedCounter
+        from img2dataset.writer import WebDatasetSampleWriter
+
+        self._task, self._began = task, time.time()
+        final = task.place.files
+        folder = final.folder / "_tmp" / f"{final.number:05d}.{uuid.uuid4().hex[:8]}"
+        folder.mkdir(parents=True)
+        self._files = ShardFiles(folder, final.number)
+        for name, kind in _ADDED:
+            schema = schema.append(pa.field(name, kind))
+        extension = task.options.encode_format
+        self._writer = WebDatasetSampleWriter(final.number, str(folder), True, _SHARD_DIGITS, schema, extension)
+        self._rows: list[dict[str, Any]] = []
+        self._keys: list[str] = []
+        self._messages = CappedCounter()
+        self._counts = {"successes": 0, "failed_to_download": 0, "failed_to_resize": 0}
+
+    def write(self, position: int, values: dict[str, Any], end: Stored | PictureError) -> None:
+        """Add a sample.
+
+        Args:
+            position: in the shard.
+            values: as `rounds.listed` has them.
+            end: what is kept of it, or why nothing is.
+        """
+        from img2dataset.downloader import compute_key
+
+        digits = math.ceil(math.log10(self._task.options.samples_per_shard))
+        key = compute_key(position, self._files.number, digits, _SHARD_DIGITS)
+        said = self._failure(end) if isinstance(end, PictureError) else self._success(end)
+        self._messages.increment(said.pop("counted"))
+        picture = end.data if isinstance(end, Stored) else None
+        meta = {**values, "key": key, **dict.fromkeys(name for name, _ in _ADDED[1:]), **said}
+        self._writer.write(picture, key, values["caption"], meta)
+        self._keys.append(key)
+        self._rows.append({"id": values["row"], **_sidecar_row(end)})
+
+    def _failure(self, error: PictureError) -> dict[str, Any]:
+        status = "failed_to_resize" if error.reason in _OF_PICTURES else "failed_to_download"
+        self._counts[status] += 1
+        return {"counted": error.reason, "status": status, "error_message": str(error)[:DETAIL_CHARACTERS]}
+
+    def _success(self, kept: Stored) -> dict[str, Any]:
+        self._counts["successes"] += 1
+        sizes = dict(
+            zip(("width", "height", "original_width", "original_height"), kept.size + kept.fetched, strict=True)
+        )
+        return {"counted": "success", "status": "success", **sizes, "sha256": kept.fetched_sha256}
+
+    def finish(self) -> None:
+        """Put the shard in its place, its rows of the sidecar with it."""
+        from img2dataset.logger import write_stats
+
+        self._writer.close()
+        number, counts = self._files.number, self._counts
+        write_stats(
+            *(str(self._files.folder), number, len(self._rows)),
+            *(counts["successes"], counts["failed_to_download"], counts["failed_to_resize"]),
+            *(self._began, time.time(), self._messages, _SHARD_DIGITS),
+        )
+        job, final = self._task.place.check_job(self._files), self._task.place.files
+        assert job is not None, "all of its files have just been written"  # noqa: S101 - says it to the type checker
+        table = pa.Table.from_pylist(self._placed_rows(), schema=stamped(CHECKED, job.fingerprint))
+        final.remove()
+        put_in_place(self._files.tar, final.tar)
+        put_in_place(self._files.parquet, final.parquet)
+        with written_whole(self._task.place.part.checked_tar(self._task.place.round, number)) as partial:
+            pq.write_table(table, partial, compression="zstd")
+        put_in_place(self._files.stats, final.stats)
+
+    def _placed_rows(self) -> list[dict[str, Any]]:
+        pictures = pictures_in(read_members(self._files.tar))
+        for key, row in zip(self._keys, self._rows, strict=True):
+            if (member := pictures.get(key)) is not None:
+                row |= {"offset": member.offset, "length": member.length}
+        return self._rows
+
+    def close(self) -> None:
+        """Leaves nothing but what was put in its place."""
+        for thing in (self._writer.tar_fd, self._writer.buffered_parquet_writer.output_fd):
+            thing.close()
+        shutil.rmtree(self._files.folder, ignore_errors=True)
+
+
+def _sidecar_row(end: Stored | PictureError) -> dict[str, Any]:
+    if isinstance(end, PictureError):
+        return {"status": end.reason, "detail": end.detail[:DETAIL_CHARACTERS]}
+    row = {"status": reasons.OK, "format": end.format, "orientation": end.orientation, "sha256": end.sha256}
+    row |= {"width": end.size[0], "height": end.size[1]}
+    if end.sha256 == end.fetched_sha256:
+        return row
+    fetched = {"fetched_width": end.fetched[0], "fetched_height": end.fetched[1]}
+    return row | fetched | {"fetched_sha256": end.fetched_sha256}

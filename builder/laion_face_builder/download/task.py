@@ -1,0 +1,134 @@
+"""One shard of a download as a value: small, picklable, and all that a process anywhere needs to make it.
+
+What a task needs of the index it reads itself. What is done is told by files alone, so a task may be run twice, or by
+two processes: the shard that is whole last is the one that is there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from laion_face_builder.download.check import CheckJob
+from laion_face_builder.download.options import DownloadOptions
+from laion_face_builder.download.rounds import PartFiles
+from laion_face_builder.download.shards import ShardFiles
+from laion_face_builder.fetch.limits import FetchLimits
+from laion_face_builder.files import make_fingerprint
+from laion_face_builder.images import reasons
+from laion_face_builder.index.reader import IndexPart
+
+#: Samples of a shard from one position to before another.
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class ShardPlace:
+    """Which shard of which round, and where its files lie.
+
+    Attributes:
+        part: names of the part's files.
+        images: digest of what the part's downloads are made with.
+        round: 0, or that of the retry.
+        shard: its number.
+        start: of the round's rows, the first of this shard.
+        samples: how many it has.
+        max_pixels: larger pictures fail.
+    """
+
+    part: PartFiles
+    images: str
+    round: int
+    shard: int
+    start: int
+    samples: int
+    max_pixels: int
+
+    @property
+    def files(self) -> ShardFiles:
+        """The shard's tar and what lies beside it."""
+        return ShardFiles(self.part.tars(self.round), self.shard)
+
+    def check_job(self, files: ShardFiles | None = None) -> CheckJob | None:
+        """What looks through the shard, and tells whether its rows of the sidecar are there; None without all files.
+
+        Args:
+            files: the shard's files while they lie elsewhere; those in place if None.
+        """
+        files = files or self.files
+        stats = files.stats_digest()
+        if stats is None or not files.tar.exists():
+            return None
+        where = {"images": self.images, "round": self.round, "shard": self.shard, "max_pixels": self.max_pixels}
+        return CheckJob(
+            tar=str(files.tar),
+            out=str(self.part.checked_tar(self.round, self.shard)),
+            id_column="row",
+            samples=self.samples,
+            max_pixels=self.max_pixels,
+            fingerprint=make_fingerprint("checked", **where, stats=stats, tar_bytes=files.tar.stat().st_size),
+        )
+
+    def result(self) -> ShardResult:
+        """What has become of the shard, by its rows of the sidecar, which are there."""
+        table = pq.read_table(self.part.checked_tar(self.round, self.shard), columns=["status", "length"])
+        counts = {row["values"]: row["counts"] for row in pc.value_counts(table["status"]).to_pylist()}
+        usable = table.filter(pc.equal(table["status"], reasons.OK))
+        return ShardResult(Counter(counts), pc.sum(usable["length"]).as_py() or 0)
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """What has become of a shard, or of as much of it as is done.
+
+    Attributes:
+        statuses: how many samples came to each end; see `reasons`.
+        bytes: of the usable pictures, as they are stored.
+    """
+
+    statuses: Counter[str] = field(default_factory=Counter)
+    bytes: int = 0
+
+    @property
+    def samples(self) -> int:
+        """How many there are in it."""
+        return sum(self.statuses.values())
+
+
+Report = Callable[[ShardResult], None]
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """A shard to be made.
+
+    Attributes:
+        place: which one, and where.
+        index: the part's index; opened by whoever runs the task.
+        options: how pictures are kept.
+        limits: how they are fetched.
+        left_out: positions in the shard of samples that are not looked at, since they end processes.
+        held: those of samples that a tar of another round has: whoever reads all tars is to find them once.
+        probe: only these samples are fetched and decoded, and nothing is written: do they end the process?
+    """
+
+    place: ShardPlace
+    index: IndexPart
+    options: DownloadOptions
+    limits: FetchLimits
+    left_out: tuple[int, ...] = ()
+    held: tuple[int, ...] = ()
+    probe: Span | None = None
+
+    def run(self, report: Report) -> ShardResult:
+        """Make the shard; see `run_shard`. Nothing heavy is imported before."""
+        # What OpenCV decodes has been looked at before. It reads its own bound when it is imported.
+        os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(self.options.max_pixels)
+        from laion_face_builder.download.run_shard import run_shard
+
+        return run_shard(self, report)

@@ -1,0 +1,69 @@
+"""The process at the other end of `workers`: `python -m laion_face_builder.download.worker DESCRIPTOR THREADS`.
+
+It does what comes through the socket, and ends with it; and with its parent, whoever else may hold the other end.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from typing import Any
+
+from laion_face_builder.errors import LaionFaceError
+
+_POLL_SECONDS = 1.0
+
+
+class _Line(logging.Handler):
+    """Tells the parent what happens, from any thread; what is logged, too."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__()
+        self._connection, self._speaking = connection, threading.Lock()
+
+    def tell(self, kind: str, number: int, value: Any) -> None:
+        """One message; nobody may be there any more to hear it."""
+        with self._speaking, suppress(OSError):
+            self._connection.send((kind, number, value))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """A line of the log."""
+        self.tell("log", record.levelno, record.getMessage())
+
+
+def _do(line: _Line, number: int, call: Any) -> None:
+    try:
+        line.tell("done", number, call.run(lambda value: line.tell("progress", number, value)))
+    except (LaionFaceError, OSError) as error:
+        line.tell("failed", number, error.with_traceback(None))
+    except BaseException as error:  # Whatever it is, some sample may be what provokes it.
+        traceback.print_exc()
+        line.tell("died", number, f"{type(error).__name__}: {error}")
+
+
+def main() -> None:
+    """Does calls until there is nobody to do them for."""
+    # Where there is torch, img2dataset's writer comes to import it, for nothing: 6 s and 0.2 GB in every process.
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    parent, connection = os.getppid(), Connection(int(sys.argv[1]))
+    line = _Line(connection)
+    logger = logging.getLogger("laion_face")
+    logger.addHandler(line)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    pool = ThreadPoolExecutor(int(sys.argv[2]), thread_name_prefix="laion-face-shard")
+    with suppress(EOFError, OSError):
+        while os.getppid() == parent:
+            if connection.poll(_POLL_SECONDS):
+                pool.submit(_do, line, *connection.recv())
+    os._exit(0)  # whatever the threads are doing
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+"""The engines that run tasks: processes of this machine, Spark, Ray. Nothing but `distribute` knows them."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Protocol, cast
+
+from laion_face_builder.answers import Answer, answered
+from laion_face_builder.children import interpreter
+from laion_face_builder.errors import OptionError, WorkerDied
+from laion_face_builder.parallel import cores
+
+#: How often a task is begun before its worker's death is the task's failure.
+TRIES = 2
+
+
+class Engine(Protocol):
+    """Runs single tasks, each called for in a thread of its own; `workers` are the tasks at work at the same time."""
+
+    workers: int
+
+    def run(self, function: Callable[[Any], Any], task: Any) -> Answer:
+        """Have a worker do the task, and wait for it.
+
+        Raises:
+            WorkerDied: it gave no answer.
+        """
+        ...
+
+    def stop(self) -> None:
+        """End what is under way; `run` raises then, or gives what it has."""
+        ...
+
+
+class Processes:
+    """A process for each thread that has tasks; another one after a death."""
+
+    def __init__(self, workers: int | None) -> None:
+        self.workers = workers or cores()
+        self._of_thread = threading.local()
+        self._lock = threading.Lock()
+        self._started: list[_Process] = []
+        self._is_stopped = False
+
+    def run(self, function: Callable[[Any], Any], task: Any) -> Answer:
+        """Do as `Engine.run`."""
+        for _ in range(TRIES):
+            process = self._process()
+            try:
+                return process.run(function, task)
+            except (EOFError, ConnectionError):
+                how = process.end()
+                with self._lock:
+                    self._started.remove(process)
+                self._of_thread.process = None
+        raise WorkerDied(f"its worker process ended {TRIES} times, at last with {how}")
+
+    def stop(self) -> None:
+        """Do as `Engine.stop`."""
+        with self._lock:
+            self._is_stopped = True
+            for process in self._started:
+                process.kill()
+
+    def _process(self) -> _Process:
+        process: _Process | None = getattr(self._of_thread, "process", None)
+        if process is None:
+            with self._lock:
+                if self._is_stopped:
+                    raise WorkerDied("it was stopped")
+                process = self._of_thread.process = _Process()
+                self._started.append(process)
+        return process
+
+
+class _Process:
+    """One worker process, and our end of the pipe to it."""
+
+    def __init__(self) -> None:
+        # A fork would copy the locks that other threads hold at that moment.
+        context = multiprocessing.get_context("spawn")
+        self._connection, its_end = context.Pipe()
+        self._process = context.Process(target=_serve, args=(its_end,))
+        self._process.start()
+        its_end.close()
+
+    def run(self, function: Callable[[Any], Any], task: Any) -> Answer:
+        """Raises EOFError or ConnectionError if the process ends first."""
+        self._connection.send((function, task))
+        return cast(Answer, self._connection.recv())
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def end(self) -> str:
+        """Say how it ended, once it has."""
+        self.kill()  # It may have closed its end alone.
+        self._process.join()
+        self._connection.close()
+        code = self._process.exitcode or 0
+        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+class Spark:
+    """A job of one partition for each task."""
+
+    def __init__(self, workers: int | None) -> None:
+        with _installed("pyspark", "spark"):
+            from pyspark.sql import SparkSession
+        active = SparkSession.getActiveSession()
+        session = active or _spark_session(workers or cores())
+        self._own = None if active else session
+        self._context: Any = session.sparkContext
+        self._group = f"laion-face-{uuid.uuid4().hex[:8]}"
+        self.workers = workers or self._context.defaultParallelism
+
+    def run(self, function: Callable[[Any], Any], task: Any) -> Answer:
+        """Do as `Engine.run`."""
+        self._context.setJobGroup(self._group, "laion-face", interruptOnCancel=True)
+        try:
+            (answer,) = self._context.parallelize([(function, task)], 1).map(answered).collect()
+        except Exception as error:  # What the function raises is in an answer: this is the job's failure.
+            raise WorkerDied(f"Spark gave it up: {_first_line(error)}") from error
+        return cast(Answer, answer)
+
+    def stop(self) -> None:
+        """Do as `Engine.stop`."""
+        self._context.cancelJobGroup(self._group)
+        if self._own is not None:
+            self._own.stop()
+
+
+class Ray:
+    """A remote call for each task."""
+
+    def __init__(self, workers: int | None) -> None:
+        with _installed("ray", "ray"):
+            import ray
+        self._ray: Any = ray
+        self._is_own = not ray.is_initialized()
+        if self._is_own:
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Else it would tell its makers.
+            here = {"address": "local", "num_cpus": workers or cores(), "include_dashboard": False}
+            ray.init(logging_level=logging.WARNING, **({} if os.environ.get("RAY_ADDRESS") else here))
+        self._call = ray.remote(max_retries=TRIES - 1)(answered)
+        self._running: set[Any] = set()
+        self._lock = threading.Lock()
+        self.workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+    def run(self, function: Callable[[Any], Any], task: Any) -> Answer:
+        """Do as `Engine.run`."""
+        with self._lock:
+            reference = self._call.remote((function, task))
+            self._running.add(reference)
+        try:
+            return cast(Answer, self._ray.get(reference))
+        except self._ray.exceptions.RayError as error:
+            raise WorkerDied(f"Ray gave it up: {_first_line(error)}") from error
+        finally:
+            with self._lock:
+                self._running.discard(reference)
+
+    def stop(self) -> None:
+        """Do as `Engine.stop`."""
+        with self._lock:
+            for reference in self._running:
+                self._ray.cancel(reference, force=True)
+        if self._is_own:
+            self._ray.shutdown()
+
+
+@contextmanager
+def _installed(package: str, extra: str) -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise OptionError(
+            f"distributor={package}: {package} is not installed. Install it: `pip install 'laion-face[{extra}]'`"
+        ) from error
+
+
+def _spark_session(workers: int) -> Any:
+    """The session that the environment describes, such as spark-submit's; else one of this machine."""
+    if not os.environ.get("JAVA_HOME") and shutil.which("java") is None:
+        raise OptionError("distributor=pyspark: Spark needs Java 17 or newer, and there is no java here. Install it")
+    from pyspark import SparkConf
+    from pyspark.sql import SparkSession
+
+    os.environ.setdefault("PYSPARK_PYTHON", interpreter())
+    conf = SparkConf().setIfMissing("spark.master", f"local[{workers},{TRIES}]")
+    for name, value in (("spark.app.name", "laion-face"), ("spark.ui.showConsoleProgress", "false")):
+        conf.setIfMissing(name, value)
+    session = SparkSession.builder.config(conf=conf).getOrCreate()
+    session.sparkContext.setLogLevel("FATAL")  # Else a worker's death is a page of Java's, too.
+    return session
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _serve(connection: Any) -> None:
+    """Be a worker process: answer until nobody asks any more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; whoever started us ends us.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with suppress(EOFError, ConnectionError):
+        while True:
+            connection.send(answered(connection.recv()))
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)  # A killed parent's workers would go on with what nobody waits for.
+
+
+ENGINES: dict[str, Callable[[int | None], Engine]] = {"processes": Processes, "pyspark": Spark, "ray": Ray}

@@ -1,0 +1,207 @@
+"""Pictures fetched in the background: `Fetcher.submit(url)` gives a ticket, `Ticket.result()` the picture.
+
+One thread does all the network, so that fetching goes on while the consumer decodes or trains. It starts with the first
+submission, and starts anew in a forked child; the parent's connections are never touched there. `shared_fetcher` gives
+all streams of a process the same one, and with it one set of bounds.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from laion_face_builder.fetch.cache import PictureCache
+from laion_face_builder.fetch.curl_loop import WORKING
+from laion_face_builder.fetch.job import FetchedPicture, Ticket
+from laion_face_builder.fetch.limits import FetchLimits
+from laion_face_builder.fetch.sharing import OpenQueues
+from laion_face_builder.fetch.stream_queue import StreamQueue
+from laion_face_builder.fetch.thread import FetchThread
+
+__all__ = ["FetchedPicture", "Fetcher", "Ticket", "shared_fetcher"]
+
+
+class Fetcher:
+    """Fetches pictures; safe to use from several threads. A context manager; dropped without `close`, it closes itself.
+
+    Args:
+        limits: the bounds of every fetch.
+        cache: keeps pictures between epochs; None keeps none.
+    """
+
+    def __init__(self, limits: FetchLimits, cache: PictureCache | None = None) -> None:
+        self.limits, self._cache = limits, cache
+        self._lock = threading.Lock()
+        self._thread: FetchThread | None = None
+        self._singles: Stream | None = None
+        self._open = OpenQueues()
+        self._users = 0
+        self._stop: weakref.finalize[[], Fetcher] | None = None
+        _ALL.add(self)
+
+    def submit(self, url: str) -> Ticket:
+        """Starts fetching `url`. What is wrong with it shows in the ticket's result; nothing bounds unread results."""
+        return self._singles_stream().submit([url])[0]
+
+    def stream(self, max_buffer_bytes: float, *, by_arrival: bool = False) -> Stream:
+        """A queue of its own for one consumer; `close` it when done.
+
+        Args:
+            max_buffer_bytes: of bodies that are arriving or wait to be taken, of all open streams of this fetcher
+                together, each its part; the one that is waited for always comes.
+            by_arrival: whether the consumer takes whatever is done (`Stream.next_done`), not the next in order.
+        """
+        return Stream(self._running(), max_buffer_bytes, self._open, by_arrival=by_arrival)
+
+    def close(self) -> None:
+        """Ends all that is under way, every connection and the thread. Another `submit` starts anew."""
+        with self._lock:
+            stop, self._stop, self._thread, self._singles = self._stop, None, None, None
+        if stop is not None:
+            stop()
+
+    def __enter__(self) -> Fetcher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __getstate__(self) -> tuple[FetchLimits, PictureCache | None]:
+        return self.limits, self._cache
+
+    def __setstate__(self, state: tuple[FetchLimits, PictureCache | None]) -> None:
+        self.__init__(*state)  # type: ignore[misc]  # a spawned worker gets a fetcher of its own
+
+    def _running(self) -> FetchThread:
+        with self._lock:
+            if self._thread is None:
+                self._thread = FetchThread(self.limits, self._cache)
+                # The thread must not keep the fetcher, else it would never be dropped.
+                self._stop = weakref.finalize(self, self._thread.close)
+            return self._thread
+
+    def _singles_stream(self) -> Stream:
+        thread = self._running()
+        with self._lock:
+            if self._singles is None:
+                self._singles = Stream(thread, float("inf"), OpenQueues())
+            return self._singles
+
+    def _before_fork(self) -> None:
+        if self._thread is not None:
+            self._thread.before_fork()
+
+    def _after_fork(self) -> None:
+        if self._stop is not None:
+            self._stop.detach()
+        for thing in self._thread.inherited() if self._thread is not None else ():
+            # Freed, it would say goodbye on connections that are the parent's. So it stays, whatever happens.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+        self._lock = threading.Lock()
+        self._open = OpenQueues()
+        self._stop, self._thread, self._singles = None, None, None
+
+
+class Stream:
+    """One consumer's queue: submit in order; take in order, or as it comes."""
+
+    def __init__(self, thread: FetchThread, max_bytes: float, among: OpenQueues, *, by_arrival: bool = False) -> None:
+        self._thread, self._among = thread, among
+        self._queue = StreamQueue(
+            thread.end, thread.wake, thread.wait_for_room, max_bytes, by_arrival=by_arrival, among=among
+        )
+        among.add(self._queue)
+
+    def submit(self, urls: Sequence[str]) -> list[Ticket]:
+        """Starts fetching all of these; one call for many is cheaper than many."""
+        jobs = [self._queue.make_job(url) for url in urls]
+        self._thread.submit(jobs)
+        return [job.ticket for job in jobs]
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the buffer has no room for more."""
+        return self._queue.is_stalled
+
+    @property
+    def has_done(self) -> bool:
+        """Whether `next_done` would answer at once."""
+        return self._queue.has_done
+
+    def is_done_within(self, ticket: Ticket, seconds: float) -> bool:
+        """Whether the next ticket in order is done, now or after a wait."""
+        return self._queue.is_done_within(ticket, seconds)
+
+    def has_done_within(self, oldest: Ticket, seconds: float) -> bool:
+        """Whether `next_done` would answer at once, now or after a wait."""
+        return self._queue.has_done_within(oldest, seconds)
+
+    def part_of(self, amount: int) -> int:
+        """What this stream may have of an amount that is for all open streams of the fetcher; 1 at least."""
+        return max(1, int(self._among.part_of(amount)))
+
+    def next_done(self, oldest: Ticket) -> Ticket:
+        """Waits for a ticket that is done and was not given before; for streams by arrival.
+
+        Args:
+            oldest: the first of those that were not yet given; it comes even if the buffer has no room.
+        """
+        return self._queue.next_done(oldest)
+
+    def take(self, ticket: Ticket) -> FetchedPicture:
+        """Waits for a ticket, the next in order or one that `next_done` gave. Raises as `Ticket.result`."""
+        return self._queue.take(ticket)
+
+    def close(self) -> None:
+        """Ends what is under way."""
+        self._among.remove(self._queue)
+        self._queue.post_end(None)
+
+
+@contextmanager
+def shared_fetcher(limits: FetchLimits, cache: PictureCache | None = None) -> Iterator[Fetcher]:
+    """The fetcher of this process for these limits and this cache; closed when the last who uses it is done."""
+    key = limits, cache and (cache.folder, cache.max_bytes)
+    with _SHARING:
+        fetcher = _SHARED.get(key) or Fetcher(limits, cache)
+        fetcher._users += 1
+        _SHARED[key] = fetcher
+    try:
+        yield fetcher
+    finally:
+        with _SHARING:
+            fetcher._users -= 1
+            is_last = not fetcher._users
+            if is_last and _SHARED.get(key) is fetcher:
+                del _SHARED[key]
+        if is_last:
+            fetcher.close()
+
+
+#: Reentrant: generators are dropped, and with them their use of a fetcher, wherever Python collects garbage.
+_SHARING = threading.RLock()
+_SHARED: dict[tuple[FetchLimits, object], Fetcher] = {}
+_ALL: weakref.WeakSet[Fetcher] = weakref.WeakSet()
+
+
+def _before_fork() -> None:
+    WORKING.acquire()
+    for fetcher in list(_ALL):
+        fetcher._before_fork()
+
+
+def _in_child() -> None:
+    WORKING._at_fork_reinit()  # type: ignore[attr-defined]  # as the standard library's own locks
+    for fetcher in list(_ALL):
+        fetcher._after_fork()
+    # What the parent shares is the parent's.
+    _SHARING._at_fork_reinit()  # type: ignore[attr-defined]
+    _SHARED.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=WORKING.release, after_in_child=_in_child)

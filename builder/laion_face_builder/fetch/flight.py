@@ -1,0 +1,199 @@
+"""One step of a fetch with all that it takes: the cache, the network, the check. Who may start is decided elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+
+from laion_face_builder.errors import PictureError
+from laion_face_builder.fetch import open_files, policy
+from laion_face_builder.fetch.cache import PictureCache
+from laion_face_builder.fetch.exchange import Exchanges
+from laion_face_builder.fetch.hosts import Contact
+from laion_face_builder.fetch.job import FetchedPicture, Job, Outcome
+from laion_face_builder.fetch.limits import FetchLimits
+from laion_face_builder.fetch.names import NoAnswer, Resolver
+from laion_face_builder.fetch.open_files import NoFiles
+from laion_face_builder.fetch.policy import Again, Course, Later
+from laion_face_builder.images import pictures, quick_check
+
+#: Threads each for what would hold up the loop: pictures that need a full decode, and the cache's files.
+_HELPERS = 2
+_LONGEST_LOOKUP = 10.0
+_LOOKUP_PAUSE = 0.5
+
+
+#: Failures in which nobody says anything.
+_SILENCE = frozenset({"timeout", "unreachable"})
+#: Failures in which nobody was asked.
+_OURS = frozenset({"bad_url", "private_address", "connection"})
+
+
+@dataclass(frozen=True, slots=True)
+class Landing:
+    """How one step of a job ended.
+
+    Attributes:
+        step: what comes next, or how the job ends.
+        contact: what it showed of the host.
+        began: when the host was asked, by `time.monotonic`.
+        reason: why the host gave no picture.
+        wait: seconds that the host asks us to stay away.
+        is_heard: whether anybody out there said anything.
+        before: how far the fetch had come before a step that failed.
+    """
+
+    step: Outcome | Again | Later
+    contact: Contact = Contact.NONE
+    began: float = 0.0
+    reason: str = ""
+    wait: float = 0.0
+    is_heard: bool = False
+    before: Course | None = None
+
+
+class Flights:
+    """Takes jobs a step further; belongs to the running event loop. `close` it when done.
+
+    Args:
+        limits: the bounds of every fetch.
+        cache: pictures of earlier epochs.
+    """
+
+    def __init__(self, limits: FetchLimits, cache: PictureCache | None) -> None:
+        self._limits, self._cache = limits, cache
+        self._loop = asyncio.get_running_loop()
+        patience = min(_LONGEST_LOOKUP, limits.timeout / (1 + limits.retries))
+        self._resolver = Resolver(allow=limits.allow, timeout=patience)
+        self._exchanges = Exchanges(limits, self._resolver)
+        self._helpers = ThreadPoolExecutor(_HELPERS, thread_name_prefix="laion-face-check")
+        self._cache_threads = ThreadPoolExecutor(_HELPERS, thread_name_prefix="laion-face-cache")
+
+    @property
+    def has_cache(self) -> bool:
+        """Whether there are pictures of earlier epochs."""
+        return self._cache is not None
+
+    async def look_in_cache(self, job: Job) -> Landing:
+        """The picture out of the cache, or on to the network."""
+        job.course.has_begun = True
+        kept = await self._loop.run_in_executor(self._cache_threads, self._from_cache, job.course.origin)
+        if kept is None:
+            return Landing(Again(job.course.origin))
+        job.grow(len(kept.data))
+        return Landing(kept)
+
+    def knows(self, host: str) -> bool:
+        """Whether nobody needs to look `host` up."""
+        return self._limits.proxy is not None or self._resolver.knows(host)
+
+    async def look_up(self, host: str, port: int) -> PictureError | None:
+        """Has the host's addresses ready, or says why there are none. A lost answer is asked for again."""
+        for left in range(self._limits.retries, -1, -1):
+            try:
+                await self._resolver.resolve(host, port)
+            except NoAnswer as error:
+                if not left:
+                    return error
+                await asyncio.sleep(min(_LOOKUP_PAUSE, self._limits.timeout / 10))
+            except PictureError as error:
+                return error
+            else:
+                break
+        return None
+
+    async def exchange(self, job: Job) -> Landing:
+        """Asks the host once, and checks what it gives."""
+        course, began, job.waited = job.course, time.monotonic(), 0.0
+        if (seconds := course.share(self._limits)) <= 0:
+            return Landing(PictureError("timeout", f"{self._limits.timeout:g} s are over"))
+        before = copy.copy(course)
+        try:
+            return await self._exchange(job, seconds, began)
+        except (NoFiles, OSError) as error:
+            if not (isinstance(error, NoFiles) or open_files.are_gone(error)):
+                raise
+            return Landing(NoFiles(), Contact.NONE, began, before=before)
+
+    async def _exchange(self, job: Job, seconds: float, began: float) -> Landing:
+        course = job.course
+        try:
+            answer = await self._exchanges.get(course.url, job.host, job.port, seconds, job)
+        except NoFiles:
+            raise
+        except PictureError as error:
+            return self._failed(job, error, began)
+        contact = Contact.THROTTLED if answer.status in policy.THROTTLING else Contact.ANSWERED
+        now = time.monotonic()
+        course.spent += now - began - job.waited
+        try:
+            found = policy.after_answer(course, answer, self._limits, now)
+            step = await self._checked(job, found) if isinstance(found, bytes) else found
+        except PictureError as error:
+            return Landing(error, contact, began, error.reason, is_heard=True)
+        wait = step.pause if isinstance(step, Later) else 0.0
+        return Landing(step, contact, began, f"http_{answer.status}", wait, is_heard=True)
+
+    async def reaches(self, host: str, port: int) -> bool:
+        """Whether anybody answers at `host`, be it with a refusal; asks for a connection and nothing else."""
+        try:
+            addresses = await self._resolver.resolve(host, port)
+            opening = asyncio.open_connection(addresses[0], port)
+            _, writer = await asyncio.wait_for(opening, self._limits.connect_seconds)
+        except ConnectionRefusedError:
+            return True
+        except (PictureError, OSError, asyncio.TimeoutError):
+            return False
+        writer.close()
+        return True
+
+    def close(self) -> None:
+        """Ends every connection and the helpers; nobody may be waiting any more."""
+        self._exchanges.close()
+        self._resolver.close()
+        self._helpers.shutdown(wait=True, cancel_futures=True)
+        self._cache_threads.shutdown(wait=True, cancel_futures=True)
+
+    def before_fork(self) -> None:
+        """As `CurlLoop.before_fork`."""
+        self._exchanges.before_fork()
+
+    def inherited(self) -> list[object]:
+        """For a forked child: what must never be freed there."""
+        return [self, *self._exchanges.inherited()]
+
+    def _failed(self, job: Job, error: PictureError, began: float) -> Landing:
+        job.queue.learn(job.size)
+        before = copy.copy(job.course)
+        job.course.spent += time.monotonic() - began - job.waited
+        is_silent = error.reason in _SILENCE or isinstance(error, NoAnswer)
+        contact = Contact.SILENT if is_silent else Contact.NONE
+        is_heard = job.size > 0 if is_silent else error.reason not in _OURS
+        step: PictureError | Again = error
+        with suppress(PictureError):
+            step = policy.after_failure(job.course, error, self._limits)
+        return Landing(step, contact, began, error.reason, is_heard=is_heard, before=before)
+
+    async def _checked(self, job: Job, data: bytes) -> FetchedPicture:
+        picture = quick_check.quick(data, max_pixels=self._limits.max_pixels)
+        if picture is None:
+            picture = await self._loop.run_in_executor(self._helpers, self._inspect, data)
+        job.grow(len(data) - job.size)  # it may have come packed
+        job.queue.learn(len(data))
+        if self._cache is not None:
+            await self._loop.run_in_executor(self._cache_threads, self._cache.put, job.course.origin, picture)
+        return FetchedPicture(picture)
+
+    def _inspect(self, data: bytes) -> pictures.Picture:
+        return pictures.inspect(data, max_pixels=self._limits.max_pixels)
+
+    def _from_cache(self, url: str) -> FetchedPicture | None:
+        kept = self._cache.get(url) if self._cache is not None else None
+        limits = self._limits
+        if kept is None or len(kept.data) > limits.max_bytes or kept.width * kept.height > limits.max_pixels:
+            return None
+        return FetchedPicture(kept, is_kept=True)

@@ -1,0 +1,129 @@
+"""How many connections this process may have open: its limit of open files, raised as far as it goes.
+
+What is left changes while pictures are fetched, since others open files too. When none is left, that is an outage of
+our own: nothing is started for a while, and no picture has failed.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import resource
+from dataclasses import replace
+
+from laion_face_builder.errors import PictureError
+from laion_face_builder.fetch.limits import FetchLimits
+
+_LOG = logging.getLogger("laion_face")
+#: A hard limit may be "unlimited"; more than this nobody needs.
+_ENOUGH = 65_536
+#: Left to everything else in the process: data files, pipes to workers, libraries yet to be loaded.
+_OTHERS = 128
+#: Of one picture under way: libcurl tries IPv6 and IPv4 side by side.
+_FILES_A_PICTURE = 2
+#: Seconds for which nothing is started, twice as long each time; and between two words about it.
+_FIRST_PAUSE, _LONGEST_PAUSE, _QUIET = 0.5, 10.0, 60.0
+
+
+class NoFiles(PictureError):
+    """This process, or the system, has no file descriptor left: it says nothing about the picture or its host."""
+
+    def __init__(self, reason: str = "connection", detail: str = "no file descriptor is left") -> None:
+        super().__init__(reason, detail)
+
+
+class Shortage:
+    """How long nothing is started for want of files; for one thread. Times are seconds of one clock.
+
+    Args:
+        patience: seconds after which it is given up.
+    """
+
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
+        self._since: float | None = None
+        self._said_at = float("-inf")
+        self._pause = _FIRST_PAUSE
+        #: Nothing is started before.
+        self.until = float("-inf")
+
+    def met(self, now: float) -> None:
+        """Hears that a file was wanted and none was left."""
+        if now < self.until:
+            return
+        if self._since is None:
+            self._since = now
+        self.until = now + self._pause
+        self._pause = min(_LONGEST_PAUSE, 2 * self._pause)
+        if now - self._said_at >= _QUIET:
+            self._said_at = now
+            _LOG.warning(
+                "no file descriptor is left (`ulimit -n` says how many there are). Pictures wait until others close "
+                "theirs, up to outage_patience=%g s; none has failed for it",
+                self._patience,
+            )
+
+    def heard(self, began: float) -> None:
+        """Hears of an exchange that went well."""
+        if self._since is not None and began >= self.until:
+            self._since, self._pause = None, _FIRST_PAUSE
+
+    def is_too_long(self, now: float) -> bool:
+        """Whether it is to be given up; then it begins anew."""
+        if self._since is None or now - self._since < self._patience:
+            return False
+        self._since, self._pause, self.until = None, _FIRST_PAUSE, now
+        return True
+
+
+def are_gone(error: BaseException | None = None) -> bool:
+    """Whether `error` says that no file is left, or (None) trying shows it."""
+    if error is None:
+        try:
+            reader, writer = os.pipe()
+        except OSError as found:
+            return are_gone(found)
+        os.close(reader)
+        os.close(writer)
+        return False
+    return isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)
+
+
+def within(limits: FetchLimits) -> FetchLimits:
+    """The same limits, with no more pictures in flight and connections kept than there may be open files.
+
+    The process's soft limit is raised to its hard one first. What is left after that decides, and is told if it is
+    less than what was asked for.
+    """
+    free = max(0, _raised() - _open_now() - _OTHERS)
+    concurrency = max(1, min(limits.concurrency, free // _FILES_A_PICTURE))
+    if concurrency < limits.concurrency:
+        _LOG.warning(
+            "concurrency=%d: this process may have %d files open, which is enough for %d pictures at a time. "
+            "`ulimit -n` says how many; raise the hard limit for more",
+            limits.concurrency,
+            _raised(),
+            concurrency,
+        )
+    kept = max(concurrency, min(limits.kept_connections + concurrency, free - concurrency))
+    return replace(limits, concurrency=concurrency, kept_connections=kept)
+
+
+def _raised() -> int:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _ENOUGH if hard == resource.RLIM_INFINITY else min(hard, _ENOUGH)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return _ENOUGH if soft == resource.RLIM_INFINITY else soft
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    except (OSError, ValueError):  # macOS allows less than it says
+        return soft
+    return wanted
+
+
+def _open_now() -> int:
+    try:
+        return len(os.listdir("/dev/fd"))
+    except OSError:
+        return 0

@@ -1,0 +1,153 @@
+"""One bounded fetch: what to do after each answer, and after each failure, until there is a picture or a reason.
+
+A fetch is a row of exchanges. After each one these functions say: here are the bytes, or go on there and then, or
+(`PictureError`) give up. They know no sockets and no clock, so that every rule can be read and tried on its own.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+from laion_face_builder.errors import PictureError
+from laion_face_builder.fetch.answers import Answer, asked_wait
+from laion_face_builder.fetch.limits import FetchLimits
+from laion_face_builder.fetch.names import NoAnswer
+from laion_face_builder.fetch.opt_outs import refusal
+from laion_face_builder.fetch.web_address import WebAddress
+
+#: What can pass. Everything else is the same however often it is asked for.
+PASSING = frozenset({"timeout", "reset", "refused", "unreachable", "connection", "incomplete", "http_408"})
+#: Answers of a host that wants fewer requests.
+THROTTLING = frozenset({429, 503})
+_FIRST_PAUSE = 0.5
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+
+
+@dataclass(slots=True)
+class Course:
+    """How far a fetch has come.
+
+    Attributes:
+        url: where the next exchange goes.
+        origin: where the fetch began.
+        tries: exchanges that failed with something that can pass.
+        hops: redirects followed since the last such failure.
+        spent: seconds of the total timeout that are gone.
+        has_begun: whether it was looked for in the cache, so that only the network is left.
+        refused_at: when the host first asked to be left alone (429, or 503 with Retry-After).
+    """
+
+    url: str
+    origin: str = field(init=False)
+    tries: int = 0
+    hops: int = 0
+    spent: float = 0.0
+    has_begun: bool = False
+    refused_at: float | None = None
+
+    def __post_init__(self) -> None:
+        self.origin = self.url
+
+    @property
+    def is_back(self) -> bool:
+        """Whether its host was asked before, so that it goes before those that were not."""
+        return bool(self.tries or self.hops) or self.refused_at is not None
+
+    def share(self, limits: FetchLimits) -> float:
+        """Seconds for the next exchange: redirects and the tries still to come leave each other their part."""
+        return max(0.0, limits.timeout - self.spent) / (1 + limits.retries - self.tries)
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """Another exchange is due.
+
+    Attributes:
+        url: where.
+        pause: seconds to wait before; they count as spent.
+    """
+
+    url: str
+    pause: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """The host wants to be left alone. That costs the picture neither a try nor time: its host's queue waits.
+
+    Attributes:
+        pause: seconds that the host asks for; 0 if it does not say.
+    """
+
+    pause: float
+
+
+def after_answer(course: Course, answer: Answer, limits: FetchLimits, now: float) -> bytes | Again | Later:
+    """The picture's bytes, or what to do next.
+
+    Raises:
+        PictureError: "opt_out", "redirects", "bad_redirect", "http_…", "empty".
+    """
+    if answer.is_success:
+        # The picture's own answer counts: redirects and error pages carry "noindex" for other reasons.
+        if said := refusal(answer.values(b"x-robots-tag"), limits.user_agent_token, limits.opt_out):
+            raise PictureError("opt_out", said)
+        if answer.body:
+            return answer.body
+        raise PictureError("empty" if answer.status == 200 else f"http_{answer.status}", "an answer without a body")
+    if answer.status in _REDIRECTS:
+        return _redirected(course, answer, limits)
+    error = PictureError(f"http_{answer.status}", course.url[:200])
+    pause = asked_wait(answer.values(b"retry-after")) if answer.status in THROTTLING else 0.0
+    if answer.status == 429 or pause:
+        return _refused(course, error, limits, pause, now)
+    return after_failure(course, error, limits)
+
+
+def after_failure(course: Course, error: PictureError, limits: FetchLimits) -> Again:
+    """When to try again.
+
+    Args:
+        course: how far the fetch has come.
+        error: what went wrong now.
+        limits: the bounds.
+
+    Raises:
+        PictureError: `error`: it cannot pass, or there is no try or no time left.
+    """
+    if not can_pass(error) or course.tries >= limits.retries:
+        raise error
+    # Back-off with jitter: pictures of one host that failed together do not come back together.
+    pause = min(_FIRST_PAUSE, limits.timeout / 10) * 2**course.tries * random.uniform(0.5, 1.5)  # noqa: S311 - no secret
+    if course.spent + pause >= limits.timeout:
+        raise error
+    course.tries += 1
+    course.hops = 0
+    return Again(course.origin, pause)
+
+
+def can_pass(error: PictureError) -> bool:
+    """Whether another try may end otherwise."""
+    return error.reason in PASSING or error.reason.startswith("http_5") or isinstance(error, NoAnswer)
+
+
+def _refused(course: Course, error: PictureError, limits: FetchLimits, pause: float, now: float) -> Later:
+    if course.refused_at is None:
+        course.refused_at = now
+    elif now - course.refused_at > limits.longest_wait:
+        raise error
+    return Later(pause)
+
+
+def _redirected(course: Course, answer: Answer, limits: FetchLimits) -> Again:
+    location = next(filter(None, answer.raw(b"location")), b"")
+    if not location:
+        raise PictureError("bad_redirect", f"{answer.status} without a Location")
+    course.hops += 1
+    if course.hops > limits.redirects:
+        raise PictureError("redirects", f"more than {limits.redirects}")
+    try:
+        return Again(WebAddress.parse(course.url).follow(location).url)
+    except PictureError as error:
+        raise PictureError("bad_redirect", error.detail) from None

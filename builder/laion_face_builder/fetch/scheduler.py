@@ -1,0 +1,297 @@
+"""Who may start when.
+
+A job starts when four things are there at once: its turn in its stream's queue, room in that stream's buffer, a free
+place in flight, and a connection that its host may have. Nothing is held while waiting for the rest, so no two streams
+can block each other, and no host that is slow, silent or refuses stands in front of another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from laion_face_builder.errors import NetworkOutage, PictureError
+from laion_face_builder.fetch import faults
+from laion_face_builder.fetch.flight import Flights, Landing
+from laion_face_builder.fetch.hosts import Contact, Hosts
+from laion_face_builder.fetch.job import FetchedPicture, Job, JobState, Outcome, cancelled
+from laion_face_builder.fetch.limits import FetchLimits
+from laion_face_builder.fetch.machine import Machine
+from laion_face_builder.fetch.policy import Again, Later
+from laion_face_builder.fetch.stream_queue import StreamQueue
+from laion_face_builder.fetch.vigil import Vigil
+from laion_face_builder.fetch.web_address import WebAddress
+
+#: Names that are looked up at once.
+_LOOKUPS = 512
+
+
+class Scheduler:
+    """Takes jobs from queued to settled (`JobState`). For the running event loop's thread alone.
+
+    Args:
+        limits: the bounds.
+        flights: take a job a step further.
+        machine: what the bounds of each host are shared by with other processes.
+    """
+
+    def __init__(self, limits: FetchLimits, flights: Flights, machine: Machine) -> None:
+        self._limits, self._flights = limits, flights
+        self._loop = asyncio.get_running_loop()
+        self._queues: list[StreamQueue] = []
+        self._open: set[Job] = set()
+        self._hosts: Hosts[Job] = Hosts(limits.per_host, limits.timeout, limits.longest_wait, machine)
+        self._nameless: dict[str, list[Job]] = {}
+        self._lookups: set[asyncio.Task[None]] = set()
+        self._vigil = Vigil(self, flights.reaches, limits.outage_patience)
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._flying = 0
+        self._freed: set[str] = set()
+        #: Jobs under way that gave up their place in flight, and their host's connection.
+        self._placeless: set[Job] = set()
+        self._is_stopped = False
+
+    def accept(self, jobs: Sequence[Job]) -> None:
+        """Takes new jobs; `schedule` starts them."""
+        for job in jobs:
+            queue = job.queue
+            if queue.closed or self._is_stopped:
+                job.ticket.settle(cancelled())
+                continue
+            if queue not in self._queues:
+                self._queues.append(queue)
+            self._open.add(job)
+            if self._aim(job, job.course.url):
+                queue.push(job)
+
+    def end(self, queue: StreamQueue, jobs: list[Job] | None) -> None:
+        """Ends jobs of a queue; with None all of them, and the queue."""
+        if jobs is None:
+            queue.closed = True
+            jobs = [job for job in self._open if job.queue is queue]
+            self._queues = [other for other in self._queues if other is not queue]
+        for job in jobs:
+            self._settle(job, cancelled())
+
+    async def stop(self) -> None:
+        """Ends all jobs and waits until none is in flight."""
+        self._is_stopped = True
+        self._vigil.close()
+        tasks = [job.task for job in self._open if job.task is not None]
+        for lookup in self._lookups:
+            lookup.cancel()
+        for job in list(self._open):
+            self._settle(job, cancelled())
+        for timer in self._timers.values():
+            timer.cancel()
+        await asyncio.gather(*tasks, *self._lookups, return_exceptions=True)
+
+    def wait_for_room(self, job: Job) -> None:
+        """Lets others have the place of a job whose body waits for room, and its connection to the host."""
+        self._placeless.add(job)
+        self._flying -= 1
+        self._hosts[job.host].leave(Contact.NONE, 0.0, self._loop.time())
+        self._freed.add(job.host)
+
+    def schedule(self) -> None:
+        """Starts what may start."""
+        self._make_way()
+        while self._may_start():
+            job = self._next_job()
+            if job is None and self._may_start() and self._vigil.next_stalled():
+                job = self._next_job()
+            if job is None:
+                break
+            self._flying += 1
+            job.queue.flying += 1
+            job.state = JobState.FLYING
+            job.task = self._loop.create_task(self._fly(job))
+        if not self._flying and not self._lookups:
+            self._vigil.nothing_under_way()
+
+    def _may_start(self) -> bool:
+        has_place = self._flying < self._limits.concurrency and len(self._lookups) < _LOOKUPS
+        return has_place and not self._is_stopped and self._vigil.may_start(self._flying + len(self._lookups))
+
+    def _make_way(self) -> None:
+        while self._freed:
+            self._release(self._freed.pop())
+        for queue in self._queues:
+            while (job := queue.next_with_room()) is not None:
+                self._place(job)
+                job.go_on()
+
+    def _place(self, job: Job) -> None:
+        # The connection is open still: no bound can take it away.
+        self._placeless.discard(job)
+        self._flying += 1
+        self._hosts[job.host].busy += 1
+
+    def _next_job(self) -> Job | None:
+        for _ in range(len(self._queues)):
+            queue = self._queues[0]
+            while (job := queue.first()) is not None:
+                queue.pop_first()
+                if self._enters(job):
+                    return job
+            # Round robin: a queue that can start nothing gives its turn away.
+            self._queues.append(self._queues.pop(0))
+        return None
+
+    def _enters(self, job: Job) -> bool:
+        if self._flights.has_cache and not job.course.has_begun:
+            return True  # kept pictures come whatever their host does
+        if not job.has_address and not self._flights.knows(job.host):
+            self._look_up(job)
+            return False
+        try:
+            is_in = self._hosts[job.host].enter(job, self._loop.time(), is_back=job.course.is_back)
+        except PictureError as error:
+            self._settle(job, error)
+            return False
+        if not is_in:
+            job.state = JobState.HELD
+            self._watch(job.host)
+        return is_in
+
+    def _look_up(self, job: Job) -> None:
+        """Has the job wait for its host's address. That takes no place in flight, and none of its time."""
+        job.state = JobState.HELD
+        waiting = self._nameless.setdefault(job.host, [])
+        waiting.append(job)
+        if len(waiting) == 1:
+            task = self._loop.create_task(self._resolve(job.host, job.port))
+            self._lookups.add(task)
+            task.add_done_callback(self._lookups.discard)
+
+    async def _resolve(self, host: str, port: int) -> None:
+        began = self._loop.time()
+        error = await self._flights.look_up(host, port)
+        self._lookups.discard(asyncio.current_task())
+        jobs = self._nameless.pop(host)
+        for job in () if self._vigil.keeps_nameless(jobs, error, began) else jobs:
+            if error is not None:
+                self._settle(job, error)
+            elif job.open:
+                job.has_address = True
+                self.queue(job)
+        self.schedule()
+
+    async def _fly(self, job: Job) -> None:
+        host = job.host
+        is_cached = self._flights.has_cache and not job.course.has_begun
+        try:
+            landing = await (self._flights.look_in_cache(job) if is_cached else self._flights.exchange(job))
+        except asyncio.CancelledError:
+            landing = Landing(cancelled())
+        except Exception as error:
+            # Nothing that one picture brings about ends a stream, or leaves somebody waiting for ever.
+            landing = Landing(faults.counted(error, job.course.url))
+        job.queue.flying -= 1
+        job.task = None
+        self._land(job, landing, None if is_cached else host)
+        if not self._vigil.keeps(job, landing):
+            self.go_on(job, landing.step)
+        if not is_cached:
+            self._release(host)
+        self.schedule()
+
+    def _land(self, job: Job, landing: Landing, host: str | None) -> None:
+        if job in self._placeless:
+            self._placeless.discard(job)
+            return
+        self._flying -= 1
+        if host is not None:
+            self._hosts[host].leave(
+                Contact.NONE if self._vigil.is_out else landing.contact,
+                landing.began,
+                self._loop.time(),
+                reason=landing.reason,
+                wait=landing.wait,
+            )
+
+    def go_on(self, job: Job, step: Outcome | Again | Later) -> None:
+        """Settles a job, or has it go on where its last step says."""
+        if not isinstance(step, (Again, Later)):
+            self._settle(job, step)
+            return
+        job.shrink()
+        if not job.open or not self._aim(job, step.url if isinstance(step, Again) else job.course.url):
+            return
+        if isinstance(step, Again) and step.pause:
+            job.course.spent += step.pause
+            job.state = JobState.PAUSED
+            job.timer = self._loop.call_later(step.pause, self._return, job)
+        else:
+            self.queue(job)
+
+    def forgive_hosts(self) -> None:
+        """Forgets the silence of all hosts, which was not theirs."""
+        for host in self._hosts:
+            host.forgive()
+
+    def give_up(self, error: Callable[[], NetworkOutage]) -> None:
+        """Ends all jobs there are; each gets an error of its own."""
+        for job in list(self._open):
+            self._settle(job, error())
+
+    def _return(self, job: Job) -> None:
+        job.timer = None
+        if job.open:
+            self.queue(job)
+            self.schedule()
+
+    def queue(self, job: Job) -> None:
+        """Puts a job that was taken out back into its stream's queue."""
+        job.state = JobState.QUEUED
+        job.queue.push_back(job)
+
+    def _release(self, name: str) -> None:
+        """Lets those go on that waited for the host, as many as may."""
+        for job in self._hosts[name].freed(self._loop.time(), lambda job: job.open and job.queue.has_room(job)):
+            if job.open:
+                self.queue(job)
+        self._watch(name)
+
+    def _watch(self, name: str) -> None:
+        """Sees to it that a queue which moves by the clock is looked at in time."""
+        when, timer = self._hosts[name].moves_at(), self._timers.get(name)
+        if when is not None and (timer is None or when < timer.when()):
+            if timer is not None:
+                timer.cancel()
+            self._timers[name] = self._loop.call_at(when, partial(self._on_time, name))
+
+    def _on_time(self, name: str) -> None:
+        del self._timers[name]
+        self._release(name)
+        self.schedule()
+
+    def _aim(self, job: Job, url: str) -> bool:
+        job.has_address = False
+        try:
+            address = WebAddress.parse(url)
+        except PictureError as error:
+            self._settle(job, error)
+            return False
+        except Exception as error:
+            self._settle(job, faults.counted(error, url))
+            return False
+        job.course.url, job.host, job.port = address.url, address.host, address.port
+        return True
+
+    def _settle(self, job: Job, outcome: Outcome) -> None:
+        if not job.open:
+            return
+        job.state = JobState.ENDED
+        self._open.discard(job)
+        if job.timer is not None:
+            job.timer.cancel()
+        if job.task is not None:
+            job.task.cancel()
+        if not isinstance(outcome, FetchedPicture):
+            job.shrink()
+        if isinstance(outcome, PictureError):
+            # A new one: the old one's traceback would keep the body alive for as long as somebody keeps the error.
+            outcome = PictureError(outcome.reason, outcome.detail)
+        job.ticket.settle(outcome)

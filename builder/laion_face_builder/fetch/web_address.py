@@ -1,0 +1,151 @@
+"""Addresses of pictures, read as browsers read them, and refused where they are none.
+
+What data sets and Location headers hold was written for browsers: blanks around it and in it, letters beyond ASCII,
+backslashes, names in any script. A browser makes plain ASCII of it by the URL standard (https://url.spec.whatwg.org);
+so does this, once, and only what comes out is checked, resolved and sent: nothing can be read in two ways.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from ipaddress import IPv6Address
+from urllib.parse import quote, unquote, urljoin, urlsplit
+
+import idna
+
+from laion_face_builder.errors import PictureError
+
+#: Ports below 1024 that web servers use. The others belong to mail and the like, which a request could disturb.
+_LOW_PORTS = frozenset({80, 443, *range(81, 91)})
+_PORTS = {"http": 80, "https": 443}
+_BLANKS = "".join(map(chr, range(0x21)))
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f]")
+_BEYOND_ASCII = re.compile(rb"[\x80-\xff]")
+#: What may stand in a path and in a query as it is, beside letters and digits.
+_PATH_SAFE, _QUERY_SAFE = "/%:@!$&'()*+,;=~[]|", "/%:@!$&()*+,;=~?[]|\\^`{}"
+#: What a host can neither hold nor mean.
+_NOT_IN_HOST = re.compile(r"[\x00-\x20\x7f#%/<>?@\\^|\[\]]")
+#: A path and a query of nothing that would be quoted: most are.
+_PLAIN = re.compile(r"[\w/%:@!$&()*+,;=~.\-|?]*", re.ASCII)
+_MOST_OF_A_NAME = 253
+
+
+@dataclass(frozen=True, slots=True)
+class WebAddress:
+    """An http(s) address in plain ASCII.
+
+    Attributes:
+        url: as it goes over the wire, without a fragment.
+        scheme: "http" or "https".
+        host: lower case; IPv6 without brackets.
+        port: the default one if none is named.
+    """
+
+    url: str
+    scheme: str
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> WebAddress:
+        """Reads what a data set gives.
+
+        Raises:
+            PictureError: "bad_url": another scheme, no host or none that can be, a user name, a port out of range or of
+                another service, or control characters (`urllib` takes newlines out silently, which is how headers are
+                smuggled; here only blanks around an address and tabs in it mean nothing).
+        """
+        try:
+            return _of(_tidy(text))
+        except ValueError as error:  # `urlsplit`'s, and what no codec can encode
+            raise PictureError("bad_url", str(error)[:200]) from None
+
+    def follow(self, location: bytes) -> WebAddress:
+        """Where a Location header leads from here.
+
+        Args:
+            location: the header's value. Bytes beyond ASCII are passed on as they are, whatever they stand for.
+
+        Raises:
+            PictureError: "bad_url", as `parse`.
+        """
+        try:
+            text = _tidy(_BEYOND_ASCII.sub(lambda found: b"%%%02X" % ord(found[0]), location).decode("ascii"))
+            return _of(urljoin(self.url, text))
+        except ValueError as error:
+            raise PictureError("bad_url", str(error)[:200]) from None
+
+
+def check_port(port: int) -> None:
+    """Refuses ports that are none, or another service's.
+
+    Raises:
+        PictureError: "bad_url".
+    """
+    if not 0 < port < 65536 or (port < 1024 and port not in _LOW_PORTS):
+        raise PictureError("bad_url", f"port {port} is not one that web servers use")
+
+
+def _tidy(text: str) -> str:
+    text = text.strip(_BLANKS).replace("\t", "")
+    if _CONTROLS.search(text):
+        raise PictureError("bad_url", "control characters in the address")
+    return text
+
+
+def _of(text: str) -> WebAddress:
+    parts = urlsplit(text)
+    scheme, host = parts.scheme.lower(), parts.hostname
+    if scheme not in _PORTS:
+        raise PictureError("bad_url", f"{scheme or 'no scheme'}: expected http or https")
+    if not host or "@" in parts.netloc or "\\" in parts.netloc:
+        raise PictureError("bad_url", "expected a plain host without a user name")
+    is_literal = "[" in parts.netloc
+    host = _ipv6(host) if is_literal else _ascii_name(host)
+    port = _PORTS[scheme] if parts.port is None else parts.port
+    check_port(port)
+    place = f"[{host}]" if is_literal else host
+    if port != _PORTS[scheme]:
+        place = f"{place}:{port}"
+    rest = parts.path or "/"
+    if parts.query:
+        rest = f"{rest}?{parts.query}"
+    if not _PLAIN.fullmatch(rest):
+        rest = _quoted(parts.path, parts.query)
+    return WebAddress(f"{scheme}://{place}{rest}", scheme, host, port)
+
+
+def _ipv6(host: str) -> str:
+    if "%" in host:
+        raise PictureError("bad_url", f"{host[:80]!r} names an interface of this machine")
+    return str(IPv6Address(host))
+
+
+def _quoted(path: str, query: str) -> str:
+    path = quote(path.replace("\\", "/"), safe=_PATH_SAFE) or "/"
+    return f"{path}?{quote(query, safe=_QUERY_SAFE)}" if query else path
+
+
+@lru_cache(4096)
+def _ascii_name(host: str) -> str:
+    """Kept, because names beyond ASCII are slow and most of a stream's pictures share their hosts."""
+    if "%" in host:
+        host = unquote(host, errors="strict")
+    if not host.isascii():
+        host = _punycode(host)
+    host = host.lower()
+    if not host or _NOT_IN_HOST.search(host) or len(host) > _MOST_OF_A_NAME:
+        raise PictureError("bad_url", f"{host[:80]!r} is not a host name")
+    if any(not 0 < len(label) < 64 for label in host.removesuffix(".").split(".")):
+        raise PictureError("bad_url", f"{host[:80]!r}: a part of it is empty or too long")
+    return host
+
+
+def _punycode(host: str) -> str:
+    try:
+        return idna.encode(host, uts46=True).decode("ascii")
+    except idna.IDNAError:
+        # The rules of 2003 know names that those of 2008 refuse and browsers still open, such as emoji.
+        return host.encode("idna").decode("ascii")

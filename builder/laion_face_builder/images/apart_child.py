@@ -1,0 +1,111 @@
+"""The process that `apart` has decode a picture after the other: `python -m laion_face_builder.images.apart_child`.
+
+Its limits are set anew for each picture, by the size that its header says. It ends with its socket.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, BinaryIO
+
+from PIL import Image
+
+from laion_face_builder.errors import PictureError
+from laion_face_builder.images import pictures
+from laion_face_builder.images.apart import LENGTHS
+from laion_face_builder.images.reasons import TOO_MUCH_MEMORY
+
+#: Seconds of processor time for every picture, and pixels a second on top: a fifth of what is measured of AVIF.
+_SECONDS, _PIXELS_A_SECOND = 3, 2_000_000
+#: Bytes of memory for Python and the file, and for each pixel: the decoder's planes, 16 bits deep, and Pillow's.
+_MEMORY, _MEMORY_A_PIXEL = 1 << 30, 24
+
+Answer = tuple[dict[str, Any], bytes]
+
+
+def _inspected(data: bytes, max_pixels: int | None = None) -> Answer:
+    seen = pictures.inspect_here(data, max_pixels=max_pixels)
+    return {name: getattr(seen, name) for name in ("format", "width", "height", "orientation")}, b""
+
+
+def _in_mode(data: bytes, mode: str) -> Answer:
+    from laion_face_builder.images import modes
+
+    return {}, modes.in_mode_here(data, mode)
+
+
+def _simple(data: bytes) -> Answer:
+    from laion_face_builder.images import modes
+
+    return {}, modes.simple_here(data)
+
+
+#: Name -> what makes the answer of the picture and further arguments.
+WORK: dict[str, Callable[..., Answer]] = {
+    "inspect": _inspected,
+    "neutral": lambda data: ({}, pictures.neutral_here(data)),
+    "in_mode": _in_mode,
+    "simple": _simple,
+}
+
+
+def main() -> None:
+    """Answer until nobody asks any more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _set(resource.RLIMIT_CORE, 0)
+    Image.MAX_IMAGE_PIXELS = None  # the asking process says how many
+    with suppress(ImportError):
+        from PIL import AvifImagePlugin
+
+        vars(AvifImagePlugin)["MAX_THREADS"] = 1  # each thread reserves memory
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # nothing that a library prints gets between the answers
+    while request := _request(sys.stdin.buffer):
+        values, body = _answer(*request)
+        text = json.dumps(values).encode()
+        answers.write(LENGTHS.pack(len(text), len(body)) + text + body)
+        answers.flush()
+
+
+def _request(source: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
+    head = source.read(LENGTHS.size)
+    if len(head) < LENGTHS.size:
+        return None
+    length, size = LENGTHS.unpack(head)
+    return json.loads(source.read(length)), source.read(size)
+
+
+def _answer(how: dict[str, Any], data: bytes) -> Answer:
+    try:
+        _limit(0)
+        size = pictures.opened(data, how.get("max_pixels")).size
+        _limit(size[0] * size[1])
+        return WORK[how.pop("work")](data, **how)
+    except MemoryError:
+        error = PictureError(TOO_MUCH_MEMORY, "more than a picture of its size takes")
+    except PictureError as refusal:
+        error = refusal
+    return {"reason": error.reason, "detail": error.detail}, b""
+
+
+def _limit(pixels: int) -> None:
+    _set(resource.RLIMIT_CPU, math.ceil(time.process_time()) + _SECONDS + pixels // _PIXELS_A_SECOND)
+    _set(resource.RLIMIT_AS, _MEMORY + _MEMORY_A_PIXEL * pixels)
+
+
+def _set(limit: int, value: int) -> None:
+    hard = resource.getrlimit(limit)[1]
+    with suppress(ValueError, OSError):  # a system that knows no such limit
+        resource.setrlimit(limit, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
+
+
+if __name__ == "__main__":
+    main()

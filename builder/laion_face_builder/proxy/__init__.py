@@ -1,1 +1,0 @@
-"""The guarding proxy that img2dataset goes through."""

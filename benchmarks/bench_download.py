@@ -25,35 +25,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import picture_server
-from bench_stream import address, size_of, used, write_index
+from bench_stream import Found, address, size_of, used, write_index
 from measuring import measure, read_once
 
 _BYTES, _FEW = 46_000, 64
 _SIZE = 256
-
-
-@dataclass(frozen=True)
-class Found:
-    """Pictures, the seconds that they took, and CPU seconds, start-up left out."""
-
-    pictures: int
-    seconds: float
-    cpu: float
-
-    @property
-    def rate(self) -> float:
-        """Pictures a second."""
-        return self.pictures / self.seconds
-
-    @property
-    def cpu_us(self) -> float:
-        """Microseconds of CPU a picture."""
-        return 1e6 * self.cpu / self.pictures
 
 
 # The downloads: a command for so many addresses, and the folder of its shard.
@@ -188,7 +168,7 @@ def rounds(given: argparse.Namespace) -> dict[str, list[Found]]:
 
     def note(name: str, one: Found) -> None:
         found.setdefault(name, []).append(one)
-        sys.stderr.write(f"{name}: {one.rate:,.0f}/s, {one.cpu_us:,.0f} us\n")
+        sys.stderr.write(f"{name}: {one.per_second:,.0f}/s, {one.cpu_us:,.0f} us\n")
 
     with picture_server.running(given.latency, _BYTES) as port:
         for _ in range(given.repeats):
@@ -233,13 +213,13 @@ def main() -> None:
     found = rounds(given)
     sys.stdout.write("| client | pictures/s | CPU us/picture |\n| --- | ---: | ---: |\n")
     for name, ran in found.items():
-        rate, cpu = (statistics.median(getattr(one, what) for one in ran) for what in ("rate", "cpu_us"))
+        rate, cpu = (statistics.median(getattr(one, what) for one in ran) for what in ("per_second", "cpu_us"))
         sys.stdout.write(f"| {name} | {rate:,.0f} | {cpu:,.0f} |\n")
     sys.stdout.write("\n| ours against | pictures a CPU second | pictures/s |\n| --- | ---: | ---: |\n")
     for ours_, theirs in _RATIOS:
         pairs = list(zip(found[ours_], found[theirs], strict=True))
         by_cpu = statistics.median(other.cpu_us / one.cpu_us for one, other in pairs)
-        by_wall = statistics.median(one.rate / other.rate for one, other in pairs)
+        by_wall = statistics.median(one.per_second / other.per_second for one, other in pairs)
         sys.stdout.write(f"| {ours_} : {theirs} | {by_cpu:.2f} | {by_wall:.2f} |\n")
 
 

@@ -209,7 +209,7 @@ def daft(settings: Settings) -> Got:
 def ray(settings: Settings) -> Got:
     """Ray Data's download expression."""
     import ray  # type: ignore[import-not-found,unused-ignore]  # where it is installed
-    from ray.data.expressions import download  # type: ignore[import-not-found,unused-ignore]
+    from ray.data.expressions import download  # type: ignore[import-not-found,unused-ignore]  # likewise
 
     ray.init(num_cpus=os.cpu_count(), include_dashboard=False, log_to_driver=False)
     rows = ray.data.from_items([{"url": url} for url in settings.listed()])

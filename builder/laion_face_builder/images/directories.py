@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any, NoReturn
 
 from laion_face_builder.errors import PictureError
@@ -31,6 +32,8 @@ _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12
 def check_exif(block: bytes) -> None:
     """Refuse an EXIF block, with or without its name in front, that takes more than it should to be read.
 
+    Pillow and OpenCV read its first directory, whatever that leads to.
+
     Raises:
         PictureError: "too_much_metadata".
     """
@@ -39,19 +42,23 @@ def check_exif(block: bytes) -> None:
         start += len(EXIF_NAME)
         if start > _MAX_NAMES * len(EXIF_NAME):
             too_much("the name of an EXIF block over and over")
-    check_directories(block[start:])
+    check_directories(block[start:], is_chain=False)
 
 
-def check_directories(block: bytes) -> None:
+def check_directories(block: bytes, *, is_chain: bool = True) -> None:
     """Refuse a TIFF file, or a block like one, whose directories are too many, too long, or a loop.
 
     One that is cut or wrong is not judged: reading it ends there.
+
+    Args:
+        block: the bytes.
+        is_chain: whether readers go on to the directory that comes next.
 
     Raises:
         PictureError: "too_much_metadata".
     """
     entries = values = 0
-    for number, (count, here) in enumerate(_directories(block)):
+    for number, (count, here) in enumerate(islice(_directories(block), None if is_chain else 1)):
         entries += count
         values += sum(here)
         if number >= _MAX_DIRECTORIES:

@@ -78,7 +78,7 @@ def check_jpeg(data: bytes) -> None:
         elif marker == _APP1 and data.startswith(EXIF_NAME, start + 4):
             exif.append(data[start + 4 + len(EXIF_NAME) * bool(exif) : end])
         elif marker == _APP2 and data.startswith(b"MPF\0", start + 4):
-            check_directories(data[start + 8 : end])
+            check_directories(data[start + 8 : end], is_chain=False)
         elif marker == _SOS:
             _check_scans(data, end, pixels)
     if tables > _MAX_TABLES or photoshop > _MAX_PHOTOSHOP or len(exif) > _MAX_EXIF_SEGMENTS:

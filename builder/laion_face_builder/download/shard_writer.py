@@ -1,4 +1,4 @@
-"""A shard's files as img2dataset writes them, by its own writer; under their final names only once they are whole.
+"""A shard's files as img2dataset has them; under their final names only once they are whole.
 
 FOLDER/
   _tmp/00003.1f2e3d4c/            a shard that is being written; nobody reads what is in there
@@ -13,6 +13,7 @@ import math
 import shutil
 import time
 import uuid
+from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
@@ -21,8 +22,8 @@ import pyarrow.parquet as pq
 from laion_face_builder.download.blur import quiet_albumentations
 from laion_face_builder.download.check import CHECKED, DETAIL_CHARACTERS
 from laion_face_builder.download.reencoding import Stored
-from laion_face_builder.download.shards import ShardFiles, pictures_in
-from laion_face_builder.download.tarfiles import read_members
+from laion_face_builder.download.shard_tar import ShardTar
+from laion_face_builder.download.shards import ShardFiles
 from laion_face_builder.download.task import ShardTask
 from laion_face_builder.errors import PictureError
 from laion_face_builder.files import put_in_place, stamped, written_whole
@@ -30,6 +31,8 @@ from laion_face_builder.images import reasons
 
 #: Digits of a shard's number, as img2dataset's default.
 _SHARD_DIGITS = 5
+#: Rows of the parquet that are put together at a time; img2dataset's default, 100, makes as many row groups.
+_ROWS_AT_ONCE = 1_000
 #: What img2dataset adds to the columns that it was given, in its order.
 _ADDED = (
     *(("key", pa.string()), ("status", pa.string()), ("error_message", pa.string())),
@@ -57,7 +60,7 @@ class ShardWriter:
     def __init__(self, task: ShardTask, schema: pa.Schema) -> None:
         quiet_albumentations()
         from img2dataset.logger import CappedCounter
-        from img2dataset.writer import WebDatasetSampleWriter
+        from img2dataset.writer import BufferedParquetWriter
 
         self._task, self._began = task, time.time()
         final = task.place.files
@@ -66,10 +69,9 @@ class ShardWriter:
         self._files = ShardFiles(folder, final.number)
         for name, kind in _ADDED:
             schema = schema.append(pa.field(name, kind))
-        extension = task.options.encode_format
-        self._writer = WebDatasetSampleWriter(final.number, str(folder), True, _SHARD_DIGITS, schema, extension)
+        self._tar = ShardTar(self._files.tar, task.options.encode_format, int(self._began))
+        self._table = BufferedParquetWriter(str(self._files.parquet), schema, _ROWS_AT_ONCE)
         self._rows: list[dict[str, Any]] = []
-        self._keys: list[str] = []
         self._messages = CappedCounter()
         self._counts = {"successes": 0, "failed_to_download": 0, "failed_to_resize": 0}
 
@@ -87,11 +89,13 @@ class ShardWriter:
         key = compute_key(position, self._files.number, digits, _SHARD_DIGITS)
         said = self._failure(end) if isinstance(end, PictureError) else self._success(end)
         self._messages.increment(said.pop("counted"))
-        picture = end.data if isinstance(end, Stored) else None
         meta = {**values, "key": key, **dict.fromkeys(name for name, _ in _ADDED[1:]), **said}
-        self._writer.write(picture, key, values["caption"], meta)
-        self._keys.append(key)
-        self._rows.append({"id": values["row"], **_sidecar_row(end)})
+        row = {"id": values["row"], **_sidecar_row(end)}
+        if isinstance(end, Stored):
+            member = self._tar.write(key, end.data, meta, values["caption"])
+            row |= {"offset": member.offset, "length": member.length}
+        self._table.write(meta)
+        self._rows.append(row)
 
     def _failure(self, error: PictureError) -> dict[str, Any]:
         status = "failed_to_resize" if error.reason in _OF_PICTURES else "failed_to_download"
@@ -109,7 +113,8 @@ class ShardWriter:
         """Put the shard in its place, its rows of the sidecar with it."""
         from img2dataset.logger import write_stats
 
-        self._writer.close()
+        self._tar.finish()
+        self._table.close()
         number, counts = self._files.number, self._counts
         write_stats(
             *(str(self._files.folder), number, len(self._rows)),
@@ -118,7 +123,7 @@ class ShardWriter:
         )
         job, final = self._task.place.check_job(self._files), self._task.place.files
         assert job is not None, "all of its files have just been written"  # noqa: S101 - says it to the type checker
-        table = pa.Table.from_pylist(self._placed_rows(), schema=stamped(CHECKED, job.fingerprint))
+        table = pa.Table.from_pylist(self._rows, schema=stamped(CHECKED, job.fingerprint))
         final.remove()
         put_in_place(self._files.tar, final.tar)
         put_in_place(self._files.parquet, final.parquet)
@@ -126,17 +131,11 @@ class ShardWriter:
             pq.write_table(table, partial, compression="zstd")
         put_in_place(self._files.stats, final.stats)
 
-    def _placed_rows(self) -> list[dict[str, Any]]:
-        pictures = pictures_in(read_members(self._files.tar))
-        for key, row in zip(self._keys, self._rows, strict=True):
-            if (member := pictures.get(key)) is not None:
-                row |= {"offset": member.offset, "length": member.length}
-        return self._rows
-
     def close(self) -> None:
         """Leaves nothing but what was put in its place."""
-        for thing in (self._writer.tar_fd, self._writer.buffered_parquet_writer.output_fd):
-            thing.close()
+        for thing in (self._tar, self._table.output_fd):
+            with suppress(OSError):  # It goes, or is closed already.
+                thing.close()
         shutil.rmtree(self._files.folder, ignore_errors=True)
 
 

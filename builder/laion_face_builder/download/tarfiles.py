@@ -15,7 +15,8 @@ from laion_face_builder.errors import BadFile
 
 BLOCK = 512
 _END = bytes(BLOCK)
-_CHECKSUM = slice(148, 156)
+#: Where a header has the sum of its bytes, with blanks for the sum itself.
+CHECKSUM = slice(148, 156)
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,8 @@ def _members(path: Path, descriptor: int, size: int) -> Iterator[Member]:
 
 def _length(path: Path, header: bytes, position: int) -> int:
     try:
-        stated = int(header[_CHECKSUM].strip(b" \0"), 8)
-        if stated != sum(header) - sum(header[_CHECKSUM]) + 8 * 0x20:
+        stated = int(header[CHECKSUM].strip(b" \0"), 8)
+        if stated != sum(header) - sum(header[CHECKSUM]) + 8 * 0x20:
             raise ValueError
         if header[124] & 0x80:  # GNU's form for sizes of 8 GiB and more
             return int.from_bytes(header[125:136], "big")

@@ -2,14 +2,20 @@
 # make test      sets up and passes the tests, on the built wheel, on every version that README.md claims (most in brief)
 # make test-engines  those that need Spark and Ray, in an environment of their own
 # make versions  tries every version that can be had here, and has README.md claim what held
-# make check     lint, format and types
+# make check     lint, format and types; the forms of workflows and other YAML
+# make bench     the benchmarks that need no files of yours, in their quick forms: several minutes
 # make develop   an editable install in .venv, and one with datasets 3.6 in .venv-datasets-3.6, to develop with
 
 PYTHON ?= python3
 VENV := .venv
 MATRIX := $(PYTHON) tests/matrix.py
+FORM := $(VENV)/bin/check-jsonschema --quiet --builtin-schema
 
-.PHONY: demo test test-engines java versions check develop browser clean
+# benchmarks/README.md has what they measure and what was found. Figures mean something on an idle machine alone.
+BENCHES := "bench_first_example.py --runs 1" "bench_transforms.py --seconds 0.5 --repeats 1" \
+  "bench_fetch.py --seconds 2 --latency 0.1" "bench_stream.py --seconds 1 --repeats 1 --only stream"
+
+.PHONY: demo test test-engines java versions check bench develop browser clean
 
 demo:
 	$(MATRIX) demo
@@ -48,6 +54,15 @@ check: $(VENV)/ready
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/yamllint --strict .github .pre-commit-config.yaml .yamllint.yaml CITATION.cff
+	$(FORM) vendor.github-workflows .github/workflows/*.yml
+	$(FORM) vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/idea.yml
+	$(FORM) vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	$(FORM) vendor.dependabot .github/dependabot.yml
+	$(FORM) vendor.citation-file-format CITATION.cff
+
+bench: $(VENV)/ready
+	@set -e; for bench in $(BENCHES); do echo "== $$bench"; $(VENV)/bin/python benchmarks/$$bench; done
 
 develop: $(VENV)/ready $(VENV)-datasets-3.6/ready
 

@@ -15,6 +15,7 @@ if __name__ == "__main__":  # python -m laion_face; before the imports, which ta
     raise SystemExit(main())
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ import laion_face_builder  # From: laion-face
 from laion_face_builder import progress  # From: laion-face
 from laion_face_builder.examples import arrow  # From: laion-face
 from laion_face_builder.examples import loading  # From: laion-face
+from laion_face_builder.errors import LaionFaceError  # From: laion-face
+from laion_face_builder.errors import OptionError  # From: laion-face
 from laion_face_builder.examples import report as reports  # From: laion-face
 from laion_face_builder.examples import stream  # From: laion-face
 from laion_face_builder.examples.collate import collate  # From: laion-face
@@ -32,6 +35,7 @@ from laion_face_builder.layout import CONFIG_PARTS  # From: laion-face
 from laion_face_builder.options import OptionFields  # From: laion-face
 from laion_face_builder.options import Options  # From: laion-face
 from laion_face_builder.examples.rows import Plan  # From: laion-face
+from laion_face_builder.examples.report import Report  # From: laion-face
 from laion_face_builder.examples.rows import Shard  # From: laion-face
 from laion_face_builder.schema import example_features  # From: laion-face
 from laion_face_builder.transforms.alignment import align_face  # From: laion-face
@@ -42,6 +46,9 @@ from laion_face_builder.transforms.drawing import draw_faces  # From: laion-face
 __all__ = [
     "LaionFace",
     "LaionFaceConfig",
+    "LaionFaceError",
+    "OptionError",
+    "Report",
     "align_face",
     "collate",
     "crop_face",
@@ -116,6 +123,7 @@ class LaionFace(datasets.GeneratorBasedBuilder):
         return Plan(self._options or self.config.options(self.token), self._report_folder, self._adopted or {})
 
     def _create_builder_config(self, config_name: str | None = None, custom_features: Any = None, **given: Any) -> Any:
+        progress.talk_unless_configured()
         loading.check_call(config_name, custom_features, given)
         return super()._create_builder_config(config_name, custom_features, **given)
 
@@ -178,10 +186,14 @@ def load_dataset(name: str | None = None, **options: Any) -> Any:
     return loading.load(LaionFace, name, options)
 
 
-def report(dataset: Any) -> reports.Report:
+def report(dataset: Any) -> Report:
     """What became of the rows behind a dataset of this builder: yielded, filtered, failed by reason."""
     return loading.report_of(dataset)
 
 
-progress.talk_unless_configured()
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
+
+
+logging.getLogger("laion_face").addHandler(logging.NullHandler())
 __version__ = laion_face_builder.__version__

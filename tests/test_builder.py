@@ -305,9 +305,11 @@ def test_the_builder_itself(prepared, streamed, tmp_path):
 
 def test_the_public_surface():
     builders, functions = ["LaionFace", "LaionFaceConfig"], ["collate", "in_step", "load_dataset", "report"]
+    builders += ["LaionFaceError", "OptionError", "Report"]
     transforms = ["align_face", "crop_face", "crop_faces", "draw_faces"]
     assert laion_face.__all__ == sorted([*builders, *functions, *transforms])
     assert all(hasattr(laion_face, name) for name in laion_face.__all__)
+    assert dir(laion_face) == sorted([*laion_face.__all__, "__version__"])
     assert json.loads(json.dumps(list(laion_face.LaionFace.builder_configs))) == ["20M", "50M"]
     assert Path(laion_face.__file__).read_text().count("\n") < 200
 

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laion_face_builder import cli
+from laion_face_builder import __version__, cli
 from laion_face_builder.cli import commands, os_errors, parsing
 from laion_face_builder.cli.arguments import make_parser
 from laion_face_builder.cli.schemas import FORECAST, SCHEMAS
@@ -520,7 +520,7 @@ def test_the_command_alone_shows_the_next_step(tmp_path, monkeypatch, capsys):
 def test_a_module_is_the_command_line_and_imports_little_for_it(module):
     command = [sys.executable, "-X", "importtime", "-m", module, "--version"]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, "0.1.0\n")
+    assert (done.returncode, done.stdout) == (0, f"{__version__}\n")
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "laion_face_builder.cli" in imported
     assert imported.isdisjoint({"datasets", "torch", "img2dataset", "matplotlib"})

@@ -16,11 +16,11 @@ from laion_face_builder.layout import DataDir
 PACKAGE = Path(laion_face_builder.__file__).parent
 
 
-def test_nothing_but_our_two_names_is_installed():
+def test_nothing_but_our_names_is_installed():
     files = importlib.metadata.files("laion-face")
     tops = {file.parts[0] for file in files if not file.parts[0].startswith((".", "_"))}
     tops = {top for top in tops if not top.endswith((".dist-info", ".pth"))}
-    assert tops <= {"laion_face.py", "laion_face_builder"}
+    assert tops <= {"laion_face.py", "laion_face_builder", "laion_face-stubs"}
 
 
 def test_children_are_started_in_one_place_only():

@@ -160,8 +160,12 @@ def talk_to_stderr() -> None:
 
 
 def talk_unless_configured() -> None:
-    """Have the library be heard until the program sets up logging: sizes before downloads are of no use unsaid."""
-    if not logger.handlers and logger.level == logging.NOTSET:
+    """Have the library be heard until the program sets up logging: sizes before downloads are of no use unsaid.
+
+    Called when a dataset is made or read, and never on import.
+    """
+    is_free = all(isinstance(handler, logging.NullHandler) for handler in logger.handlers)
+    if is_free and logger.level == logging.NOTSET:
         logger.addHandler(Lines(gives_way=True))
         logger.setLevel(logging.INFO)
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from laion_face_builder import progress
 from laion_face_builder.examples.outage import SILENT, Listener
 from laion_face_builder.index.urls import host_of
 
@@ -114,6 +115,7 @@ class Tally:
         self._end = weakref.finalize(self, _end, self.counts, self._listener, self._path)
 
     def __enter__(self) -> Tally:
+        progress.talk_unless_configured()  # in a worker process nobody else has done so
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -11,6 +11,7 @@ Object stores show a file once it has come whole. Elsewhere it goes beside its n
 from __future__ import annotations
 
 import dataclasses
+import errno
 import shutil
 import tempfile
 import uuid
@@ -30,6 +31,8 @@ T = TypeVar("T")
 
 #: Protocols of stores in which a file is there whole or not at all.
 _WHOLE = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "oss", "hf"}
+#: What no second attempt changes: no room, a quota, a read-only disk, a file where a folder should be.
+_FOR_GOOD = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
 
 
 @contextmanager
@@ -181,7 +184,15 @@ def _asked(data: DataDir, path: Path, ask: Callable[[Any, str], T]) -> T:
             raise SourceNotFound(f"{shown(address)}: there is no such file or bucket") from harmless(error)
         except PermissionError as error:
             raise DiskError(f"{shown(address)}: no permission ({in_one_line(error, 200)})") from harmless(error)
+        except OSError as error:
+            if error.errno not in _FOR_GOOD:
+                raise _stumbled(error) from harmless(error)
+            raise DiskError(f"{shown(address)}: {in_one_line(error, 200)}") from harmless(error)
         except Exception as error:  # Every filesystem raises errors of its own libraries.
-            raise TransientError(in_one_line(f"{type(error).__name__}: {error}", 200)) from harmless(error)
+            raise _stumbled(error) from harmless(error)
 
     return retried(attempt, shown(address))
+
+
+def _stumbled(error: Exception) -> TransientError:
+    return TransientError(in_one_line(f"{type(error).__name__}: {error}", 200))

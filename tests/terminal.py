@@ -58,10 +58,11 @@ class Screen:
         if joined:
             self.joined[self.row] = True
 
-    def lines(self, but=None):
-        """The lines that are not empty; without that of row `but`."""
+    def lines(self, but=None, first=0):
+        """The lines that are not empty, of the rows from `first` on; without that of row `but`."""
         found = []
-        for number, (row, joined) in enumerate(zip(self.rows, self.joined, strict=True)):
+        rows = zip(self.rows[first:], self.joined[first:], strict=True)
+        for number, (row, joined) in enumerate(rows, first):
             text = "".join(row)
             if joined and found:
                 found[-1][1].append(number)
@@ -74,7 +75,7 @@ class Screen:
 def run_in_terminal(command, columns, env, seen=None, rows=50):
     """Runs `command` in a terminal of that size; gives its exit code, the screen and all that it sent.
 
-    `seen(screen)` is called with what is there every now and then.
+    `seen(screen)` is called with what is there after each line.
     """
     ours, its = pty.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
@@ -88,9 +89,11 @@ def run_in_terminal(command, columns, env, seen=None, rows=50):
             text = (rest + piece).decode("utf-8", "surrogateescape")
             cut = re.search(r"(\x1b\[?|[\udc80-\udcff]+)\Z", text)
             rest = cut[0].encode("utf-8", "surrogateescape") if cut else b""
-            screen.feed(text[: cut.start()] if cut else text)
-            if seen is not None:
-                seen(screen)
+            # By lines: however much came at once, whoever watches sees what was there between.
+            for line in (text[: cut.start()] if cut else text).splitlines(keepends=True):
+                screen.feed(line)
+                if seen is not None:
+                    seen(screen)
         return process.wait(timeout=60), screen, b"".join(sent).decode("utf-8", "replace")
     finally:
         process.kill()

@@ -418,9 +418,7 @@ def test_a_folder_of_unknown_making_is_left_alone(small: DataDir) -> None:
     assert (small.tars(0) / "00000.tar").read_bytes() == b"days of work"
 
 
-def test_what_cannot_work_is_said_at_once(small: DataDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(OptionError, match="cannot write below"):
-        download_part(DataDir.at(tmp_path / "a[b]"), 0)
+def test_what_cannot_work_is_said_at_once(small: DataDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("laion_face_builder.download.part._BYTES_A_SAMPLE", 1 << 60)
     with pytest.raises(DownloadError, match="free"):
         download_part(small, 0)

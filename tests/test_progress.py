@@ -88,8 +88,8 @@ def test_every_line_of_a_job_is_a_whole_bar_or_a_whole_message(small, tmp_path, 
     ]
     seen, bars = [], set()
 
-    def look(screen):
-        lines = screen.lines(but=screen.row, first=max(0, len(screen.rows) - 16))  # the cursor's own line may be half written
+    def look(screen):  # the cursor's own line may be half written
+        lines = screen.lines(but=screen.row, first=max(0, len(screen.rows) - 16))
         found = {line for line in lines[-8:] if is_bar(line, columns)}
         bars.update(found)
         seen.append(len(found))

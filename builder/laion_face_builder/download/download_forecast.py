@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,6 @@ from laion_face_builder.download.part import (
     check_space,
     claimed,
     has_plan,
-    refuse_impossible,
     rounds_in_all,
     sidecar_table,
 )
@@ -31,6 +31,7 @@ from laion_face_builder.download.rounds import (
 )
 from laion_face_builder.download.sidecar import CheckedTar
 from laion_face_builder.errors import LaionFaceError
+from laion_face_builder.fetch.guard import refuse_user_proxy
 from laion_face_builder.files import Fingerprint
 from laion_face_builder.forecast import Amount, Deed, Disk, Forecast, Step
 from laion_face_builder.index.reader import IndexPart
@@ -110,7 +111,7 @@ def forecast_part(
     """
     options = options or DownloadOptions()
     with kept.at_work(data) as here, opened_index(here, part, index) as rows:
-        refuse_impossible(here, options)
+        refuse_user_proxy(os.environ, options.trust_proxy)
         files = PartFiles(here, part)
         made_with = claimed(files, rows, options, filters)
         is_read = has_plan(files, made_with) or "://" not in rows.address

@@ -101,7 +101,7 @@ def download_part(
         raise OptionError(f"{data.where}: only tars in a folder can be cleaned: copy them here first")
     waiting = f"part {part:05d}: another process downloads it; waiting for that"
     with kept.at_work(data) as here:
-        refuse_impossible(here, options)
+        refuse_user_proxy(os.environ, options.trust_proxy)
         files = PartFiles(here, part)
         with opened_index(here, part, index) as rows, locked(here.images_fingerprint(part), waiting):
             made_with = begun(files, rows, options, filters)
@@ -111,15 +111,6 @@ def download_part(
                 if clean and clean_tars(files):
                     result = _rounds(files, rows, options, made_with, retry_failed)
                 return result
-
-
-def refuse_impossible(data: DataDir, options: DownloadOptions) -> None:
-    """Raises OptionError for a path that img2dataset's writer cannot take, and for a proxy that is not trusted."""
-    if any(odd in str(data.root) for odd in ("*", "?", "[", "]", "::", "://")):
-        raise OptionError(
-            f"{data.root}: img2dataset's writer cannot write below a path with any of * ? [ ] ::. Choose another."
-        )
-    refuse_user_proxy(os.environ, options.trust_proxy)
 
 
 def _rounds(

@@ -69,7 +69,7 @@ def stored(picture: Picture, values: Mapping[str, Any], options: DownloadOptions
     check_pixels(size, _most_pixels(options))
     simple = modes.simple(picture.data)
     with _ONE_AT_A_TIME:
-        data, width, height, fetched_width, fetched_height, message = _resizer(options)(io.BytesIO(simple), boxes)
+        data, width, height, fetched_width, fetched_height, message = resizer(options)(io.BytesIO(simple), boxes)
     if message is not None:
         raise PictureError(reasons.short_name(message), message)
     fetched, new = (fetched_width, fetched_height), hashlib.sha256(data).hexdigest()
@@ -81,7 +81,8 @@ def _most_pixels(options: DownloadOptions) -> int:
 
 
 @lru_cache(maxsize=1)
-def _resizer(options: DownloadOptions) -> Any:
+def resizer(options: DownloadOptions) -> Any:
+    """Give img2dataset's, one a process."""
     quiet_albumentations()
     from img2dataset.blurrer import BoundingBoxBlurrer
     from img2dataset.resizer import Resizer

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from laion_face_builder.download.check import check_tar
 from laion_face_builder.download.options import DownloadOptions
-from laion_face_builder.download.reencoding import Stored, stored
+from laion_face_builder.download.reencoding import Stored, resizer, stored
 from laion_face_builder.download.rounds import listed, rows_of_round
 from laion_face_builder.download.shard_writer import ShardWriter
 from laion_face_builder.download.task import Report, ShardResult, ShardTask
@@ -77,7 +77,9 @@ def _downloaded(task: ShardTask, report: Report) -> ShardResult:
     rows = rows[task.place.start : task.place.start + task.place.samples]
     with task.index as index:
         table = listed(index, rows, task.options.blur_faces)
-    # Before the first request: img2dataset takes seconds to be imported, in which what is under way would time out.
+    if task.options.encodes_again:
+        # Before the first request: img2dataset takes seconds to be imported, in which what is under way would time out.
+        resizer(task.options)
     writer = None if task.probe else ShardWriter(task, table.schema)
     try:
         for (position, values), found in _fetched(task, _samples(table)):

@@ -1,4 +1,4 @@
-"""A shard's files as img2dataset has them; under their final names only once they are whole.
+"""A shard's files, laid out as img2dataset's; under their final names only once they are whole.
 
 FOLDER/
   _tmp/00003.1f2e3d4c/            a shard that is being written; nobody reads what is in there
@@ -9,17 +9,19 @@ The tar holds the successes alone. The parquet, and our rows of the sidecar, hav
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import time
 import uuid
+from collections import Counter
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from laion_face_builder.download.blur import quiet_albumentations
 from laion_face_builder.download.check import CHECKED, DETAIL_CHARACTERS
 from laion_face_builder.download.reencoding import Stored
 from laion_face_builder.download.shard_tar import ShardTar
@@ -31,7 +33,7 @@ from laion_face_builder.images import reasons
 
 #: Digits of a shard's number, as img2dataset's default.
 _SHARD_DIGITS = 5
-#: Rows of the parquet that are put together at a time; img2dataset's default, 100, makes as many row groups.
+#: Rows of the parquet that are put together at a time, and a row group.
 _ROWS_AT_ONCE = 1_000
 #: What img2dataset adds to the columns that it was given, in its order.
 _ADDED = (
@@ -58,10 +60,6 @@ class ShardWriter:
     """
 
     def __init__(self, task: ShardTask, schema: pa.Schema) -> None:
-        quiet_albumentations()
-        from img2dataset.logger import CappedCounter
-        from img2dataset.writer import BufferedParquetWriter
-
         self._task, self._began = task, time.time()
         final = task.place.files
         folder = final.folder / "_tmp" / f"{final.number:05d}.{uuid.uuid4().hex[:8]}"
@@ -70,9 +68,9 @@ class ShardWriter:
         for name, kind in _ADDED:
             schema = schema.append(pa.field(name, kind))
         self._tar = ShardTar(self._files.tar, task.options.encode_format, int(self._began))
-        self._table = BufferedParquetWriter(str(self._files.parquet), schema, _ROWS_AT_ONCE)
+        self._table = _Table(self._files.parquet, schema)
         self._rows: list[dict[str, Any]] = []
-        self._messages = CappedCounter()
+        self._messages: Counter[str] = Counter()
         self._counts = {"successes": 0, "failed_to_download": 0, "failed_to_resize": 0}
 
     def write(self, position: int, values: dict[str, Any], end: Stored | PictureError) -> None:
@@ -83,12 +81,10 @@ class ShardWriter:
             values: as `rounds.listed` has them.
             end: what is kept of it, or why nothing is.
         """
-        from img2dataset.downloader import compute_key
-
         digits = math.ceil(math.log10(self._task.options.samples_per_shard))
-        key = compute_key(position, self._files.number, digits, _SHARD_DIGITS)
+        key = f"{self._files.number * 10**digits + position:0{_SHARD_DIGITS + digits}d}"
         said = self._failure(end) if isinstance(end, PictureError) else self._success(end)
-        self._messages.increment(said.pop("counted"))
+        self._messages[said.pop("counted")] += 1
         meta = {**values, "key": key, **dict.fromkeys(name for name, _ in _ADDED[1:]), **said}
         row = {"id": values["row"], **_sidecar_row(end)}
         if isinstance(end, Stored):
@@ -111,32 +107,55 @@ class ShardWriter:
 
     def finish(self) -> None:
         """Put the shard in its place, its rows of the sidecar with it."""
-        from img2dataset.logger import write_stats
-
         self._tar.finish()
-        self._table.close()
-        number, counts = self._files.number, self._counts
-        write_stats(
-            *(str(self._files.folder), number, len(self._rows)),
-            *(counts["successes"], counts["failed_to_download"], counts["failed_to_resize"]),
-            *(self._began, time.time(), self._messages, _SHARD_DIGITS),
-        )
+        self._table.finish()
+        self._files.stats.write_text(json.dumps(self._stats(), indent=4), encoding="utf-8")
         job, final = self._task.place.check_job(self._files), self._task.place.files
         assert job is not None, "all of its files have just been written"  # noqa: S101 - says it to the type checker
         table = pa.Table.from_pylist(self._rows, schema=stamped(CHECKED, job.fingerprint))
         final.remove()
         put_in_place(self._files.tar, final.tar)
         put_in_place(self._files.parquet, final.parquet)
-        with written_whole(self._task.place.part.checked_tar(self._task.place.round, number)) as partial:
+        with written_whole(self._task.place.part.checked_tar(self._task.place.round, final.number)) as partial:
             pq.write_table(table, partial, compression="zstd")
         put_in_place(self._files.stats, final.stats)
 
+    def _stats(self) -> dict[str, Any]:
+        ended = time.time()
+        times = {"duration": ended - self._began, "start_time": self._began, "end_time": ended}
+        return {"count": len(self._rows), **self._counts, **times, "status_dict": self._messages}
+
     def close(self) -> None:
         """Leaves nothing but what was put in its place."""
-        for thing in (self._tar, self._table.output_fd):
+        for thing in (self._tar, self._table):
             with suppress(OSError):  # It goes, or is closed already.
                 thing.close()
         shutil.rmtree(self._files.folder, ignore_errors=True)
+
+
+class _Table:
+    """The shard's parquet, a row for every sample."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._schema, self._waiting = schema, list[dict[str, Any]]()
+        self._writer = pq.ParquetWriter(path, schema)
+
+    def write(self, row: dict[str, Any]) -> None:
+        self._waiting.append(row)
+        if len(self._waiting) == _ROWS_AT_ONCE:
+            self._put_together()
+
+    def _put_together(self) -> None:
+        self._writer.write_table(pa.Table.from_pylist(self._waiting, self._schema))
+        self._waiting.clear()
+
+    def finish(self) -> None:
+        if self._waiting:
+            self._put_together()
+        self.close()
+
+    def close(self) -> None:
+        self._writer.close()
 
 
 def _sidecar_row(end: Stored | PictureError) -> dict[str, Any]:

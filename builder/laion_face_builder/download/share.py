@@ -9,16 +9,18 @@ without `--shards` comes last: it makes what is missing altogether, and the side
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections import Counter
 from dataclasses import dataclass
 
 from laion_face_builder.download.options import DownloadOptions
-from laion_face_builder.download.part import begun, check_space, refuse_impossible, withdraw_sidecar
+from laion_face_builder.download.part import begun, check_space, withdraw_sidecar
 from laion_face_builder.download.round import Round
 from laion_face_builder.download.rounds import PartFiles, RowFilters, opened_index, rows_of_round
 from laion_face_builder.download.sidecar import PartResult
 from laion_face_builder.errors import OptionError
+from laion_face_builder.fetch.guard import refuse_user_proxy
 from laion_face_builder.files import disk_errors, locked
 from laion_face_builder.images import reasons
 from laion_face_builder.index.reader import IndexPart
@@ -73,7 +75,7 @@ def download_share(
     """
     waiting = f"part {part:05d}: another process downloads it; waiting for that"
     with kept.at_work(data) as here:
-        refuse_impossible(here, options)
+        refuse_user_proxy(os.environ, options.trust_proxy)
         files = PartFiles(here, part)
         with opened_index(here, part, index) as rows:
             with locked(here.images_fingerprint(part), waiting):

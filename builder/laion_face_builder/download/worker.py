@@ -49,7 +49,7 @@ def _do(line: _Line, number: int, call: Any) -> None:
 
 def main() -> None:
     """Does calls until there is nobody to do them for."""
-    # Where there is torch, img2dataset's writer comes to import it, for nothing: 6 s and 0.2 GB in every process.
+    # Where there is torch, img2dataset comes to import it, for nothing: 6 s and 0.2 GB in every process.
     sys.modules["torch"] = None  # type: ignore[assignment]  # how Python is told that there is no such module
     parent, connection = os.getppid(), Connection(int(sys.argv[1]))
     line = _Line(connection)

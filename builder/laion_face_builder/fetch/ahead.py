@@ -25,8 +25,8 @@ _BATCH = 64
 #: So many are fetched ahead at first. It doubles with each so many that are taken, and whenever the consumer has waited
 #: so many seconds: who looks at five examples asks for a few more, and who waits for a slow host soon has them all.
 _FIRST_WINDOW, _PATIENCE = 16, 0.25
-#: Items without an address that may wait between those with one, for each of the look-ahead.
-_PASSING_THROUGH = 16
+#: Items without an address that may wait between those with one, for each of the look-ahead; and where none has one.
+_PASSING_THROUGH, _PASSING_ALONE = 16, 256
 
 
 def ordered(
@@ -109,9 +109,11 @@ class _Intake(Generic[Item]):
             tickets: items with an address that are under way or done and not yet given out.
             waiting: all items that were pulled and not yet given out.
         """
+        if not tickets:  # As pictures from tars have it: there is nothing to wait for.
+            return waiting < _PASSING_ALONE
         most, window = self._stream.part_of(self._lookahead), self._room
         enough = tickets + _batch(window) > window or waiting >= _PASSING_THROUGH * most
-        return not waiting or (not enough and not self._stream.is_full)
+        return not enough and not self._stream.is_full
 
     @property
     def may_grow(self) -> bool:

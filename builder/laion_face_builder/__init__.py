@@ -1,3 +1,3 @@
-"""The rooms behind laion_face.py. Imports point one way: upstream -> index -> images -> examples; `cli` is a top."""
+"""The packages behind laion_face.py. Imports go one way: upstream -> index -> images -> examples; `cli` is on top."""
 
 __version__ = "0.1.0"

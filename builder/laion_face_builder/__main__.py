@@ -1,4 +1,4 @@
-"""`python -m laion_face_builder` is `laion-face`."""
+"""Run the command line: `python -m laion_face_builder` is `laion-face`."""
 
 import sys
 

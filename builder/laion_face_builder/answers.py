@@ -1,4 +1,4 @@
-"""What a worker does with a task: it calls the function, notes what is logged, and answers with what came of it."""
+"""What a worker process does with a task: call the function, collect what is logged, answer with its value or error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ logger = logging.getLogger("laion_face")
 
 @dataclass(frozen=True)
 class Answer:
-    """What comes back from a worker; `said` are levels and lines of the log."""
+    """A worker's answer: the function's value or its error, and what it logged (`said`: levels and lines)."""
 
     value: Any
     error: Exception | None
@@ -24,7 +24,7 @@ class Answer:
 
 
 def answered(call: tuple[Callable[[Any], Any], Any]) -> Answer:
-    """Call a function with its task, whatever comes of it."""
+    """Call a function with its task; return its value or the exception that it raised."""
     function, task = call
     with _noted() as said:
         try:
@@ -34,7 +34,7 @@ def answered(call: tuple[Callable[[Any], Any], Any]) -> Answer:
 
 
 def _portable(error: Exception) -> Exception:
-    """The error if it survives the way; else its words."""
+    """Return the error if it can be pickled and unpickled, else a LaionFaceError with its text."""
     try:
         pickle.loads(pickle.dumps(error))  # noqa: S301 - made a moment ago
         return error
@@ -43,7 +43,7 @@ def _portable(error: Exception) -> Exception:
 
 
 class _Notes(logging.Handler):
-    """Keeps what is logged."""
+    """A log handler that keeps what is logged."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class _Notes(logging.Handler):
 
 @contextmanager
 def _noted() -> Iterator[list[tuple[int, str]]]:
-    """Note what is logged in the block instead of saying it."""
+    """Collect what is logged in the block instead of writing it out."""
     notes, before = _Notes(), (logger.handlers, logger.level, logger.propagate)
     logger.handlers, logger.propagate = [notes], False
     logger.setLevel(logging.INFO)

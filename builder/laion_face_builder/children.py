@@ -1,4 +1,4 @@
-"""How Python is started as a child: what an installation has is imported, never what lies in the current folder.
+"""How Python child processes are started: they import what is installed, never what lies in the current folder.
 
 img2dataset brings a package called `dataclasses` of 2018 into site-packages. It must not come before the standard
 library, as it would if a child were told by PYTHONPATH where our package is: installed, it is found without.
@@ -13,10 +13,10 @@ _ISOLATED = "-P" if sys.version_info >= (3, 11) else "-I"
 
 
 def python(*arguments: str) -> list[str]:
-    """Give the command that runs this very Python with `arguments`, isolated from the folder that it is run in."""
+    """Return the command that runs this very Python with `arguments`, isolated from the folder that it is run in."""
     return [sys.executable, _ISOLATED, *arguments]
 
 
 def interpreter() -> str:
-    """Give the path of this Python, for those who start it themselves, as Spark does."""
+    """Return the path of this Python, for libraries that start it themselves, as Spark does."""
     return sys.executable

@@ -34,7 +34,7 @@ from laion_face_builder.sandbox import Sandbox
 
 PARTS = (0, 2)
 _MARKER = ".laion-face-demo"
-#: What it leaves on the disk, caches and all; measured.
+#: Bytes that the demo leaves on the disk, caches included; measured.
 _BYTES = 20_000_000
 _LOAD = '''\
 """Loads what the demo prepared, once as Arrow files and once as a stream. Usage: load.py DATA_DIR PREVIEW.png"""
@@ -68,7 +68,7 @@ json.dump(results, sys.stdout)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the commands gave: status of every picture; what was loaded, from Arrow and as a stream; seconds a step."""
+    """What the commands gave: each picture's status; what was loaded, from Arrow and as a stream; seconds a step."""
 
     statuses: Counter[str]
     loaded: list[dict[str, Any]]
@@ -80,10 +80,10 @@ Say = Callable[[str], None]
 
 
 def run_demo(folder: Path, say: Say = print, *, is_quiet: bool = False) -> dict[str, Any]:
-    """Run prepare, download and load_dataset on a fresh sandbox in `folder`; gives what came out of it.
+    """Run prepare, download and load_dataset on a fresh sandbox in `folder`; return the figures of the run.
 
     Args:
-        folder: where to.
+        folder: where the demo is made; an earlier one in it is removed.
         say: gets what happens, line by line.
         is_quiet: what the commands say on stderr is kept back unless one fails.
 
@@ -105,7 +105,7 @@ def run_demo(folder: Path, say: Say = print, *, is_quiet: bool = False) -> dict[
 
 
 def forecast_demo(folder: Path) -> Forecast:
-    """Say what `run_demo` would do. Everything comes from this machine.
+    """Return the forecast of `run_demo`. Everything comes from this machine.
 
     Raises:
         OptionError: `folder` holds something that is not an earlier demo.
@@ -119,10 +119,10 @@ def forecast_demo(folder: Path) -> Forecast:
 
 
 def _has_demo(folder: Path) -> bool:
-    """Whether an earlier demo is in the folder.
+    """Say whether an earlier demo is in the folder.
 
     Raises:
-        OptionError: something else is.
+        OptionError: something else is in it.
     """
     if not (folder.exists() and any(folder.iterdir())):
         return False
@@ -148,7 +148,7 @@ class _Steps:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self, step: str, arguments: Sequence[str]) -> str:
-        """Runs Python with these arguments; gives its stdout, and lets its stderr through to the user's."""
+        """Run Python with these arguments; return its stdout, and let its stderr through to the user's."""
         self.say(f"\n$ {_as_typed(arguments)}")
         start = time.perf_counter()
         done = subprocess.run(  # noqa: S603 - our own commands
@@ -183,7 +183,7 @@ def _as_a_user(steps: _Steps, folder: Path) -> Outcome:
 
 
 def _own_environment() -> dict[str, str]:
-    """Ours without proxies, which cannot reach this machine's loopback, and without ranks."""
+    """Return our environment without proxies, which cannot reach this machine's loopback, and without ranks."""
     left_out = ("http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "world_size", "rank")
     return {name: value for name, value in os.environ.items() if name.lower() not in left_out}
 
@@ -195,7 +195,7 @@ def _as_typed(arguments: Sequence[str]) -> str:
 
 
 def _figures(box: Sandbox, outcome: Outcome) -> dict[str, Any]:
-    """What came out beside what was put in: the sandbox knows the truth."""
+    """Compare what came out with what was put in, which the sandbox knows."""
     true = [truth for part in PARTS for truth in box.truth_of(part)]
     usable = [truth for truth in true if truth.ok]
     arrow, stream = outcome.loaded

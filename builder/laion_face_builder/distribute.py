@@ -42,10 +42,10 @@ class Done(Generic[T, U]):
     error: Exception | None
 
     def result(self) -> U:
-        """Give the value.
+        """Return the value.
 
         Raises:
-            Exception: the error, if there is one.
+            Exception: the task's error, if it has one.
         """
         if self.error is not None:
             raise self.error
@@ -55,7 +55,7 @@ class Done(Generic[T, U]):
 def each(
     function: Callable[[T], U], tasks: Iterable[T], *, distributor: str = "processes", workers: int | None = None
 ) -> Iterator[Done[T, U]]:
-    """Do as `Workers.each`, with workers for these tasks alone; closing the iterator ends what is under way.
+    """Run the tasks as `Workers.each` does, on workers for them alone; closing the iterator ends what is under way.
 
     Args:
         distributor, workers: as for `Workers`.
@@ -68,7 +68,7 @@ def each(
 
 
 class Workers:
-    """Those who do tasks, until the block ends; what is under way then is ended.
+    """The workers that run tasks until the `with` block ends; what is under way then is ended.
 
     Args:
         distributor: one of `DISTRIBUTORS`. An active Spark session, or an initialised Ray, is used and left as it is;
@@ -94,12 +94,12 @@ class Workers:
         self._threads.shutdown()
 
     def each(self, function: Callable[[T], U], tasks: Iterable[T]) -> Iterator[Done[T, U]]:
-        """Yield every task once it has ended, whichever ends first. What `function` logs, this process says then.
+        """Yield every task once it has ended, whichever ends first, and log here what `function` logged in its worker.
 
         No more tasks are taken from `tasks` than are at work.
 
         Args:
-            function: of a module, since workers import it; it and what it takes, gives and raises travel pickled.
+            function: one of a module, since workers import it; it and what it takes, gives and raises are pickled.
         """
 
         rest = iter(tasks)
@@ -116,7 +116,7 @@ class Workers:
         return self._engine.workers
 
     def submit(self, function: Callable[[T], U], task: T) -> Future[Done[T, U]]:
-        """Have one task done, as soon as one of the workers is free; the future has no error of its own."""
+        """Run one task as soon as a worker is free. The future raises only if no worker can call the function."""
         return self._threads.submit(self._done, function, task)
 
     def _done(self, function: Callable[[T], U], task: T) -> Done[T, U]:

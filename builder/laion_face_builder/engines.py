@@ -1,4 +1,4 @@
-"""The engines that run tasks: processes of this machine, Spark, Ray. Nothing but `distribute` knows them."""
+"""The engines that run tasks: processes of this machine, Spark, Ray. Only `distribute` uses them."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ TRIES = 2
 
 
 class Engine(Protocol):
-    """Runs single tasks, each called for in a thread of its own; `workers` are the tasks at work at the same time."""
+    """Runs single tasks, each for a thread of the caller's; `workers` is how many run at the same time."""
 
     workers: int
 
     def run(self, function: Callable[[Any], Any], task: Any) -> Answer:
-        """Have a worker do the task, and wait for it.
+        """Have a worker run the task, and wait for its answer.
 
         Raises:
-            WorkerDied: it gave no answer.
-            LaionFaceError: it cannot call the function at all, and no other worker can.
+            WorkerDied: the worker gave no answer.
+            LaionFaceError: no worker can call the function at all.
         """
         ...
 
     def stop(self) -> None:
-        """End what is under way; `run` raises then, or gives what it has."""
+        """End the tasks under way; a `run` that waits for one then raises, or returns what it has."""
         ...
 
 
 class Processes:
-    """A process for each thread that has tasks; another one after a death."""
+    """An engine with one process for each thread that has tasks, replaced when it dies."""
 
     def __init__(self, workers: int | None) -> None:
         self.workers = workers or cores()
@@ -53,7 +53,7 @@ class Processes:
         self._is_stopped = False
 
     def run(self, function: Callable[[Any], Any], task: Any) -> Answer:
-        """Do as `Engine.run`."""
+        """Implement `Engine.run`."""
         for _ in range(TRIES):
             process = self._process()
             try:
@@ -66,7 +66,7 @@ class Processes:
         raise WorkerDied(f"its worker process ended {TRIES} times, at last with {how}")
 
     def stop(self) -> None:
-        """Do as `Engine.stop`."""
+        """Implement `Engine.stop`."""
         with self._lock:
             self._is_stopped = True
             for process in self._started:
@@ -95,7 +95,11 @@ class _Process:
         its_end.close()
 
     def run(self, function: Callable[[Any], Any], task: Any) -> Answer:
-        """Raises EOFError or ConnectionError if the process ends first."""
+        """Have the process run the task, and wait for its answer.
+
+        Raises:
+            EOFError, ConnectionError: the process ended first.
+        """
         self._connection.send((function, task))
         return cast(Answer, self._connection.recv())
 
@@ -103,8 +107,8 @@ class _Process:
         self._process.kill()
 
     def end(self) -> str:
-        """Say how it ended, once it has."""
-        self.kill()  # It may have closed its end alone.
+        """Kill the process and say how it ended: a signal's name, or an exit code."""
+        self.kill()  # It may have closed its end of the pipe and still run.
         self._process.join()
         self._connection.close()
         code = self._process.exitcode or 0
@@ -112,7 +116,7 @@ class _Process:
 
 
 class Spark:
-    """A job of one partition for each task."""
+    """An engine with a Spark job of one partition for each task."""
 
     def __init__(self, workers: int | None) -> None:
         with _installed("pyspark", "spark"):
@@ -125,7 +129,7 @@ class Spark:
         self.workers = workers or self._context.defaultParallelism
 
     def run(self, function: Callable[[Any], Any], task: Any) -> Answer:
-        """Do as `Engine.run`."""
+        """Implement `Engine.run`."""
         self._context.setJobGroup(self._group, "laion-face", interruptOnCancel=True)
         try:
             (answer,) = self._context.parallelize([(function, task)], 1).map(answered).collect()
@@ -136,7 +140,7 @@ class Spark:
         return cast(Answer, answer)
 
     def stop(self) -> None:
-        """Do as `Engine.stop`."""
+        """Implement `Engine.stop`."""
         with suppress(Exception):  # Whoever began the session may have ended it by now.
             self._context.cancelJobGroup(self._group)
         if self._own is not None:
@@ -144,7 +148,7 @@ class Spark:
 
 
 class Ray:
-    """A remote call for each task."""
+    """An engine with a remote call for each task."""
 
     def __init__(self, workers: int | None) -> None:
         with _installed("ray", "ray"):
@@ -152,7 +156,7 @@ class Ray:
         self._ray: Any = ray
         self._is_own = not ray.is_initialized()
         if self._is_own:
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Else it would tell its makers.
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Otherwise Ray reports its usage to its makers.
             here = {"address": "local", "num_cpus": workers or cores(), "include_dashboard": False}
             here["_node_ip_address"] = "127.0.0.1"  # Nobody else is to reach what runs for us alone.
             with _starting("ray"):
@@ -163,7 +167,7 @@ class Ray:
         self.workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
 
     def run(self, function: Callable[[Any], Any], task: Any) -> Answer:
-        """Do as `Engine.run`."""
+        """Implement `Engine.run`."""
         with self._lock:
             reference = self._call.remote((function, task))
             self._running.add(reference)
@@ -178,7 +182,7 @@ class Ray:
                 self._running.discard(reference)
 
     def stop(self) -> None:
-        """Do as `Engine.stop`."""
+        """Implement `Engine.stop`."""
         with self._lock:
             for reference in self._running:
                 self._ray.cancel(reference, force=True)
@@ -205,7 +209,10 @@ def _starting(distributor: str) -> Iterator[None]:
 
 
 def _not_callable(distributor: str, error: Exception) -> LaionFaceError:
-    """What our function raises is in its answer: so this comes from what is to be there before it can be called."""
+    """Return the error for workers that cannot call our function at all.
+
+    It cannot be the function's own: what that raises comes back in an answer.
+    """
     said = re.findall(r"^\s*(\w+(?:Error|Exception): .+)$", str(error), re.MULTILINE)
     why = said[-1] if said else _first_line(error)
     return LaionFaceError(
@@ -215,7 +222,7 @@ def _not_callable(distributor: str, error: Exception) -> LaionFaceError:
 
 
 def _spark_session(workers: int) -> Any:
-    """The session that the environment describes, such as spark-submit's; else one of this machine."""
+    """Return the session that the environment describes, such as spark-submit's; else one of this machine."""
     if not os.environ.get("JAVA_HOME") and shutil.which("java") is None:
         raise OptionError("distributor=pyspark: Spark needs Java 17 or newer, and there is no java here. Install it")
     from pyspark import SparkConf
@@ -239,7 +246,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _serve(connection: Any) -> None:
-    """Be a worker process: answer until nobody asks any more."""
+    """Serve as a worker process: answer until the other end of the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; whoever started us ends us.
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with suppress(EOFError, ConnectionError):

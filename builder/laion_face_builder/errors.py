@@ -1,4 +1,4 @@
-"""What can go wrong, as one tree. Every message is one line: the file, what was found, what was expected, the way out.
+"""All errors of this project, as one tree. Each message is one line: file, what was found, what was expected, way out.
 
 LaionFaceError
 ├── OptionError            an option is unknown, or its value is not one of the valid ones (also a ValueError)

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their final name, synced, renamed; with a fingerprint inside.
+"""Files that are whole or not there: written beside their final name, synced, renamed. Also fingerprints and locks.
 
 A fingerprint says what made a file (kind, part, source version, options, format version), never when, where or by
 whom. It lies in the Parquet schema metadata as canonical JSON, so that two runs from the same sources give the same
@@ -38,28 +38,28 @@ _OF_WRITING = {*_NO_ROOM, errno.EFBIG, errno.EROFS}
 
 
 def canonical_json(value: object) -> str:
-    """JSON with sorted keys and no spaces: equal values give equal text."""
+    """Return `value` as JSON with sorted keys and no spaces: equal values give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def make_fingerprint(kind: str, **what: Any) -> Fingerprint:
-    """A fingerprint of `kind` with the format version and whatever else defines the content."""
+    """Return a fingerprint of `kind` with the format version and whatever else defines the content."""
     return {"format": FORMAT_VERSION, "kind": kind, **what}
 
 
 def digest(value: object, length: int = 16) -> str:
-    """The first `length` hex digits of the SHA-256 of `value` as canonical JSON."""
+    """Return the first `length` hex digits of the SHA-256 of `value` as canonical JSON."""
     # Paths may have bytes that are no UTF-8, which Python keeps as surrogates.
     return hashlib.sha256(canonical_json(value).encode(errors="surrogatepass")).hexdigest()[:length]
 
 
 def stamped(schema: pa.Schema, fingerprint: Mapping[str, Any]) -> pa.Schema:
-    """`schema` with `fingerprint` in its metadata."""
+    """Return `schema` with `fingerprint` in its metadata."""
     return schema.with_metadata({FINGERPRINT_KEY: canonical_json(fingerprint).encode()})
 
 
 def read_fingerprint(path: Path) -> Fingerprint | None:
-    """The fingerprint of one of our Parquet files, None if there is no such file.
+    """Return the fingerprint of one of our Parquet files, None if there is no such file.
 
     Raises:
         BadFile: there is a file, but it is not one of ours.
@@ -68,7 +68,7 @@ def read_fingerprint(path: Path) -> Fingerprint | None:
 
 
 def fingerprint_in(source: Any, name: str | os.PathLike[str]) -> Fingerprint:
-    """The fingerprint of one of our Parquet files: a path, or an open file that is called `name`.
+    """Return the fingerprint of one of our Parquet files: a path, or an open file that is called `name`.
 
     Raises:
         BadFile: it is not one of ours.
@@ -87,7 +87,7 @@ def fingerprint_in(source: Any, name: str | os.PathLike[str]) -> Fingerprint:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Gives a temporary path beside `path`; when the block ends well, it is synced and becomes `path`.
+    """Yield a temporary path beside `path`; when the block ends well, that file is synced and renamed to `path`.
 
     After an exception nothing is left; after a kill only a file called `.NAME.….partial`, which nobody reads.
 
@@ -106,7 +106,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def put_in_place(partial: Path, path: Path) -> None:
-    """Syncs a file that is whole, and gives it its final name, on the same disk."""
+    """Sync a complete file, and rename it to its final name, on the same disk."""
     _sync(partial)
     os.replace(partial, path)
     _sync(path.parent)
@@ -114,7 +114,7 @@ def put_in_place(partial: Path, path: Path) -> None:
 
 @contextmanager
 def disk_errors(path: Path, partial: Path | None = None) -> Iterator[None]:
-    """Turns what writing `path` raises into a DiskError that says what to do; what comes from elsewhere stays.
+    """Turn OSErrors about writing `path` into a DiskError that says what to do; let all others pass.
 
     Args:
         path: what people call it.
@@ -131,12 +131,12 @@ def disk_errors(path: Path, partial: Path | None = None) -> Iterator[None]:
 
 
 def is_of_writing(error: OSError) -> bool:
-    """Whether it tells of a disk that is full or may not be written, and of nothing else."""
+    """Say whether `error` means a disk that is full or may not be written to, and nothing else."""
     return error.errno in {*_OF_WRITING, *_NOT_ALLOWED}
 
 
 def _is_about(path: Path, error: OSError) -> bool:
-    """Whether the file or a folder above it is the one that makes trouble: of what others raise, we do not speak."""
+    """Say whether `error` is about `path` or a folder above it: errors about other files are not ours to explain."""
     name = error.filename
     if isinstance(name, str):
         return Path(name) in (path, *path.parents)
@@ -144,7 +144,7 @@ def _is_about(path: Path, error: OSError) -> bool:
 
 
 def disk_error(path: Path, error: OSError) -> DiskError:
-    """The error that `path` cannot be written, in words for its user."""
+    """Return the error that `path` cannot be written, in words for its user."""
     folder = path.parent
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent
@@ -169,7 +169,7 @@ def _free(folder: Path) -> str:
 
 
 def remove_partials(folder: Path, name: str = "") -> None:
-    """Removes what killed writers left in `folder`, or of its file `name`. Call it only while holding the lock."""
+    """Remove what killed writers left in `folder`, or of its file `name`. Call it only while holding the lock."""
     for partial in folder.glob(f".{name}*.partial"):
         with suppress(OSError):  # In a folder that may only be read it is in nobody's way.
             partial.unlink(missing_ok=True)
@@ -177,12 +177,12 @@ def remove_partials(folder: Path, name: str = "") -> None:
 
 @contextmanager
 def locked(path: Path, waiting: str | None = None) -> Iterator[None]:
-    """Holds the lock file beside `path`, waiting for whoever has it: two processes never make the same file at once.
+    """Hold the lock file beside `path`, waiting for whoever has it: two processes never make the same file at once.
 
     Where nothing can be written no lock is needed, and none is held: whoever only reads goes on.
 
     Args:
-        waiting: said, as a warning, before it waits.
+        waiting: logged as a warning before the lock is waited for.
 
     Raises:
         DiskError: there is no room for the lock, or it may not be opened where other files can be written.
@@ -205,7 +205,9 @@ def locked(path: Path, waiting: str | None = None) -> Iterator[None]:
 
 @contextmanager
 def locked_if_free(path: Path) -> Iterator[bool]:
-    """Holds the lock file beside `path` if nobody else does; gives whether it does. Never where nothing can be written.
+    """Hold the lock file beside `path` if nobody else does; yield whether it is held.
+
+    Where nothing can be written it is not held.
 
     Raises:
         DiskError: as for `locked`.
@@ -229,13 +231,13 @@ def _lock_beside(path: Path) -> FileLock:
 
 
 def _require_unwritable(lock: Path, error: OSError) -> None:
-    """Lets an error pass if nobody can write there anyway, or we cannot: no lock, no writing."""
+    """Raise DiskError unless the folder cannot be written to: no writing, no lock."""
     if error.errno not in _NOT_ALLOWED or os.access(lock.parent, os.W_OK):
         raise disk_error(lock, error) from error
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's bytes in hex, read in pieces."""
+    """Return the SHA-256 of a file's bytes in hex, reading it in pieces."""
     with path.open("rb") as file:
         hasher = hashlib.sha256()
         while piece := file.read(1 << 22):
@@ -244,14 +246,14 @@ def sha256_of(path: Path) -> str:
 
 
 def disk_free(folder: Path) -> int:
-    """Bytes that are free on the disk of `folder`, or of the folder in which it would be made."""
+    """Return the bytes that are free on the disk of `folder`, or of the folder in which it would be made."""
     return shutil.disk_usage(
         next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     ).free
 
 
 def human_size(count: int | float) -> str:
-    """A number of bytes for people, in powers of 1000 as disks are sold."""
+    """Return a number of bytes as text for people, in powers of 1000 as disks are sold."""
     for unit in ("B", "kB", "MB", "GB"):
         if abs(count) < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

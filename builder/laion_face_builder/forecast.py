@@ -1,6 +1,6 @@
-"""What a command would do, said before it does it: `--dry-run`.
+"""Forecasts: what a command would do, said before it does it (`--dry-run`).
 
-Each room that writes has a function that gives a `Forecast`, made by the very code that decides in the real run. A
+Each package that writes has a function that gives a `Forecast`, made by the very code that decides in the real run. A
 forecast touches nothing: no file, no folder, no lock; upstream is asked for listings, sizes and access only.
 """
 
@@ -43,7 +43,7 @@ class Step:
         return f"{self.what}: {self.deed}" + (f" ({said})" if said else "")
 
     def as_dict(self) -> dict[str, Any]:
-        """For programs."""
+        """Return the step as plain values, for programs."""
         size = self.size.as_dict() if self.size else None
         return {"what": self.what, "deed": self.deed, "why": self.why, "bytes": size}
 
@@ -59,21 +59,21 @@ class Amount:
         return Amount(self.count + other.count, self.is_exact and other.is_exact)
 
     def of_bytes(self) -> str:
-        """For people."""
+        """Return the amount as a size in bytes, for people."""
         return f"{'' if self.is_exact else 'about '}{human_size(self.count)}"
 
     def of_things(self) -> str:
-        """For people."""
+        """Return the amount as a plain number, for people."""
         return f"{'' if self.is_exact else 'about '}{self.count:,}"
 
     def as_dict(self) -> dict[str, Any]:
-        """For programs."""
+        """Return the amount as plain values, for programs."""
         return {"count": self.count, "exact": self.is_exact}
 
 
 @dataclass(frozen=True)
 class Disk:
-    """What is written in a folder, which need not be there yet, and what its disk has free."""
+    """What is written in a folder, which need not exist yet, and what its disk has free."""
 
     folder: Path
     write: Amount
@@ -81,11 +81,11 @@ class Disk:
 
     @classmethod
     def of(cls, folder: Path, write: Amount) -> Disk:
-        """Looks how much is free."""
+        """Look up how much is free on the folder's disk."""
         return cls(folder, write, disk_free(folder))
 
     def as_dict(self) -> dict[str, Any]:
-        """For programs."""
+        """Return the disk as plain values, for programs."""
         return {"folder": str(self.folder), "write_bytes": self.write.as_dict(), "free_bytes": self.free}
 
 
@@ -114,7 +114,7 @@ class Forecast:
     refusal: LaionFaceError | None = None
 
     def lines(self) -> Iterator[str]:
-        """For people; the refusal is not among them, since it is raised."""
+        """Yield the forecast as lines for people; the refusal is not among them, since it is raised."""
         yield f"dry run of {self.command}: nothing is touched"
         yield from map(str, self.steps)
         yield f"to fetch: {self.fetch.of_bytes()}"
@@ -130,7 +130,7 @@ class Forecast:
 
     @property
     def hours(self) -> list[dict[str, Any]]:
-        """How long what needs the network takes, and at which pace that is reckoned."""
+        """How long each use of the network takes, and the pace that is assumed for it."""
         paces = (
             ("fetch", self.fetch, BYTES_A_SECOND, f"{BYTES_A_SECOND // 1_000_000} MB/s"),
             ("send", self.send, BYTES_A_SECOND, f"{BYTES_A_SECOND // 1_000_000} MB/s"),
@@ -139,7 +139,7 @@ class Forecast:
         return [{"to": to, "hours": n.count / pace / 3600, "at": at} for to, n, pace, at in paces if n.count]
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything, as JSON has it."""
+        """Return the whole forecast as JSON has it."""
         return {
             "command": self.command,
             "dry_run": True,
@@ -155,5 +155,5 @@ class Forecast:
 
 
 def duration(hours: float) -> str:
-    """Say so many hours for people."""
+    """Return so many hours as text for people."""
     return f"{hours:.1f} hours" if hours >= 1 else f"{hours * 60:.0f} min" if hours > 1 / 60 else "less than a minute"

@@ -1,12 +1,12 @@
-"""Which parts there are and where they lie in DATA_DIR.
+"""The parts of the data set, and where their files lie in DATA_DIR.
 
 DATA_DIR/
   sources/…                       what was downloaded from upstream; `--discard-sources` frees each once it is used
   staging/…                       rows of whole metadata, by part, until the last part is written
   ids/part-000NN.parquet          sample_id, sorted
   faces/part-000NN.parquet        sample_id, faces; sorted by sample_id
-  index/part-000NN.parquet        the one table
-  index/part-000NN.json           the proof of its join
+  index/part-000NN.parquet        the index: metadata and faces in one table
+  index/part-000NN.json           the proof of the join that made it
   images/part-000NN/              tars as img2dataset writes them, retry-1/ … for later rounds
   images/part-000NN.fingerprint   what the downloads were made with
   images/part-000NN.parquet       the sidecar: where each row's picture lies
@@ -38,13 +38,13 @@ DATA_DIR_VARIABLE = "LAION_FACE_DATA_DIR"
 
 
 def row_group_bounds(rows: int, groups: int = ROW_GROUPS) -> list[tuple[int, int]]:
-    """Start and end row of each row group of a part with `rows` rows; fewer than `groups` only below that many rows."""
+    """Return start and end row of each row group of a part; fewer than `groups` only if it has fewer `rows`."""
     groups = min(groups, rows)
     return [(rows * g // groups, rows * (g + 1) // groups) for g in range(groups)]
 
 
 def parse_parts(parts: str | int | Iterable[int] | None, config: str) -> tuple[int, ...]:
-    """The parts meant by "0,2,5-7", ints or None (all of the config's), ascending.
+    """Return the parts meant by "0,2,5-7", ints or None (all of the config's), ascending.
 
     Raises:
         OptionError: not a part of `config`, or not to be understood.
@@ -78,7 +78,7 @@ def _expand(parts: Any) -> Iterable[int]:
 
 
 def _between(first: int, last: int) -> list[int]:
-    """All from `first` to `last`; of those beyond any part, which are refused, only these two."""
+    """List the parts from `first` to `last`; of those beyond any part, which are refused, only these two."""
     if last < first:
         raise OptionError(f"parts={first}-{last}: runs backwards; expected {last}-{first}")
     return [first, *range(first, min(last, ALL_PARTS[-1])), last]
@@ -91,7 +91,7 @@ def _whole(value: Any) -> int:
 
 
 def default_data_dir() -> Path:
-    """$LAION_FACE_DATA_DIR, else laion-face under the user's cache folder ($XDG_CACHE_HOME or ~/.cache)."""
+    """Return $LAION_FACE_DATA_DIR, else laion-face under the user's cache folder ($XDG_CACHE_HOME or ~/.cache)."""
     if chosen := os.environ.get(DATA_DIR_VARIABLE):
         return absolute(chosen)
     return absolute(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "laion-face"
@@ -99,10 +99,11 @@ def default_data_dir() -> Path:
 
 @dataclass(frozen=True)
 class DataDir:
-    """The folder where prepared parts live; gives names, touches nothing.
+    """The folder where prepared parts live; gives paths, touches no file.
 
     Attributes:
-        address: of an fsspec folder that the files are kept in; `root` is one to work in then (`upstream.kept`).
+        root: the folder; with an address, a local one to work in (`upstream.kept`).
+        address: of an fsspec folder that the files are kept in; None if that is `root`.
     """
 
     root: Path
@@ -110,10 +111,10 @@ class DataDir:
 
     @classmethod
     def at(cls, path: str | os.PathLike[str] | None) -> DataDir:
-        """The folder at `path`, absolute; None means the default place.
+        """Return the DataDir of the folder at `path`, made absolute; None means the default place.
 
         Raises:
-            OptionError: it is no path of this machine, or a file is there.
+            OptionError: `path` is no path of this machine, or a file is there.
         """
         if path is not None:
             return cls(folder("data_dir", path))
@@ -121,7 +122,7 @@ class DataDir:
 
     @classmethod
     def kept_at(cls, place: str | os.PathLike[str] | None) -> DataDir:
-        """The same, or an fsspec address; then there is no folder before work begins.
+        """Return the DataDir of a folder, as `at`, or of an fsspec address, which has no `root` before work begins.
 
         Raises:
             OptionError: as `at`.
@@ -130,39 +131,42 @@ class DataDir:
 
     @property
     def where(self) -> str:
-        """What people call it; no password."""
+        """The folder or address as people are shown it, without a password."""
         return str(self.root) if self.address is None else shown(self.address)
 
     @property
     def sources(self) -> Path:
-        """Downloads from upstream."""
+        """The folder of downloads from upstream."""
         return self.root / "sources"
 
     @property
     def staging(self) -> Path:
-        """Rows of whole metadata on their way to the index."""
+        """The folder of metadata rows on their way to the index."""
         return self.root / "staging"
 
     def ids(self, part: int) -> Path:
-        """The part's sample ids."""
+        """Return the path of the part's sample ids."""
         return self.root / "ids" / f"part-{part:05d}.parquet"
 
     def faces(self, part: int) -> Path:
-        """The part's detections."""
+        """Return the path of the part's detections."""
         return self.root / "faces" / f"part-{part:05d}.parquet"
 
     def index(self, part: int) -> Path:
-        """The part of the one table."""
+        """Return the path of the part's index."""
         return self.root / "index" / f"part-{part:05d}.parquet"
 
     def tars(self, part: int) -> Path:
-        """The folder of the part's tars."""
+        """Return the folder of the part's tars."""
         return self.root / "images" / f"part-{part:05d}"
 
     def images_fingerprint(self, part: int) -> Path:
-        """What the part's downloads were made with, beside the folder: img2dataset crashes on a foreign .json."""
+        """Return the path of the fingerprint of the part's downloads.
+
+        It lies beside their folder and is not called .json: img2dataset crashes on a foreign one.
+        """
         return self.root / "images" / f"part-{part:05d}.fingerprint"
 
     def sidecar(self, part: int) -> Path:
-        """Where each row's picture lies."""
+        """Return the path of the part's sidecar, which says where each row's picture lies."""
         return self.root / "images" / f"part-{part:05d}.parquet"

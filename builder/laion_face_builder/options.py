@@ -1,4 +1,4 @@
-"""Every option, once: its name, default and meaning; and the frozen, validated object that the rooms work with.
+"""Every option, once: its name, default and meaning; and the frozen, validated object that all packages work with.
 
 `OptionFields` are the raw values as a config, a call or the command line carries them. `Options.of` checks them all and
 gives value objects. datasets sets config fields after `__post_init__`, so nothing is checked before `Options.of`.
@@ -96,7 +96,7 @@ def option(
     least: float | None = None,
     most: float | None = None,
 ) -> Any:
-    """A dataclass field with its one-line meaning, the type and range of one value, and the group it is shown in."""
+    """Return a dataclass field with its meaning in a line, the type and range of one value, and its display group."""
     valid = None if least is None else Range(kind, least, most)
     # An end that only slips reach is said when it is reached.
     is_telling = most is not None and most <= _MOST_TELLING
@@ -253,13 +253,13 @@ class OptionFields(ShownFields):
     )
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Keeps what can be read only once, such as a generator: datasets asks for the options several times."""
+        """Turn iterators, which can be read only once, into tuples: datasets asks for the options several times."""
         super().__setattr__(name, tuple(value) if isinstance(value, Iterator) else value)
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """How pictures are fetched; which of these define the data that come out, and when, says `DEFINES`."""
+    """How pictures are fetched; `DEFINES` says which of these options define the data that come out, and when."""
 
     timeout: float
     retries: int
@@ -274,7 +274,7 @@ class Transfer:
 
 @dataclass(frozen=True)
 class Ahead:
-    """How far fetching runs ahead of a stream's reader, in which order it gives, and what it keeps."""
+    """How far fetching runs ahead of a stream's reader, in which order examples come, and what is kept."""
 
     order: str
     concurrency: int
@@ -286,7 +286,7 @@ class Ahead:
 
 @dataclass(frozen=True, repr=False)
 class Options(ShownFields):
-    """All options of one dataset, validated: what is in here is right. Hashable, comparable, picklable."""
+    """All options of one dataset, validated. Hashable, comparable, picklable."""
 
     config: str
     data: DataDir
@@ -312,7 +312,7 @@ class Options(ShownFields):
         data_dir: str | os.PathLike[str] | None = None,
         token: Token = None,
     ) -> Options:
-        """Checks everything in `given`.
+        """Check everything in `given`, and return it as options.
 
         Raises:
             OptionError: names the option, the value and the valid ones; BadFile: a line of the exclusion list.
@@ -345,7 +345,7 @@ class Options(ShownFields):
         )
 
     def defining(self) -> dict[str, Any]:
-        """The options that define which examples come out and how: never where from, how fast or under which name.
+        """Return the options that define which examples come and how: never where from, how fast or under which name.
 
         See `DEFINES`. Equal meanings give equal values, however they are spelled.
         """
@@ -365,18 +365,18 @@ class Options(ShownFields):
         return {name: _one_spelling(value) for name, value in defining.items()}
 
     def _fetched(self) -> dict[str, Any]:
-        """The bounds of fetching that change which rows come, where they are not the default."""
+        """Return the bounds of fetching that change which rows come, where they are not the default."""
         given = {name: getattr(self.transfer, name) for name, (when, _) in DEFINES.items() if when == FETCHED}
         return {name: value for name, value in given.items() if value != getattr(OptionFields, name)}
 
 
 def option_names() -> tuple[str, ...]:
-    """The names of all options."""
+    """Return the names of all options."""
     return tuple(f.name for f in dataclasses.fields(OptionFields))
 
 
 def refuse_unknown(names: Iterable[str], also: Iterable[str] = ()) -> None:
-    """Raises OptionError for a name that is no option, with the nearest ones; `also` are valid besides."""
+    """Raise OptionError for a name that is no option, with the nearest ones; `also` are valid besides."""
     valid = [*option_names(), *also]
     for name in names:
         if name not in valid:
@@ -386,7 +386,7 @@ def refuse_unknown(names: Iterable[str], also: Iterable[str] = ()) -> None:
 
 
 def _plain(given: OptionFields) -> OptionFields:
-    """The options as plain text and numbers, each checked by itself."""
+    """Return the options as plain text and numbers, each checked by itself."""
     values = {spec.name: _plain_value(spec, getattr(given, spec.name)) for spec in dataclasses.fields(OptionFields)}
     plain = OptionFields(**values)
     if plain.min_faces is not None and plain.max_faces is not None and plain.min_faces > plain.max_faces:
@@ -424,7 +424,7 @@ def _check_remaking(given: OptionFields) -> None:
 
 
 def _one_spelling(value: Any) -> Any:
-    """Numbers that are equal are written alike: 64, 64.0 and NumPy's are one filter."""
+    """Write equal numbers alike: 64, 64.0 and NumPy's are one filter."""
     if isinstance(value, dict):
         return {name: _one_spelling(one) for name, one in value.items()}
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
@@ -486,7 +486,7 @@ def _ahead(given: OptionFields) -> Ahead:
 
 
 def _place(name: str, given: str | os.PathLike[str]) -> str:
-    """A path from the root, if it is one and not an address or the name of a Hub dataset."""
+    """Return the absolute path, if it is a path and not an address or the name of a Hub dataset; else the text."""
     text = place(name, given)
     is_path = text.startswith((".", "~", os.sep)) or os.path.exists(text)
     return str(absolute(text)) if is_path and "://" not in text else text

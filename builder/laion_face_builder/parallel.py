@@ -1,4 +1,4 @@
-"""Work side by side in threads: Arrow, NumPy and the network let go of Python's lock while they work."""
+"""Parallel work in threads: Arrow, NumPy and the network release Python's lock (the GIL) while they work."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def cores() -> int:
 
 
 def in_order(work: Callable[[T], U], items: Iterable[T], threads: int) -> Iterator[U]:
-    """Yield work(item) of each item, in the items' order, with so many at work at the same time.
+    """Yield work(item) of each item, in the items' order, with up to `threads` of them at work at the same time.
 
     No more than `threads` results are under way or waiting, so memory is bounded. After an error nothing new is begun,
     and what is under way is waited for; not so after Ctrl-C.

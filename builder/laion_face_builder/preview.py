@@ -29,7 +29,7 @@ _ENLARGED_AT_MOST = 2.0
 
 
 def contact_sheet(examples: Sequence[Example], columns: int = 4) -> Image.Image:
-    """One RGB picture with a card for each example.
+    """Draw one RGB picture with a card for each example.
 
     Args:
         examples: dicts with image (a PIL picture of any mode, or None; a smaller copy will do), width and height of the
@@ -102,7 +102,7 @@ def _place_picture(card: Image.Image, example: Example) -> None:
 
 
 def showable(text: str) -> str:
-    """`text` in one line. What the font lacks becomes the plain letter under its accents, or the script's name."""
+    """Return `text` in one line. What the font lacks becomes its letter without accents, or the name of its script."""
     pieces = []
     for script, run in groupby(_without_accents(" ".join(text.split())), key=_script_if_missing):
         pieces.append(f"<{script}>" if script else "".join(run))
@@ -110,13 +110,13 @@ def showable(text: str) -> str:
 
 
 def _without_accents(text: str) -> str:
-    """Accents go only from letters that the font does not have."""
+    """Remove accents, but only from letters that the font does not have."""
     return "".join(unicodedata.normalize("NFKD", one)[0] if _script_if_missing(one) == "latin" else one for one in text)
 
 
 @lru_cache(maxsize=4096)
 def _script_if_missing(character: str) -> str:
-    """ "" if the font has the character, else the first word of its Unicode name, which is the script's for letters."""
+    """Return "" if the font has the character, else the first word of a letter's Unicode name: its script."""
     if character.isascii() or bytes(_font(14).getmask(character)) != bytes(_font(14).getmask("\U0010ffff")):
         return ""
     is_letter = unicodedata.category(character)[0] in "LM"
@@ -124,7 +124,7 @@ def _script_if_missing(character: str) -> str:
 
 
 def _wrapped(text: str, font: Font, width: int, lines: int = 2) -> list[str]:
-    """At most `lines` lines of at most `width` pixels; what is left over ends in an ellipsis."""
+    """Wrap `text` into at most `lines` lines of at most `width` pixels; what is left over ends in an ellipsis."""
     wrapped: list[str] = []
     rest = text
     while rest and len(wrapped) < lines:

@@ -1,12 +1,12 @@
-"""Everything on stderr: lines that are said, and the bars below them; no line ever lands inside a bar.
+"""All output on stderr: lines of text, and the progress bars below them; no line ever lands inside a bar.
 
 A line from any thread takes the bars away, is written in one piece, and the bars are drawn again. Bars are for people
 at a terminal. In files, and on terminals that cannot move their cursor (TERM=dumb), there is a line a minute instead;
 from worker processes, and for anybody who asked for quiet, nothing. There is no colour anywhere, so NO_COLOR has
 nothing to turn off.
 
-How a bar is drawn is in `progress_bar`, which is imported with the first one: that takes a tenth of a second. What is
-said instead is in `progress_log`.
+How a bar is drawn is in `progress_bar`, which is imported with the first one: that takes a tenth of a second. The lines
+instead of bars are in `progress_log`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _ERASE = "\r\x1b[K"
 
 
 class Bar:
-    """Counts what is done, and draws nothing. Use as a context manager; see `bar`."""
+    """A bar that counts what is done, and draws nothing. Use as a context manager; see `bar`."""
 
     def __init__(self, done: int = 0) -> None:
         self.n = done
@@ -45,38 +45,38 @@ class Bar:
         self.close()
 
     def update(self, n: int = 1) -> Any:
-        """Add `n`; from any thread."""
+        """Add `n` to what is done; from any thread."""
         self.n += n
 
     def advance_to(self, n: int) -> None:
-        """Have `n` done in all."""
+        """Set what is done in all to `n`."""
         self.update(n - self.n)
 
     def tick(self) -> None:
         """Show that time passes where nothing gets done for long."""
 
     def note(self, *notes: str) -> None:
-        """Show these behind the counts, as many as there is room for, the first ones first."""
+        """Show these notes behind the counts, as many as there is room for, the first ones first."""
 
     def counting(self, items: Iterable[T]) -> Iterator[T]:
-        """Give the items, and count each when the next one is asked for."""
+        """Yield the items, and count each when the next one is asked for."""
         with self:
             for item in items:
                 yield item
                 self.update()
 
     def close(self) -> None:
-        """Take it away."""
+        """Remove the bar."""
 
 
 def set_quiet(quiet: bool) -> None:
-    """Draw no bars from now on, or draw them again; lines are a matter of the logger's level."""
+    """Draw no bars from now on, or draw them again; whether lines are written is a matter of the logger's level."""
     global _quiet  # noqa: PLW0603 - one stderr, one switch
     _quiet = quiet
 
 
 def bar(text: str, total: int | None, unit: str = "part", *, done: int = 0) -> Bar:
-    """Draw a bar until the block ends; then it is gone, and what came of the work is said in a line.
+    """Return a bar, which is drawn until its `with` block ends.
 
     Where none can be drawn, a line is logged now and then.
 
@@ -99,7 +99,7 @@ def bar(text: str, total: int | None, unit: str = "part", *, done: int = 0) -> B
 
 @contextmanager
 def nth(what: str, number: int, of: int) -> Iterator[None]:
-    """Have the bars of this block and thread say "part 3 of 13", unless there is but one part."""
+    """Put "part 3 of 13" in front of the bars of this block and thread, unless there is but one part."""
     before = _STANDING.get()
     _STANDING.set(f"{what} {number} of {of}" if of > 1 else before)
     try:
@@ -120,10 +120,10 @@ def say(text: str) -> None:
 
 
 class Lines(logging.Handler):
-    """Says what is logged.
+    """A log handler that writes its lines to stderr, above the bars.
 
     Args:
-        gives_way: be silent once the program has logging of its own.
+        gives_way: whether to be silent once the program has logging of its own.
     """
 
     def __init__(self, *, gives_way: bool = False) -> None:
@@ -131,14 +131,14 @@ class Lines(logging.Handler):
         self._gives_way = gives_way
 
     def handle(self, record: logging.LogRecord) -> Any:
-        """Say `record`, without a lock of its own: what is said while a bar is drawn would wait for ever for it."""
+        """Write `record` without the handler's lock: what is logged while a bar is drawn would wait for it for ever."""
         said = self.filter(record)
         if said:
             self.emit(said if isinstance(said, logging.LogRecord) else record)
         return said
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Say `record` if nobody else does."""
+        """Write `record`, unless this handler gives way to the program's own."""
         if self._gives_way and logging.getLogger().handlers:
             return
         try:
@@ -148,7 +148,7 @@ class Lines(logging.Handler):
 
 
 def talk_to_stderr() -> None:
-    """Have the command line say what happens, and what Python warns of; and print whatever it is asked to."""
+    """Set up the command line: what is logged and what Python warns of goes to stderr, and any text can be printed."""
     codecs.register_error("laion_face", _as_it_can)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors != "laion_face":
@@ -160,7 +160,7 @@ def talk_to_stderr() -> None:
 
 
 def talk_unless_configured() -> None:
-    """Have the library be heard until the program sets up logging: sizes before downloads are of no use unsaid.
+    """Write what the library logs to stderr until the program sets up logging: sizes have to be seen before downloads.
 
     Called when a dataset is made or read, and never on import.
     """
@@ -171,7 +171,7 @@ def talk_unless_configured() -> None:
 
 
 def _as_it_can(error: UnicodeError) -> tuple[str | bytes, int]:
-    """For names of files their own bytes; for what else the terminal has no character for its number."""
+    """Encode what the terminal has no character for: of file names their own bytes, else the character's number."""
     try:
         return codecs.lookup_error("surrogateescape")(error)
     except UnicodeError:
@@ -179,7 +179,7 @@ def _as_it_can(error: UnicodeError) -> tuple[str | bytes, int]:
 
 
 def _bars_away() -> AbstractContextManager[None]:
-    """Takes away all bars of this process, those of other libraries too, until the block ends.
+    """Take away all bars of this process, those of other libraries too, until the block ends.
 
     A worker does nothing of the kind: it has copies of its parent's bars, and maybe of a lock that nobody will release.
     """
@@ -192,7 +192,7 @@ def _bars_away() -> AbstractContextManager[None]:
 
 
 def _is_worker() -> bool:
-    """Whether this is a process of a pool; datasets has a `multiprocessing` of its own."""
+    """Say whether this is a worker process of a pool; datasets has a `multiprocessing` of its own."""
     kinds = (sys.modules.get(name) for name in ("multiprocessing.process", "multiprocess.process"))
     # As above: there may be nothing in it yet.
     return any(getattr(kind, "parent_process", lambda: None)() is not None for kind in kinds)

@@ -31,7 +31,7 @@ _LEAST_TEXT = 8
 
 
 class DrawnBar(tqdm, Bar):  # type: ignore[misc] # tqdm has no types
-    """A bar that is seen. Use `progress.bar`, which knows whether there is anybody to see it."""
+    """A bar on the terminal. Use `progress.bar`, which knows whether there is anybody to see it."""
 
     standing = ""
     text = ""
@@ -40,7 +40,7 @@ class DrawnBar(tqdm, Bar):  # type: ignore[misc] # tqdm has no types
 
     @classmethod
     def drawn(cls, standing: str, text: str, *, unit: str, **how: Any) -> DrawnBar:
-        """A bar on stderr.
+        """Make a bar on stderr, and draw it.
 
         Args:
             standing: where the whole job stands, such as "part 3 of 13", or "".
@@ -56,7 +56,7 @@ class DrawnBar(tqdm, Bar):  # type: ignore[misc] # tqdm has no types
             return made
 
     def update(self, n: int = 1) -> Any:
-        """Add `n`; from any thread."""
+        """Add `n` to what is done; from any thread."""
         with self.get_lock():
             return super().update(n)
 
@@ -67,17 +67,17 @@ class DrawnBar(tqdm, Bar):  # type: ignore[misc] # tqdm has no types
             self.refresh()
 
     def note(self, *notes: str) -> None:
-        """Show these behind the counts, as many as there is room for, the first ones first."""
+        """Show these notes behind the counts, as many as there is room for, the first ones first."""
         self.notes = notes
         self.refresh()
 
     def close(self) -> None:
-        """Take it away."""
+        """Remove the bar."""
         with self.get_lock():  # or a line would be said after it is forgotten and before it is gone
             super().close()
 
     def display(self, msg: str | None = None, pos: int | None = None) -> Any:
-        """Draw it; not where the screen ends."""
+        """Draw the bar, unless the screen ends above it."""
         at = abs(self.pos) if pos is None else pos
         return False if at >= (self.nrows or 20) - 1 else super().display(msg, at)
 
@@ -87,7 +87,7 @@ class DrawnBar(tqdm, Bar):  # type: ignore[misc] # tqdm has no types
 
 
 def columns() -> int:
-    """The width of the terminal, or COLUMNS if that is less: a bar that is wrapped cannot be drawn over."""
+    """Return the width of the terminal, or COLUMNS if that is less: a bar that is wrapped cannot be drawn over."""
     asked = os.environ.get("COLUMNS", "")
     try:
         there = os.get_terminal_size(sys.stderr.fileno()).columns or 80
@@ -99,7 +99,7 @@ def columns() -> int:
 def fitted(
     meter: dict[str, Any], described: tuple[str, str], notes: Sequence[str], width: int, encoding: str = "utf-8"
 ) -> str:
-    """Give a bar as text of at most `width` columns, on a single line, that `encoding` has.
+    """Return a bar as text of at most `width` columns, on a single line, in characters that `encoding` has.
 
     Args:
         meter: what `tqdm.format_meter` takes: n, total, elapsed, …
@@ -122,7 +122,7 @@ def fitted(
 
 
 def _choices(looks: Sequence[tuple[str, int]], notes: Sequence[str]) -> Iterator[tuple[str, int, Sequence[str]]]:
-    """Every look, and those that have notes with all of them and ever fewer; the richest with all of them only."""
+    """Yield every look, those that have notes with all of them and ever fewer; the richest with all of them only."""
     yield *looks[0], notes
     for look, bar in looks[1:]:
         for count in range(len(notes) if "postfix" in look else 0, -1, -1):
@@ -130,12 +130,12 @@ def _choices(looks: Sequence[tuple[str, int]], notes: Sequence[str]) -> Iterator
 
 
 def _width(line: str, bar: int) -> int:
-    """Without the ten columns that a bar has if there is no width to fill."""
+    """Return the width of `line` without the ten columns that tqdm's bar has if there is no width to fill."""
     return int(disp_len(line)) - (10 if bar else 0)
 
 
 def _described(standing: str, text: str, room: int, encoding: str) -> str | None:
-    """Where the job stands and what is done, the latter shortened; None if there is no room for them."""
+    """Return where the job stands and what is done, the latter shortened; None if there is no room for them."""
     joint = ": " if standing and text else ""
     if disp_len(standing + joint + text) <= room:
         return standing + joint + text
@@ -146,7 +146,7 @@ def _described(standing: str, text: str, room: int, encoding: str) -> str | None
 
 
 def shortened(text: str, width: int, encoding: str = "utf-8") -> str:
-    """Give the beginning and the end of `text`: a file's kind and number are at its ends."""
+    """Leave out the middle of `text` if it is too long: a file's kind and number are at its ends."""
     if disp_len(text) <= width:
         return text
     gap = "…" if encoding.lower().startswith("utf") else ".."
@@ -157,6 +157,6 @@ def shortened(text: str, width: int, encoding: str = "utf-8") -> str:
 
 
 def _plain(text: str, encoding: str) -> str:
-    """In one line, and in characters that the terminal has."""
+    """Return `text` in one line, in characters that the terminal has."""
     printable = "".join(char if char.isprintable() else "?" for char in text)
     return printable.encode(encoding, "backslashreplace").decode(encoding)

@@ -24,7 +24,7 @@ INTERVAL, _LINES = 60.0, 10
 
 
 class LoggedBar(Bar):
-    """A bar that speaks now and then. Use `progress.bar`, which knows whether that is what is wanted.
+    """A bar that logs a line now and then. Use `progress.bar`, which knows whether that is what is wanted.
 
     Args:
         standing: where the whole job stands, such as "part 3 of 13", or "".
@@ -54,15 +54,15 @@ class LoggedBar(Bar):
         self._said = deque([(clock(), done)], maxlen=_LINES)
 
     def update(self, n: int = 1) -> Any:
-        """Add `n`; from any thread."""
+        """Add `n` to what is done; from any thread."""
         self._move(n)
 
     def tick(self) -> None:
-        """Speak, if it is time."""
+        """Log a line, if it is time."""
         self._move(0)
 
     def note(self, *notes: str) -> None:
-        """Say these behind the counts."""
+        """Keep these notes, which the next lines show behind the counts."""
         self._notes = notes
 
     def _move(self, n: int) -> None:

@@ -93,12 +93,14 @@ BLURRED_COLUMN = "faces_blurred"
 
 
 def example_columns(blur_faces: bool = False) -> tuple[str, ...]:
-    """The columns of an example, with and without blurring."""
+    """Return the columns of an example, with and without blurring."""
     return (*EXAMPLE_COLUMNS, BLURRED_COLUMN) if blur_faces else EXAMPLE_COLUMNS
 
 
 def example_features(*, decode: bool = True, blur_faces: bool = False, mode: str | None = None) -> Features:
-    """The `datasets.Features` of an example; types come from `INDEX`. Image() is the only addition to Arrow's own.
+    """Return the `datasets.Features` of an example.
+
+    Types come from `INDEX`. Image() is the only addition to Arrow's own.
 
     Args:
         decode: whether pictures come decoded, or as {"bytes", "path"}.

@@ -1,9 +1,9 @@
-"""What may be shown: addresses without their passwords and signatures, and words of others without them either.
+"""What may be shown: addresses, errors and log lines without the passwords, signatures and tokens in them.
 
 Addresses carry secrets: `http://user:password@host/`, `?X-Amz-Signature=…`. They are kept as given where they are
-used, and go through `shown` or `bare` wherever they are put into words or names. What strangers say (libraries,
-servers) goes through `hushed`; so does every error of ours, as the last thing that happens to its text, and every line
-that is logged as "laion_face". What lies behind an error of ours goes through `harmless`: tracebacks have its words.
+used, and go through `shown` or `bare` wherever they are put into words or names. The words of others (libraries,
+servers) go through `hushed`; so does every error of ours, as the last thing that happens to its text, and every line
+that is logged as "laion_face". The cause of an error of ours goes through `harmless`: tracebacks have its words.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _RULES = tuple(
 
 
 def hushed(text: str) -> str:
-    """Any text without the passwords, signatures and tokens in it; the same if there are none."""
+    """Return the text without the passwords, signatures and tokens in it; unchanged if there are none."""
     if _MARKS.search(text):
         for pattern, replacement in _RULES:
             text = pattern.sub(replacement, text)
@@ -52,12 +52,12 @@ def hushed(text: str) -> str:
 
 
 def in_one_line(error: BaseException | str, most: int = 300) -> str:
-    """What an error says, or a text, hushed and then cut: half a secret is not known for one."""
+    """Return an error or a text in one line, first hushed and then cut: half a secret would not be recognised."""
     return " ".join(hushed(str(error)).split())[:most]
 
 
 def shown(address: str) -> str:
-    """The address for people: *** stands for user and password, and for the query. Paths and Hub ids are as given."""
+    """Return an address for people: *** stands for user and password, and for the query. Paths and Hub ids stay."""
     if "://" not in address:
         return hushed(address)
     for pattern, replacement in _RULES[:3]:
@@ -67,18 +67,18 @@ def shown(address: str) -> str:
 
 
 def bare(address: str) -> str:
-    """The address for names: without user, password and query, so that it is the same with any of them."""
+    """Return an address for names: without user, password and query, so that it is the same with any of them."""
     return shown(address).partition("?")[0].replace(f"{HIDDEN}@", "") if "://" in address else address
 
 
 class Stranger(Exception):
-    """Stands for an error of a library in whose words, or in those of one behind it, there was a secret."""
+    """Stands for an error of a library if its words, or those of one of its causes, had a secret in them."""
 
 
 def harmless(error: Exception) -> Exception:
-    """What an error of ours may be raised from: `error`, or a stand-in if a traceback of it would show a secret.
+    """Return what our error may be raised from: `error`, or a stand-in if its traceback would show a secret.
 
-    Those behind it are then named only: where there was a secret, others quote pieces of it.
+    The stand-in only names the types of its causes: where there was a secret, they may quote pieces of it.
     """
     first, *behind = _behind(error)
     if all(hushed(text) == text for one in (first, *behind) for text in (str(one), repr(one))):
@@ -88,7 +88,7 @@ def harmless(error: Exception) -> Exception:
 
 
 def _behind(error: BaseException) -> Iterator[BaseException]:
-    """The error and those before it, as a traceback shows them."""
+    """Yield the error and its causes, as a traceback shows them."""
     seen: set[int] = set()
     one: BaseException | None = error
     while one is not None and id(one) not in seen:
@@ -98,7 +98,7 @@ def _behind(error: BaseException) -> Iterator[BaseException]:
 
 
 class ShownFields:
-    """A dataclass (made with repr=False) whose repr shows its addresses without their secrets."""
+    """A base for dataclasses (made with repr=False) whose repr shows their addresses without their secrets."""
 
     def __repr__(self) -> str:
         fields = (spec for spec in dataclasses.fields(self) if spec.repr)  # type: ignore[arg-type]
@@ -111,10 +111,10 @@ def _said(value: object) -> str:
 
 
 class _Hushing(logging.Filter):
-    """The last thing that happens to a line before anybody sees it."""
+    """A log filter that hushes lines: the last thing that happens to a line before anybody sees it."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Takes the secrets out of the text, and out of the traceback that comes with it; lets every line pass."""
+        """Take the secrets out of the text, and out of the traceback that comes with it; let every line pass."""
         text = record.getMessage()
         if (clean := hushed(text)) != text:
             record.msg, record.args = clean, None

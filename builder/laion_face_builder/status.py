@@ -41,7 +41,7 @@ class PartStatus:
 
     @classmethod
     def of(cls, data: DataDir, part: int) -> PartStatus:
-        """Look at one part.
+        """Read the status of one part.
 
         Raises:
             BadFile: a file of ours cannot be read.
@@ -60,7 +60,7 @@ class PartStatus:
 
 
 def lines(data: DataDir, parts: Iterable[int]) -> Iterator[str]:
-    """Print a header, a line for every part, and a sum."""
+    """Yield a header, a line for every part, and a sum."""
     parts = list(parts)
     yield data.where
     heads = ("listed", "with faces", "indexed", "found", "fit", "left out", "swapped", "tars", "size")
@@ -78,7 +78,7 @@ def lines(data: DataDir, parts: Iterable[int]) -> Iterator[str]:
 
 
 def as_json(data: DataDir, parts: Iterable[int]) -> dict[str, Any]:
-    """Give the same for programs; shares are numbers between 0 and 1."""
+    """Return the status of the parts for programs; shares are numbers between 0 and 1."""
     with kept.at_work(data) as here:
         return {"data_dir": data.where, "parts": [asdict(PartStatus.of(here, part)) for part in parts]}
 

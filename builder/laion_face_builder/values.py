@@ -24,7 +24,7 @@ class Range:
     most: float | None = None
 
     def check(self, name: str, value: Any) -> None:
-        """Refuse what is no such number.
+        """Raise OptionError if `value` is not a number in the range.
 
         Raises:
             OptionError: names `name`, the value and the range.
@@ -40,21 +40,21 @@ class Range:
 
     @property
     def text(self) -> str:
-        """ "0 to 1", or "1 or more"."""
+        """The range in words: "0 to 1", or "1 or more"."""
         return f"{self.least:,} or more" if self.most is None else f"{self.least:,} to {self.most:,}"
 
 
 def as_written(value: object) -> str:
-    """Show a value in one short line, as Python writes it."""
+    """Return a value in one short line, as Python writes it."""
     text = hushed(" ".join(repr(value).split()))
     return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
 
 
 def absolute(path: str | os.PathLike[str]) -> Path:
-    """Give the path from the root, `~` and `~name` replaced: a program may change its folder later.
+    """Return the path from the root, `~` and `~name` replaced: a program may change its folder later.
 
     Raises:
-        OptionError: nobody has that name; or the path has bytes that are no UTF-8, which Arrow cannot open.
+        OptionError: there is no such user; or the path has bytes that are no UTF-8, which Arrow cannot open.
     """
     try:
         found = Path(path).expanduser().absolute()
@@ -70,10 +70,10 @@ def absolute(path: str | os.PathLike[str]) -> Path:
 
 
 def place(name: str, value: Any) -> str:
-    """Give the text of a place, an address or a path; a `Path` is a local one, whatever it looks like.
+    """Return the text of a place, an address or a path; a `Path` is a local one, whatever it looks like.
 
     Raises:
-        OptionError: neither text nor a path, or empty.
+        OptionError: `value` is neither text nor a path, or is empty.
     """
     text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
     if not isinstance(text, str):
@@ -84,10 +84,10 @@ def place(name: str, value: Any) -> str:
 
 
 def folder(name: str, value: Any) -> Path:
-    """Give the absolute path of a local folder, which may not be there yet.
+    """Return the absolute path of a local folder, which may not exist yet.
 
     Raises:
-        OptionError: no path of this machine, or a file is in its way.
+        OptionError: `value` is no path of this machine, or a file is in its way.
     """
     text = place(name, value)
     if "://" in text:

@@ -1,1 +1,1 @@
-"""Pictures from the web, one at a time: which addresses may be reached, and one bounded fetch after the other."""
+"""Fetching pictures from the web: which addresses may be reached, and one bounded fetch after the other."""

@@ -1,4 +1,4 @@
-"""Which addresses are globally routable.
+"""Which IP addresses are globally routable.
 
 Our own tables are used, not `ipaddress.is_global`, whose answers changed between Python 3.10 and 3.13 (mapped
 addresses, 192.0.0.0/24, 64:ff9b:1::/48, documentation networks). Source: IANA's special-purpose address registries.
@@ -49,7 +49,7 @@ _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 def is_public(address: str) -> bool:
-    """True if `address`, IPv4 or IPv6 as text, is globally routable unicast. Names and scoped addresses are not."""
+    """Say whether `address`, IPv4 or IPv6 as text, is globally routable unicast. Names and scoped ones are not."""
     try:
         found = ipaddress.ip_address(address)
     except ValueError:
@@ -69,15 +69,15 @@ class AddressRule:
     """Which addresses may be connected to; a plain value, so that it travels to a child process.
 
     Attributes:
-        allow_private: every address may.
-        also_public: networks ("192.0.2.0/24") that count as public too. For tests: everything they have is loopback.
+        allow_private: whether every address may be connected to.
+        also_public: networks ("192.0.2.0/24") that count as public too; for tests, which have loopback only.
     """
 
     allow_private: bool = False
     also_public: tuple[str, ...] = ()
 
     def __call__(self, address: str) -> bool:
-        """True if `address` may be connected to."""
+        """Say whether `address` may be connected to."""
         if self.allow_private or is_public(address):
             return True
         return any(ipaddress.ip_address(address) in ipaddress.ip_network(network) for network in self.also_public)

@@ -1,4 +1,4 @@
-"""Items with their pictures, fetched ahead: what lies between a stream of rows and the network.
+"""Pictures fetched ahead of the consumer: each item of a stream of rows is paired with its picture.
 
 `ordered` gives them in the order of the items, `arriving` as the pictures come.
 
@@ -37,7 +37,7 @@ def ordered(
     lookahead: int = 4096,
     max_buffer_bytes: int = 512_000_000,
 ) -> Generator[tuple[Item, Outcome], None, None]:
-    """Each item with its picture, why there is none, or None for an item without an address; in the order of `items`.
+    """Yield each item with its picture, why there is none, or None for an item without an address; in order.
 
     Fetching goes on in the background while the consumer is busy. Dropped or closed, the generator ends what it has
     under way. What `items` raises is raised in its place, after everything before it.
@@ -68,9 +68,9 @@ def arriving(
     lookahead: int = 4096,
     max_buffer_bytes: int = 512_000_000,
 ) -> Generator[tuple[Item, Outcome], None, None]:
-    """Each item once, as soon as its picture has come or failed; those without an address as soon as they are pulled.
+    """Yield each item as soon as its picture has come or failed; those without an address as soon as they are pulled.
 
-    Else as `ordered`, with the same arguments. What the consumer takes makes room in the buffer, whichever it is; the
+    Otherwise as `ordered`, with the same arguments. Any picture that the consumer takes makes room in the buffer; the
     oldest picture under way always comes, however large. What `items` raises is raised after everything before it.
     """
     stream = fetcher.stream(max_buffer_bytes, by_arrival=True)
@@ -103,7 +103,7 @@ class _Intake(Generic[Item]):
         self.is_over = False
 
     def has_room(self, tickets: int, waiting: int) -> bool:
-        """Whether more are to be pulled.
+        """Say whether more items are to be pulled.
 
         Args:
             tickets: items with an address that are under way or done and not yet given out.
@@ -121,11 +121,11 @@ class _Intake(Generic[Item]):
         return not self.is_over and self._window < self._lookahead
 
     def grow(self) -> None:
-        """Fetches further ahead from now on."""
+        """Double the number of items that are fetched ahead, up to the look-ahead."""
         self._window, self._taken = min(2 * self._window, self._lookahead), 0
 
     def count_taken(self) -> None:
-        """Counts an item with an address that was given out."""
+        """Count an item with an address that was given out; grow after so many as are fetched ahead."""
         self._taken += 1
         if self._taken >= self._window:
             self.grow()
@@ -135,7 +135,7 @@ class _Intake(Generic[Item]):
         return min(self._window, self._stream.part_of(self._lookahead))
 
     def pull(self) -> Iterator[tuple[Item, Ticket | None]]:
-        """The next few items with their tickets; fewer, or none, once they are over."""
+        """Pull the next few items, start their fetches, and return both; fewer or none once the items are over."""
         pulled: list[tuple[Item, str | None]] = []
         try:
             batch = _batch(self._room)
@@ -151,7 +151,7 @@ class _Intake(Generic[Item]):
         return ((item, next(tickets) if url is not None else None) for item, url in pulled)
 
     def end(self) -> None:
-        """Raises what the items raised, once everything before it is given out."""
+        """Raise what the items raised, if they did, once everything before it is given out."""
         if self._error is not None:
             raise self._error
 
@@ -169,7 +169,7 @@ class _Queue(Generic[Item]):
         self._tickets = 0
 
     def pop(self) -> tuple[Item, Ticket | None]:
-        """Takes out the first item."""
+        """Take out the first item, with its ticket."""
         found = self._waiting.popleft()
         if found[1] is not None:
             self._tickets -= 1
@@ -177,7 +177,7 @@ class _Queue(Generic[Item]):
         return found
 
     def fill(self) -> bool:
-        """Pulls more items, until there are enough or the first one is done. False once there are none left."""
+        """Pull more items, until there are enough or the first one is done. Return False once there are none left."""
         self._pull()
         while self._waiting and self._intake.may_grow and not self._is_first_done_soon():
             self._intake.grow()
@@ -204,7 +204,7 @@ class _Queue(Generic[Item]):
 
 
 class _Crowd(Generic[Item]):
-    """Items whose pictures are under way, and those that pass without one."""
+    """Items in order of arrival: those whose pictures are under way, and those that pass without one."""
 
     def __init__(self, intake: _Intake[Item], stream: Stream) -> None:
         self._intake, self._stream = intake, stream
@@ -213,7 +213,7 @@ class _Crowd(Generic[Item]):
         self._under_way: OrderedDict[Ticket, Item] = OrderedDict()
 
     def pop(self) -> tuple[Item, Ticket | None]:
-        """Takes out an item that passes, or one whose picture has come or failed; waits for the next of these."""
+        """Take out an item without an address, else wait for one whose picture has come or failed."""
         if self._passing:
             return self._passing.popleft(), None
         ticket = self._stream.next_done(next(iter(self._under_way)))
@@ -221,7 +221,7 @@ class _Crowd(Generic[Item]):
         return self._under_way.pop(ticket), ticket
 
     def fill(self) -> bool:
-        """Pulls more items, until there are enough or one can be given out. False once there are none left."""
+        """Pull more items, until there are enough or one can be given out. Return False once there are none left."""
         self._pull()
         while self._under_way and not self._passing and self._intake.may_grow and not self._is_one_done_soon():
             self._intake.grow()

@@ -1,4 +1,4 @@
-"""What a host's answer says beside its picture: whether it is the whole one, wait a while, look elsewhere."""
+"""HTTP answers: the body with its status and headers; whether it is the whole one, and how long we are to wait."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Answer:
     """One HTTP answer, its body read whole.
 
     Attributes:
-        status: the code.
-        headers: its lines as they came, without the status line.
+        status: the status code.
+        headers: their lines as they came, without the status line.
         body: unpacked.
     """
 
@@ -26,16 +26,16 @@ class Answer:
     body: bytes
 
     def raw(self, name: bytes) -> Iterator[bytes]:
-        """The values of every header called `name` (lower case), as they came."""
+        """Return the values of every header called `name` (lower case), as they came."""
         return header_values(self.headers, name)
 
     def values(self, name: bytes) -> Iterator[str]:
-        """The values of every header called `name` (lower case)."""
+        """Return the values of every header called `name` (lower case), as text."""
         return (value.decode("latin-1") for value in self.raw(name))
 
     @property
     def is_success(self) -> bool:
-        """Whether the body is what was asked for: any 2xx, but of parts (206) only one that is the whole."""
+        """Whether the body is what was asked for: any 2xx, but of parts (206) only one that is the whole picture."""
         return 200 <= self.status < 300 and (self.status != 206 or self._is_whole())
 
     def _is_whole(self) -> bool:
@@ -44,14 +44,14 @@ class Answer:
 
 
 def header_values(lines: Iterable[bytes], name: bytes) -> Iterator[bytes]:
-    """The values of every header called `name` (lower case) among these lines."""
+    """Yield the values of every header called `name` (lower case) among these lines."""
     for line in lines:
         if line[: len(name)].lower() == name and line[len(name) : len(name) + 1] == b":":
             yield line[len(name) + 1 :].strip()
 
 
 def asked_wait(values: Iterable[str]) -> float:
-    """Seconds that a Retry-After header asks for, as a number or a date; 0 without a sensible one."""
+    """Return the seconds that a Retry-After header asks for, as a number or a date; 0 without a sensible one."""
     for value in values:
         if value.isdecimal():
             return float(value)

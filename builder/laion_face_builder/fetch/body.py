@@ -1,4 +1,4 @@
-"""A body while it arrives: counted, unpacked where it comes packed, and never more of it than there is room for.
+"""An HTTP body while it arrives: counted, unpacked if it is compressed, and never larger than there is room for.
 
 Some hosts send gzip or deflate unasked. It is unpacked as it comes, a step at a time: 30 kB can be 30 MB, and what
 counts against every bound is what lies in memory.
@@ -31,7 +31,7 @@ class Body:
     """The body of one answer.
 
     Args:
-        max_bytes: that it may have, packed and unpacked.
+        max_bytes: the most that it may have, packed and unpacked.
         grow: counts what is kept.
     """
 
@@ -45,14 +45,14 @@ class Body:
         self._is_cut = False
 
     def begin(self, headers: Iterable[bytes]) -> None:
-        """Reads from an answer's headers how its body is packed."""
+        """Read from an answer's headers how its body is packed."""
         found = b",".join(header_values(headers, b"content-encoding")).decode("latin-1").lower().split(",")
         self._coding = ", ".join(coding.strip() for coding in found if coding.strip() in _CODINGS)
         if self._coding:
             self._packed = b""
 
     def take(self, piece: bytes) -> bool:
-        """Takes what has arrived; False if `drain` has to say True before more of it can come.
+        """Take what has arrived; return False if `drain` has to return True before more of it can come.
 
         Raises:
             PictureError: "too_large", "bad_response", "content_coding".
@@ -74,7 +74,7 @@ class Body:
         return self._unpacker is not None and not self._unpacker.eof and bool(self._packed or self._is_cut)
 
     def drain(self) -> bool:
-        """Goes on unpacking; False if there is no room for what comes out.
+        """Go on unpacking; return False if there is no room for what comes out.
 
         Raises:
             PictureError: "too_large", "content_coding".
@@ -90,7 +90,7 @@ class Body:
         return True
 
     def finish(self) -> bytes:
-        """The whole body, once it is not behind.
+        """Return the whole body. Call it once `is_behind` is False.
 
         Raises:
             PictureError: "truncated", and as `drain`.

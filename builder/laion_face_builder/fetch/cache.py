@@ -1,6 +1,6 @@
-"""What was fetched in one epoch is not fetched again in the next: pictures by the SHA-256 of their address.
+"""The cache of fetched pictures, by the SHA-256 of their address: what one epoch fetched, the next does not.
 
-FOLDER/laion-face-cache  says that the folder is one of these
+FOLDER/laion-face-cache  says that the folder is such a cache
 FOLDER/ab/cdef…          one picture: a header of 72 bytes, then the bytes as they came
 FOLDER/ab/.cdef….RANDOM  one that is being written; nobody reads it, and an hour later anybody removes it
 
@@ -78,7 +78,7 @@ class PictureCache:
         self.__init__(folder, max_bytes)  # type: ignore[misc]  # locks do not travel
 
     def get(self, url: str) -> Picture | None:
-        """The picture that `url` gave before; None if it is not here, or not whole any more."""
+        """Return the picture kept for `url`; None if it is not here, or not whole any more."""
         key = sha256(url.encode("utf-8", "surrogatepass")).digest()
         path = self._path(key)
         try:
@@ -98,7 +98,7 @@ class PictureCache:
         return _unpacked(whole, key)
 
     def put(self, url: str, picture: Picture) -> None:
-        """Keeps a picture. A full disk or a vanished folder only means that it is not kept."""
+        """Keep a picture. A full disk or a vanished folder only means that it is not kept."""
         size = _HEADER.size + len(picture.data)
         if size > self._share or self._is_read_only:
             return
@@ -138,7 +138,7 @@ class PictureCache:
 
 
 def _mark(folder: Path) -> None:
-    """Takes a new or empty folder for a cache.
+    """Mark a new or empty folder as a cache.
 
     Raises:
         OptionError: it holds something else.
@@ -155,7 +155,10 @@ def _mark(folder: Path) -> None:
 
 
 def _trim(folder: str, max_bytes: int, down_to: int) -> None:
-    """Removes what was unused for longest if the folder holds more than `max_bytes`. Others may do the same."""
+    """Remove what was unused for longest, down to `down_to`, if `folder` holds more than `max_bytes`.
+
+    Other processes may do the same at the same time.
+    """
     entries = []
     with os.scandir(folder) as found:
         for entry in found:

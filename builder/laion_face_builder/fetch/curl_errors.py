@@ -1,4 +1,4 @@
-"""libcurl's errors by the short names under which failures are counted."""
+"""Short names, under which failures are counted, of libcurl's errors."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _BROKE_OFF = ("reset by peer", "unexpected eof", "ssl_error_syscall", "ssl_error
 
 
 def name_of(curl: pycurl.Curl, number: int) -> str:
-    """The short name of what ended a transfer.
+    """Return the short name of what ended a transfer.
 
     Args:
         curl: the handle, as the transfer left it.

@@ -1,4 +1,4 @@
-"""libcurl's transfers on an asyncio loop.
+"""libcurl's transfers, run on an asyncio event loop.
 
 libcurl says which sockets it waits for. They go into a selector of their own, and asyncio watches that selector as one
 file descriptor: what is ready is handled in one go, without asyncio's cost for each socket. That halves the CPU of a
@@ -62,11 +62,11 @@ class Sockets:
         self.opened = 0
 
     def fileno(self) -> int:
-        """Ready when any of them is."""
+        """Return the selector's file descriptor, which is ready when any socket is."""
         return self._selector.fileno()
 
     def watch(self, socket: int, events: int) -> None:
-        """Waits for `events` at a socket."""
+        """Wait for `events` at a socket from now on."""
         known = self._watched.get(socket)
         if known is None and socket in self._idle:
             known, opened = self._idle.pop(socket)
@@ -82,7 +82,7 @@ class Sockets:
         self._watched[socket] = events
 
     def idle(self, socket: int) -> None:
-        """Waits for nothing at a socket for now."""
+        """Wait for nothing at a socket for now."""
         events = self._watched.pop(socket, None)
         if events is None:
             return
@@ -93,7 +93,7 @@ class Sockets:
             self._selector.unregister(socket)
 
     def ready(self) -> list[tuple[int, int]]:
-        """The sockets where something happened, and what."""
+        """Return the sockets where something happened, and what."""
         found = []
         for key, events in self._selector.select(0):
             if key.fd in self._watched:
@@ -103,9 +103,10 @@ class Sockets:
         return found
 
     def received(self, socket: int) -> int:
-        """Is told of each read, and says how many bytes came in since the first looks, whatever they were.
+        """Count a read, and return how many bytes came in since the first look at this exchange, whatever they were.
 
-        Only Linux tells how many a connection has received; elsewhere it is 0, and time alone is the bound.
+        Most reads are not looked at: then it is 0. Only Linux tells how many bytes a connection has received; elsewhere
+        it is always 0, and time alone is the bound.
         """
         reads = self._reads[socket] = self._reads[socket] + 1
         if (reads % _LOOK_EVERY and reads != _FIRST_LOOK) or sys.platform != "linux":
@@ -119,13 +120,13 @@ class Sockets:
         return received - self._before.setdefault(socket, received)
 
     def forget_idle(self) -> None:
-        """Takes out what is idle, now and from now on."""
+        """Take idle sockets out of the selector, now and from now on."""
         self._keeps_idle = False
         while self._idle:
             self._selector.unregister(self._idle.popitem()[0])
 
     def close(self) -> None:
-        """Lets go of the sockets, which stay open."""
+        """Close the selector; the sockets stay open."""
         self._selector.close()
 
 
@@ -137,7 +138,7 @@ class _UnderWay:
 
 
 class CurlLoop:
-    """Runs easy handles; belongs to the running event loop. `close` it when done.
+    """Runs curl's easy handles; belongs to the running event loop. `close` it when done.
 
     Args:
         connections: to keep alive.
@@ -160,7 +161,7 @@ class CurlLoop:
         self._loop.add_reader(self._sockets, self._on_ready)
 
     async def perform(self, curl: pycurl.Curl, seconds: float) -> int:
-        """Runs one transfer and gives its curl error number, 0 if it went well.
+        """Run one transfer and return its curl error number, 0 if it went well.
 
         Args:
             curl: the handle.
@@ -178,25 +179,25 @@ class CurlLoop:
             self._finish(curl, pycurl.E_ABORTED_BY_CALLBACK)
 
     def is_under_way(self, curl: pycurl.Curl) -> bool:
-        """Whether `perform` has not ended yet."""
+        """Say whether the handle's `perform` has not ended yet."""
         return curl in self._transfers
 
     def hold(self, curl: pycurl.Curl) -> None:
-        """From the write callback: nothing more is to arrive until `go_on`, and time stands still."""
+        """Pause a transfer, from its write callback, until `go_on`; its time stands still."""
         transfer = self._transfers[curl]
         transfer.left = transfer.clock.when() - self._loop.time()
         transfer.clock.cancel()
         curl.pause(pycurl.PAUSE_RECV)
 
     def go_on(self, curl: pycurl.Curl) -> None:
-        """Ends `hold`."""
+        """Resume a transfer that `hold` paused."""
         transfer = self._transfers[curl]
         transfer.clock = self._loop.call_later(transfer.left, self._finish, curl, pycurl.E_OPERATION_TIMEDOUT)
         with WORKING:
             curl.pause(pycurl.PAUSE_CONT)
 
     def close(self) -> None:
-        """Ends every connection. Who still waits for a transfer has to be cancelled before."""
+        """End every connection. Whoever still waits for a transfer has to be cancelled before."""
         if self._timer is not None:
             self._timer.cancel()
         with WORKING:
@@ -205,15 +206,15 @@ class CurlLoop:
         self._sockets.close()
 
     def socket_opened(self) -> None:
-        """To be told of every new connection: see `Sockets`."""
+        """Take note of a new connection; to be called for every one: see `Sockets`."""
         self._sockets.opened += 1
 
     def before_fork(self) -> None:
-        """To be told, while `WORKING` is held, that there will be a child: see `Sockets`."""
+        """Prepare for a fork, while `WORKING` is held: see `Sockets`."""
         self._sockets.forget_idle()
 
     def inherited(self) -> list[Any]:
-        """For a forked child: lets go of the sockets' selector and gives what must never be freed there."""
+        """Close the selector in a forked child, and return what must never be freed there."""
         self._sockets.close()
         return [self._multi, *self._transfers]
 

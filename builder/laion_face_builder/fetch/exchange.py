@@ -3,8 +3,9 @@
 Chosen by measurement, libcurl does it (benchmarks/README.md). What it is told not to do matters as much: no
 redirects, no proxy from the environment, no decompression, no cookies, no protocol but http and https.
 
-Law 7 holds at the socket: `names.Resolver` gives checked addresses, libcurl is pinned to them, and whatever address it
-is about to connect to is checked once more when it asks for the socket.
+Only public addresses are reached (law 7), and that holds at the socket: `names.Resolver` gives checked addresses,
+libcurl is pinned to them, and whatever address it is about to connect to is checked once more when it asks for the
+socket.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Exchanges:
         self._idle: list[Transfer] = []
 
     async def get(self, url: str, host: str, port: int, seconds: float, intake: Intake) -> Answer:
-        """Asks for `url` and reads the answer whole. While there is no room for it, it waits, and time stands still.
+        """Ask for `url` and return the answer, read whole. While there is no room for it, its time stands still.
 
         Args:
             url: as a `WebAddress` has it.
@@ -65,18 +66,18 @@ class Exchanges:
             self._idle.append(transfer)
 
     def close(self) -> None:
-        """Ends every connection; nobody may be waiting any more."""
+        """End every connection; nobody may be waiting any more."""
         self._curls.close()
         for transfer in self._idle:
             transfer.curl.close()
         self._idle.clear()
 
     def before_fork(self) -> None:
-        """As `CurlLoop.before_fork`."""
+        """Prepare for a fork, as `CurlLoop.before_fork`."""
         self._curls.before_fork()
 
     def inherited(self) -> list[object]:
-        """As `CurlLoop.inherited`."""
+        """Return what a forked child must never free, as `CurlLoop.inherited`."""
         return [*self._curls.inherited(), *self._idle]
 
     def _hold(self, transfer: Transfer) -> None:

@@ -1,4 +1,4 @@
-"""Faults of ours in the middle of a fetch: that picture's failure, told once, never the end of an iteration."""
+"""Our own bugs in the middle of a fetch: counted as that picture's failure, logged once, never the end of a stream."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TOLD: set[tuple[str, str]] = set()
 
 
 def counted(error: Exception, url: str) -> PictureError:
-    """The failure that `error` is counted as; the first of each kind and place is logged with its traceback."""
+    """Return the failure that `error` is counted as; log the first of each kind and place with its traceback."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
     kind = type(error).__name__

@@ -44,11 +44,11 @@ class Fetcher:
         _ALL.add(self)
 
     def submit(self, url: str) -> Ticket:
-        """Starts fetching `url`. What is wrong with it shows in the ticket's result; nothing bounds unread results."""
+        """Start fetching `url`. What is wrong with it shows in the ticket's result; nothing bounds unread results."""
         return self._singles_stream().submit([url])[0]
 
     def stream(self, max_buffer_bytes: float, *, by_arrival: bool = False) -> Stream:
-        """A queue of its own for one consumer; `close` it when done.
+        """Open a queue for one consumer; `close` it when done.
 
         Args:
             max_buffer_bytes: of bodies that are arriving or wait to be taken, of all open streams of this fetcher
@@ -58,7 +58,7 @@ class Fetcher:
         return Stream(self._running(), max_buffer_bytes, self._open, by_arrival=by_arrival)
 
     def close(self) -> None:
-        """Ends all that is under way, every connection and the thread. Another `submit` starts anew."""
+        """End all that is under way, every connection and the thread. Another `submit` starts anew."""
         with self._lock:
             stop, self._stop, self._thread, self._singles = self._stop, None, None, None
         if stop is not None:
@@ -107,7 +107,7 @@ class Fetcher:
 
 
 class Stream:
-    """One consumer's queue: submit in order; take in order, or as it comes."""
+    """One consumer's queue: submit addresses in order; take pictures in order, or as they come."""
 
     def __init__(self, thread: FetchThread, max_bytes: float, among: OpenQueues, *, by_arrival: bool = False) -> None:
         self._thread, self._among = thread, among
@@ -117,7 +117,7 @@ class Stream:
         among.add(self._queue)
 
     def submit(self, urls: Sequence[str]) -> list[Ticket]:
-        """Starts fetching all of these; one call for many is cheaper than many."""
+        """Start fetching all of these; one call for many is cheaper than many."""
         jobs = [self._queue.make_job(url) for url in urls]
         self._thread.submit(jobs)
         return [job.ticket for job in jobs]
@@ -133,38 +133,38 @@ class Stream:
         return self._queue.has_done
 
     def is_done_within(self, ticket: Ticket, seconds: float) -> bool:
-        """Whether the next ticket in order is done, now or after a wait."""
+        """Say whether the ticket is done, now or after a wait; it has to be the next in order."""
         return self._queue.is_done_within(ticket, seconds)
 
     def has_done_within(self, oldest: Ticket, seconds: float) -> bool:
-        """Whether `next_done` would answer at once, now or after a wait."""
+        """Say whether `next_done` would answer at once, now or after a wait."""
         return self._queue.has_done_within(oldest, seconds)
 
     def part_of(self, amount: int) -> int:
-        """What this stream may have of an amount that is for all open streams of the fetcher; 1 at least."""
+        """Return this stream's part of an amount that is for all open streams of the fetcher; 1 at least."""
         return max(1, int(self._among.part_of(amount)))
 
     def next_done(self, oldest: Ticket) -> Ticket:
-        """Waits for a ticket that is done and was not given before; for streams by arrival.
+        """Wait for a ticket that is done and was not given before; for streams by arrival.
 
         Args:
-            oldest: the first of those that were not yet given; it comes even if the buffer has no room.
+            oldest: the first ticket that was not given yet; its picture comes even if the buffer has no room.
         """
         return self._queue.next_done(oldest)
 
     def take(self, ticket: Ticket) -> FetchedPicture:
-        """Waits for a ticket, the next in order or one that `next_done` gave. Raises as `Ticket.result`."""
+        """Wait for the picture of a ticket: the next in order, or one of `next_done`. Raises as `Ticket.result`."""
         return self._queue.take(ticket)
 
     def close(self) -> None:
-        """Ends what is under way."""
+        """End the fetches under way."""
         self._among.remove(self._queue)
         self._queue.post_end(None)
 
 
 @contextmanager
 def shared_fetcher(limits: FetchLimits, cache: PictureCache | None = None) -> Iterator[Fetcher]:
-    """The fetcher of this process for these limits and this cache; closed when the last who uses it is done."""
+    """Yield the process's one fetcher for these limits and this cache; close it when its last user is done."""
     key = limits, cache and (cache.folder, cache.max_bytes)
     with _SHARING:
         fetcher = _SHARED.get(key) or Fetcher(limits, cache)

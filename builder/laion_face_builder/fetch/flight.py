@@ -1,4 +1,7 @@
-"""One step of a fetch with all that it takes: the cache, the network, the check. Who may start is decided elsewhere."""
+"""One step of a fetch: a look into the cache, or an exchange with a host and the check of its picture.
+
+Which fetch may start, and when, is decided elsewhere (`scheduler`).
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,7 @@ class Landing:
 
     Attributes:
         step: what comes next, or how the job ends.
-        contact: what it showed of the host.
+        contact: what the step showed of the host.
         began: when the host was asked, by `time.monotonic`.
         reason: why the host gave no picture.
         wait: seconds that the host asks us to stay away.
@@ -75,11 +78,11 @@ class Flights:
 
     @property
     def has_cache(self) -> bool:
-        """Whether there are pictures of earlier epochs."""
+        """Whether there is a cache with pictures of earlier epochs."""
         return self._cache is not None
 
     async def look_in_cache(self, job: Job) -> Landing:
-        """The picture out of the cache, or on to the network."""
+        """Look for the picture in the cache; if it is not there, the network is the next step."""
         job.course.has_begun = True
         kept = await self._loop.run_in_executor(self._cache_threads, self._from_cache, job.course.origin)
         if kept is None:
@@ -88,11 +91,11 @@ class Flights:
         return Landing(kept)
 
     def knows(self, host: str) -> bool:
-        """Whether nobody needs to look `host` up."""
+        """Say whether nobody needs to look `host` up."""
         return self._limits.proxy is not None or self._resolver.knows(host)
 
     async def look_up(self, host: str, port: int) -> PictureError | None:
-        """Has the host's addresses ready, or says why there are none. A lost answer is asked for again."""
+        """Have the host's addresses ready, or return why there are none. A lost answer is asked for again."""
         for left in range(self._limits.retries, -1, -1):
             try:
                 await self._resolver.resolve(host, port)
@@ -107,7 +110,7 @@ class Flights:
         return None
 
     async def exchange(self, job: Job) -> Landing:
-        """Asks the host once, and checks what it gives."""
+        """Ask the host once, and check what it gives."""
         course, began, job.waited = job.course, time.monotonic(), 0.0
         if (seconds := course.share(self._limits)) <= 0:
             return Landing(PictureError("timeout", f"{self._limits.timeout:g} s are over"))
@@ -139,7 +142,7 @@ class Flights:
         return Landing(step, contact, began, f"http_{answer.status}", wait, is_heard=True)
 
     async def reaches(self, host: str, port: int) -> bool:
-        """Whether anybody answers at `host`, be it with a refusal; asks for a connection and nothing else."""
+        """Say whether anybody answers at `host`, be it with a refusal; ask for a connection and nothing else."""
         try:
             addresses = await self._resolver.resolve(host, port)
             opening = asyncio.open_connection(addresses[0], port)
@@ -152,18 +155,18 @@ class Flights:
         return True
 
     def close(self) -> None:
-        """Ends every connection and the helpers; nobody may be waiting any more."""
+        """End every connection and the helper threads; nobody may be waiting any more."""
         self._exchanges.close()
         self._resolver.close()
         self._helpers.shutdown(wait=True, cancel_futures=True)
         self._cache_threads.shutdown(wait=True, cancel_futures=True)
 
     def before_fork(self) -> None:
-        """As `CurlLoop.before_fork`."""
+        """Prepare for a fork, as `CurlLoop.before_fork`."""
         self._exchanges.before_fork()
 
     def inherited(self) -> list[object]:
-        """For a forked child: what must never be freed there."""
+        """Return what a forked child must never free."""
         return [self, *self._exchanges.inherited()]
 
     def _failed(self, job: Job, error: PictureError, began: float) -> Landing:

@@ -1,9 +1,9 @@
-"""Which addresses pictures may come from: globally routable ones, and never a name checked and another connected to.
+"""Which addresses pictures may come from: globally routable ones; the one checked is the one connected to.
 
 The one rule is: resolve a host to addresses, check those, connect to those. Odd spellings ("127.1", "0x7f.1",
 "2130706433", "localhost.") need no rule of their own, because what they resolve to is what is checked.
 
-`is_public` and `AddressRule`, the tables behind the check, are in `addresses` and are had from here.
+`is_public` and `AddressRule`, the tables behind the check, are in `addresses` and can be imported from here.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _PROXY_VARIABLES = ("https_proxy", "http_proxy", "all_proxy", "ftp_proxy")
 
 
 def refuse_user_proxy(environ: Mapping[str, str], trust_proxy: bool) -> str | None:
-    """The proxy that the environment asks for, if it is trusted; None if there is none.
+    """Return the proxy that the environment asks for, if it is trusted; None if there is none.
 
     Args:
         environ: the environment; http_proxy, https_proxy, all_proxy and ftp_proxy count, in either case.
-        trust_proxy: the user's word that this proxy keeps private addresses closed: behind it our check is its own.
+        trust_proxy: the user's word that this proxy keeps private addresses closed: it then does our check.
 
     Returns:
         "http://[user:password@]host:port". https_proxy is preferred where several are set.

@@ -1,4 +1,4 @@
-"""One object owns a host: how many connections it gets, who waits for one, and whether it is worth asking at all.
+"""How a host is used: how many connections it gets, who waits for one, and whether it is worth asking at all.
 
 How many: a host starts with 8 connections. Quick answers while all are in use add one a round, up to the limit; 429 and
 503 halve it, once for all that were asked together. All processes of this machine share the limit (`machine`). Waiting
@@ -53,7 +53,7 @@ class Contact(Enum):
 
 
 class Host(Generic[Job]):
-    """One host.
+    """One host, with its connections and its queue.
 
     A host that is silent is asked one picture at a time, so that one which comes back loses nothing of its queue. If it
     stays silent for `patience`, its queue fails: else 4,096 pictures of a dead host would hold up a stream for hours.
@@ -85,11 +85,11 @@ class Host(Generic[Job]):
 
     @property
     def limit(self) -> int:
-        """Connections that it may have now."""
+        """Connections that the host may have now."""
         return 1 if self.state is HostState.DOUBTED else int(self._limit)
 
     def enter(self, job: Job, now: float, *, is_back: bool) -> bool:
-        """Takes a connection for `job`, or puts the job in the queue (False): in front, if it `is_back`.
+        """Take a connection for `job`, or queue the job and return False: in front, if it `is_back`.
 
         Raises:
             PictureError: the host is down; the reason is that of what showed it.
@@ -105,7 +105,7 @@ class Host(Generic[Job]):
         return True
 
     def leave(self, contact: Contact, began: float, now: float, reason: str = "", wait: float = 0.0) -> None:
-        """Gives a connection back.
+        """Give a connection back, with what it showed of the host.
 
         Args:
             contact: what the exchange showed.
@@ -125,7 +125,7 @@ class Host(Generic[Job]):
         self._share.keep(self.busy, self._wanted, now)
 
     def freed(self, now: float, is_ready: Callable[[Job], bool]) -> Iterator[Job]:
-        """Takes those out of the queue that should try to `enter` now, in order.
+        """Yield, in order, the jobs that should try to `enter` now; they are taken out of the queue.
 
         Args:
             now: the time.
@@ -143,19 +143,19 @@ class Host(Generic[Job]):
             yield job
 
     def forgive(self) -> None:
-        """Forgets its silence: it was not the host's."""
+        """Forget the host's silence: it was not the host's fault."""
         self._silences = 0
         if self.state is HostState.DOUBTED or (self.state is HostState.DOWN and not self._refusals):
             self.state = HostState.OPEN
 
     def moves_at(self) -> float | None:
-        """When its queue has to be looked at, if nothing comes back before; None if that would not help."""
+        """Return when the queue has to be looked at if nothing comes back before; None if that would not help."""
         if self.waiting and self.state is HostState.HELD:
             return self._until
         return self._share.moves_at(self.busy, is_wanted=self._wanted > self.busy)
 
     def close(self) -> None:
-        """Leaves its connections to other processes."""
+        """Leave the host's connections to other processes."""
         self._share.keep(0, 0, 0.0)
 
     @property
@@ -224,7 +224,7 @@ class Host(Generic[Job]):
 
 
 class Hosts(Generic[Job]):
-    """The hosts by name, those that were used lately. For one thread.
+    """The hosts by name, as far as they were used lately. For one thread.
 
     Args:
         most: connections to one host at a time.

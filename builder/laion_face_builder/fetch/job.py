@@ -1,4 +1,4 @@
-"""One picture on its way, and the promise that is given for it.
+"""One picture on its way (`Job`), and the future that its consumer waits for (`Ticket`).
 
 A job belongs to the fetcher's thread, its ticket to whoever waits: `settle` is where they meet, without a lock but for
 the one that a waiter brings along.
@@ -39,27 +39,27 @@ class FetchedPicture:
 
     @property
     def status(self) -> str:
-        """As a picture from a tar would have it."""
+        """Always "ok", the status of a usable picture in a tar."""
         return "ok"
 
     @property
     def width(self) -> int:
-        """Pixels, as stored."""
+        """Width of the stored picture, pixels."""
         return self.picture.width
 
     @property
     def height(self) -> int:
-        """Pixels, as stored."""
+        """Height of the stored picture, pixels."""
         return self.picture.height
 
     @property
     def orientation(self) -> int:
-        """See `pictures.Picture`."""
+        """The EXIF orientation; see `pictures.Picture`."""
         return self.picture.orientation
 
     @property
     def sha256(self) -> str:
-        """Of the bytes, in hex; worked out when asked for."""
+        """SHA-256 of the bytes, in hex; worked out when asked for."""
         return sha256(self.data).hexdigest()
 
 
@@ -67,7 +67,7 @@ Outcome = FetchedPicture | BaseException
 
 
 class Ticket:
-    """The promise of one picture. One thread at a time may wait for it."""
+    """The future of one picture. One thread at a time may wait for it."""
 
     __slots__ = ("_done", "_job", "_outcome", "_owner", "_waiter", "number")
 
@@ -80,11 +80,11 @@ class Ticket:
         self._owner = job.queue.owner
 
     def done(self) -> bool:
-        """Whether `result` would answer at once."""
+        """Say whether `result` would answer at once."""
         return self._outcome is not None
 
     def result(self, timeout: float | None = None) -> FetchedPicture:
-        """Waits for the picture.
+        """Wait for the picture, and return it.
 
         Args:
             timeout: seconds; None waits as long as it takes, which the fetch's own bounds keep finite.
@@ -101,20 +101,20 @@ class Ticket:
         raise self._outcome or cancelled()
 
     def is_done_within(self, seconds: float) -> bool:
-        """Whether `result` would answer at once, now or after a wait."""
+        """Say whether `result` would answer at once, now or after a wait."""
         with suppress(TimeoutError):
             if self._outcome is None:
                 self._wait(seconds)
         return self._outcome is not None
 
     def cancel(self) -> None:
-        """Ends the fetch, if it has not ended; `result` then raises CancelledError."""
+        """End the fetch, if it has not ended; `result` then raises CancelledError."""
         job = self._job
         if job is not None and not self.done():
             job.queue.post_end([job])
 
     def settle(self, outcome: Outcome) -> None:
-        """For the fetcher's thread: this is how it ended. The first one counts."""
+        """Set how the fetch ended, from the fetcher's thread. Only the first call counts."""
         if self._outcome is None:
             self._job = None
             self._outcome = outcome
@@ -174,17 +174,17 @@ class Job:
 
     @property
     def open(self) -> bool:
-        """Whether somebody still waits for it."""
+        """Whether the job is not settled yet."""
         return self.state is not JobState.ENDED
 
     def grow(self, count: int) -> bool:
-        """Counts bytes that arrive; False if the buffer is full and somebody ahead of this job still has to come."""
+        """Count bytes that arrive; return False if the buffer is full and a job ahead of this one still has to come."""
         self.size += count
         self.queue.arrived += count
         return self.number <= self.queue.head or not self.queue.is_over_full
 
     def hold(self, go_on: Callable[[], None]) -> None:
-        """After `grow` said False: nothing more arrives until `go_on` is called, once there is room."""
+        """Wait for room, after `grow` returned False: nothing more arrives until `go_on` is called."""
         self._go_on = go_on
         if self.state is JobState.FLYING:
             self.state = JobState.WAITING
@@ -192,20 +192,20 @@ class Job:
             self.queue.wait_for_room(self)
 
     def go_on(self) -> None:
-        """Ends `hold`."""
+        """Resume what `hold` stopped."""
         self.state = JobState.FLYING
         self.waited += time.monotonic() - self._waits_since
         if self._go_on is not None:
             self._go_on()
 
     def shrink(self) -> None:
-        """Gives back the bytes of a body that is not kept."""
+        """Give back the bytes of a body that is not kept."""
         self.queue.arrived -= self.size
         self.size = 0
 
 
 def cancelled() -> CancelledError:
-    """How a fetch ends that nobody wants any more."""
+    """Return the error of a fetch that nobody wants any more."""
     return CancelledError("the fetch was cancelled, or its fetcher closed")
 
 

@@ -1,4 +1,4 @@
-"""How far a fetch may go: one frozen object that the rooms of fetching share.
+"""The bounds of a fetch: one frozen object that all modules of fetching share.
 
 What counts as what:
 
@@ -27,7 +27,7 @@ _HOME = "https://github.com/FacePerceiver/LAION-Face"
 
 @dataclass(frozen=True)
 class FetchLimits:
-    """The bounds of every fetch, and whom it says it is.
+    """The bounds of every fetch, and the name under which it asks.
 
     Attributes:
         timeout: seconds for one picture, see above.
@@ -77,7 +77,7 @@ class FetchLimits:
 
     @classmethod
     def of(cls, transfer: Transfer, *, concurrency: int = 256, environ: Mapping[str, str] | None = None) -> FetchLimits:
-        """The limits that a user's transfer options mean.
+        """Return the limits that a user's transfer options mean.
 
         Args:
             transfer: validated options.
@@ -107,7 +107,7 @@ class FetchLimits:
 
     @property
     def max_wire_bytes(self) -> int:
-        """Of one answer with all that is wrapped around it: TLS and chunks take a few per cent."""
+        """The most bytes of one answer with all that is wrapped around it: TLS and chunks take a few per cent."""
         return self.max_bytes + self.max_bytes // 4 + self.max_header_bytes + (1 << 20)
 
     @property

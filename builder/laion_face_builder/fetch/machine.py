@@ -45,10 +45,10 @@ _HAS_LOCKS = sys.platform == "linux" and sys.maxsize > 2**32
 
 
 class Machine:
-    """The lock files; one object for each engine. `close` it when done, and in a forked child.
+    """The lock files; one object for each fetcher's thread. `close` it when done, and in a forked child.
 
     Args:
-        is_shared: False for a bound that is this engine's own.
+        is_shared: False for a bound that is this thread's own.
     """
 
     def __init__(self, *, is_shared: bool = True) -> None:
@@ -60,7 +60,7 @@ class Machine:
             self._do_without(error)
 
     def share(self, host: str, most: int) -> Share:
-        """This engine's share of what a host is asked at a time; nothing yet.
+        """Return this thread's share of what a host is asked at a time; it has no slots yet.
 
         Args:
             host: its name.
@@ -69,13 +69,13 @@ class Machine:
         return Share(self, zlib.crc32(host.encode("utf-8", "replace")), most)
 
     def close(self) -> None:
-        """Lets go of the files, and with them of every lock unless the parent of this process has them."""
+        """Close the files, and with them let go of every lock unless the parent of this process has them open."""
         files, self._files = self._files, []
         for file in files:
             os.close(file)
 
     def set_lock(self, host: int, byte: int, kind: int) -> bool:
-        """Locks or unlocks a byte of a host's range; False if another engine has it."""
+        """Lock or unlock a byte of a host's range; return False if another thread or process has it."""
         if not self._files:
             return True
         try:
@@ -87,7 +87,7 @@ class Machine:
         return True
 
     def is_locked(self, host: int, byte: int) -> bool:
-        """Whether another engine has a lock on the byte."""
+        """Say whether another thread or process has a lock on the byte."""
         if not self._files:
             return False
         asked = _flock(fcntl.F_WRLCK, host, byte)
@@ -115,7 +115,7 @@ class Machine:
 
 
 class Share:
-    """One engine's slots of one host: as many requests as it may have under way."""
+    """A fetcher's slots of one host: as many requests as it may have under way."""
 
     def __init__(self, machine: Machine, host: int, most: int) -> None:
         self._machine, self._host = machine, host
@@ -128,18 +128,18 @@ class Share:
 
     @property
     def held(self) -> int:
-        """How many slots it has."""
+        """Slots that the share has."""
         return len(self._held)
 
     def grow(self, count: int, now: float) -> bool:
-        """Whether it has `count` slots, or gets them now."""
+        """Say whether the share has `count` slots, or gets them now."""
         while len(self._held) < count:
             if now < self._asks_at or not self._take(now):
                 return False
         return True
 
     def keep(self, used: int, wanted: int, now: float) -> None:
-        """Gives back what is not wanted, and one slot more if it is another's turn.
+        """Give back what is not wanted, and one slot more if it is another's turn.
 
         Args:
             used: slots that are in use.
@@ -161,13 +161,13 @@ class Share:
                 self._held.append((now + _LEASE, self._held.popleft()[1]))
 
     def moves_at(self, used: int, *, is_wanted: bool) -> float | None:
-        """When to look again whether there are more slots, or whether some were kept for nothing."""
+        """Return when to look again for more slots, or for some that were kept for nothing; None if never."""
         if is_wanted and len(self._held) <= used:
             return self._asks_at
         return self._spare_until if len(self._held) > used else None
 
     def trim(self, used: int, now: float) -> None:
-        """Gives back what was kept for too long without being used."""
+        """Give back slots that were kept for too long without being used."""
         while len(self._held) > used and now >= self._spare_until:
             self._give()
 

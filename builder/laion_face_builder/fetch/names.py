@@ -1,10 +1,10 @@
-"""Names to addresses that may be connected to.
+"""Resolve host names to addresses that may be connected to.
 
 The one rule is: resolve a host to addresses, check those, connect to those. Odd spellings ("127.1", "0x7f.1",
 "2130706433", "localhost.") need no rule of their own, because what they resolve to is what is checked.
 
-An unknown name is an answer, and kept for a while. No answer (EAI_AGAIN, a lost or slow name server) is none: it is
-never kept, and may be another one the next time.
+That a name is unknown is an answer, and kept for a while. A missing answer (EAI_AGAIN, a lost or slow name server) is
+never kept: there may be one the next time.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class NoAnswer(PictureError):
 
 
 def look_up(host: str) -> list[str]:
-    """The addresses of `host` by the system's resolver, in its order of preference (blocking).
+    """Return the addresses of `host` by the system's resolver, in its order of preference (blocking).
 
     Raises:
-        OSError, UnicodeError: it has none.
+        OSError, UnicodeError: it has none, or nobody answered.
     """
     found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
@@ -74,7 +74,7 @@ class _Askers:
             threading.Thread(target=self._work, name="laion-face-dns", daemon=True).start()
 
     def close(self) -> None:
-        """Ends the threads: those that are idle now, the others after their question."""
+        """End the threads: those that are idle now, the others after their question."""
         for _ in range(self._count):
             self._questions.put(None)
 
@@ -86,12 +86,12 @@ class _Askers:
 
 
 class Resolver:
-    """Names to checked addresses, with a cache. For one event loop; `close` it when done.
+    """Resolves names to checked addresses, with a cache. For one event loop; `close` it when done.
 
     Args:
         allow: which addresses may be given.
         lookup: what asks the system; blocking, runs in threads of its own so that slow names do not stop others.
-            OSError but for the unknown name's means that nobody answered.
+            An OSError, unless it says that the name is unknown, means that nobody answered.
         timeout: seconds that a caller waits; the question goes on and fills the cache.
         ttl: seconds that an answer is kept. The system does not tell the record's own.
         negative_ttl: seconds that an unknown name is kept, or one at addresses that are refused.
@@ -119,7 +119,7 @@ class Resolver:
         self._is_closed = False
 
     def knows(self, host: str) -> bool:
-        """Whether `resolve` would answer, or refuse, at once."""
+        """Say whether `resolve` would answer, or refuse, at once."""
         try:
             answer = self._answers.get(_plain_name(host))
         except PictureError:
@@ -127,7 +127,7 @@ class Resolver:
         return answer is not None and answer.until >= time.monotonic()
 
     async def resolve(self, host: str, port: int) -> list[str]:
-        """The addresses of `host` that may be connected to, best first; never empty.
+        """Return the addresses of `host` that may be connected to, best first; never empty.
 
         Raises:
             PictureError: "bad_url" (not a host name), "dns" (unknown), "private_address" (it has only addresses
@@ -145,7 +145,7 @@ class Resolver:
         return list(answer.addresses)
 
     def close(self) -> None:
-        """Ends the threads, without waiting for questions that are still open."""
+        """End the threads, without waiting for questions that are still open."""
         self._is_closed = True
         self._askers.close()
 
@@ -161,7 +161,7 @@ class Resolver:
         return question.result()
 
     def _work(self, name: str, question: asyncio.Future[_Answer]) -> None:
-        """What one of the threads does."""
+        """Answer one question, in one of the threads."""
         answer: _Answer | BaseException
         try:
             answer = self._answer(name)
@@ -207,7 +207,10 @@ class Resolver:
 
 @lru_cache(4096)
 def _plain_name(host: str) -> str:
-    """Kept, because the idna codec is slow and most of a stream's pictures share their hosts."""
+    """Return the host name in lower-case ASCII (IDNA).
+
+    Cached, because the idna codec is slow and most of a stream's pictures share their hosts.
+    """
     try:
         name = host.encode("idna").decode("ascii").lower()
     except UnicodeError as error:

@@ -1,6 +1,6 @@
-"""Whether it is us: telling a lost network, or a machine that slept, from pictures that are gone.
+"""Whether the network works: telling a lost one, or a machine that slept, from pictures that are gone.
 
-A quarter of LAION's pictures are gone, hosts and all, and that is the web. It is told from an outage by breadth and by
+A quarter of LAION's pictures are gone, hosts and all, and that is the web. An outage is known by its breadth and its
 silence: `BREADTH` hosts, all different, were asked, and meanwhile nobody at all has said anything. Anything counts: a
 picture, a 404, a refused connection, a broken handshake, a name server's word that there is no such name (macOS says
 that without a network too, so there it does not count). Silence is a connection that does not come about or brings no
@@ -32,7 +32,7 @@ _LATE = 3.0
 
 
 class NetworkState(Enum):
-    """What is thought of the network."""
+    """What is known of the network."""
 
     WORKING = "somebody was heard, or too few were asked"
     DOUBTED = "nobody was heard: one that was heard before is asked"
@@ -40,7 +40,7 @@ class NetworkState(Enum):
 
 
 class Network:
-    """Hears of every exchange; for one thread."""
+    """The network's state, kept from what is heard of every exchange; for one thread."""
 
     def __init__(self) -> None:
         self.state = NetworkState.WORKING
@@ -53,7 +53,7 @@ class Network:
         self.out_since = self.asks_at = 0.0
 
     def heard(self, now: float, host: str = "", port: int = 0) -> None:
-        """Somebody said something: the network is there."""
+        """Take note that somebody said something: the network is there."""
         self._heard_at = now
         if host and (host, port) not in self._witnesses:
             self._witnesses[host, port] = None
@@ -65,11 +65,11 @@ class Network:
             self.state = NetworkState.WORKING
 
     def is_unheard(self, began: float) -> bool:
-        """Whether nobody has said anything since `began`, so that a failure since then may be ours."""
+        """Say whether nobody has said anything since `began`, so that a failure since then may be ours."""
         return began > self._heard_at
 
     def silent(self, host: str, now: float) -> None:
-        """A host was asked, and since then nobody said anything."""
+        """Take note that a host was asked, and since then nobody said anything."""
         self._silent.add(host)
         if self.state is NetworkState.OUT:
             self.asks_at = now + self._pause
@@ -83,12 +83,12 @@ class Network:
         return list(reversed(self._witnesses))
 
     def lost(self, now: float) -> None:
-        """The witnesses are silent too, or there are none."""
+        """Take the network as lost: the witnesses are silent too, or there are none."""
         self.state = NetworkState.OUT
         self.out_since = self.asks_at = now
 
     def slept(self, since: float, meant: float, now: float) -> bool:
-        """Whether the machine stood still: more time is gone than was meant to, by a clock that counts sleep.
+        """Say whether the machine stood still: by a clock that counts sleep, more time has passed than was meant to.
 
         Args:
             since: seconds by that clock since it was looked at last.
@@ -101,5 +101,5 @@ class Network:
         return True
 
     def was_asleep(self, began: float) -> bool:
-        """Whether the machine slept after `began`: what was under way then is lost, and nobody's fault."""
+        """Say whether the machine slept after `began`: what was under way then is lost, and nobody's fault."""
         return began < self._awake_since

@@ -34,10 +34,10 @@ class NoFiles(PictureError):
 
 
 class Shortage:
-    """How long nothing is started for want of files; for one thread. Times are seconds of one clock.
+    """How long nothing is started because no file descriptor is left; for one thread. Times are seconds of one clock.
 
     Args:
-        patience: seconds after which it is given up.
+        patience: seconds after which waiting is given up.
     """
 
     def __init__(self, patience: float) -> None:
@@ -49,7 +49,7 @@ class Shortage:
         self.until = float("-inf")
 
     def met(self, now: float) -> None:
-        """Hears that a file was wanted and none was left."""
+        """Take note that a file was wanted and none was left."""
         if now < self.until:
             return
         if self._since is None:
@@ -65,12 +65,12 @@ class Shortage:
             )
 
     def heard(self, began: float) -> None:
-        """Hears of an exchange that went well."""
+        """Take note of an exchange that went well."""
         if self._since is not None and began >= self.until:
             self._since, self._pause = None, _FIRST_PAUSE
 
     def is_too_long(self, now: float) -> bool:
-        """Whether it is to be given up; then it begins anew."""
+        """Say whether waiting is to be given up; if so, it begins anew."""
         if self._since is None or now - self._since < self._patience:
             return False
         self._since, self._pause, self.until = None, _FIRST_PAUSE, now
@@ -78,7 +78,7 @@ class Shortage:
 
 
 def are_gone(error: BaseException | None = None) -> bool:
-    """Whether `error` says that no file is left, or (None) trying shows it."""
+    """Say whether `error` means that no file is left, or (None) find out by opening some."""
     if error is None:
         try:
             reader, writer = os.pipe()
@@ -91,9 +91,9 @@ def are_gone(error: BaseException | None = None) -> bool:
 
 
 def within(limits: FetchLimits) -> FetchLimits:
-    """The same limits, with no more pictures in flight and connections kept than there may be open files.
+    """Return the same limits, with no more pictures in flight and connections kept than there may be open files.
 
-    The process's soft limit is raised to its hard one first. What is left after that decides, and is told if it is
+    The process's soft limit is raised to its hard one first. What is left after that decides, and is logged if it is
     less than what was asked for.
     """
     free = max(0, _raised() - _open_now() - _OTHERS)

@@ -1,7 +1,7 @@
-"""How a site says that its pictures are to be left alone, and whether it means us.
+"""Opt-outs: how a site says that its pictures are to be left alone, and whether it means us.
 
-Heard today is the header X-Robots-Tag of the picture's own answer, as img2dataset hears it and as its search engines
-define it (https://developers.google.com/search/docs/crawling-indexing/robots-meta-tag). One function decides for
+What is read today is the header X-Robots-Tag of the picture's own answer, as img2dataset reads it and as Google defines
+it (https://developers.google.com/search/docs/crawling-indexing/robots-meta-tag). One function decides for
 streams and downloads. What else a site may say has its place here: other headers of the answer (`tdm-reservation`,
 `Content-Usage`) in `refusal`, and what has to be asked for before (robots.txt, `/.well-known/tdmrep.json`) beside it.
 """
@@ -29,7 +29,7 @@ _ALL = "*"
 
 
 def refusal(robots_tags: Iterable[str], token: str, directives: Collection[str] = OPT_OUT) -> str:
-    """Why a site's headers forbid `token` the picture, in words; "" if they do not.
+    """Say why a site's headers forbid `token` the picture, in words; "" if they do not.
 
     Each X-Robots-Tag header is a list. "otherbot: noindex" speaks to otherbot alone, and so do the directives behind it
     in the same header, until another name. "none" is all of them at once, and a date of `unavailable_after` that is
@@ -60,7 +60,7 @@ def _first(value: str, token: str, honoured: Collection[str]) -> str:
 
 
 def _is_over(date: str) -> bool:
-    """Whether a date (RFC 822, 850 or ISO 8601) has passed. What is no date never does."""
+    """Say whether a date (RFC 822, 850 or ISO 8601) has passed. What is no date never has."""
     for read in (_iso, parsedate_to_datetime):
         try:
             when = read(date)

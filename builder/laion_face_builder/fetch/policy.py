@@ -51,11 +51,11 @@ class Course:
 
     @property
     def is_back(self) -> bool:
-        """Whether its host was asked before, so that it goes before those that were not."""
+        """Whether the host was asked for this picture before, so that it goes before those that were not asked for."""
         return bool(self.tries or self.hops) or self.refused_at is not None
 
     def share(self, limits: FetchLimits) -> float:
-        """Seconds for the next exchange: redirects and the tries still to come leave each other their part."""
+        """Return the seconds for the next exchange: an equal part of the time left for each try still to come."""
         return max(0.0, limits.timeout - self.spent) / (1 + limits.retries - self.tries)
 
 
@@ -74,7 +74,7 @@ class Again:
 
 @dataclass(frozen=True, slots=True)
 class Later:
-    """The host wants to be left alone. That costs the picture neither a try nor time: its host's queue waits.
+    """The host wants to be left alone. That costs the picture neither a try nor time: the host's queue waits.
 
     Attributes:
         pause: seconds that the host asks for; 0 if it does not say.
@@ -84,7 +84,7 @@ class Later:
 
 
 def after_answer(course: Course, answer: Answer, limits: FetchLimits, now: float) -> bytes | Again | Later:
-    """The picture's bytes, or what to do next.
+    """Return the picture's bytes, or what to do next.
 
     Raises:
         PictureError: "opt_out", "redirects", "bad_redirect", "http_…", "empty".
@@ -106,7 +106,7 @@ def after_answer(course: Course, answer: Answer, limits: FetchLimits, now: float
 
 
 def after_failure(course: Course, error: PictureError, limits: FetchLimits) -> Again:
-    """When to try again.
+    """Return when and where to try again.
 
     Args:
         course: how far the fetch has come.
@@ -114,7 +114,7 @@ def after_failure(course: Course, error: PictureError, limits: FetchLimits) -> A
         limits: the bounds.
 
     Raises:
-        PictureError: `error`: it cannot pass, or there is no try or no time left.
+        PictureError: `error` itself, if it cannot pass, or there is no try or no time left.
     """
     if not can_pass(error) or course.tries >= limits.retries:
         raise error
@@ -128,7 +128,7 @@ def after_failure(course: Course, error: PictureError, limits: FetchLimits) -> A
 
 
 def can_pass(error: PictureError) -> bool:
-    """Whether another try may end otherwise."""
+    """Say whether another try may end otherwise."""
     return error.reason in PASSING or error.reason.startswith("http_5") or isinstance(error, NoAnswer)
 
 

@@ -1,4 +1,4 @@
-"""Who may start when.
+"""The scheduler: which fetches may start, and when.
 
 A job starts when four things are there at once: its turn in its stream's queue, room in that stream's buffer, a free
 place in flight, and a connection that its host may have. Nothing is held while waiting for the rest, so no two streams
@@ -32,8 +32,8 @@ class Scheduler:
 
     Args:
         limits: the bounds.
-        flights: take a job a step further.
-        machine: what the bounds of each host are shared by with other processes.
+        flights: takes a job a step further.
+        machine: shares the bounds of each host with other processes.
     """
 
     def __init__(self, limits: FetchLimits, flights: Flights, machine: Machine) -> None:
@@ -53,7 +53,7 @@ class Scheduler:
         self._is_stopped = False
 
     def accept(self, jobs: Sequence[Job]) -> None:
-        """Takes new jobs; `schedule` starts them."""
+        """Take new jobs; `schedule` starts them."""
         for job in jobs:
             queue = job.queue
             if queue.closed or self._is_stopped:
@@ -66,7 +66,7 @@ class Scheduler:
                 queue.push(job)
 
     def end(self, queue: StreamQueue, jobs: list[Job] | None) -> None:
-        """Ends jobs of a queue; with None all of them, and the queue."""
+        """End jobs of a queue; with None all of them, and the queue."""
         if jobs is None:
             queue.closed = True
             jobs = [job for job in self._open if job.queue is queue]
@@ -75,7 +75,7 @@ class Scheduler:
             self._settle(job, cancelled())
 
     async def stop(self) -> None:
-        """Ends all jobs and waits until none is in flight."""
+        """End all jobs and wait until none is in flight."""
         self._is_stopped = True
         self._vigil.close()
         tasks = [job.task for job in self._open if job.task is not None]
@@ -88,14 +88,14 @@ class Scheduler:
         await asyncio.gather(*tasks, *self._lookups, return_exceptions=True)
 
     def wait_for_room(self, job: Job) -> None:
-        """Lets others have the place of a job whose body waits for room, and its connection to the host."""
+        """Let others have the place of a job whose body waits for room, and its connection to the host."""
         self._placeless.add(job)
         self._flying -= 1
         self._hosts[job.host].leave(Contact.NONE, 0.0, self._loop.time())
         self._freed.add(job.host)
 
     def schedule(self) -> None:
-        """Starts what may start."""
+        """Start every job that may start now."""
         self._make_way()
         while self._may_start():
             job = self._next_job()
@@ -212,7 +212,7 @@ class Scheduler:
             )
 
     def go_on(self, job: Job, step: Outcome | Again | Later) -> None:
-        """Settles a job, or has it go on where its last step says."""
+        """Settle a job, or have it go on where its last step says."""
         if not isinstance(step, (Again, Later)):
             self._settle(job, step)
             return
@@ -227,12 +227,12 @@ class Scheduler:
             self.queue(job)
 
     def forgive_hosts(self) -> None:
-        """Forgets the silence of all hosts, which was not theirs."""
+        """Forget the silence of all hosts, which was not theirs."""
         for host in self._hosts:
             host.forgive()
 
     def give_up(self, error: Callable[[], NetworkOutage]) -> None:
-        """Ends all jobs there are; each gets an error of its own."""
+        """End all jobs there are; each gets an error of its own."""
         for job in list(self._open):
             self._settle(job, error())
 
@@ -243,19 +243,19 @@ class Scheduler:
             self.schedule()
 
     def queue(self, job: Job) -> None:
-        """Puts a job that was taken out back into its stream's queue."""
+        """Put a job that was taken out back into its stream's queue."""
         job.state = JobState.QUEUED
         job.queue.push_back(job)
 
     def _release(self, name: str) -> None:
-        """Lets those go on that waited for the host, as many as may."""
+        """Queue those jobs again that waited for the host, as many as may start."""
         for job in self._hosts[name].freed(self._loop.time(), lambda job: job.open and job.queue.has_room(job)):
             if job.open:
                 self.queue(job)
         self._watch(name)
 
     def _watch(self, name: str) -> None:
-        """Sees to it that a queue which moves by the clock is looked at in time."""
+        """Set a timer for a host's queue that moves by the clock."""
         when, timer = self._hosts[name].moves_at(), self._timers.get(name)
         if when is not None and (timer is None or when < timer.when()):
             if timer is not None:

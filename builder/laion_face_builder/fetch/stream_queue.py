@@ -73,12 +73,12 @@ class StreamQueue:
         return self.arrived - self.taken
 
     def make_job(self, url: str) -> Job:
-        """The next job in order."""
+        """Make the next job in order."""
         self._numbers += 1
         return Job(self, self._numbers, url)
 
     def take(self, ticket: Ticket) -> FetchedPicture:
-        """Waits for the picture that is next and takes its bytes off the queue. Raises as `Ticket.result`."""
+        """Wait for the picture that is next, and take its bytes off the queue. Raises as `Ticket.result`."""
         self._let_through(ticket)
         found = ticket.result()
         self.taken += len(found.data)
@@ -90,19 +90,19 @@ class StreamQueue:
         return self._next_done is not None or not self.done.empty()
 
     def next_done(self, oldest: Ticket) -> Ticket:
-        """Waits for any ticket that is done; each is given once. The oldest of all that were not is let through."""
+        """Wait for any ticket that is done; each is given once. `oldest`, the first not given, is let through."""
         refuse_in_child(self.owner)
         self._let_through(oldest)
         found, self._next_done = self._next_done, None
         return found or self.done.get()
 
     def is_done_within(self, ticket: Ticket, seconds: float) -> bool:
-        """Whether a ticket is done, now or after a wait; it is let through."""
+        """Say whether a ticket is done, now or after a wait; its job is let through."""
         self._let_through(ticket)
         return ticket.is_done_within(seconds)
 
     def has_done_within(self, oldest: Ticket, seconds: float) -> bool:
-        """Whether `next_done` would answer at once, now or after a wait."""
+        """Say whether `next_done` would answer at once, now or after a wait."""
         refuse_in_child(self.owner)
         self._let_through(oldest)
         if self._next_done is None:
@@ -117,24 +117,24 @@ class StreamQueue:
             self._wake()
 
     def post_end(self, jobs: list[Job] | None) -> None:
-        """Ends these jobs, or (None) all there are and the queue."""
+        """End these jobs, or (None) all there are and the queue."""
         self._end(self, jobs)
 
     def push(self, job: Job) -> None:
-        """A new job, behind all others."""
+        """Add a new job, behind all others."""
         self._pending.append(job)
 
     def push_back(self, job: Job) -> None:
-        """A job that was taken out and could not start yet: it comes before all later ones."""
+        """Put back a job that was taken out and could not start yet: it comes before all later ones."""
         heapq.heappush(self._returned, job)
 
     def wait_for_room(self, job: Job) -> None:
-        """Takes a job whose body waits for room."""
+        """Have a job wait whose body needs room."""
         heapq.heappush(self._waiting, job)
         self._wait(job)
 
     def next_with_room(self) -> Job | None:
-        """Takes out the first job whose body waited, if there is room for more of it."""
+        """Take out the first job whose body waited, if there is room for more of it."""
         while self._waiting and self._waiting[0].state is not JobState.WAITING:
             heapq.heappop(self._waiting)
         if self._waiting and (not self.is_over_full or self._waiting[0].number <= self.head):
@@ -142,7 +142,7 @@ class StreamQueue:
         return None
 
     def first(self) -> Job | None:
-        """The job that is next to start, if there is room for what it brings; it stays in the queue."""
+        """Return the job that is next to start, if there is room for its body; it stays in the queue."""
         for queue in (self._returned, self._pending):
             while queue and not queue[0].open:
                 self._pop(queue)
@@ -158,11 +158,11 @@ class StreamQueue:
         return queue[0]
 
     def pop_first(self) -> Job:
-        """Takes out what `first` gave."""
+        """Take out the job that `first` returned."""
         return self._pop(self._earlier())
 
     def has_room(self, job: Job) -> bool:
-        """Whether what is held, what is still to come in and this job's body would fit."""
+        """Say whether what is held, what is still to come in and this job's body would fit."""
         if job.number <= self.head:
             return True
         here = self.held + (self.flying + 1) * self.expected
@@ -170,11 +170,11 @@ class StreamQueue:
 
     @property
     def is_over_full(self) -> bool:
-        """Whether more is held than there is room for, here and in the queues that share it."""
+        """Whether more is held than there is room for, here or in all queues that share it."""
         return max(self.held, self._among.held) > self.max_bytes
 
     def learn(self, size: int) -> None:
-        """The size of a body that came in whole."""
+        """Let the size of a body that has ended adjust the size that is expected of the next."""
         self.expected += (size - self.expected) / 32
 
     def _earlier(self) -> list[Job] | deque[Job]:

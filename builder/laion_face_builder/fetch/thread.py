@@ -28,7 +28,7 @@ _LOG = logging.getLogger("laion_face")
 
 
 class FetchThread:
-    """Runs until `close`. All but `post`, `submit`, `end`, `wake` and `close` belongs to its own thread."""
+    """The thread that fetches, until `close`. All but `post`, `submit`, `end`, `wake` and `close` belongs to it."""
 
     def __init__(self, limits: FetchLimits, cache: PictureCache | None) -> None:
         self._limits, self._cache, self._owner = open_files.within(limits), cache, os.getpid()
@@ -47,7 +47,7 @@ class FetchThread:
     # What other threads may call.
 
     def post(self, action: Callable[[], object]) -> None:
-        """Has `action` done in the thread, soon. Many at once cost one wake-up."""
+        """Have `action` done in the thread, soon. Many at once cost one wake-up."""
         if os.getpid() != self._owner:
             return  # a forked child has nobody to hand this to
         self._inbox.append(action)
@@ -58,22 +58,22 @@ class FetchThread:
                 self._loop.call_soon_threadsafe(self._work)
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Takes jobs of one queue."""
+        """Hand jobs of one queue to the thread."""
         self.post(lambda: self._accept(jobs))
         if self._ended:
             for job in jobs:
                 job.ticket.settle(cancelled())
 
     def end(self, queue: StreamQueue, jobs: list[Job] | None) -> None:
-        """Ends jobs of a queue; with None all of them, and the queue."""
+        """Have jobs of a queue ended; with None all of them, and the queue."""
         self.post(lambda: self._end(queue, jobs))
 
     def wake(self) -> None:
-        """Looks at the queues again: a consumer has made room."""
+        """Have the thread look at the queues again: a consumer has made room."""
         self.post(lambda: None)  # every round of actions ends with a look at the queues
 
     def close(self) -> None:
-        """Ends everything under way and the thread."""
+        """End everything under way and the thread."""
         if threading.current_thread() is self._thread:
             self._halt()  # the garbage collector found the fetcher while it ran in here
             return
@@ -83,14 +83,14 @@ class FetchThread:
                 self._thread.join()
 
     def before_fork(self) -> None:
-        """As `CurlLoop.before_fork`."""
+        """Prepare for a fork, as `CurlLoop.before_fork`."""
         if self._flights is not None:
             self._flights.before_fork()
 
     def inherited(self) -> list[object]:
-        """For a forked child: what must never be freed there, because the parent's connections hang on it.
+        """Return what a forked child must never free, because the parent's connections hang on it.
 
-        Lets go of the locks, too: they would outlive the parent.
+        The child lets go of the locks, too: they would outlive the parent.
         """
         self._machine.close()
         return [self, *(self._flights.inherited() if self._flights else [])]
@@ -98,7 +98,7 @@ class FetchThread:
     # The thread.
 
     def wait_for_room(self, job: Job) -> None:
-        """As `Scheduler.wait_for_room`."""
+        """Give up the place of a job whose body waits for room, as `Scheduler.wait_for_room`."""
         if self._scheduler is not None:
             self._scheduler.wait_for_room(job)
             # Not now: libcurl is at work. And the consumer may have moved on before it saw that somebody waits.
@@ -139,7 +139,7 @@ class FetchThread:
             self._stopped.set_result(None)
 
     def _work(self) -> None:
-        """Does what other threads asked for, then starts what may start."""
+        """Do what other threads asked for, then start what may start."""
         if self._scheduler is None:
             return  # `_main` does it first thing
         self._is_called = False

@@ -26,13 +26,13 @@ _WANT_FILES = frozenset({pycurl.E_COULDNT_CONNECT, pycurl.E_SSL_CACERT_BADFILE, 
 
 
 class Intake(Protocol):
-    """Who takes in what arrives."""
+    """Takes in the body that arrives."""
 
     def grow(self, count: int) -> bool:
-        """Counts bytes that are kept; False if there is no room for more."""
+        """Count bytes that are kept; return False if there is no room for more."""
 
     def hold(self, go_on: Callable[[], None]) -> None:
-        """Is told, after `grow` said False, what to call once there is room."""
+        """Keep, after `grow` returned False, what to call once there is room."""
 
 
 class Transfer:
@@ -58,7 +58,7 @@ class Transfer:
         self._has_pins = False
 
     def prepare(self, url: str, pinned: list[str], intake: Intake) -> None:
-        """Points the handle at `url`."""
+        """Point the handle at `url`, for a new exchange."""
         self.intake = intake
         self._body = Body(self._limits.max_bytes, intake.grow)
         self._headers: list[bytes] = []
@@ -71,7 +71,7 @@ class Transfer:
             self._has_pins = bool(pinned)
 
     def clear(self) -> None:
-        """Forgets what has arrived, and that there was somebody to take it."""
+        """Forget what has arrived, and that there was somebody to take it."""
         self.exchange += 1
         del self.intake, self._body, self._headers, self._failure
 
@@ -81,7 +81,7 @@ class Transfer:
         return self._failure is None and self._body.is_behind
 
     def drain(self) -> bool:
-        """Goes on with what has arrived; False if there is still no room. A failure shows in `answer`."""
+        """Go on with what has arrived; return False if there is still no room. A failure shows in `answer`."""
         try:
             return self._failure is not None or self._body.drain()
         except PictureError as error:
@@ -89,7 +89,7 @@ class Transfer:
             return True
 
     def answer(self, number: int) -> Answer:
-        """What arrived.
+        """Return the answer that arrived.
 
         Args:
             number: libcurl's error, 0 if there was none.

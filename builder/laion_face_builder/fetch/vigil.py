@@ -1,4 +1,4 @@
-"""What becomes of jobs while nobody is heard: they wait, and lose neither a try nor time to an outage of our own.
+"""What becomes of jobs while no host answers: they wait, and lose neither a try nor time to an outage of our own.
 
 `network` tells the state; here are the jobs that it is about. One that failed in silence is kept back until somebody is
 heard (it did fail), until nothing else is under way that could tell (it did fail), or until the network is lost: then
@@ -27,7 +27,7 @@ _LOG = logging.getLogger("laion_face")
 
 #: Seconds between two looks at the clock that counts sleep.
 _BEAT = 1.0
-#: Hosts that are asked whether it is us. An answer within so many seconds says no; later, that it was.
+#: Hosts that are asked whether the network is lost. An answer within so many seconds says no; later, that it was.
 _ASKED, _SOON = 3, 1.0
 _SLEEP_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
@@ -80,7 +80,7 @@ class Vigil:
         self._beat = self._loop.call_later(_BEAT, self._on_beat)
 
     def close(self) -> None:
-        """Ends what it has going on."""
+        """End its timers and questions."""
         for handle in (self._beat, self._end, self._asking):
             if handle is not None:
                 handle.cancel()
@@ -91,7 +91,7 @@ class Vigil:
         return self._network.state is NetworkState.OUT
 
     def may_start(self, under_way: int) -> bool:
-        """Whether anything may be started: of a lost network, one question now and then."""
+        """Say whether a job may be started: while the network is lost, only one now and then."""
         if self._loop.time() < self._shortage.until:
             return False
         if self._network.state is NetworkState.WORKING:
@@ -99,7 +99,7 @@ class Vigil:
         return self.is_out and not under_way and self._loop.time() >= self._network.asks_at
 
     def next_stalled(self) -> bool:
-        """Puts one of those that failed in silence back into its queue, to be asked next; False if there is none."""
+        """Queue again one of the jobs that failed in silence, to be asked next; return False if there is none."""
         while self.is_out and self._stalled:
             job = self._stalled.popleft()
             if job.open:
@@ -108,7 +108,7 @@ class Vigil:
         return False
 
     def keeps(self, job: Job, landing: Landing) -> bool:
-        """Hears of an exchange, and says whether its job is kept back."""
+        """Take note of an exchange, and say whether its job is kept back."""
         if isinstance(landing.step, NoFiles):
             self._run_short([_Kept(job, landing.before, landing.step)])
             return True
@@ -123,7 +123,7 @@ class Vigil:
         return landing.contact is Contact.SILENT and self._keeps([kept], landing.began)
 
     def keeps_nameless(self, jobs: list[Job], error: PictureError | None, began: float) -> bool:
-        """Hears of a look-up, and says whether the jobs that waited for it are kept back."""
+        """Take note of a look-up, and say whether the jobs that waited for it are kept back."""
         if error is None:
             return False
         if isinstance(error, NoFiles):
@@ -136,7 +136,7 @@ class Vigil:
         return self._keeps([_Kept(job, None, error) for job in jobs], began)
 
     def nothing_under_way(self) -> None:
-        """Nobody is left who could be heard: what failed in silence has failed."""
+        """Let what failed in silence fail: nobody is left who could be heard."""
         if self._network.state is NetworkState.WORKING:
             self._go_on()
 
@@ -162,7 +162,7 @@ class Vigil:
         self._put_back(kept)
 
     def _put_back(self, kept: list[_Kept]) -> None:
-        """Makes these as if they had not been asked, and has them asked."""
+        """Make these jobs as if they had not been asked, and have them asked."""
         for one in kept:
             self._undo(one)
             one.job.shrink()
@@ -170,7 +170,7 @@ class Vigil:
                 self._doer.queue(one.job)
 
     def _run_short(self, kept: list[_Kept]) -> None:
-        """No file is left in this process."""
+        """Put jobs back for which no file was left in this process, or give up after too long."""
         self._put_back(kept)
         now = self._loop.time()
         self._shortage.met(now)
@@ -232,7 +232,7 @@ class Vigil:
         self._end = self._loop.call_later(self._patience, self._give_up)
 
     def _stall(self) -> None:
-        """Makes what failed in silence as if it had not been asked; one of it is asked again now and then."""
+        """Make jobs that failed in silence as if they had not been asked; one of them is asked again now and then."""
         kept, self._kept = self._kept, []
         for one in kept:
             self._undo(one)

@@ -50,10 +50,10 @@ class WebAddress:
 
     @classmethod
     def parse(cls, text: str) -> WebAddress:
-        """Reads what a data set gives.
+        """Parse an address as a data set gives it.
 
         Raises:
-            PictureError: "bad_url": another scheme, no host or none that can be, a user name, a port out of range or of
+            PictureError: "bad_url": another scheme, no or no possible host, a user name, a port out of range or of
                 another service, or control characters (`urllib` takes newlines out silently, which is how headers are
                 smuggled; here only blanks around an address and tabs in it mean nothing).
         """
@@ -63,7 +63,7 @@ class WebAddress:
             raise PictureError("bad_url", str(error)[:200]) from None
 
     def follow(self, location: bytes) -> WebAddress:
-        """Where a Location header leads from here.
+        """Return the address that a Location header leads to from here.
 
         Args:
             location: the header's value. Bytes beyond ASCII are passed on as they are, whatever they stand for.
@@ -79,7 +79,7 @@ class WebAddress:
 
 
 def check_port(port: int) -> None:
-    """Refuses ports that are none, or another service's.
+    """Refuse ports that are none, or another service's.
 
     Raises:
         PictureError: "bad_url".
@@ -130,7 +130,10 @@ def _quoted(path: str, query: str) -> str:
 
 @lru_cache(4096)
 def _ascii_name(host: str) -> str:
-    """Kept, because names beyond ASCII are slow and most of a stream's pictures share their hosts."""
+    """Return the host name in lower-case ASCII, if it can be one.
+
+    Cached, because names beyond ASCII are slow and most of a stream's pictures share their hosts.
+    """
     if "%" in host:
         host = unquote(host, errors="strict")
     if not host.isascii():

@@ -12,7 +12,7 @@ LaionFaceError
 ├── JoinRefused            the metadata's rows are not those that the faces were found in
 ├── NotPrepared            what is asked for has not been prepared or downloaded
 ├── StateConflict          going on would throw away, or mix, what took days to make
-├── PublishError           the place that is published to refuses, or cannot be reached
+├── PublishError           the place to publish to refuses, or cannot be reached
 ├── DownloadError          a download cannot go on
 ├── WorkerDied             a worker process ended without an answer to its task
 ├── NetworkOutage          no host answers: it is not the pictures' fault
@@ -101,7 +101,7 @@ class StateConflict(LaionFaceError):
 
 
 class PublishError(LaionFaceError):
-    """The place that is published to refuses, or cannot be reached. What was sent is kept; the same command goes on."""
+    """The place to publish to refuses, or cannot be reached. What was sent is kept; the same command goes on."""
 
 
 class DownloadError(LaionFaceError):

@@ -46,7 +46,7 @@ class Landing:
         began: when the host was asked, by `time.monotonic`.
         reason: why the host gave no picture.
         wait: seconds that the host asks us to stay away.
-        is_heard: whether anybody out there said anything.
+        is_heard: whether a host or a name server said anything.
         before: how far the fetch had come before a step that failed.
     """
 

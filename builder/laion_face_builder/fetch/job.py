@@ -147,7 +147,7 @@ class JobState(Enum):
 
 
 class Job:
-    """One picture on its way."""
+    """One picture on its way from its stream's queue to its ticket."""
 
     __slots__ = (
         *("_go_on", "_waits_since", "course", "has_address", "host", "number", "port", "queue", "size", "state"),

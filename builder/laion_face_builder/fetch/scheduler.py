@@ -156,7 +156,7 @@ class Scheduler:
         return is_in
 
     def _look_up(self, job: Job) -> None:
-        """Has the job wait for its host's address. That takes no place in flight, and none of its time."""
+        """Have the job wait for its host's address. That takes no place in flight, and none of its time."""
         job.state = JobState.HELD
         waiting = self._nameless.setdefault(job.host, [])
         waiting.append(job)

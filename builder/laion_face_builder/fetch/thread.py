@@ -1,4 +1,4 @@
-"""The fetcher's thread and its event loop; `scheduler` says who may start when.
+"""The fetcher's thread and its event loop; `scheduler` says which fetches may start, and when.
 
 Handing over between threads is batched: a burst of submissions wakes the loop once, and results are plain attributes
 that the consumer finds without a lock.

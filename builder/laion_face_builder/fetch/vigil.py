@@ -58,7 +58,7 @@ class _Kept(NamedTuple):
 
 
 class Vigil:
-    """Keeps jobs back while nobody is heard; for the scheduler's thread.
+    """Keeps jobs back while no host answers; for the scheduler's thread.
 
     Args:
         doer: the scheduler.

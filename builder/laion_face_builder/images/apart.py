@@ -1,4 +1,4 @@
-"""Decoding in a process of its own, for what is rare and whose work nothing in the file bounds: TIFF, AVIF, packed BMP.
+"""Decoding in a child process, for what is rare and whose work nothing in the file bounds: TIFF, AVIF, packed BMP.
 
 A decoder in C cannot be interrupted, may crash, and writes what it likes to the terminal. So there is one child for
 each process of ours (`apart_child`), started with the first such picture and used for all that follow. The system
@@ -35,14 +35,14 @@ _ONE_THREAD = {"MALLOC_ARENA_MAX": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_TH
 
 
 def is_decoded_apart(data: bytes) -> bool:
-    """Whether a picture with these bytes is one for the child."""
+    """Say whether a picture with these bytes is to be decoded in the child process."""
     if data.startswith(b"BM"):
         return data[30:34] not in (bytes(4), b"\3\0\0\0")  # neither plain nor with masks: run lengths
     return data.startswith((b"II", b"MM")) or data[4:8] == b"ftyp"
 
 
 class DecoderProcess:
-    """One child, replaced when it dies. Threads take turns; a forked process starts its own.
+    """The child process, replaced when it dies. Threads take turns; a forked process starts its own.
 
     Args:
         command: starts the child.
@@ -61,7 +61,7 @@ class DecoderProcess:
         Args:
             work: one of `apart_child.WORK`.
             data: the picture.
-            how: the work's other arguments, such as JSON knows.
+            how: the work's other arguments, as JSON has them.
 
         Returns:
             What the work gives: values, and bytes.
@@ -87,7 +87,7 @@ class DecoderProcess:
         raise PictureError(CRASHED_DECODER, died)
 
     def rewritten(self, work: str, data: bytes, **how: Any) -> bytes:
-        """Have the child do `work`, which gives bytes; `data` itself if they are the same. Otherwise as `call`."""
+        """Have the child rewrite a picture; return `data` itself if nothing changes. Otherwise as `call`."""
         written = self.call(work, data, **how)[1]
         return data if written == data else written
 
@@ -114,7 +114,7 @@ class DecoderProcess:
         return child.end(wait) if child is not None else None
 
     def _forget(self) -> None:
-        """In a forked process: the child is the parent's."""
+        """Forget the child in a forked process: it is the parent's."""
         self._lock = threading.Lock()
         if self._child is not None:
             self._child.forget()
@@ -142,11 +142,11 @@ class _Child:
             raise
 
     def answer(self, how: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
-        """What the child says.
+        """Ask the child, and return its answer.
 
         Raises:
-            EOFError, ConnectionError: it is dead.
-            TimeoutError: it says nothing.
+            EOFError, ConnectionError: the child is dead.
+            TimeoutError: the child says nothing.
         """
         request = json.dumps(how).encode()
         self._socket.sendall(LENGTHS.pack(len(request), len(data)) + request)
@@ -155,7 +155,7 @@ class _Child:
         return json.loads(self._received(values)), self._received(body)
 
     def end(self, wait: bool) -> int:
-        """Its return code; `wait` if it is dying of itself."""
+        """End the child and return its exit code; `wait` if it is dying of itself."""
         self._socket.close()
         if not wait:
             self._process.kill()

@@ -1,6 +1,6 @@
-"""The process that `apart` has decode a picture after the other: `python -m laion_face_builder.images.apart_child`.
+"""The child process that decodes pictures for `apart`: `python -m laion_face_builder.images.apart_child`.
 
-Its limits are set anew for each picture, by the size that its header says. It ends with its socket.
+Its limits are set anew for each picture, by the size that the picture's header says. It ends with its socket.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ WORK: dict[str, Callable[..., Answer]] = {
 
 
 def main() -> None:
-    """Answer until nobody asks any more."""
+    """Answer requests until the socket is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _set(resource.RLIMIT_CORE, 0)
     Image.MAX_IMAGE_PIXELS = None  # the asking process says how many

@@ -1,4 +1,4 @@
-"""Orientation in the bytes of JPEG, PNG and WebP files, taken out without touching a pixel.
+"""Take the orientation out of the bytes of JPEG, PNG and WebP files, without touching a pixel.
 
 Where Pillow looks (PIL/Image.py `getexif`, and what the plugins put into `info`):
 
@@ -36,7 +36,7 @@ _TRACES = {
 
 
 def may_be_turned(data: bytes) -> bool:
-    """False if no reader could find an orientation in these bytes; costs a few microseconds."""
+    """Say whether a reader could find an orientation in these bytes; costs a few microseconds."""
     for magic, traces in _TRACES.items():
         if data.startswith(magic):
             return any(trace in data for trace in traces)
@@ -44,7 +44,7 @@ def may_be_turned(data: bytes) -> bool:
 
 
 def without_orientation(data: bytes, *, keep_metadata: bool) -> bytes | None:
-    """The same file with every orientation set to 1, or without the blocks that could hold one.
+    """Return the same file with every orientation set to 1, or without the blocks that could hold one.
 
     Args:
         data: the bytes of a picture.
@@ -66,7 +66,7 @@ def without_orientation(data: bytes, *, keep_metadata: bool) -> bytes | None:
 
 
 def upright_exif(block: bytes) -> bytes | None:
-    """An EXIF block (with or without its name in front) whose orientation is 1; None if it cannot be understood."""
+    """Return an EXIF block (with or without its name in front) with orientation 1; None if it cannot be understood."""
     start = 0
     while block.startswith(EXIF_NAME, start):
         start += len(EXIF_NAME)
@@ -87,7 +87,7 @@ def upright_exif(block: bytes) -> bytes | None:
 
 
 def upright_xmp(block: bytes) -> bytes:
-    """An XMP block whose orientation is 1, wherever it stands; of the same length."""
+    """Return an XMP block with orientation 1, wherever that stands; of the same length."""
     return _XMP_ORIENTATION.sub(rb"\g<1>1", block)
 
 

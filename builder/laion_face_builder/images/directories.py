@@ -1,4 +1,4 @@
-"""Directories of a TIFF file, or of the EXIF and MPF blocks that are made like one: how much reading them would take.
+"""How much reading the directories of a TIFF file would take, or of EXIF and MPF blocks, which are made like one.
 
 Each directory says where its values lie and where the next directory is. Nothing keeps thousands of values from lying
 on the same bytes, or the last directory from leading back to the first: older Pillows copy each value (4 MB of
@@ -30,9 +30,9 @@ _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12
 
 
 def check_exif(block: bytes) -> None:
-    """Refuse an EXIF block, with or without its name in front, that takes more than it should to be read.
+    """Refuse an EXIF block, with or without its name in front, that would take too much to read.
 
-    Pillow and OpenCV read its first directory, whatever that leads to.
+    Pillow and OpenCV read a block's first directory, whatever that leads to.
 
     Raises:
         PictureError: "too_much_metadata".
@@ -48,7 +48,7 @@ def check_exif(block: bytes) -> None:
 def check_directories(block: bytes, *, is_chain: bool = True) -> None:
     """Refuse a TIFF file, or a block like one, whose directories are too many, too long, or a loop.
 
-    One that is cut or wrong is not judged: reading it ends there.
+    A directory that is cut or wrong is not judged: reading ends there.
 
     Args:
         block: the bytes.
@@ -70,10 +70,10 @@ def check_directories(block: bytes, *, is_chain: bool = True) -> None:
 
 
 def exif_of(info: Mapping[Any, Any]) -> bytes:
-    """Give the EXIF block that Pillow would read of a picture with this `info`, b"" if there is none.
+    """Return the EXIF block that Pillow would read of a picture with this `info`, b"" if there is none.
 
     Raises:
-        ValueError: a block in hexadecimal digits that is not.
+        ValueError: what should be a block in hexadecimal digits is not.
     """
     block = info.get("exif")
     if block is None and (digits := info.get("Raw profile type exif")):
@@ -82,7 +82,7 @@ def exif_of(info: Mapping[Any, Any]) -> bytes:
 
 
 def too_much(detail: str) -> NoReturn:
-    """Raise the refusal.
+    """Raise the error that a file has too much metadata.
 
     Raises:
         PictureError: "too_much_metadata", always.
@@ -91,7 +91,7 @@ def too_much(detail: str) -> NoReturn:
 
 
 def _directories(block: bytes) -> Iterator[tuple[int, Iterator[int]]]:
-    """For each directory in turn how many entries it has, and how many bytes each of them has read."""
+    """Yield for each directory in turn how many entries it has, and how many bytes each of them has read."""
     order = {b"II": "<", b"MM": ">"}.get(block[:2])
     if order is None:
         return

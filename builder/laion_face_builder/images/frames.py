@@ -1,4 +1,4 @@
-"""Faces follow their picture: pure geometry from the original frame to the frame of the picture that is yielded.
+"""Move faces with their picture: pure geometry from the original frame to the frame of the picture that is yielded.
 
 **The convention.** Coordinates are pixel indices, as in OpenCV and NumPy: the centre of the first pixel is 0, and the
 picture reaches from -0.5 to width - 0.5. Resizing keeps the picture's edges in place, so a point at v goes to
@@ -42,7 +42,7 @@ class Frame:
         return self == Frame()
 
     def then(self, later: Frame) -> Frame:
-        """This one first, and `later` on what comes out."""
+        """Return the frame that applies this one first, and `later` to what comes out."""
         return Frame(
             self.scale_x * later.scale_x,
             self.scale_y * later.scale_y,
@@ -51,7 +51,7 @@ class Frame:
         )
 
     def faces(self, faces: Sequence[Face]) -> list[Face]:
-        """`faces` (box x1, y1, x2, y2; landmarks (x, y) each; score) in the new frame, rounded through float32."""
+        """Return `faces` (box x1, y1, x2, y2; landmarks (x, y) each; score) in the new frame, rounded to float32."""
         if self.is_identity:
             return list(faces)
         return [
@@ -60,7 +60,7 @@ class Frame:
         ]
 
     def _points(self, numbers: Sequence[float]) -> list[float]:
-        """Alternating x and y."""
+        """Move numbers that are alternating x and y."""
         scale = np.resize([self.scale_x, self.scale_y], len(numbers))
         offset = np.resize([self.offset_x, self.offset_y], len(numbers))
         moved: list[float] = (np.asarray(numbers, np.float64) * scale + offset).astype(np.float32).tolist()
@@ -85,11 +85,11 @@ class Resizing:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any] | None) -> Resizing:
-        """What `as_dict` gave; None is the default."""
+        """Return the resizing that `as_dict` gave; None is the default."""
         return cls(**values) if values else cls()
 
     def as_dict(self) -> dict[str, Any] | None:
-        """For fingerprints; None where nothing is resized, whatever the size would be."""
+        """Return the values for fingerprints; None where nothing is resized, whatever the size would be."""
         return asdict(self) if self else None
 
     def __bool__(self) -> bool:
@@ -102,7 +102,7 @@ class Resizing:
         return f"resize_mode={self.mode!r}, image_size={self.size}{bigger}"
 
     def of(self, original: Size) -> Resized:
-        """What becomes of a picture of this width and height (at least 1 each), however it is encoded afterwards."""
+        """Say what becomes of a picture of this width and height (at least 1 each), however it is encoded then."""
         by_short_side = self.mode in ("keep_ratio", "center_crop")
         side = min(original) if by_short_side else max(original)
         if not self or (self.only_if_bigger and side <= self.size):
@@ -119,16 +119,16 @@ class Resizing:
 
 
 def frame_of(original: Size, fetched: Size | None, resizing: Resizing, now: Size) -> Frame | None:
-    """From the original picture to the one that lies on disk.
+    """Return the frame from the original picture to the one that lies on disk.
 
     Args:
         original: width and height of the picture that the faces were found in.
         fetched: those of the picture that the host gave, before it was resized; None if they are not known.
-        resizing: how it was resized.
+        resizing: how that picture was resized.
         now: width and height on disk.
 
     Returns:
-        None if it cannot be known: the host's picture has another aspect, or it was not resized like that.
+        The frame; None if it cannot be known: the host's picture has another aspect, or was not resized like that.
     """
     if not resizing or fetched is None:
         return rescaled(original, now)
@@ -137,10 +137,10 @@ def frame_of(original: Size, fetched: Size | None, resizing: Resizing, now: Size
 
 
 def is_swapped(said: Size, given: Size, faces: Sequence[Face]) -> bool:
-    """Whether a picture shows that its width and height were noted the wrong way round, as in some rows of LAION-400M.
+    """Say whether a picture's width and height were noted the wrong way round, as in some rows of LAION-400M.
 
-    Its size is exactly the swapped one, and the centre of every box lies in it as it is: then the faces were found in
-    this very frame. Without a face nothing says so; a host may have turned the picture.
+    They were if its size is exactly the swapped one, and the centre of every box lies in it as it is: then the faces
+    were found in this very frame. Without a face nothing says so; a host may have turned the picture.
 
     Args:
         said: width and height by the metadata; above 0.
@@ -151,7 +151,7 @@ def is_swapped(said: Size, given: Size, faces: Sequence[Face]) -> bool:
 
 
 def centres_lie_in(faces: Sequence[Face], size: Size) -> bool:
-    """Whether the centre of every box lies in a picture of this width and height; a centre that is no number does not.
+    """Say whether every box's centre lies in a picture of this width and height; NaN does not.
 
     Boxes are not clipped, and a face that is cut off by an edge reaches beyond it: only centres tell frames apart.
     """
@@ -162,7 +162,7 @@ def centres_lie_in(faces: Sequence[Face], size: Size) -> bool:
 
 
 def rescaled(original: Size, now: Size) -> Frame | None:
-    """The frame of a copy of another size, None if the aspect is another and nothing can be known.
+    """Return the frame of a copy of another size; None if its aspect is another and nothing can be known.
 
     Widths and heights of resized copies are whole pixels: a scale that explains both sides to less than one pixel must
     exist, and the two sides' scales must agree to `ASPECT_TOLERANCE`.

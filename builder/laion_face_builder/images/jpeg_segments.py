@@ -15,7 +15,7 @@ from laion_face_builder.errors import PictureError
 from laion_face_builder.images.directories import EXIF_NAME, check_directories, check_exif, too_much
 from laion_face_builder.images.reasons import SLOW_DECODE
 
-#: Up to the first scan. A 4 MB profile has 64 of them, a depth map of a telephone about 100.
+#: Segments up to the first scan. A 4 MB profile has 64 of them, a depth map of a telephone about 100.
 MAX_SEGMENTS = 1000
 #: A progressive JPEG has about ten scans.
 MAX_SCANS = 256
@@ -24,7 +24,7 @@ MAX_SCANNED = 2_000_000_000
 
 _SOS, _EOI, _DQT, _APP1, _APP2, _APP13 = 0xDA, 0xD9, 0xDB, 0xE1, 0xE2, 0xED
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-#: Of which Pillow reads no length.
+#: Markers of which Pillow reads no length.
 _ALONE = frozenset(marker & 0xFF for marker, (_, _, reader) in MARKER.items() if reader is None)
 _NEXT = re.compile(rb"\xff[\x01-\xfe]")
 _NEXT_AFTER_PIXELS = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
@@ -38,10 +38,10 @@ _MAX_EXIF_SEGMENTS = 32
 
 
 def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Give marker, start and end of each segment up to the header of the first scan, as Pillow sees them.
+    """Yield marker, start and end of each segment up to the header of the first scan, as Pillow sees them.
 
     Raises:
-        PictureError: "too_much_metadata": there are too many, or too much that is none between them.
+        PictureError: "too_much_metadata": there are too many segments, or too many bytes between them.
     """
     position, junk = 2, 0
     for _ in range(MAX_SEGMENTS):
@@ -60,7 +60,7 @@ def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def check_jpeg(data: bytes) -> None:
-    """Refuse a JPEG that takes more than it should to be opened or decoded. Costs a few microseconds a segment.
+    """Refuse a JPEG that would take too much to open or decode. Costs a few microseconds a segment.
 
     Raises:
         PictureError: "too_much_metadata", "slow_decode".
@@ -87,7 +87,7 @@ def check_jpeg(data: bytes) -> None:
 
 
 def _check_scans(data: bytes, position: int, pixels: int) -> None:
-    """`position` is where the first scan's header ends."""
+    """Refuse too many scans, or segments between them; `position` is where the first scan's header ends."""
     scans = 1
     for _ in range(MAX_SEGMENTS):
         found = _NEXT_AFTER_PIXELS.search(data, position)

@@ -1,4 +1,4 @@
-"""One colour mode for all pictures: as one sees them, which is not always what Pillow's `convert` makes.
+"""One colour mode for all pictures, as a viewer would show them, which is not always what Pillow's `convert` makes.
 
 `convert` clips 16-bit grey at 255, so that nearly all of it is white; it shows what lies hidden behind transparent
 pixels; and it knows no way from LAB to grey. Here
@@ -38,9 +38,9 @@ _PNG_DEPTH = 24
 
 
 def in_mode(data: bytes, mode: str) -> bytes:
-    """The same picture in bytes of which `datasets.Image(mode=mode)` and Pillow's `convert(mode)` make what one sees.
+    """Return the picture in bytes of which `datasets.Image(mode=mode)` and `convert(mode)` make what a viewer shows.
 
-    Most are given back as they are, and cost a look at their header. The others are written anew, as PNG.
+    Most pictures are given back as they are, and cost a look at their header. The others are written anew, as PNG.
 
     Args:
         data: a picture that `pictures.neutral` gave.
@@ -62,10 +62,10 @@ def in_mode_here(data: bytes, mode: str) -> bytes:
 
 
 def simple(data: bytes) -> bytes:
-    """The same picture in bytes that any decoder takes as we do: a JPEG, or a PNG or WebP of 8 bits, not transparent.
+    """Return the picture in bytes that any decoder reads as we do: JPEG, or opaque PNG or WebP of 8 bits.
 
     For decoders that nobody bounds (OpenCV knows formats whose memory no header tells), clip 16 bits at 255, or take 70
-    bytes a pixel to put a transparent picture on white. Those that are simple are given back as they are.
+    bytes a pixel to put a transparent picture on white. Pictures that are simple are given back as they are.
 
     Args:
         data: a picture that `pictures.inspect` passed; the turn that its metadata asks for may be lost.
@@ -90,7 +90,7 @@ def simple_here(data: bytes) -> bytes:
 
 
 def _written(image: Image.Image, mode: str) -> bytes:
-    """The picture as one sees it, as a PNG."""
+    """Encode the picture in `mode`, as a viewer shows it, as a PNG."""
     out = BytesIO()
     try:
         image.load()
@@ -101,7 +101,7 @@ def _written(image: Image.Image, mode: str) -> bytes:
 
 
 def to_mode(image: Image.Image, mode: str) -> Image.Image:
-    """The picture as one sees it, in one of `MODES`, without metadata."""
+    """Convert the picture to one of `MODES`, as a viewer shows it, without metadata."""
     seen = image.convert(mode) if _is_plain(image) else _in_bands(image, mode)
     seen.info = {}
     return seen
@@ -115,7 +115,7 @@ def _in_bands(image: Image.Image, mode: str) -> Image.Image:
 
 
 def _bands(image: Image.Image) -> Iterator[tuple[Image.Image, int]]:
-    """The picture from top to bottom, with where each band begins."""
+    """Yield the picture in bands from top to bottom, with the row where each begins."""
     width, height = image.size
     rows = max(1, _BAND // max(width, 1))
     for top in range(0, height, rows):
@@ -123,7 +123,7 @@ def _bands(image: Image.Image) -> Iterator[tuple[Image.Image, int]]:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """The picture as one sees it, in RGB."""
+    """Convert the picture to RGB, as a viewer shows it."""
     return to_mode(image, "RGB")
 
 
@@ -145,7 +145,7 @@ def _is_numbers(image: Image.Image) -> bool:
 
 
 def _eight_bits(image: Image.Image, white: float) -> np.ndarray:
-    """uint8[height, width] of a picture with more than eight bits."""
+    """Return uint8[height, width] of a picture with more than eight bits."""
     values = np.asarray(image)
     if image.mode.startswith("I;16"):
         grey = (values.astype(np.uint16) >> 8).astype(np.uint8)
@@ -155,7 +155,7 @@ def _eight_bits(image: Image.Image, white: float) -> np.ndarray:
 
 
 def _highest(image: Image.Image) -> float:
-    """The value that is white in I and F."""
+    """Return the value that is shown as white in a picture with more than eight bits."""
     if image.mode not in ("I", "F") or image.format == "PNG":
         return 65535.0  # older Pillows read a PNG's 16 bits as I
     numbers = (np.nan_to_num(np.asarray(band).astype(np.float64)) for band, _ in _bands(image))

@@ -1,4 +1,4 @@
-"""Is this a picture, how large is it, and which way up: from its bytes alone.
+"""Inspect a picture from its bytes alone: whether it is one, how large it is, and which way up.
 
 `inspect` is the one check for pictures that were fetched and pictures that lie in tars: whatever passes decodes in
 `datasets.Image()`. `neutral` keeps `datasets.Image()` from turning a picture away from its boxes.
@@ -48,7 +48,7 @@ _UNDO = {
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture that decodes.
+    """A picture that decodes, and what its bytes say of it.
 
     Attributes:
         data: the bytes as given.
@@ -67,7 +67,7 @@ class Picture:
 
 
 def inspect(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Picture:
-    """Decodes the picture (of an animation the first frame) once and says what it is.
+    """Decode the picture (of an animation the first frame) once, and return what it is.
 
     Pillow's process-wide ImageFile.LOAD_TRUNCATED_IMAGES does not matter: where the user has set it, it is off while
     any thread is in here, and set again afterwards.
@@ -103,7 +103,7 @@ def inspect_here(data: bytes, *, max_pixels: int | None) -> Picture:
 
 
 def neutral(data: bytes) -> bytes:
-    """The same pixels in bytes that nobody turns: `datasets.Image()` decodes them to the frame of the boxes.
+    """Return the same pixels in bytes that nobody turns: `datasets.Image()` decodes them to the frame of the boxes.
 
     Lossless: one value is changed, else metadata is left out, else (AVIF and the like) the pixels are written as PNG.
 
@@ -134,7 +134,7 @@ def neutral_here(data: bytes) -> bytes:
 
 
 def opened(data: bytes, max_pixels: int | None = None) -> ImageFile.ImageFile:
-    """The picture, its header read, by one of the readers that are allowed.
+    """Open the picture, with its header read, by one of the readers that are allowed.
 
     `Image.open` is not used: it warns, and it tries every plugin there is.
 
@@ -162,7 +162,7 @@ def _is_upright(data: bytes) -> bool:
 
 
 def _orientation(image: ImageFile.ImageFile) -> int:
-    """As `Picture.orientation`; asks exactly what `datasets.Image()` asks."""
+    """Return `Picture.orientation`, by asking exactly what `datasets.Image()` asks."""
     try:
         if image.format == "TIFF" and containers.ORIENTATION_TAG in getattr(image, "tag_v2", ()):
             return 1
@@ -219,7 +219,7 @@ def _most_pixels(max_pixels: int | None) -> int | None:
 
 
 def _factory(data: bytes, most: int | None) -> _Factory:
-    """What opens these bytes, once it is known that this takes neither long nor much memory."""
+    """Return the reader that opens these bytes, once it is known that this takes neither long nor much memory."""
     if not data:
         raise PictureError("empty", "no bytes")
     factory = next((factory for factory, accept in _plugins() if _accepts(accept, data[:16])), None)

@@ -1,4 +1,4 @@
-"""Does this JPEG decode? Answered from its structure, a tenth of what decoding costs; in doubt there is no answer.
+"""Tell from a JPEG's structure whether it decodes, at a tenth of what decoding costs; in doubt there is no answer.
 
 libjpeg raises for what it finds in markers and tables. Damage in the coded pixels themselves makes it warn and go on,
 and Pillow passes such pictures too. So a walk over the markers that accepts only what common encoders write, with
@@ -32,11 +32,11 @@ _MARKER = re.compile(rb"\xff(?=[^\x00\xd0-\xd7])")
 
 
 def quick(data: bytes, *, max_pixels: int = pictures.MAX_PIXELS) -> Picture | None:
-    """What `pictures.inspect` would say of this picture, or None where only decoding it can tell.
+    """Return what `pictures.inspect` would say of this picture, or None where only decoding it can tell.
 
     Args:
         data: the bytes of a file.
-        max_pixels: as there; larger ones get None.
+        max_pixels: as of `pictures.inspect`; larger pictures get None.
     """
     if data[:3] != b"\xff\xd8\xff":
         return None
@@ -52,7 +52,7 @@ def quick(data: bytes, *, max_pixels: int = pictures.MAX_PIXELS) -> Picture | No
 
 
 class _InDoubt(Exception):
-    """Only decoding can tell."""
+    """Raised where only decoding can tell."""
 
 
 @dataclass
@@ -100,7 +100,7 @@ def _walk(data: bytes, frame: _Frame) -> None:
 
 
 def _end_of_pixels(data: bytes, start: int) -> int:
-    """Where the next marker stands from `start` on: no stuffed byte, no restart.
+    """Return where the next marker stands from `start` on: no stuffed byte, no restart.
 
     NumPy would be as fast, but lets go of the GIL and has to win it back from the consumer, for every picture.
     """
@@ -125,7 +125,7 @@ def _segment(marker: int, body: bytes, frame: _Frame) -> None:
 
 
 def _application(marker: int, body: bytes, frame: _Frame) -> None:
-    """What Pillow reads of these it must find whole."""
+    """Require that what Pillow reads of an application segment is whole."""
     if marker == _APP0:
         _require(not body.startswith(b"JFIF") or len(body) >= 14)
     elif marker == _APP1:
@@ -147,7 +147,7 @@ def _quantisation_tables(body: bytes, frame: _Frame) -> None:
 
 @lru_cache(1024)
 def _huffman_tables(body: bytes) -> frozenset[int]:
-    """Which tables a segment brings. Most files have the standard's own four, so the answer is kept."""
+    """Return which tables a segment brings. Most files have the standard's own four, so the answer is kept."""
     start, codes = 0, set()
     while start < len(body):
         number, counts = body[start], body[start + 1 : start + 17]
@@ -164,7 +164,7 @@ def _huffman_tables(body: bytes) -> frozenset[int]:
 
 
 def _fits(counts: bytes) -> bool:
-    """Whether there are codes enough of each length, none of them all ones."""
+    """Say whether there are codes enough of each length, none of them all ones."""
     code, last = 0, max(length for length, count in enumerate(counts) if count)
     for length, count in enumerate(counts[: last + 1], 1):
         code += count
@@ -220,7 +220,7 @@ def _is_small_enough(frame: _Frame, max_pixels: int) -> bool:
 
 
 def _orientation(data: bytes, frame: _Frame, max_pixels: int) -> int | None:
-    """As `Picture.orientation`, asked of Pillow; None if it does not see the file as we do."""
+    """Return `Picture.orientation` as Pillow tells it; None if Pillow does not see the file as we do."""
     with STRICT:
         try:
             image = pictures.opened(data, max_pixels)

@@ -1,4 +1,4 @@
-"""Short names for what went wrong with a picture, also from the messages that are written down beside tars.
+"""Short names for what went wrong with a picture, and how they are read from the messages kept beside tars.
 
 img2dataset keeps `str(error)` of whatever urllib raised, and its resizer's sentences. Here a message is a short name
 and maybe ": " and a sentence. Earlier versions had a proxy between img2dataset and the web, which put short names into
@@ -92,13 +92,16 @@ _FRAGMENTS = (
 )
 
 
-#: How urllib says that the proxy itself does not answer; of a host that refuses the proxy's own answer tells.
+#: How urllib says that the proxy itself did not answer; when a host refused, the proxy's own answer told so.
 _BROKEN = frozenset({"reset", "incomplete", "other"})
 _PROXY_GONE = re.compile(r"<urlopen error \[Errno \d+\] Connection refused>")
 
 
 def proxy_was_gone(message: str | None) -> bool:
-    """Whether this may say nothing about the picture, only that the proxy had ended; so do hosts break connections."""
+    """Say whether a failure may mean only that the proxy had ended, and nothing about the picture.
+
+    Hosts that break connections look the same.
+    """
     if message is None or _OURS.fullmatch(message):
         return False
     broken = short_name(message) in _BROKEN and not _STATUS_LINE.search(message)
@@ -106,7 +109,7 @@ def proxy_was_gone(message: str | None) -> bool:
 
 
 def short_name(message: str | None) -> str:
-    """The reason under which a failure is counted, such as "http_404", "timeout", "dns", "opt_out"; "other" at last."""
+    """Return the reason under which a failure is counted, such as "http_404" or "timeout"; "other" if none fits."""
     if not message:
         return "other"
     if found := _OURS.fullmatch(message):

@@ -1,4 +1,4 @@
-"""Pillow without its process-wide leniency and without its warnings, for as long as somebody is inside."""
+"""Pillow without its process-wide leniency and without its warnings, for as long as a thread is in the `with` block."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import ImageFile
 
 
 class StrictPillow:
-    """While any thread is inside: no warnings out of Pillow, and no half pictures passed as whole.
+    """A context manager: while any thread is inside, Pillow does not warn, and passes no half picture as whole.
 
     Both are process-wide in Python and Pillow, so the first one in sets them and the last one out restores them. With
     one `catch_warnings` a thread, two threads could restore each other's filters in the wrong order, for good.

@@ -1,4 +1,4 @@
-"""What a picture's file may hold before any library opens it.
+"""Bounds on what a picture's file may hold, checked before any library opens it.
 
 Libraries loop over what a file says of itself: a million comments, profiles that unpack to gigabytes, tables of items.
 Here each format is walked once, in steps of its own blocks, and refused where there are more than pictures have. The
@@ -38,10 +38,10 @@ _MAX_JUNK = 1 << 16
 
 
 def check_structure(data: bytes, max_pixels: int | None = None) -> None:
-    """Refuse a file whose blocks are more, or larger, than those of pictures; linear in their number, which is bounded.
+    """Refuse a file with more or larger blocks than pictures have; linear in their number, which is bounded.
 
     Args:
-        data: bytes of any kind; what no format begins with passes.
+        data: bytes of any kind; what begins like none of the formats passes.
         max_pixels: for formats that take memory for their pixels while their header is read.
 
     Raises:
@@ -73,7 +73,7 @@ def check_pixels(size: tuple[int, int], most: int | None) -> None:
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Give kind, start and end of each chunk up to IEND."""
+    """Yield kind, start and end of each chunk up to IEND."""
     position = len(PNG_SIGNATURE)
     while position + 12 <= len(data):
         length, kind = struct.unpack_from(">L4s", data, position)
@@ -85,7 +85,7 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def webp_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Give kind, start and end (padding included) of each chunk of what the file says is its length."""
+    """Yield kind, start and end (padding included) of each chunk within the length that the file says."""
     position, last = 12, min(len(data), 8 + int.from_bytes(data[4:8], "little"))
     while position + 8 <= last:
         kind, length = struct.unpack_from("<4sL", data, position)
@@ -95,7 +95,7 @@ def webp_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def webp_size(data: bytes) -> tuple[int, int]:
-    """Give the canvas of a WebP, (0, 0) if it is cut: older Pillows take the memory for it when they open the file."""
+    """Return the canvas of a WebP, (0, 0) if it is cut: older Pillows take the memory for it on opening."""
     if len(data) < 30:
         return 0, 0
     if data[12:16] == b"VP8X":
@@ -127,7 +127,7 @@ def _check_webp(data: bytes) -> None:
 
 
 def _gif_size(data: bytes) -> tuple[int, int]:
-    """Width and height of what the first frame is drawn on, which grows with a frame that reaches beyond it."""
+    """Return the size that the first frame is drawn on, which grows with a frame that reaches beyond it."""
     try:
         frame = _first_frame(data)
         width, height = struct.unpack_from("<2H", data, 6)
@@ -138,10 +138,10 @@ def _gif_size(data: bytes) -> tuple[int, int]:
 
 
 def _first_frame(data: bytes) -> int:
-    """Where the first frame begins.
+    """Return where the first frame begins.
 
     Raises:
-        IndexError: there is none.
+        IndexError: there is no frame.
     """
     position = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
     blocks = comments = junk = 0
@@ -161,7 +161,10 @@ def _first_frame(data: bytes) -> int:
 
 
 def _after_extension(data: bytes, start: int) -> tuple[int, int]:
-    """Where an extension ends, and of how many blocks it is. Pillow's walk: an empty first block ends comments only."""
+    """Return where an extension ends, and its number of blocks.
+
+    This is Pillow's walk: an empty first block ends comments only.
+    """
     position, size = _after_block(data, start + 2), data[start + 2]
     if data[start + 1] == 0xFE and size == 0:
         return position, 1

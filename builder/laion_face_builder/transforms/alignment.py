@@ -28,12 +28,12 @@ TEMPLATES = ("arcface", "farl")
 def align_face(
     image: Picture, landmarks: Any, size: int = 112, template: str = "arcface", *, fill: int = 0
 ) -> Transformed[Picture]:
-    """The face turned, scaled and shifted so that its landmarks lie, by least squares, on the template's.
+    """Turn, scale and shift the face so that its landmarks lie, by least squares, on the template's.
 
     What is scaled down is averaged first, so that it does not alias. Parts outside the picture are filled.
 
     Args:
-        image: a PIL picture, or uint8[height, width(, 3)]; the result's is of the same kind.
+        image: a PIL picture, or uint8[height, width(, 3)]; the aligned one is of the same kind.
         landmarks: [5, 2], left eye, right eye, nose, left and right mouth corner, (x, y) in pixels of `image`.
         size: width and height of the result, pixels: 112 for ArcFace's models, 448 for FaRL's.
         template: "arcface" or "farl"; see `ARCFACE_112` and `FARL` for their sources.
@@ -51,7 +51,7 @@ def align_face(
 
 
 def template_points(template: str, size: int) -> Floats:
-    """Where a template has the landmarks in a picture of `size` x `size` pixels, float64[5, 2].
+    """Return a template's landmarks in a picture of `size` x `size` pixels, float64[5, 2].
 
     Raises:
         TransformError: there is no such template.
@@ -65,9 +65,9 @@ def template_points(template: str, size: int) -> Floats:
 
 
 def similarity(source: Floats, target: Floats) -> Floats:
-    """float64[2, 3]: the similarity without reflection that brings `source` [n, 2] nearest to `target`.
+    """Return the similarity without reflection, float64[2, 3], that brings `source` [n, 2] nearest to `target`.
 
-    By least squares. That is Umeyama's (1991) transform, which in the plane is a regression with one complex factor: a
+    Nearest by least squares: Umeyama's (1991) transform, which in the plane is a regression with one complex factor: a
     turn by its angle, a scale by its length.
 
     Raises:
@@ -85,7 +85,7 @@ def similarity(source: Floats, target: Floats) -> Floats:
 
 
 def warp(pixels: Pixels, matrix: Floats, size: tuple[int, int], fill: int) -> Pixels:
-    """`pixels` in the frame that the similarity `matrix` leads to, width and height `size`; without aliasing.
+    """Warp `pixels` by the similarity `matrix` to a picture of width and height `size`, without aliasing.
 
     Raises:
         TransformError: nothing of the picture would be seen.
@@ -109,7 +109,7 @@ def warp(pixels: Pixels, matrix: Floats, size: tuple[int, int], fill: int) -> Pi
 
 
 def _seen(matrix: Floats, size: tuple[int, int], shape: tuple[int, ...]) -> tuple[int, int, int, int]:
-    """The part of the picture that the warp reads: left, top, right, bottom."""
+    """Return the part of the picture that the warp reads: left, top, right, bottom."""
     inverse = np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))[:2]
     corners = moved_points([(-1, -1), (size[0], -1), (-1, size[1]), size], inverse)
     around = 2 + round(float(np.hypot(*inverse[:, 0])))
@@ -121,7 +121,7 @@ def _seen(matrix: Floats, size: tuple[int, int], shape: tuple[int, ...]) -> tupl
 
 
 def _reduced(part: Pixels, factor: int, fill: int) -> Pixels:
-    """Blocks of `factor` x `factor` pixels averaged, the picture being filled up to whole blocks."""
+    """Average blocks of `factor` x `factor` pixels, filling the picture up to whole blocks."""
     import cv2
 
     if factor == 1:

@@ -1,4 +1,4 @@
-"""Crops: a face with some room around it, upright as it is, in a size of one's own."""
+"""Crops: a face with some room around it, not turned, in any size."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def crop_face(
     *,
     fill: int = 0,
 ) -> Transformed[Picture]:
-    """The face's box with a margin around it, cut out and scaled.
+    """Cut out the face's box with a margin around it, and scale it.
 
     The cut lies on whole pixels of the picture. With a size it is widened around the face's middle to the shape of that
     size, so that nothing is distorted. What is scaled down is averaged, which does not alias. Parts outside the picture
     are filled.
 
     Args:
-        image: a PIL picture, or uint8[height, width(, 3)]; the result's is of the same kind.
+        image: a PIL picture, or uint8[height, width(, 3)]; the crop is of the same kind.
         face: box x1, y1, x2, y2, landmarks [5, 2] and score, in pixels of `image`, as in an example's `faces`.
         margin: on each side, as a share of the box's longer side.
         size: pixels of a square, or (width, height); None leaves the picture's own pixels.
@@ -61,7 +61,7 @@ def crop_face(
 
 
 def _rect(box: tuple[float, float, float, float], margin: float, size: tuple[int, int] | None) -> Rect:
-    """Left, top, right, bottom of the cut, in whole pixels; right and bottom are the ones after the last."""
+    """Return left, top, right, bottom of the cut, in whole pixels; right and bottom are the ones after the last."""
     x1, y1, x2, y2 = box
     width, height = x2 - x1, y2 - y1
     room = margin * max(width, height)
@@ -93,7 +93,7 @@ def _cut(pixels: Pixels, rect: Rect, fill: int) -> Pixels:
 
 
 def _scaled(cut: Pixels, rect: Rect, size: tuple[int, ...]) -> tuple[Pixels, Floats]:
-    """The cut in its final size, and the matrix from the picture to it."""
+    """Return the cut in its final size, and the matrix from the picture to it."""
     import cv2
 
     scale = np.array([size[0] / cut.shape[1], size[1] / cut.shape[0]])
@@ -112,7 +112,7 @@ def crop_faces(
     margin: float = 0.25,
     template: str | None = None,
 ) -> dict[str, list[Any]]:
-    """For `.map(batched=True)`: the set as one example a face, cropped, or aligned to a template.
+    """Make one example of each face, cropped, or aligned to a template; for `.map(batched=True)`.
 
         faces = ds.map(laion_face.crop_faces, batched=True, batch_size=16, fn_kwargs={"size": 224})
 
@@ -150,7 +150,7 @@ class _How:
 
     @classmethod
     def checked(cls, size: int | tuple[int, int], margin: float, template: str | None) -> _How:
-        """Wrong options are an error once, not a face after the other that cannot be cropped."""
+        """Check the options once: wrong ones are an error, not a face after the other that cannot be cropped."""
         width, height = checked_size(size)
         if template is not None:
             template_points(template, width)
@@ -159,7 +159,7 @@ class _How:
         return cls((width, height), margin, template)
 
     def crops(self, example: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """An example for each face of `example` that can be cropped."""
+        """Yield an example for each face of `example` that can be cropped."""
         if example["image"] is None or not example["faces_aligned"]:
             return
         for face in example["faces"]:

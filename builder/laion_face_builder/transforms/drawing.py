@@ -25,7 +25,7 @@ _FAR = 100_000
 
 
 def draw_faces(image: Picture, faces: Iterable[Face], *, aligned: bool = True) -> Picture:
-    """A copy of the picture with the box, the landmarks and the score of every face.
+    """Draw the box, the landmarks and the score of every face on a copy of the picture.
 
     Lines grow with the picture, so that they are seen when it is scaled down.
 
@@ -63,7 +63,7 @@ class Marker:
     unit: int = 1
 
     def draw(self, face: Face, width: int) -> None:
-        """Marks one face, in pixels of the pen's picture, which is `width` wide: the score stays inside."""
+        """Mark one face, in pixels of the pen's picture, which is `width` wide: the score stays inside."""
         x1, y1, x2, y2 = np.clip(checked_box(face["box"]), -_FAR, _FAR).tolist()
         points = np.clip(checked_landmarks(face["landmarks"]), -_FAR, _FAR).tolist()
         pen, unit = self.pen, self.unit

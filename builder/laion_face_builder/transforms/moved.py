@@ -39,22 +39,22 @@ class Transformed(Generic[Picture]):
     face: dict[str, Any] | None = None
 
     def points(self, points: Any) -> Floats:
-        """Points (x, y) of the old picture, [..., 2], in the new one, float64[..., 2]."""
+        """Move points (x, y) of the old picture, [..., 2], into the new one, float64[..., 2]."""
         return moved_points(points, self.matrix)
 
     def moved(self, face: Face) -> dict[str, Any]:
-        """Any face of the old picture (box, landmarks, score) in the new one, as plain numbers; see `moved_face`."""
+        """Move any face of the old picture (box, landmarks, score) into the new one; see `moved_face`."""
         return moved_face(face, self.matrix)
 
 
 def moved_points(points: Any, matrix: Floats) -> Floats:
-    """`points` [..., 2] moved by `matrix` [2, 3]."""
+    """Move `points` [..., 2] by `matrix` [2, 3]."""
     given = np.asarray(points, np.float64)
     return np.asarray(given @ matrix[:, :2].T + matrix[:, 2], np.float64)
 
 
 def moved_face(face: Face, matrix: Floats) -> dict[str, Any]:
-    """A face moved by `matrix`, rounded through float32 as all faces are.
+    """Move a face by `matrix`, as plain numbers, rounded to float32 as all faces are.
 
     Where the matrix turns, the box is the upright one around the turned box, and so larger.
     """
@@ -67,7 +67,7 @@ def moved_face(face: Face, matrix: Floats) -> dict[str, Any]:
 
 
 def checked_landmarks(landmarks: Any) -> Floats:
-    """The five landmarks as float64[5, 2].
+    """Return the five landmarks as float64[5, 2].
 
     Raises:
         TransformError: these are not five finite points.
@@ -82,7 +82,7 @@ def checked_landmarks(landmarks: Any) -> Floats:
 
 
 def checked_box(box: Sequence[float]) -> tuple[float, float, float, float]:
-    """x1, y1, x2, y2.
+    """Return the box as x1, y1, x2, y2.
 
     Raises:
         TransformError: these are not four finite numbers, or the box has no area.
@@ -94,7 +94,7 @@ def checked_box(box: Sequence[float]) -> tuple[float, float, float, float]:
 
 
 def checked_size(size: int | tuple[int, int]) -> tuple[int, int]:
-    """Width and height; one number means a square.
+    """Return width and height; one number means a square.
 
     Raises:
         TransformError: not whole numbers from 1 to `MOST_PIXELS_A_SIDE`.

@@ -1,4 +1,4 @@
-"""The pictures that transforms take, and giving the same kind back: NumPy arrays, or Pillow's pictures of any mode."""
+"""Turn the pictures that transforms take, NumPy arrays or Pillow's of any mode, into pixels and back."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _KEPT_MODES = ("L", "RGB")
 
 
 def opened(picture: Picture) -> tuple[Pixels, Callable[[Pixels], Picture]]:
-    """The picture's pixels, uint8[height, width] or uint8[height, width, 3], and what makes its kind of such pixels.
+    """Return the picture's pixels, uint8[height, width(, 3)], and a function that makes its kind of such pixels.
 
     Raises:
         TransformError: it is no picture of that sort, or it is empty.

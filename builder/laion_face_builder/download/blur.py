@@ -61,7 +61,7 @@ def boxes_to_blur(table: pa.Table) -> pa.Array:
 
 
 def _shares(boxes: Floats, size: Floats | Size) -> Floats | None:
-    """Return boxes in pixels, float[n, 4], as shares of width and height, and the upside-down one.
+    """Return boxes in pixels, float[n, 4], as shares of width and height, with the upside-down box that sets sigma.
 
     None if the size is unknown or a box is not finite. Boxes are clipped to the picture: the blurring of one that
     reaches far beyond it would take for ever.

@@ -83,7 +83,7 @@ class CheckJob:
             return False
 
     def run(self, report: object = None) -> None:
-        """Run `check_tar`; `report` is for workers' calls, and unused."""
+        """Run `check_tar`; workers pass `report`, which is not used."""
         check_tar(self)
 
 

@@ -1,4 +1,4 @@
-"""How a part is downloaded."""
+"""Define the options of a download: how a part is downloaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Have workers make a round's shards: hand them out, try again what failed, show how far all is."""
+"""Have workers make a round's shards: hand them out, try again what failed, show the progress."""
 
 from __future__ import annotations
 

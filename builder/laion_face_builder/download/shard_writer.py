@@ -41,7 +41,7 @@ _ADDED = (
     *((name, pa.int32()) for name in ("width", "height", "original_width", "original_height")),
     ("sha256", pa.string()),
 )
-#: Failures of pictures that were fetched; img2dataset counts these as failed_to_resize.
+#: Failures of pictures that were fetched; they count as failed_to_resize.
 _OF_PICTURES = frozenset(
     {
         *("not_an_image", "truncated", "undecodable", "too_many_pixels"),

@@ -33,7 +33,7 @@ Ids = np.ndarray[Any, np.dtype[np.int64]]
 
 @dataclass(frozen=True)
 class CheckedTar:
-    """A checked tar: its name relative to the part's folder, and the file that `check` wrote."""
+    """A checked tar: its name relative to the part's folder, and its rows as `check` or `shard_writer` wrote them."""
 
     name: str
     file: Path
@@ -73,7 +73,7 @@ def made_from(tars: Sequence[CheckedTar]) -> str:
 
 
 def sidecar_made_from(sidecar: Path) -> str | None:
-    """Return the `made_from` of a sidecar; None if there is none that can be read."""
+    """Return the `made_from` of a sidecar; None if there is no readable sidecar."""
     if not sidecar.exists():
         return None
     try:

@@ -1,7 +1,7 @@
 """Read pictures from img2dataset's tars in index order, through the sidecar that says where each lies.
 
 Files are read at offsets (`pread`), never through a shared position, so a reader may be forked into workers; it may be
-pickled to spawned ones. A tar that has vanished or changed since gives its samples that status; reading goes on.
+pickled to spawned ones. A tar that has vanished or changed since only gives its samples a status; reading goes on.
 """
 
 from __future__ import annotations

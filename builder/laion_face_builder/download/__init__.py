@@ -1,1 +1,1 @@
-"""Pictures on the disk: fetched by the one engine, written by img2dataset's parts, which nothing else knows."""
+"""Download pictures to disk, laid out as img2dataset does; nothing else in the project uses img2dataset."""

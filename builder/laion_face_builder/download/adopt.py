@@ -1,4 +1,4 @@
-"""Folders that somebody else's img2dataset made, such as the original scripts' `laion_face_data/split_000NN/`.
+"""Adopt folders that somebody else's img2dataset made, such as the original scripts' `laion_face_data/split_000NN/`.
 
 DATA_DIR/adopted/
   tars/DIGEST.parquet              our pass over one tar, named by the tar's name, size and ends
@@ -54,7 +54,7 @@ class _Tar:
     modified: int
 
     def probe(self) -> str:
-        """Tells it from other tars, wherever it lies: by its name, its size and the bytes at both ends."""
+        """Return a digest of the tar's name, its size and the bytes at both ends: the same wherever it lies."""
         hasher = hashlib.sha256(f"{self.name} {self.size} ".encode())
         with self.path.open("rb") as file:
             hasher.update(file.read(_ENDS_BYTES))
@@ -65,7 +65,7 @@ class _Tar:
 
 @dataclass(frozen=True)
 class _How:
-    """How tars are looked through. What is not the default only goes into fingerprints: older passes stay good."""
+    """How tars are checked. Only what differs from the default goes into fingerprints: older passes stay good."""
 
     max_pixels: int
     resizing: Resizing
@@ -82,7 +82,7 @@ class _How:
 def adopted(
     folder: Path, data: DataDir, part: int, index: IndexPart | None, *, max_pixels: int, resizing: Resizing
 ) -> tuple[Path, Path]:
-    """The part's folder below `folder` and the sidecar for it, made on first use and again when the tars change.
+    """Return the part's folder below `folder`, and its sidecar, made on first use and again when the tars change.
 
     Args:
         folder: holds `split_000NN/` or `part-000NN/`, or the tars of this part themselves.
@@ -105,7 +105,7 @@ def adopted(
 
 
 def unseen(folder: Path, data: DataDir, part: int, *, max_pixels: int, resizing: Resizing) -> list[Path]:
-    """The tars that `adopted` would look through; of the others it is known what they hold. Makes nothing.
+    """List the tars that `adopted` would check, since no earlier pass over them is kept. Makes nothing.
 
     Raises:
         NotPrepared: no tar of this part is there.
@@ -117,10 +117,10 @@ def unseen(folder: Path, data: DataDir, part: int, *, max_pixels: int, resizing:
 
 
 def part_folder(folder: Path, part: int) -> Path:
-    """Where the part's tars lie: `split_000NN`, `part-000NN`, the same below `images`, or `folder` itself.
+    """Find the folder of the part's tars: `split_000NN`, `part-000NN`, the same below `images`, or `folder` itself.
 
     Raises:
-        NotPrepared: nowhere.
+        NotPrepared: there is none.
     """
     names = (f"split_{part:05d}", f"part-{part:05d}", f"images/part-{part:05d}")
     for candidate in (folder / name for name in names):
@@ -143,7 +143,7 @@ def _tars_of(folder: Path, part: int) -> tuple[Path, list[_Tar]]:
 
 
 def _tars(place: Path) -> Iterator[_Tar]:
-    """The tars, later rounds last: of several successes the latest wins."""
+    """Yield the tars, later rounds last: of several successes the latest wins."""
     rounds = sorted(place.glob("retry-*"), key=lambda path: (len(path.name), path.name))
     for path in (path for folder in (place, *rounds) for path in sorted(folder.glob("*.tar"))):
         state = path.stat()
@@ -173,7 +173,7 @@ def _is_current(sidecar: Path, fingerprint: Fingerprint) -> bool:
 
 
 def _checked(tars: list[_Tar], probes: list[str], folder: Path, how: _How) -> list[CheckedTar]:
-    """Looks through the tars that have not been looked through; leaves out those that cannot be read."""
+    """Check the tars that have not been checked before; leave out those that cannot be read."""
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [_job(tar, probe, folder, how) for tar, probe in zip(tars, probes, strict=True)]
     new = [job for job in jobs if not job.is_done]

@@ -1,4 +1,4 @@
-"""How often a shard was tried, and the search for the sample that ends whatever process looks at it.
+"""Track how a shard is tried, and search for the sample that kills every process that decodes it.
 
 A process may die for reasons of its own: somebody killed it, memory ran out, its other shard did it. So a shard whose
 process died is tried again by itself. If that dies too, halves of it are fetched and decoded without being written,
@@ -12,7 +12,7 @@ from enum import Enum
 
 from laion_face_builder.download.task import Span
 
-#: Searches that found nobody.
+#: Searches without a result, after which a shard is given up.
 _MOST_VAIN = 3
 
 
@@ -26,13 +26,13 @@ class Stage(Enum):
 
 @dataclass
 class Attempts:
-    """Those of one shard.
+    """The tries of one shard: those so far, and the next one.
 
     Attributes:
         samples: of the shard.
         stage: how it is tried next.
         left_out: positions of the samples that were found, and are left out.
-        is_hopeless: whether its process goes on dying, and no sample is it.
+        is_hopeless: whether processes go on dying, and no sample is found that kills them.
     """
 
     samples: int
@@ -43,19 +43,19 @@ class Attempts:
 
     @property
     def is_hopeless(self) -> bool:
-        """Whether processes go on dying, and no sample is found that does it."""
+        """Whether processes go on dying, and no sample is found that kills them."""
         return self._vain >= _MOST_VAIN
 
     @property
     def probe(self) -> Span | None:
-        """The samples to be tried next, None for the whole shard."""
+        """The samples to be tried next; None for the whole shard."""
         if self.stage is not Stage.HALVING:
             return None
         start, stop = self._span
         return (start, max(start + 1, (start + stop) // 2))
 
     def died(self) -> None:
-        """The process of the last try ended."""
+        """Note that the process of the last try died."""
         probe = self.probe
         if self.stage is Stage.TOGETHER:
             self.stage = Stage.ALONE
@@ -68,7 +68,7 @@ class Attempts:
             self._span = probe
 
     def survived(self) -> None:
-        """The probe did not end its process: if anything does, it is in the rest."""
+        """Note that the process survived the probe: if any sample kills it, that is in the rest."""
         probe = self.probe
         assert probe is not None, "only probes are survived"  # noqa: S101 - a shard that is made is done
         self._span = (probe[1], self._span[1])

@@ -1,4 +1,4 @@
-"""Faces made unrecognisable by img2dataset's own blurring, while downloading and on the way to an example alike.
+"""Blur faces with img2dataset's own blurring, while downloading and on the way to an example alike.
 
 It blurs each box and a tenth around it, with one Gaussian for the whole picture that goes by the largest box. The
 method that it follows takes a tenth of that box for sigma; img2dataset 1.47 with albumentations 1.4.24 comes to 3 %,
@@ -45,7 +45,7 @@ Pixels = np.ndarray[Any, np.dtype[Any]]
 
 
 def boxes_to_blur(table: pa.Table) -> pa.Array:
-    """list<list<float64>[4]>[n]: for each index row its boxes as img2dataset wants them, null if it cannot be blurred.
+    """Return each index row's boxes as img2dataset wants them, list<list<float64>[4]>[n]; null if it cannot be blurred.
 
     Args:
         table: index rows with width, height and faces.
@@ -61,9 +61,10 @@ def boxes_to_blur(table: pa.Table) -> pa.Array:
 
 
 def _shares(boxes: Floats, size: Floats | Size) -> Floats | None:
-    """Boxes in pixels, float[n, 4], as shares of width and height, and the upside-down one; None if that is no number.
+    """Return boxes in pixels, float[n, 4], as shares of width and height, with the upside-down box that sets sigma.
 
-    They are clipped to the picture, since one that reaches far beyond it would make the blurring take for ever.
+    None if the size is unknown or a box is not finite. Boxes are clipped to the picture: the blurring of one that
+    reaches far beyond it would take for ever.
     """
     width, height = (float(side) for side in size)
     if not len(boxes):
@@ -78,16 +79,16 @@ def _shares(boxes: Floats, size: Floats | Size) -> Floats | None:
 
 
 def blurred(data: bytes, faces: Sequence[Face], within: Size, size: Size) -> bytes:
-    """A JPEG of the picture with its faces blurred, in the frame that `pictures.neutral` gives.
+    """Return a JPEG of the picture with its faces blurred, in the frame that `pictures.neutral` gives.
 
     Args:
         data: a picture that `pictures.inspect` passed.
-        faces: none at all give `neutral(data)`.
-        within: width and height of the frame that they are in, pixels; the picture may be a scaled copy of it.
+        faces: without any the result is `neutral(data)`.
+        within: width and height of the frame that the boxes are in, pixels; the picture may be a scaled copy of it.
         size: width and height of the picture.
 
     Raises:
-        PictureError: "cannot_blur": a box is not a number, the picture is too large, or OpenCV sees another; or as
+        PictureError: "cannot_blur": a box is not a number, the picture is too large, or OpenCV sees another size; or as
             `modes.simple`.
     """
     if not faces:
@@ -107,7 +108,10 @@ def blurred(data: bytes, faces: Sequence[Face], within: Size, size: Size) -> byt
 
 
 def _decoded(data: bytes) -> Pixels:
-    """uint8[height, width] or [height, width, 3] as img2dataset's resizer sees it: no EXIF turn, white behind alpha."""
+    """Decode as img2dataset's resizer does: uint8[height, width] or [height, width, 3].
+
+    EXIF's turn is not applied, and what is behind alpha is white.
+    """
     import cv2
 
     pixels = cv2.imdecode(np.frombuffer(modes.simple(data), np.uint8), cv2.IMREAD_UNCHANGED)
@@ -117,7 +121,7 @@ def _decoded(data: bytes) -> Pixels:
 
 
 def quiet_albumentations() -> None:
-    """Call it before img2dataset is imported: else albumentations asks the network for a newer version of itself."""
+    """Keep albumentations from asking the network for a newer version of itself; call before importing img2dataset."""
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 
@@ -131,7 +135,7 @@ def _blurrer() -> Any:
 
 @contextmanager
 def _untouched_random() -> Iterator[None]:
-    """The blurrer seeds Python's and NumPy's global generators with 42: a training would shuffle alike ever after."""
+    """Restore Python's and NumPy's global random state afterwards: the blurrer seeds both with 42."""
     ours, numpys = random.getstate(), np.random.get_state()
     try:
         yield

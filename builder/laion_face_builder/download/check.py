@@ -1,4 +1,4 @@
-"""A pass over a tar that another program wrote: another's img2dataset, or an earlier version of this one.
+"""Check a tar that another program wrote: somebody else's img2dataset, or an earlier version of this one.
 
 img2dataset gives no sizes where it keeps every byte, and counts whatever a host sent as a success. Here every picture
 is decoded once, by the same check as in fetching, and a small Parquet file says for every sample where its picture lies
@@ -48,7 +48,7 @@ CHECKED = pa.schema(
     ]
 )
 DETAIL_CHARACTERS = 200
-#: Columns of a shard's parquet that are of use if they are there.
+#: Columns of a shard's parquet that are read if they are there.
 _ALSO_READ = ("original_width", "original_height", "sha256", "laion_width", "laion_height", BOXES_COLUMN)
 
 Row = dict[str, Any]
@@ -76,23 +76,23 @@ class CheckJob:
 
     @property
     def is_done(self) -> bool:
-        """Whether `out` is there, made by such a job."""
+        """Whether `out` is there, made by a job with the same fingerprint."""
         try:
             return read_fingerprint(Path(self.out)) == dict(self.fingerprint)
         except BadFile:
             return False
 
     def run(self, report: object = None) -> None:
-        """As `check_tar`, for a worker."""
+        """Run `check_tar`; workers pass `report`, which is not used."""
         check_tar(self)
 
 
 def check_tar(job: CheckJob) -> None:
-    """Looks at every sample of the tar and writes `job.out`.
+    """Check every sample of the tar and write `job.out`.
 
     Raises:
         BadFile: the tar is not whole, or nothing in it says which samples it holds.
-        OSError: it cannot be read.
+        OSError: the tar cannot be read.
     """
     path = Path(job.tar)
     members = read_members(path)
@@ -112,7 +112,10 @@ def check_tar(job: CheckJob) -> None:
 
 
 def _require_proxy(path: Path, samples: Mapping[str, _Sample]) -> None:
-    """Earlier versions had a proxy, which ended with a kill a moment before img2dataset did."""
+    """Raise BadFile if the shard has failures that only the missing guarding proxy explains.
+
+    Earlier versions fetched through a proxy, which a kill ended a moment before img2dataset.
+    """
     if any(reasons.proxy_was_gone(sample.message) for sample in samples.values()):
         raise BadFile(
             path,
@@ -172,7 +175,7 @@ class _Sample:
 
     @classmethod
     def of(cls, values: Mapping[str, Any], id_column: str) -> _Sample | None:
-        """From a row of the shard's parquet or the sample's `.json`, names in lower case; None if it has no id."""
+        """Make one from a row of the shard's parquet or a `.json`, names in lower case; None if it has no id."""
         number = whole_number(values.get(id_column.lower()))
         if number is None:
             return None
@@ -182,7 +185,7 @@ class _Sample:
         return cls(number, values.get("error_message"), fetched, values.get("sha256"), lost)
 
     def fetched_columns(self, stored_sha256: str) -> Row:
-        """What the sidecar says of the fetched picture if the stored one is another."""
+        """Return the sidecar's columns on the fetched picture if the stored one is another; else none."""
         if self.fetched is None or self.sha256 == stored_sha256:
             return {}
         sha256 = self.sha256 if isinstance(self.sha256, str) else None
@@ -195,7 +198,7 @@ def _size(values: Mapping[str, Any], prefix: str) -> frames.Size | None:
 
 
 def _samples(path: Path, tar: int, members: list[Member], id_column: str) -> dict[str, _Sample]:
-    """The samples by key: from the shard's parquet, and from the `.json` in the tar for those not in it."""
+    """Return the samples by key: from the shard's parquet, and from the `.json` in the tar for those not in it."""
     samples = dict(_samples_of_table(path.with_suffix(".parquet"), id_column))
     documents = [member for member in members if member.extension == "json" and member.key not in samples]
     for member in documents:
@@ -237,7 +240,7 @@ def _of_document(text: bytes, id_column: str) -> _Sample | None:
 
 
 def whole_number(value: object) -> int | None:
-    """`value` as an int, be it an int, a whole float or a string of one; else None."""
+    """Return `value` as an int, be it an int, a whole float or a string of one; else None."""
     if isinstance(value, str):
         with suppress(ValueError):
             return int(value)

@@ -1,4 +1,4 @@
-"""Tars without what others would trip over: broken pictures, and those that a later tar has too.
+"""Clean tars for other readers: take out broken pictures, and those that a later tar has too.
 
 Earlier versions had img2dataset write the tars, which takes whatever a host sends for a success; the sidecar knows, but
 nobody else who reads the tars does. Here such a shard is written once more, without fetching anything.
@@ -32,9 +32,9 @@ logger = logging.getLogger("laion_face")
 
 
 def clean_tars(files: PartFiles) -> int:
-    """Write the part's shards that hold such pictures without them; gives how many pictures that were.
+    """Rewrite the part's shards without broken pictures and those that a later tar has; return how many pictures went.
 
-    The sidecar has to be up to date; it is withdrawn if it no longer is.
+    The sidecar has to be up to date; it is removed if a tar is rewritten.
 
     Raises:
         BadFile: a tar is not whole.
@@ -55,13 +55,13 @@ def clean_tars(files: PartFiles) -> int:
 
 
 def pictures_not_in(listed: pa.Table, members: list[Member]) -> list[str]:
-    """The keys of a tar's pictures that are none of those that the sidecar has in it, by offset and length."""
+    """Return the keys of a tar's pictures that the sidecar does not list, by offset and length."""
     places = {*zip(listed["offset"].to_pylist(), listed["length"].to_pylist(), strict=True)}
     return [key for key, member in pictures_in(members).items() if (member.offset, member.length) not in places]
 
 
 def finish_cleaning(files: PartFiles) -> None:
-    """Put the files of shards that a run which was killed had cleaned into their places."""
+    """Move the files of shards that a killed run had cleaned into their places."""
     for number in range(files.rounds_started() + 1):
         for whole in sorted(files.tars(number).glob("_clean-*")):
             _put_in_place(whole)
@@ -99,7 +99,7 @@ def _copy_tar(source: Path, target: Path, without: Mapping[str, str]) -> None:
 
 
 def _failed(table: pa.Table, why: Mapping[str, str]) -> pa.Table:
-    """The shard's parquet with these samples as failures, for the reasons given."""
+    """Return the shard's parquet with these samples as failures, for the reasons given."""
     said = [why.get(key) for key in table["key"].to_pylist()]
     changes = {
         "status": [None if reason is None else "failed_to_resize" for reason in said],

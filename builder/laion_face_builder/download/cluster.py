@@ -1,7 +1,7 @@
-"""Workers of a distributor, as `workers.Workers` are: for what has calls done, and hears what became of each.
+"""Run calls on the workers of a distributor, with the same methods and events as `workers.Workers`.
 
-A call that was given up, since its worker died again and again, has died; how often an engine tries before that is its
-own. How far a call has come is not told.
+A call that the distributor gave up, since its workers kept dying, is reported as `Died`; how often that is tried is the
+distributor's own choice. There are no `Progress` events.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ C = TypeVar("C", bound=Call)
 
 
 class Cluster(Generic[C]):
-    """A context manager: at its end nothing of what it was given is done any more.
+    """The workers of a distributor. A context manager: at its end no call goes on.
 
     Args:
         distributor: one of `distribute.DISTRIBUTORS`.
         count: calls at the same time; None for as many as the cluster can.
 
     Raises:
-        OptionError: it is not installed.
+        OptionError: the distributor is not installed.
     """
 
     def __init__(self, distributor: str, count: int | None) -> None:
@@ -44,7 +44,7 @@ class Cluster(Generic[C]):
         return bool(self._calls)
 
     def has_place(self, *, alone: bool = False) -> bool:
-        """Whether `start` may be called; everybody works alone."""
+        """Say whether `start` may be called; a worker does one call at a time, whatever `alone` says."""
         return len(self._calls) < self._workers.at_once
 
     def start(self, call: C, *, alone: bool = False) -> None:
@@ -52,7 +52,7 @@ class Cluster(Generic[C]):
         self._calls[self._workers.submit(_do, call)] = call
 
     def events(self, seconds: float) -> list[Event[C]]:
-        """What has happened; waits up to `seconds` for the first."""
+        """Return what has happened; wait up to `seconds` for the first event."""
         finished, _ = wait(self._calls, seconds, FIRST_COMPLETED)
         return [_event(self._calls.pop(future), future.result()) for future in finished]
 

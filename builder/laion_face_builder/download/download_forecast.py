@@ -1,4 +1,4 @@
-"""What downloading a part would do; see `forecast`. The same files decide as in the real run (`part`, `round`)."""
+"""Forecast a download (see `forecast`), from the same files that decide in the real run (`part`, `round`)."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ class RoundForecast:
     """What one round would do.
 
     Attributes:
-        number: 0, or that of the retry.
-        pictures: those that are asked for; None where that shows only once the round before it has ended.
-        unchecked: those that are there and have not been looked through: what is not whole of them is asked for too.
-        shards: tars that are made.
+        number: 0 for the first round, else the number of the retry.
+        pictures: how many are asked for; None where that shows only once the round before has ended.
+        unchecked: how many are there, but not checked yet; those of shards that are not whole are asked for too.
+        shards: how many tars are made.
     """
 
     number: int
@@ -61,13 +61,13 @@ class PartForecast:
     """What downloading one part would do.
 
     Attributes:
-        rows: of its index.
-        wanted: those that pass the filters and can be fetched at all.
+        rows: how many its index has.
+        wanted: how many rows pass the filters and can be fetched at all.
         is_read: whether the rows were looked at; those of an index that lies elsewhere are not, and count as wanted.
         is_begun: whether a download of this part has been started before.
-        is_there: whether there is a sidecar.
+        is_there: whether the part has a sidecar.
         rounds: in order; those that were finished before are among them, with nothing to do.
-        refusal: what it would end with, at a round of which the disk has no room or the folder cannot be used.
+        refusal: the error it would end with, at a round for which the disk has no room or the folder cannot be used.
     """
 
     part: int
@@ -81,17 +81,17 @@ class PartForecast:
 
     @property
     def pictures(self) -> int:
-        """All that are asked for, as far as that is known."""
+        """All pictures that are asked for, as far as that is known."""
         return sum(one.pictures or 0 for one in self.rounds)
 
     @property
     def unchecked(self) -> int:
-        """All that are there and are looked through."""
+        """All pictures that are there and would be checked."""
         return sum(one.unchecked for one in self.rounds)
 
     @property
     def is_exact(self) -> bool:
-        """Whether no more pictures can come."""
+        """Whether `pictures` is exact: no more can come."""
         return self.is_read and not self.unchecked and all(one.pictures is not None for one in self.rounds)
 
 
@@ -150,7 +150,7 @@ class _Rounds:
     plan: pa.ChunkedArray
 
     def all(self, retry_failed: int) -> Iterator[RoundForecast]:
-        """What each round would do; raises what would end it after it was given."""
+        """Yield what each round would do; after a round that would fail, raise its error."""
         tars: list[CheckedTar] = []
         is_known = True
         for number in rounds_in_all(self.files, retry_failed):
@@ -168,7 +168,7 @@ class _Rounds:
             tars += this_round.tars()
 
     def _rows(self, number: int, tars: list[CheckedTar] | None) -> Rows | None:
-        """The rows of a round; None if it is a new one, and those before it have not been finished."""
+        """Return the rows of a round; None if it is new, and the rounds before it are not finished."""
         if not number:
             return rows_to_fetch(self.plan)
         if kept.brought(self.files.data, self.files.round(number)):

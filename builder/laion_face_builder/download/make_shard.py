@@ -1,4 +1,4 @@
-"""A shard made by any worker: in its place, or in a folder of the worker's own, from where it goes to the address.
+"""Make a shard in any worker: in its place, or in the worker's own folder, and then send it to the DATA_DIR's address.
 
 At an address, as in a folder, the stats come last, and go first when a shard is made anew: whoever finds them finds
 the tar that they speak of.
@@ -15,7 +15,7 @@ from laion_face_builder.upstream import kept
 
 
 def make_shard(task: ShardTask, report: Report = lambda _: None) -> ShardResult:
-    """Do as `run_shard`, wherever the DATA_DIR is kept."""
+    """Make the shard with `run_shard`, whether the DATA_DIR is a folder or an address."""
     place = task.place
     with kept.at_work(place.part.data) as data:
         here = replace(task, place=replace(place, part=replace(place.part, data=data)))
@@ -28,7 +28,7 @@ def _sent(task: ShardTask, report: Report) -> ShardResult:
     place, files, data = task.place, task.place.files, task.place.part.data
     if place.is_finished:  # A worker that died when it had sent all of it; its answer was lost.
         return place.result()
-    if not task.left_out and place.check_job() is not None:  # It is to be looked through.
+    if not task.left_out and place.check_job() is not None:  # It is to be checked.
         for path in (files.tar, files.parquet):
             kept.brought(data, path)
     before = _stamp(files.tar)

@@ -1,4 +1,4 @@
-"""How a part is downloaded."""
+"""Define the options of a download: how a part is downloaded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from laion_face_builder.options import OptionFields, Transfer
 from laion_face_builder.parallel import cores
 from laion_face_builder.values import Range
 
-#: What fingerprints have always said of opt-outs: another word would make a conflict of every download that was begun.
+#: Opt-outs as fingerprints name them: another word here would make every download that was begun conflict.
 _OPT_OUT = ("noai", "noimageai", "noindex", "noimageindex")
 _MOST_PROCESSES = 16
 #: Encoding that img2dataset knows -> least and most of its `encode_quality`, and ours. Of PNG it is zlib's effort.
@@ -32,11 +32,11 @@ class DownloadOptions:
 
     Args:
         processes_count: processes that fetch and write; None means one a core, 16 at most, or what a cluster has.
-        distributor: whose they are, one of `distribute.DISTRIBUTORS`.
-        concurrency: pictures that are fetched at the same time, by all of them together; by each worker of a cluster.
+        distributor: what runs these processes, one of `distribute.DISTRIBUTORS`.
+        concurrency: pictures fetched at the same time, by all processes together; on a cluster, by each worker.
         samples_per_shard: samples in one tar.
         timeout: seconds for one picture, everything included.
-        retries: further tries for what can pass; see `retry_failed` for later rounds.
+        retries: further tries after errors that may pass; see `retry_failed` for later rounds.
         outage_patience: seconds that a lost network is waited for, before the download ends and says so.
         max_bytes: a picture file may have; larger ones fail.
         max_pixels: a picture may have; larger ones fail. Another value looks through the tars again, without fetching;
@@ -44,11 +44,11 @@ class DownloadOptions:
         per_host: connections to one host at a time.
         user_agent_token: a name under which sites may address or refuse you.
         resize_mode: what img2dataset does to the size of each picture, one of `frames.RESIZE_MODES`.
-        image_size: the size that it then has, pixels.
+        image_size: the size that each picture then has, pixels.
         resize_only_if_bigger: smaller pictures keep their size.
-        blur_faces: whether it blurs faces. Pictures whose boxes may not fit are left out, on disk too.
+        blur_faces: whether img2dataset blurs faces. Pictures whose boxes may not fit are left out, on disk too.
         encode_format: of pictures that are encoded again: jpg, png or webp.
-        encode_quality: likewise, 1 to 100, of png zlib's effort, 0 to 9; by default 95, of png 6.
+        encode_quality: of those pictures, 1 to 100, by default 95; for png zlib's effort, 0 to 9, by default 6.
         allow_private_hosts: also connect to addresses that are not public.
         trust_proxy: go through the proxy that the environment names, which then has to refuse private addresses.
         ignore_space: start even if the disk is clearly too small.
@@ -98,7 +98,7 @@ class DownloadOptions:
 
     @property
     def processes(self) -> int:
-        """How many there are of this machine, at most."""
+        """The processes on this machine, at most."""
         return self.processes_count or min(_MOST_PROCESSES, cores())
 
     @property
@@ -118,12 +118,12 @@ class DownloadOptions:
 
     @property
     def quality(self) -> int:
-        """Of what is encoded again."""
+        """The quality of pictures that are encoded again: `encode_quality` or the format's default."""
         return _QUALITIES[self.encode_format][2] if self.encode_quality is None else self.encode_quality
 
     def defining(self) -> dict[str, Any]:
-        """What defines the files on disk, for the fingerprint."""
-        # Of what came later only what is not the default: downloads that were begun before go on.
+        """Return the options that define the files on disk, for the fingerprint."""
+        # Of newer options only what is not the default: downloads that were begun before them go on.
         again = {"resize": self.resizing.as_dict(), "blur_faces": self.blur_faces}
         encode = {"encode": f"{self.encode_format} {self.quality}"} if self.encodes_again else {}
         return {
@@ -134,7 +134,7 @@ class DownloadOptions:
         }
 
     def limits(self, processes: int) -> FetchLimits:
-        """The bounds of each of so many processes' fetches.
+        """Return the limits of each process's fetches, if there are so many processes.
 
         Raises:
             OptionError: the environment names a proxy that is not trusted.
@@ -143,7 +143,7 @@ class DownloadOptions:
         return FetchLimits.of(transfer, concurrency=-(-self.concurrency // processes))
 
 
-#: Of the fields that are options of a dataset too, `options` knows what is valid.
+#: What is valid; for fields that are options of a dataset too, `options` says it.
 _VALID = {
     "processes_count": Range(int, 1, 1_000),
     "samples_per_shard": Range(int, 1, 1_000_000),
@@ -152,7 +152,7 @@ _VALID = {
     for spec in fields(OptionFields)
     if spec.metadata["valid"] is not None and spec.name in DownloadOptions.__dataclass_fields__
 }
-#: What the command line calls those that have another name there.
+#: Options that have another name on the command line, and that name.
 _TYPED = {"processes_count": " (--processes)"}
-#: Rounds over failed samples.
+#: How many rounds over failed samples may be asked for.
 RETRY_FAILED = Range(int, 0, 1_000)

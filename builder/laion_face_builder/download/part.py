@@ -1,4 +1,4 @@
-"""Pictures on disk, one part at a time: the plan, the rounds, the sidecar.
+"""Download the pictures of one part: the plan, the rounds, the sidecar.
 
 Workers of ours fetch them and write them as img2dataset does; what is done is judged by the files alone (see `rounds`
 for them, and `shards` for when a shard counts). A download that was killed anywhere goes on where it was: the plan and
@@ -62,7 +62,7 @@ __all__ = ["DownloadOptions", "PartResult", "download_part"]
 
 logger = logging.getLogger("laion_face")
 
-#: Mean over what is asked for, dead links included; LAION-Face's authors count 2 TB for 50 million.
+#: Mean over the pictures that are asked for, dead links included; LAION-Face's authors count 2 TB for 50 million.
 _BYTES_A_SAMPLE = 60_000
 
 
@@ -76,7 +76,7 @@ def download_part(
     index: IndexPart | None = None,
     clean: bool = False,
 ) -> PartResult:
-    """Downloads the pictures of a part, or goes on with it; the sidecar is there and up to date when this returns.
+    """Download the pictures of a part, or go on with it; the sidecar is up to date when this returns.
 
     Args:
         data: where the part lives.
@@ -86,13 +86,13 @@ def download_part(
         retry_failed: how many rounds over the failed samples there are to be in all. Those that were done before count,
             so the same call again fetches nothing, and one that was interrupted is finished first.
         index: the part's index if it does not lie in `data`.
-        clean: write tars that hold broken pictures, or such as a later tar has too, again without them.
+        clean: rewrite tars without broken pictures, and without those that a later tar has too.
 
     Raises:
         NotPrepared: there is no index.
         StateConflict: the part was started with other filters, another index, another size of shards, or with other
             resizing or blurring.
-        DownloadError: processes die of nothing that is in the samples, or the disk is too small; NetworkOutage: no host
+        DownloadError: processes keep dying and no sample is to blame, or the disk is too small; NetworkOutage: no host
             answers; DiskError: the disk is full, or read-only.
         OptionError: the environment names a proxy that is not trusted, or img2dataset cannot write to such a path.
     """
@@ -138,14 +138,14 @@ def _rounds(
 
 
 def _is_complete(files: PartFiles, number: int, options: DownloadOptions, made_with: Fingerprint) -> bool:
-    """Whether this round has been done before: then the sidecar that matters is the one with it."""
+    """Say whether this round was finished before: then the sidecar that matters is the one with it."""
     if not kept.brought(files.data, files.round(number)):
         return False
     return not Round(files, number, rows_of_round(files, number), options, made_with).missing
 
 
 def withdraw_sidecar(files: PartFiles, missing: list[str]) -> None:
-    """Removes the sidecar if it speaks of tars that are about to be made again: other bytes would lie in its places."""
+    """Remove the sidecar if it names tars that are about to be made again: its offsets would be wrong."""
     sidecar = files.data.sidecar(files.part)
     if not kept.brought(files.data, sidecar):
         return
@@ -157,7 +157,7 @@ def withdraw_sidecar(files: PartFiles, missing: list[str]) -> None:
 
 
 def _rows(files: PartFiles, number: int, made_with: Fingerprint) -> Rows:
-    """The rows of a round; those of a new round are all that failed so far and may still come."""
+    """Return the rows of a round; those of a new round are all that failed so far and may still come."""
     if number and not kept.brought(files.data, files.round(number)):
         rows = rows_to_retry(pq.read_table(files.data.sidecar(files.part), columns=["status"])["status"])
         if not len(rows):
@@ -181,18 +181,18 @@ def _write_sidecar(files: PartFiles, index: IndexPart, made_with: Fingerprint, t
 
 
 def sidecar_table(sample_ids: pa.ChunkedArray, plan: pa.ChunkedArray, tars: list[CheckedTar]) -> pa.Table:
-    """The sidecar of the part as these tars have it."""
+    """Return the part's sidecar, as these tars give it."""
     rows = np.arange(len(plan), dtype=np.int64)
     return assemble(sample_ids, rows, tars, pc.fill_null(plan, reasons.NOT_DOWNLOADED))
 
 
 def bytes_of(samples: int) -> int:
-    """What so many samples take of the disk, about."""
+    """Estimate the bytes on disk of so many samples."""
     return samples * _BYTES_A_SAMPLE
 
 
 def begun(files: PartFiles, index: IndexPart, options: DownloadOptions, filters: RowFilters | None) -> Fingerprint:
-    """Claim the part for this download and have its plan; gives what it is made with. The part is locked.
+    """Claim the part for this download, write its plan, and return its fingerprint; the caller holds the part's lock.
 
     Raises:
         StateConflict, BadFile: as `claimed`.
@@ -209,12 +209,12 @@ def begun(files: PartFiles, index: IndexPart, options: DownloadOptions, filters:
 
 
 def rounds_in_all(files: PartFiles, retry_failed: int) -> range:
-    """The rounds that there are to be: those that were asked for, and those that were started."""
+    """Return the numbers of the rounds that were asked for, and of those that were started."""
     return range(1 + max(retry_failed, files.rounds_started()))
 
 
 def claimed(files: PartFiles, index: IndexPart, options: DownloadOptions, filters: RowFilters | None) -> Fingerprint:
-    """The fingerprint of what is to be on disk; refuses to mix it with something else that is there.
+    """Return the fingerprint of what is to be on disk; refuse to mix it with something else that is there.
 
     Raises:
         StateConflict: something else is there; BadFile: nothing says what is.
@@ -256,7 +256,7 @@ def _require_same(files: PartFiles, wanted: Fingerprint) -> None:
 
 
 def has_plan(files: PartFiles, made_with: Fingerprint) -> bool:
-    """Whether the plan is there, and of this download."""
+    """Say whether this download's plan is there."""
     return kept.fingerprint(files.data, files.plan) == _plan_fingerprint(made_with)
 
 
@@ -265,7 +265,7 @@ def _plan_fingerprint(made_with: Fingerprint) -> Fingerprint:
 
 
 def _remove_leftovers(files: PartFiles) -> None:
-    """What a killed run left half done; other parts' files beside ours may be under way in other processes."""
+    """Remove what a killed run left half done, but no other part's files: those may still be written."""
     finish_cleaning(files)
     if files.checked.is_dir():
         remove_partials(files.checked)
@@ -283,10 +283,10 @@ def _say_space(files: PartFiles, samples: int) -> None:
 
 
 def check_space(files: PartFiles, samples: int, options: DownloadOptions) -> None:
-    """Stops if the disk is clearly too small for so many samples; what room an address has, nobody can say.
+    """Raise DownloadError if the disk is clearly too small for so many samples; an address's room is not known.
 
     Raises:
-        DownloadError: it is, and `ignore_space` is not set.
+        DownloadError: the disk is too small, and `ignore_space` is not set.
     """
     folder = files.data.images_fingerprint(files.part).parent
     needed, free = bytes_of(samples), disk_free(folder)

@@ -1,4 +1,4 @@
-"""What is kept of a fetched picture: its own bytes, or what img2dataset's resizer makes of them."""
+"""Decide what is kept of a fetched picture: its own bytes, or what img2dataset's resizer makes of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from laion_face_builder.images.structure import check_pixels
 
 #: What Pillow calls the formats that img2dataset encodes in.
 _FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
-#: The resizer turns the process's stdout and stderr off while it works, and on again.
+#: One thread at a time: the resizer turns the process's stdout and stderr off while it works, and on again.
 _ONE_AT_A_TIME = threading.Lock()
 
 
@@ -35,7 +35,7 @@ class Stored:
         orientation: see `pictures.Picture`.
         sha256: of `data`, in hex.
         fetched: width and height of what the host gave.
-        fetched_sha256: of those bytes, in hex.
+        fetched_sha256: of the bytes that the host gave, in hex.
     """
 
     data: bytes
@@ -48,7 +48,7 @@ class Stored:
 
 
 def stored(picture: Picture, values: Mapping[str, Any], options: DownloadOptions) -> Stored:
-    """Give what is kept of a picture that decodes.
+    """Return what is kept of a picture that decodes.
 
     Args:
         picture: as it was fetched.
@@ -65,7 +65,7 @@ def stored(picture: Picture, values: Mapping[str, Any], options: DownloadOptions
     original = (values["laion_width"] or 0, values["laion_height"] or 0)
     if boxes and rescaled(original, size) is None:
         raise PictureError(reasons.CANNOT_BLUR, f"boxes do not fit the fetched {size}")
-    # The resizer asks only when OpenCV has decoded it.
+    # The resizer checks the size only after OpenCV has decoded the picture.
     check_pixels(size, _most_pixels(options))
     simple = modes.simple(picture.data)
     with _ONE_AT_A_TIME:
@@ -82,7 +82,7 @@ def _most_pixels(options: DownloadOptions) -> int:
 
 @lru_cache(maxsize=1)
 def resizer(options: DownloadOptions) -> Any:
-    """Give img2dataset's, one a process."""
+    """Return img2dataset's resizer; it is made once a process."""
     quiet_albumentations()
     from img2dataset.blurrer import BoundingBoxBlurrer
     from img2dataset.resizer import Resizer

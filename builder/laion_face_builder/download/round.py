@@ -1,4 +1,4 @@
-"""One round of a part: its shards, which of them are finished, and the workers that make the others.
+"""Run one round of a part: its shards, which of them are finished, and the workers that make the others.
 
 A shard is finished once its rows of the sidecar are there, made from the stats and the tar that lie beside them.
 """
@@ -32,9 +32,9 @@ class Round:
 
     Args:
         files: of the part.
-        number: 0, or that of the retry.
+        number: 0 for the first round, else the number of the retry.
         rows: the index rows that it fetches, ascending.
-        options: how.
+        options: how it downloads.
         made_with: the fingerprint of the part's downloads.
     """
 
@@ -60,51 +60,51 @@ class Round:
         return [place.shard for place in self._places if place.shard not in self._finished]
 
     def missing_of(self, share: Container[int] | None) -> list[int]:
-        """Those of a share; of all if it is None."""
+        """Return the missing shards of a share; all of them if `share` is None."""
         return [shard for shard in self.missing if share is None or shard in share]
 
     @property
     def unchecked(self) -> list[int]:
-        """Those of the missing ones whose files are all there: they are looked through, and fetched if they are bad."""
+        """The missing shards whose files are all there: they are checked, and fetched if they are bad."""
         return [shard for shard in self.missing if self._places[shard].check_job() is not None]
 
     def samples_of(self, shards: Iterable[int]) -> int:
-        """How many samples some shards have."""
+        """Count the samples of some shards."""
         return sum(self._places[shard].samples for shard in shards)
 
     @property
     def missing_samples(self) -> int:
-        """The samples in them."""
+        """The number of samples in the missing shards."""
         return self.samples_of(self.missing)
 
     @property
     def samples_to_fetch(self) -> int:
-        """Those of shards whose files are not all there."""
+        """The number of samples in shards whose files are not all there."""
         return self.samples_of({*self.missing} - {*self.unchecked})
 
     def missing_tars(self, share: Container[int] | None = None) -> list[str]:
-        """Their tars, as the sidecar names them."""
+        """Name the tars of the missing shards, as the sidecar does."""
         return [self._files.tar_name(self._number, shard) for shard in self.missing_of(share)]
 
     def results(self, share: Container[int] | None = None) -> list[ShardResult]:
-        """What has become of the shards that are finished."""
+        """Return what has become of each finished shard."""
         return [place.result() for place in self._finished_of(share)]
 
     def tars(self) -> list[CheckedTar]:
-        """The tars of the finished shards."""
+        """Return the tars of the finished shards."""
         return [
             CheckedTar(self._files.tar_name(self._number, shard), self._files.checked_tar(self._number, shard))
             for shard in sorted(self._finished)
         ]
 
     def run(self, index: IndexPart, share: Container[int] | None = None) -> None:
-        """Makes what is missing, but for the pictures that tars of other rounds have.
+        """Make the missing shards, without the pictures that tars of other rounds have.
 
         Args:
-            share: of the shards; others may be made by other processes meanwhile. None means that all are ours.
+            share: the shards to make; other processes may make the others meanwhile. None means all shards.
 
         Raises:
-            DownloadError: workers died again and again, and it was no sample's doing; NetworkOutage: no host answers.
+            DownloadError: workers died again and again, and no sample is to blame; NetworkOutage: no host answers.
             OSError: a shard cannot be written.
         """
         missing, folder = self.missing_of(share), self._files.tars(self._number)
@@ -139,13 +139,13 @@ class Round:
         return Workers(count, _AT_A_TIME, lock=self._files.writers, shares_lock=is_shared, keeps_token=is_far)
 
     def _rows_elsewhere(self) -> Rows:
-        """The index rows that other rounds have: a shard may be lost once a later one has got what it had not."""
+        """Return the index rows that other rounds have pictures of: a shard that is made again must not repeat them."""
         others = (other for other in range(self._files.rounds_started() + 1) if other != self._number)
         rounds = (Round(self._files, other, rows_of_round(self._files, other), *self._how) for other in others)
         return rows_held([tar for other in rounds for tar in other.tars()])
 
     def _positions(self, shard: int, wanted: Rows) -> tuple[int, ...]:
-        """Where in a shard some index rows stand."""
+        """Return the positions in a shard of the index rows that are in `wanted`."""
         place = self._places[shard]
         rows = self._rows[place.start : place.start + place.samples]
         return tuple(np.flatnonzero(np.isin(rows, wanted)).tolist())

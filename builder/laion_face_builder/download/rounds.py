@@ -1,4 +1,4 @@
-"""What is to be downloaded of a part: the plan, the rounds, and what each sample carries into its tar.
+"""Decide what is downloaded of a part: the plan, the rounds, and what each sample carries into its tar.
 
 images/
   part-000NN.fingerprint            what the downloads were made with, as JSON
@@ -62,11 +62,11 @@ class RowFilters(Protocol):
     """Which index rows are wanted; see `filters.Filters`."""
 
     def mask(self, table: pa.Table) -> Mask:
-        """bool[n] over the rows of `table`, which has all index columns."""
+        """Return bool[n]: which rows of `table` are wanted; it has all index columns."""
         ...
 
     def as_dict(self) -> dict[str, Any]:
-        """What defines it, for fingerprints."""
+        """Return what defines the filters, for fingerprints."""
         ...
 
 
@@ -88,33 +88,33 @@ class PartFiles:
 
     @property
     def plan(self) -> Path:
-        """One status for every index row."""
+        """The plan: one status for every index row."""
         return self.checked / "plan.parquet"
 
     @property
     def writers(self) -> Path:
-        """The lock that every process that writes tars holds."""
+        """The lock file that every process that writes tars holds."""
         return self.data.tars(self.part).with_name(f".part-{self.part:05d}.writers.lock")
 
     def round(self, number: int) -> Path:
-        """The rows of a later round."""
+        """Return the path of a later round's rows."""
         return self.checked / f"round-{number}.parquet"
 
     def tars(self, number: int) -> Path:
-        """The folder of this round's tars."""
+        """Return the folder of a round's tars."""
         folder = self.data.tars(self.part)
         return folder / f"retry-{number}" if number else folder
 
     def checked_tar(self, number: int, shard: int) -> Path:
-        """One shard's rows of the sidecar."""
+        """Return the path of one shard's rows of the sidecar."""
         return self.checked / f"{number}-{shard:05d}.parquet"
 
     def tar_name(self, number: int, shard: int) -> str:
-        """The shard's tar, relative to the part's folder, as the sidecar has it."""
+        """Return the name of a shard's tar relative to the part's folder, as the sidecar has it."""
         return f"retry-{number}/{shard:05d}.tar" if number else f"{shard:05d}.tar"
 
     def rounds_started(self) -> int:
-        """How many rounds beyond the first have been started."""
+        """Count the rounds beyond the first that have been started."""
         number = 0
         while kept.brought(self.data, self.round(number + 1)):
             number += 1
@@ -123,7 +123,7 @@ class PartFiles:
 
 @contextmanager
 def opened_index(data: DataDir, part: int, index: IndexPart | None = None) -> Iterator[IndexPart]:
-    """`index` if it is given, which stays open; else the one in `data`, closed afterwards.
+    """Yield `index` if it is given, and leave it open; else open the one in `data`, and close it afterwards.
 
     Raises:
         NotPrepared: there is none.
@@ -143,7 +143,7 @@ def opened_index(data: DataDir, part: int, index: IndexPart | None = None) -> It
 def write_plan(
     files: PartFiles, index: IndexPart, filters: RowFilters | None, fingerprint: Fingerprint, blur_faces: bool = False
 ) -> None:
-    """Decides for every index row whether it is to be fetched; not if its faces are to be blurred and cannot be."""
+    """Write the plan: which rows are fetched; not those whose faces are to be blurred and cannot be."""
     with written_whole(files.plan) as partial, pq.ParquetWriter(partial, stamped(PLAN, fingerprint)) as writer:
         for status in planned(index, filters, blur_faces):
             writer.write_table(pa.table([status], schema=writer.schema))
@@ -151,7 +151,7 @@ def write_plan(
 
 
 def planned(index: IndexPart, filters: RowFilters | None, blur_faces: bool = False) -> Iterator[pa.Array]:
-    """The plan, a row group at a time: why a row is not fetched, null if it is."""
+    """Yield the plan, a row group at a time: why a row is not fetched, null if it is."""
     for start, stop in index.row_groups:
         table = index.read(start, stop)
         keep = np.ones(stop - start, dtype=bool) if filters is None else filters.mask(table)
@@ -172,34 +172,34 @@ def _url_status(url: str | None) -> str | None:
 
 
 def write_round(files: PartFiles, number: int, rows: Rows, fingerprint: Fingerprint) -> None:
-    """Fixes the rows of a later round."""
+    """Write the rows of a later round, which fixes them."""
     with written_whole(files.round(number)) as partial:
         pq.write_table(pa.table([pa.array(rows, pa.int64())], schema=stamped(ROUND, fingerprint)), partial)
     kept.send(files.data, files.round(number))
 
 
 def rows_of_round(files: PartFiles, number: int) -> Rows:
-    """int64[n]: the index rows of a round, ascending, in the order of its shards."""
+    """Return the index rows of a round, int64[n], ascending, in the order of its shards."""
     if number:
         return np.asarray(pq.read_table(kept.bring(files.data, files.round(number)))["row"].to_numpy(), dtype=np.int64)
     return rows_to_fetch(pq.read_table(kept.bring(files.data, files.plan))["status"])
 
 
 def rows_to_fetch(plan: pa.ChunkedArray) -> Rows:
-    """int64[n]: the index rows that a plan wants."""
+    """Return the index rows that a plan wants, int64[n]."""
     return np.flatnonzero(pc.is_null(plan).to_numpy())
 
 
 def rows_to_retry(statuses: pa.ChunkedArray) -> Rows:
-    """int64[n]: the index rows that failed so far, by the sidecar's `statuses`, and may still come."""
+    """Return the index rows, int64[n], that failed so far, by the sidecar's `statuses`, and may still come."""
     settled = pc.is_in(statuses, value_set=pa.array([reasons.OK, *reasons.FINAL]))
     return np.flatnonzero(pc.invert(settled).to_numpy())
 
 
 def listed(index: IndexPart, rows: Rows, blur_faces: bool = False) -> pa.Table:
-    """What travels into the tars of these index rows, ascending, in the order of img2dataset's columns.
+    """Return what these index rows, ascending, carry into their tars, in the order of img2dataset's columns.
 
-    `CARRIED`, maybe the boxes to blur, caption and url.
+    The columns are `CARRIED`, with `blur_faces` the boxes to blur, caption and url.
     """
     tables = []
     for start, stop in index.row_groups:
@@ -213,7 +213,7 @@ def listed(index: IndexPart, rows: Rows, blur_faces: bool = False) -> pa.Table:
 def _listed(table: pa.Table, rows: Rows, blur_faces: bool) -> pa.Table:
     columns: dict[str, Any] = {"row": pa.array(rows, pa.int64())}
     columns |= {name: table[column] for column, name in LISTED.items()}
-    # NaN is no JSON, and would make the sample's .json unreadable for strict readers.
+    # NaN is not valid JSON, and would make the sample's .json unreadable for strict readers.
     similarity = columns["similarity"]
     columns["similarity"] = pc.if_else(pc.is_nan(similarity), pa.scalar(None, pa.float64()), similarity)
     if blur_faces:

@@ -1,4 +1,4 @@
-"""A shard made in one process and one pass: fetched, checked, maybe encoded again, and written with its sidecar rows.
+"""Make a shard in one process and one pass: fetch, check, maybe encode again, and write it with its sidecar rows.
 
 One process may run two shards in two threads. They share one engine, and take turns: the second asks for its first
 picture when the first has asked for its last, so that nobody waits idly for the last slow hosts of a shard.
@@ -28,14 +28,14 @@ from laion_face_builder.fetch.fetcher import FetchedPicture, Fetcher
 from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.images import reasons
 
-#: Of pictures that wait to be written, of each shard; and how many rows are asked for ahead of the last one written.
+#: Bounds for each shard: bytes of pictures that wait to be written, and rows asked for ahead of the last one written.
 _BUFFER_BYTES = 128 << 20
 _LOOKAHEAD = 4096
 _ROWS_AT_ONCE = 256
 _REPORT_SECONDS = 1.0
-#: Two threads make one engine.
+#: Held while the engine is made, so that two threads make only one.
 _MAKING = threading.Lock()
-#: So many samples that no host answered, and none that one did, are no samples' fault.
+#: If no host answered for any of at least so many samples, the network is at fault.
 _ENOUGH = 8
 
 _HELD = PictureError(reasons.IN_ANOTHER_ROUND)
@@ -44,7 +44,7 @@ Sample = tuple[int, dict[str, Any]]
 
 
 def run_shard(task: ShardTask, report: Report = lambda _: None) -> ShardResult:
-    """Make the shard whole, its rows of the sidecar with it; if its files are there, look through them only.
+    """Make the shard and its rows of the sidecar; if its files are there and whole, only check them.
 
     Args:
         task: which shard, and how.
@@ -52,14 +52,14 @@ def run_shard(task: ShardTask, report: Report = lambda _: None) -> ShardResult:
 
     Raises:
         NetworkOutage: no host answered; nothing is written, so that the samples are asked for again.
-        OSError: it cannot be written.
+        OSError: the shard cannot be written.
     """
     found = None if task.probe or task.left_out else _looked_through(task)
     return found or _downloaded(task, report)
 
 
 def _looked_through(task: ShardTask) -> ShardResult | None:
-    """What is in the shard's files; None if they are not all there and whole."""
+    """Check the shard's files and return its result; None if they are not all there and whole."""
     job = task.place.check_job()
     if job is None:
         return None
@@ -78,7 +78,7 @@ def _downloaded(task: ShardTask, report: Report) -> ShardResult:
     with task.index as index:
         table = listed(index, rows, task.options.blur_faces)
     if task.options.encodes_again:
-        # Before the first request: img2dataset takes seconds to be imported, in which what is under way would time out.
+        # Before the first request: importing img2dataset takes seconds, in which requests under way would time out.
         resizer(task.options)
     writer = None if task.probe else ShardWriter(task, table.schema)
     try:
@@ -159,7 +159,7 @@ class _Tally:
         self._unanswered: Counter[str] = Counter()
 
     def count(self, end: Stored | PictureError, url: str) -> None:
-        """One more sample has come to its end."""
+        """Count a sample and what became of it."""
         reason = end.reason if isinstance(end, PictureError) else reasons.OK
         self.result.statuses[reason] += 1
         size = len(end.data) if isinstance(end, Stored) else 0
@@ -171,9 +171,9 @@ class _Tally:
             self._report(self.result)
 
     def require_a_network(self) -> None:
-        """Raises NetworkOutage if no sample of a good number was answered.
+        """Raise NetworkOutage if there are enough samples to tell, and no host answered for any.
 
-        A network that falls silent the engine waits for by itself; this is about a resolver that answers, but wrongly.
+        The engine itself waits for a network that falls silent; this is about a resolver that gives wrong answers.
         """
         asked = self.result.samples - self.result.statuses[reasons.IN_ANOTHER_ROUND]
         if self._unanswered.total() == asked >= _ENOUGH:
@@ -185,7 +185,7 @@ class _Tally:
 
 
 def _is_unanswered(reason: str, url: str) -> bool:
-    """Whether this says nothing of the picture: wrong DNS, as of a hotel's login page, gives private addresses."""
+    """Say whether no host answered: wrong DNS, as before a hotel's login page, gives private addresses."""
     if reason == "private_address":
         return not _is_address(urlsplit(url).hostname or "")
     return reason in ("dns", "unreachable")

@@ -1,4 +1,4 @@
-"""The tar of a shard, laid out as img2dataset lays it out, each sample in one write; and where its pictures lie.
+"""Write the tar of a shard, laid out as img2dataset does, each sample in one write; tell where its pictures lie.
 
 img2dataset's own writer takes three times the CPU for the same members: it has JSON indented, which only Python's slow
 encoder does, and `tarfile` writes a second header for every time with fractions (`benchmarks/README.md`).
@@ -26,7 +26,7 @@ class ShardTar:
     Args:
         path: the tar to write.
         extension: of all its pictures.
-        seconds: the time that its members have.
+        seconds: modification time of all members, seconds since 1970.
     """
 
     def __init__(self, path: Path, extension: str, seconds: int) -> None:
@@ -39,7 +39,7 @@ class ShardTar:
         self._position = 0
 
     def write(self, key: str, picture: bytes, values: Mapping[str, Any], caption: str | None) -> Member:
-        """Add a sample; gives where its picture lies."""
+        """Add a sample; return where its picture lies."""
         member = Member(f"{key}.{self._extension}", self._position + BLOCK, len(picture))
         data = b"".join(
             (
@@ -60,7 +60,7 @@ class ShardTar:
         return bytes(header), content, bytes(-len(content) % BLOCK)
 
     def finish(self) -> None:
-        """Mark its end, as a multiple of 20 blocks, which `tar` expects."""
+        """Write the end mark, fill up to a multiple of 20 blocks, which `tar` expects, and close the file."""
         self._file.write(bytes(2 * BLOCK + -(self._position + 2 * BLOCK) % tarfile.RECORDSIZE))
         self.close()
 

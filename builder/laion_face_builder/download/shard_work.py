@@ -1,4 +1,4 @@
-"""The making of a round's shards: who is at what, what is tried again, and how far all of it is."""
+"""Have workers make a round's shards: hand them out, try again what failed, show the progress."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Crew = Workers[ShardTask] | Cluster[ShardTask]
 
 
 class Sight:
-    """What has become of the pictures of a round, for people who watch.
+    """Shows people what has become of a round's pictures.
 
     Args:
         bar: the progress bar, which counts pictures.
@@ -37,17 +37,17 @@ class Sight:
         self._results = {place.shard: place.result() for place in finished}
 
     def tell(self, shard: int, result: ShardResult) -> None:
-        """So far is a shard now."""
+        """Show how far a shard is now."""
         self._results[shard] = result
         self._show()
 
     def forget(self, shard: int) -> None:
-        """What there was of a shard is lost."""
+        """Forget a shard's pictures, which are lost."""
         self._results.pop(shard, None)
         self._show()
 
     def tick(self) -> None:
-        """Time passes."""
+        """Let the bar notice that time passes."""
         self._bar.tick()
 
     def _show(self) -> None:
@@ -63,7 +63,7 @@ class Sight:
 
 
 class ShardWork:
-    """Has shards made by workers, whatever happens to these.
+    """Has workers make shards, even if some of the workers die.
 
     Args:
         tasks: the shards.
@@ -79,10 +79,10 @@ class ShardWork:
         self._workers, self._sight = workers, sight
 
     def finished(self) -> Iterator[int]:
-        """Make them all; gives the number of each when it is finished.
+        """Make all shards; yield the number of each when it is finished.
 
         Raises:
-            DownloadError: processes go on dying, and it is no sample's doing; NetworkOutage: no host answers.
+            DownloadError: processes go on dying, and no sample is to blame; NetworkOutage: no host answers.
             OSError: a shard cannot be written.
         """
         while self._waiting or self._suspects or self._workers.is_busy:

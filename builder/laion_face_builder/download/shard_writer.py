@@ -1,4 +1,4 @@
-"""A shard's files, laid out as img2dataset's; under their final names only once they are whole.
+"""Write a shard's files, laid out as img2dataset's; they get their final names only once they are whole.
 
 FOLDER/
   _tmp/00003.1f2e3d4c/            a shard that is being written; nobody reads what is in there
@@ -33,7 +33,7 @@ from laion_face_builder.images import reasons
 
 #: Digits of a shard's number, as img2dataset's default.
 _SHARD_DIGITS = 5
-#: Rows of the parquet that are put together at a time, and a row group.
+#: Rows of the parquet that are written at a time, as one row group.
 _ROWS_AT_ONCE = 1_000
 #: What img2dataset adds to the columns that it was given, in its order.
 _ADDED = (
@@ -41,7 +41,7 @@ _ADDED = (
     *((name, pa.int32()) for name in ("width", "height", "original_width", "original_height")),
     ("sha256", pa.string()),
 )
-#: Failures of pictures that came.
+#: Failures of pictures that were fetched; they count as failed_to_resize.
 _OF_PICTURES = frozenset(
     {
         *("not_an_image", "truncated", "undecodable", "too_many_pixels"),
@@ -106,7 +106,7 @@ class ShardWriter:
         return {"counted": "success", "status": "success", **sizes, "sha256": kept.fetched_sha256}
 
     def finish(self) -> None:
-        """Put the shard in its place, its rows of the sidecar with it."""
+        """Move the shard into its place, and write its rows of the sidecar."""
         self._tar.finish()
         self._table.finish()
         self._files.stats.write_text(json.dumps(self._stats(), indent=4), encoding="utf-8")
@@ -126,9 +126,9 @@ class ShardWriter:
         return {"count": len(self._rows), **self._counts, **times, "status_dict": self._messages}
 
     def close(self) -> None:
-        """Leaves nothing but what was put in its place."""
+        """Close the files, and remove all that was not moved into its place."""
         for thing in (self._tar, self._table):
-            with suppress(OSError):  # It goes, or is closed already.
+            with suppress(OSError):  # The file is removed anyway, or closed already.
                 thing.close()
         shutil.rmtree(self._files.folder, ignore_errors=True)
 

@@ -1,4 +1,4 @@
-"""Which shards are finished, and what has to go before others are made.
+"""Tell which shards are whole, and remove what has to go before others are made.
 
 FOLDER/
   00000.tar  00000.parquet  00000_stats.json     one shard; the stats are written last
@@ -50,11 +50,11 @@ class ShardFiles:
 
     @property
     def stats(self) -> Path:
-        """Counts; the last that is written."""
+        """Counts; the last file that is written."""
         return self.folder / f"{self.number:05d}_stats.json"
 
     def stats_digest(self) -> str | None:
-        """Tells one download of this shard from another; None while its stats cannot be parsed."""
+        """Return a digest that tells one download of this shard from another; None while its stats cannot be parsed."""
         try:
             text = self.stats.read_bytes()
             json.loads(text)
@@ -63,23 +63,23 @@ class ShardFiles:
         return hashlib.sha256(text).hexdigest()[:16]
 
     def remove(self) -> None:
-        """Removes all of it, the stats first, so that no kill in between leaves a shard that looks done."""
+        """Remove all of its files, the stats first, so that no kill in between leaves a shard that looks done."""
         for file in (self.stats, self.parquet, self.tar):
             file.unlink(missing_ok=True)
 
 
 def shard_sizes(samples: int, samples_per_shard: int) -> list[int]:
-    """How many samples each shard of a list of `samples` has."""
+    """Return how many samples each shard has, of `samples` in all."""
     return [min(samples_per_shard, samples - first) for first in range(0, samples, samples_per_shard)]
 
 
 def pictures_in(members: Sequence[Member]) -> dict[str, Member]:
-    """The pictures among a tar's members, by key."""
+    """Return the pictures among a tar's members, by key."""
     return {member.key: member for member in members if member.extension in PICTURE_EXTENSIONS}
 
 
 def require_whole(shard: ShardFiles, samples: int, members: Sequence[Member]) -> None:
-    """Checks the three counts against each other; `members` are those of a tar that was read to its end.
+    """Raise BadFile if the counts of stats, parquet and tar differ; `members` are those of a tar read to its end.
 
     Raises:
         BadFile: says which count differs.
@@ -111,7 +111,7 @@ def _not_whole(file: Path, found: str, expected: str) -> BadFile:
 
 
 def remove_unfinished(folder: Path, kept: Collection[int], share: Container[int] | None = None) -> None:
-    """Leaves only the shards in `kept`, and those that are not in the share; what was being written goes too."""
+    """Remove the share's shards that are not in `kept`, and what was being written; without a share, of all shards."""
     remove_half_written(folder, share)
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         named = _OURS.fullmatch(path.name)
@@ -120,7 +120,7 @@ def remove_unfinished(folder: Path, kept: Collection[int], share: Container[int]
 
 
 def remove_half_written(folder: Path, share: Container[int] | None = None) -> None:
-    """Removes what processes that were killed had begun, of the share or of all; nobody may be writing it."""
+    """Remove what killed processes had begun to write, of the share or of all; nobody may be writing it."""
     if share is None:
         shutil.rmtree(folder / "_tmp", ignore_errors=True)
     for begun in folder.glob("_tmp/*.*"):

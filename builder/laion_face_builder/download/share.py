@@ -1,9 +1,9 @@
-"""A share of a part's shards: what one of several jobs downloads that see the same DATA_DIR, such as a Slurm array's.
+"""Download a share of a part's shards, in one of several jobs that see the same DATA_DIR, such as a Slurm array's.
 
     laion-face download 20M --parts 0 --data-dir laion-face --shards 3/16     # the shards 3, 19, 35 …
 
 Each job makes its own, whatever the others do, and a job that is run again makes what is missing of its own. A download
-without `--shards` comes last: it makes what is missing altogether, and the sidecar; meanwhile nobody else may be at it.
+without `--shards` comes last: it makes all that is missing, and the sidecar; meanwhile no other job may run.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class Share:
 
     @classmethod
     def parse(cls, text: str) -> Share:
-        """Understand "3/16".
+        """Parse a share such as "3/16".
 
         Raises:
-            OptionError: it is nothing of the kind.
+            OptionError: `text` is not of that form.
         """
         found = re.fullmatch(r"\s*(\d{1,9})\s*/\s*(\d{1,9})\s*", text, re.ASCII)
         number, of = map(int, found.groups()) if found else (0, 0)
@@ -68,7 +68,7 @@ def download_share(
     *,
     index: IndexPart | None = None,
 ) -> PartResult:
-    """Download this share of a part's first round; gives what has become of it. There is no sidecar yet.
+    """Download this share of a part's first round; return what has become of it. No sidecar is written.
 
     Raises:
         NotPrepared, StateConflict, DownloadError, NetworkOutage, DiskError, OptionError: as `part.download_part`.

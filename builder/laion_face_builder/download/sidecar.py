@@ -1,4 +1,4 @@
-"""The sidecar: for every index row, where its picture lies or why there is none; put together from checked tars.
+"""Put together the sidecar from checked tars: for every index row, where its picture lies or why there is none.
 
 Every tar has been looked through by `check`. Of several tars with the same sample the latest success wins, and of
 failures the latest. The fingerprint names the pictures by their content, so that two downloads that got the same
@@ -33,7 +33,7 @@ Ids = np.ndarray[Any, np.dtype[np.int64]]
 
 @dataclass(frozen=True)
 class CheckedTar:
-    """A checked tar: its name relative to the part's folder, and the file that `check` wrote."""
+    """A checked tar: its name relative to the part's folder, and its rows as `check` or `shard_writer` wrote them."""
 
     name: str
     file: Path
@@ -68,12 +68,12 @@ class PartResult:
 
 
 def made_from(tars: Sequence[CheckedTar]) -> str:
-    """Tells one set of checked tars from another, by their own fingerprints."""
+    """Return a digest of a set of checked tars, by their own fingerprints."""
     return digest([[tar.name, str(pq.read_schema(tar.file).metadata)] for tar in tars])
 
 
 def sidecar_made_from(sidecar: Path) -> str | None:
-    """The `made_from` of a sidecar, None if there is none."""
+    """Return the `made_from` of a sidecar; None if there is no readable sidecar."""
     if not sidecar.exists():
         return None
     try:
@@ -83,7 +83,7 @@ def sidecar_made_from(sidecar: Path) -> str | None:
 
 
 def assemble(sample_ids: pa.ChunkedArray, keys: Ids, tars: Sequence[CheckedTar], without: pa.ChunkedArray) -> pa.Table:
-    """The sidecar of n index rows, as a table.
+    """Return the sidecar of n index rows, as a table.
 
     Args:
         sample_ids: int64[n] of the index.
@@ -108,7 +108,7 @@ def assemble(sample_ids: pa.ChunkedArray, keys: Ids, tars: Sequence[CheckedTar],
 
 
 def rows_held(tars: Sequence[CheckedTar]) -> Ids:
-    """int64[n]: the ids of the usable pictures in these tars."""
+    """Return the ids of the usable pictures in these tars, int64[n]."""
     found, _ = _stacked(tars)
     usable = found.filter(pc.equal(found["status"], reasons.OK))
     return np.asarray(usable["id"].to_numpy(), dtype=np.int64)
@@ -130,7 +130,7 @@ class _Winners:
 
 
 def _winners(ids: Ids, ok: np.ndarray[Any, np.dtype[np.bool_]]) -> _Winners:
-    """For each id, ascending, the position of its last success, or of its last failure if it has none."""
+    """Find for each id, ascending, the position of its last success, or of its last failure if it has none."""
     order = np.lexsort((np.arange(len(ids)), ok, ids))
     ordered = ids[order]
     last = np.append(ordered[1:] != ordered[:-1], [True] * bool(len(ids))).astype(bool)
@@ -138,7 +138,7 @@ def _winners(ids: Ids, ok: np.ndarray[Any, np.dtype[np.bool_]]) -> _Winners:
 
 
 def content_digest(table: pa.Table) -> str:
-    """Names the usable pictures of a sidecar: their sample ids and the SHA-256s of their bytes, in order."""
+    """Return a digest of a sidecar's usable pictures: their sample ids and the SHA-256s of their bytes, in order."""
     usable = table.filter(pc.equal(table["status"], reasons.OK))
     hasher = hashlib.sha256(np.ascontiguousarray(usable["sample_id"].to_numpy()).astype("<i8").tobytes())
     for batch in usable.select(["sha256"]).to_batches(max_chunksize=10_000):
@@ -147,7 +147,7 @@ def content_digest(table: pa.Table) -> str:
 
 
 def write_sidecar(path: Path, table: pa.Table, fingerprint: Fingerprint, tars: Sequence[CheckedTar]) -> None:
-    """Writes `table` with row groups as the index has them; adds the digest of its pictures to the fingerprint."""
+    """Write `table` with row groups as the index has them; add the digest of its pictures to the fingerprint."""
     stamp = stamped(SIDECAR, {**fingerprint, "pictures": content_digest(table)})
     schema = stamp.with_metadata({**stamp.metadata, MADE_FROM_KEY: made_from(tars).encode()})
     table = table.cast(schema)
@@ -158,7 +158,7 @@ def write_sidecar(path: Path, table: pa.Table, fingerprint: Fingerprint, tars: S
 
 
 def result_of(sidecar: Path, rounds: int) -> PartResult:
-    """The counts of a sidecar."""
+    """Return the counts of a sidecar; `rounds` retry rounds were done."""
     table = pq.read_table(sidecar, columns=["status", "length"])
     failures = Counter({row["values"]: row["counts"] for row in pc.value_counts(table["status"]).to_pylist()})
     ok, filtered = failures.pop(reasons.OK, 0), failures.pop(reasons.FILTERED, 0)

@@ -1,4 +1,4 @@
-"""Where the members of a tar lie, read from its headers alone: tens of thousands a second, nothing unpacked.
+"""Find where the members of a tar lie, from its headers alone: tens of thousands a second, nothing unpacked.
 
 Half-written tars open without error everywhere. Here a tar is read to its end mark, and every member has to lie
 wholly inside the file; anything else is a `BadFile`.
@@ -35,15 +35,15 @@ class Member:
 
     @property
     def extension(self) -> str:
-        """What follows that dot, in lower case."""
+        """What follows the key and a dot, in lower case."""
         return self.name.rpartition("/")[2].partition(".")[2].lower()
 
 
 def read_members(path: Path) -> list[Member]:
-    """The regular files in the tar at `path`, in its order. Old, USTAR, GNU and pax headers are understood.
+    """List the regular files in the tar at `path`, in its order. Old, USTAR, GNU and pax headers are understood.
 
     Raises:
-        BadFile: it is cut off, or not a tar.
+        BadFile: the file is cut off, or not a tar.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -100,7 +100,10 @@ def _text(field: bytes) -> str:
 
 
 def _pax(records: bytes) -> tuple[str, int]:
-    """Name and size in a pax header; empty and -1 where it has none. A record is `LENGTH KEY=VALUE` and a newline."""
+    """Return name and size in a pax header; empty and -1 where it has none.
+
+    A record is `LENGTH KEY=VALUE` and a newline.
+    """
     name, size = "", -1
     while records:
         digits, _, _ = records.partition(b" ")

@@ -1,7 +1,7 @@
-"""Pictures out of img2dataset's tars in index order, through the sidecar that says where each lies.
+"""Read pictures from img2dataset's tars in index order, through the sidecar that says where each lies.
 
 Files are read at offsets (`pread`), never through a shared position, so a reader may be forked into workers; it may be
-pickled to spawned ones. A tar that has vanished or changed since is the status of its samples, not the end of all.
+pickled to spawned ones. A tar that has vanished or changed since only gives its samples a status; reading goes on.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class PartPictures:
 
     @classmethod
     def open(cls, data: DataDir, part: int, index: IndexPart | None = None) -> PartPictures:
-        """The pictures that `download` got.
+        """Open the pictures that `download` got.
 
         Args:
             index: the part's index, if it does not lie in `data`.
@@ -114,7 +114,7 @@ class PartPictures:
         max_pixels: int = MAX_PIXELS,
         resizing: Resizing | None = None,
     ) -> PartPictures:
-        """The pictures in a folder that somebody else's img2dataset made; see `adopt.adopted`."""
+        """Open the pictures in a folder that somebody else's img2dataset made; see `adopt.adopted`."""
         return cls(*adopted(Path(folder), data, part, index, max_pixels=max_pixels, resizing=resizing or Resizing()))
 
     @property
@@ -129,7 +129,7 @@ class PartPictures:
 
     @cached_property
     def resizing(self) -> Resizing:
-        """How img2dataset resized them."""
+        """How img2dataset resized the pictures."""
         return Resizing.from_dict(self.fingerprint.get("resize"))
 
     @cached_property
@@ -138,12 +138,12 @@ class PartPictures:
         return bool(self.fingerprint.get("blur_faces"))
 
     def get(self, row: int) -> StoredPicture:
-        """The picture of one index row; neighbours are cheap."""
+        """Return the picture of one index row; its neighbours are then cheap."""
         found = self._rows(row)
         return self._stored(found, self._bytes(*_place(found)) if _ok(found) else None)
 
     def read(self, start: int, stop: int, wanted: Sequence[bool] | None = None) -> Iterator[StoredPicture]:
-        """The pictures of index rows start … stop, in order; the system reads ahead some megabytes in the tars' order.
+        """Yield the pictures of index rows start … stop, in order; the system reads megabytes ahead in the tars' order.
 
         Args:
             start: first row.
@@ -165,7 +165,7 @@ class PartPictures:
         yield from self._batch(batch)
 
     def close(self) -> None:
-        """Closes what is open; reading opens it again."""
+        """Close all open tars; reading opens them again."""
         while self._tars:
             os.close(self._tars.popitem()[1])
 
@@ -214,7 +214,7 @@ class PartPictures:
             yield self._stored(row, self._bytes(*_place(row)) if needed else None)
 
     def _announce(self, tar: str, offset: int, length: int) -> None:
-        """Has the system read ahead, in the tar's order, what will be asked for in the index's."""
+        """Have the system read ahead, in the tar's order, what will be asked for in the index's."""
         if hasattr(os, "posix_fadvise"):
             with suppress(OSError):  # whoever reads it will hear of it
                 os.posix_fadvise(self._descriptor(tar), offset, length, os.POSIX_FADV_WILLNEED)
@@ -241,7 +241,7 @@ class PartPictures:
         )
 
     def _bytes(self, tar: str, offset: int, length: int) -> bytes | str:
-        """The bytes there, fewer if the tar is shorter; the status of all that should be in it if it cannot be read."""
+        """Return the bytes there, fewer if the tar is shorter; the status of its samples if it cannot be read."""
         try:
             return os.pread(self._descriptor(tar), length, offset)
         except FileNotFoundError:
@@ -268,7 +268,7 @@ def _place(row: Row) -> tuple[str, int, int]:
 
 
 def _runs(places: list[tuple[str, int, int]]) -> Iterator[tuple[str, int, int]]:
-    """Tar, start and stop of what lies close together, so that it is read in one go."""
+    """Yield tar, start and stop of what lies close together, so that it is read in one go."""
     run: tuple[str, int, int] | None = None
     for tar, offset, length in places:
         if run is not None and run[0] == tar and offset - run[2] <= _GAP_BYTES:

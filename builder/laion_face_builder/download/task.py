@@ -1,4 +1,4 @@
-"""One shard of a download as a value: small, picklable, and all that a process anywhere needs to make it.
+"""Describe one shard of a download: small, picklable, and all that a process anywhere needs to make it.
 
 What a task needs of the index it reads itself. What is done is told by files alone, so a task may be run twice, or by
 two processes: the shard that is whole last is the one that is there.
@@ -36,7 +36,7 @@ class ShardPlace:
     Attributes:
         part: names of the part's files.
         images: digest of what the part's downloads are made with.
-        round: 0, or that of the retry.
+        round: 0 for the first round, else the number of the retry.
         shard: its number.
         start: of the round's rows, the first of this shard.
         samples: how many it has.
@@ -57,7 +57,7 @@ class ShardPlace:
         return ShardFiles(self.part.tars(self.round), self.shard)
 
     def check_job(self, files: ShardFiles | None = None) -> CheckJob | None:
-        """What looks through the shard, and tells whether its rows of the sidecar are there; None without all files.
+        """Return the job that checks the shard and knows whether its sidecar rows are there; None if a file is missing.
 
         Args:
             files: the shard's files while they lie elsewhere; those in place if None.
@@ -79,12 +79,12 @@ class ShardPlace:
 
     @property
     def is_finished(self) -> bool:
-        """Whether its rows of the sidecar are there, made from the stats and the tar that lie beside them."""
+        """Whether the shard's rows of the sidecar are there, made from the stats and the tar that lie beside them."""
         job = self.check_job()
         return job is not None and kept.brought(self.part.data, Path(job.out)) and job.is_done
 
     def renew(self) -> None:
-        """Bring what a worker has just sent to the address, whatever was here; in a folder it is there."""
+        """Fetch anew what a worker has just sent to the address; in a folder it is there already."""
         if self.part.data.address is not None:
             rows = self.part.checked_tar(self.round, self.shard)
             for copy in (self.files.stats, rows):
@@ -92,7 +92,7 @@ class ShardPlace:
             kept.bring(self.part.data, rows)
 
     def result(self) -> ShardResult:
-        """What has become of the shard, by its rows of the sidecar, which are there."""
+        """Return what has become of the shard, by its rows of the sidecar, which have to be there."""
         table = pq.read_table(self.part.checked_tar(self.round, self.shard), columns=["status", "length"])
         counts = {row["values"]: row["counts"] for row in pc.value_counts(table["status"]).to_pylist()}
         usable = table.filter(pc.equal(table["status"], reasons.OK))
@@ -113,7 +113,7 @@ class ShardResult:
 
     @property
     def samples(self) -> int:
-        """How many there are in it."""
+        """How many samples are counted."""
         return sum(self.statuses.values())
 
 
@@ -129,9 +129,9 @@ class ShardTask:
         index: the part's index; opened by whoever runs the task.
         options: how pictures are kept.
         limits: how they are fetched.
-        left_out: positions in the shard of samples that are not looked at, since they end processes.
-        held: those of samples that a tar of another round has: whoever reads all tars is to find them once.
-        probe: only these samples are fetched and decoded, and nothing is written: do they end the process?
+        left_out: positions in the shard of samples that are not looked at, since they kill processes.
+        held: positions of samples that a tar of another round has: whoever reads all tars is to find them once.
+        probe: only these samples are fetched and decoded, and nothing is written, to see whether they kill the process.
     """
 
     place: ShardPlace
@@ -143,8 +143,8 @@ class ShardTask:
     probe: Span | None = None
 
     def run(self, report: Report) -> ShardResult:
-        """Make the shard; see `make_shard`. Nothing heavy is imported before."""
-        # What OpenCV decodes has been looked at before. It reads its own bound when it is imported.
+        """Make the shard with `make_shard`, which is imported only here, since it is heavy."""
+        # OpenCV reads its own bound when it is imported; what it decodes has been checked against ours before.
         os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(self.options.max_pixels)
         from laion_face_builder.download.make_shard import make_shard
 

@@ -1,6 +1,6 @@
-"""The process at the other end of `workers`: `python -m laion_face_builder.download.worker DESCRIPTOR THREADS`.
+"""The worker process that `workers` starts: `python -m laion_face_builder.download.worker DESCRIPTOR THREADS`.
 
-It does what comes through the socket, and ends with it; and with its parent, whoever else may hold the other end.
+It does the calls that come through the socket, and ends when that is closed, or when its parent has ended.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ _POLL_SECONDS = 1.0
 
 
 class _Line(logging.Handler):
-    """Tells the parent what happens, from any thread; what is logged, too."""
+    """Sends messages to the parent, from any thread; what is logged, too."""
 
     def __init__(self, connection: Connection) -> None:
         super().__init__()
         self._connection, self._speaking = connection, threading.Lock()
 
     def tell(self, kind: str, number: int, value: Any) -> None:
-        """One message; nobody may be there any more to hear it."""
+        """Send one message; the parent may be gone."""
         with self._speaking, suppress(OSError):
             self._connection.send((kind, number, value))
 
     def emit(self, record: logging.LogRecord) -> None:
-        """A line of the log."""
+        """Send a line of the log."""
         self.tell("log", record.levelno, record.getMessage())
 
 
@@ -48,7 +48,7 @@ def _do(line: _Line, number: int, call: Any) -> None:
 
 
 def main() -> None:
-    """Does calls until there is nobody to do them for."""
+    """Do calls until the parent is gone."""
     # Where there is torch, img2dataset comes to import it, for nothing: 6 s and 0.2 GB in every process.
     sys.modules["torch"] = None  # type: ignore[assignment]  # how Python is told that there is no such module
     parent, connection = os.getppid(), Connection(int(sys.argv[1]))

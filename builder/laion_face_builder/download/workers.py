@@ -1,4 +1,4 @@
-"""Processes that do calls, each on its own: one that dies takes down what it was doing, and nothing else.
+"""Run calls in processes of their own: one that dies takes down what it was doing, and nothing else.
 
 A pool of `concurrent.futures` breaks as a whole when one of its processes dies, and `multiprocessing` would run an
 unguarded script of a user again in each. Here a worker is `python -m laion_face_builder.download.worker` at the other
@@ -32,7 +32,7 @@ logger = logging.getLogger("laion_face")
 
 _LOCK_SECONDS = 60.0
 _POLL_SECONDS = 0.2
-#: They have no business with the Hub, unless the index lies there.
+#: Workers get no token of the Hub, unless the index lies there.
 _TOKENS = frozenset({"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"})
 #: No reports to anyone, and no look-ups for newer versions when img2dataset's libraries are imported.
 QUIET = {
@@ -48,7 +48,7 @@ class Call(Protocol):
     """What a worker does; it travels there by pickle, and so do its reports and its result."""
 
     def run(self, report: Any) -> Any:
-        """Do it; `report` may be called with how far it has come."""
+        """Do the call; `report` may be called with how far it has come."""
         ...
 
 
@@ -99,7 +99,7 @@ class _Worker(Generic[C]):
     is_taken: bool = False
 
     def end(self) -> None:
-        """Ends it at once, whatever it does."""
+        """Kill the process at once, whatever it does."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -107,7 +107,7 @@ class _Worker(Generic[C]):
         self.talk.close()
 
     def last_words(self) -> str:
-        """The last line that it wrote, and its code."""
+        """Return the last line that the process wrote, and its exit code."""
         self.process.wait()
         self.talk.seek(0)
         lines = self.talk.read().decode(errors="replace").strip().splitlines()
@@ -121,8 +121,8 @@ class Workers(Generic[C]):
         count: how many there are at most.
         at_a_time: calls that each may do at the same time.
         lock: held by every one of them while it lives; waited for before the first one starts.
-        shares_lock: others that say so too may hold it at the same time.
-        keeps_token: whether they get the Hub's token that the environment has.
+        shares_lock: whether workers of others that share it too may hold it at the same time.
+        keeps_token: whether workers get the Hub's token that the environment has.
     """
 
     def __init__(
@@ -158,11 +158,11 @@ class Workers(Generic[C]):
         return any(worker.calls for worker in self._workers)
 
     def has_place(self, *, alone: bool = False) -> bool:
-        """Whether `start` may be called."""
+        """Say whether `start` may be called with this `alone`."""
         return len(self._workers) < self._count or self._best(alone) is not None
 
     def start(self, call: C, *, alone: bool = False) -> None:
-        """Has a worker do `call`; with `alone` one that does nothing else meanwhile."""
+        """Have a worker do `call`; with `alone` one that does nothing else meanwhile."""
         worker = self._best(alone)
         if (worker is None or worker.calls) and len(self._workers) < self._count:
             worker = self._hired()
@@ -173,15 +173,15 @@ class Workers(Generic[C]):
             worker.line.send((self._calls, call))
 
     def events(self, seconds: float) -> list[Event[C]]:
-        """What has happened; waits up to `seconds` for the first."""
+        """Return what has happened; wait up to `seconds` for the first event."""
         lines = {worker.line: worker for worker in self._workers}
         return [event for line in wait(list(lines), seconds) for event in self._heard(lines[line])]  # type: ignore[index]
 
     def each(self, calls: Sequence[C]) -> Iterator[Done[C] | Failed[C]]:
-        """Does all the calls; one whose process dies is done once more, alone.
+        """Do all the calls; one whose process dies is done once more, alone.
 
         Raises:
-            DownloadError: its process died again.
+            DownloadError: the process of a call died twice.
         """
         waiting = deque(calls)
         suspects: list[C] = []
@@ -201,7 +201,7 @@ class Workers(Generic[C]):
                     yield event
 
     def _best(self, alone: bool) -> _Worker[C] | None:
-        """The least busy worker that has a place."""
+        """Return the least busy worker that has a place; None if there is none."""
         most = 0 if alone else self._at_a_time - 1
         free = [
             worker for worker in self._workers if len(worker.calls) <= most and not (worker.is_taken and worker.calls)
@@ -249,9 +249,9 @@ class Workers(Generic[C]):
 
 
 def environment(keeps_token: bool = False) -> dict[str, str]:
-    """The environment of a worker: no token, and no proxy, with what may be a password in its address.
+    """Return the environment of a worker, without tokens and proxies: a proxy's address may hold a password.
 
-    What a fetch goes through, it is told in its task.
+    The task says which proxy its fetches go through.
     """
     dropped = frozenset() if keeps_token else _TOKENS
     kept = {name: text for name, text in os.environ.items() if not name.lower().endswith("_proxy")}
@@ -259,7 +259,7 @@ def environment(keeps_token: bool = False) -> dict[str, str]:
 
 
 def _held(lock: Path, how: int) -> int:
-    """A descriptor that holds the lock file, and with which workers inherit it.
+    """Return a descriptor that holds the lock on the file, and with which workers inherit it.
 
     Raises:
         DownloadError: processes of an earlier download hold it, and do not end.

@@ -1,1 +1,1 @@
-"""The one table: ids, detections and metadata in, an index part out; and reading it again."""
+"""Make the index from ids, detections and metadata, a file for each part, and read it again."""

@@ -1,4 +1,4 @@
-"""Reading on in row groups larger than what is asked for: the batch that was decoded last is kept for the next time."""
+"""Read on in row groups larger than what is asked for: the batch that was decoded last is kept for the next time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 
 class Cursor:
-    """A place in an open file. Reading on from where it is decodes nothing anew; going back begins a row group again.
+    """A place in an open Parquet file. To read on decodes nothing twice; to go back begins a row group again.
 
     Args:
         bounds: first row and the row after the last of each row group.
@@ -34,7 +34,7 @@ class Cursor:
         self._held: pa.RecordBatch | None = None
 
     def read(self, start: int, stop: int) -> Iterator[pa.RecordBatch]:
-        """Rows start … stop of the file, in pieces."""
+        """Yield rows start … stop of the file, in pieces."""
         while start < stop:
             held = self._reach(start)
             end = min(stop, self._stop)
@@ -42,7 +42,7 @@ class Cursor:
             start = end
 
     def _reach(self, row: int) -> pa.RecordBatch:
-        """The batch with `row` in it."""
+        """Return the batch with `row` in it."""
         if self._held is not None and self._first <= row < self._stop:
             return self._held
         group = bisect.bisect_right(self._bounds, row, key=lambda bound: bound[0]) - 1

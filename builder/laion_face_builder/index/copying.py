@@ -1,4 +1,4 @@
-"""A local index part made from a published one, whoever wrote that last."""
+"""Make a local index part from a published one, whichever program saved that last."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def copy_parts(data: DataDir, parts: Sequence[int], place: str, token: Token = N
 
 @dataclass(frozen=True)
 class CopyPlan:
-    """One part: what lies in DATA_DIR, and what the published index has.
+    """The copying of one part: what lies in DATA_DIR, and what the published index has.
 
     Attributes:
-        place: where that is.
+        place: where the published index is.
         ours: what the local index was made from; None if there is none.
-        theirs: what the copy would carry.
-        size: compressed bytes of the part's rows, as they lie there.
-        is_remote: whether these come over the network.
+        theirs: the fingerprint that the copy would carry.
+        size: compressed bytes of the part's rows in the published index.
+        is_remote: whether they come over the network.
     """
 
     data: DataDir
@@ -70,7 +70,7 @@ class CopyPlan:
 
     @classmethod
     def of(cls, data: DataDir, part: int, place: str, token: Token) -> CopyPlan:
-        """Looks both up; of the published one footers are read.
+        """Look up the local and the published part; only footers of the published one are read.
 
         Raises:
             SourceError: the part is not there, or cannot be had; BadFile: it is no index.
@@ -82,14 +82,14 @@ class CopyPlan:
 
     @property
     def is_done(self) -> bool:
-        """Whether it is there already."""
+        """Whether the copy is there already."""
         return self.ours == self.theirs
 
     def refuse_conflict(self) -> None:
-        """Keep pictures that were downloaded for the index that is there.
+        """Refuse to replace an index that pictures were downloaded for.
 
         Raises:
-            StateConflict: it is another one.
+            StateConflict: the published part is another one.
         """
         if self.is_done or self.ours is None or not has_pictures(self.data, self.part):
             return
@@ -107,15 +107,15 @@ def _copy_part(data: DataDir, part: int, place: str, token: Token) -> None:
         return
     target = data.index(part)
     remove_partials(target.parent, target.name)
-    proof_path(target).unlink(missing_ok=True)  # It speaks of the index that is replaced.
+    proof_path(target).unlink(missing_ok=True)  # It is the proof of the index that is replaced.
     rows = copy_index(target, place, part, token)
     logger.info("part %d: %d rows from %s", part, rows, shown(place))
 
 
 def copy_index(target: Path, place: str, part: int, token: Token = None) -> int:
-    """Writes the part of the published index at `place` to `target`; gives its number of rows.
+    """Write the part of the published index at `place` to `target`; return its number of rows.
 
-    A part that laion-face wrote is the same index there, with the same fingerprint. In memory is a row group.
+    A part that laion-face wrote keeps its fingerprint. One row group is in memory at a time.
 
     Args:
         place: as for `published.find_published`.
@@ -139,6 +139,6 @@ def copy_index(target: Path, place: str, part: int, token: Token = None) -> int:
 
 
 def copied_fingerprint(source: IndexPart, part: int) -> Fingerprint:
-    """What a copy of the part carries: its own fingerprint, or which content it is a copy of."""
+    """Return a copy's fingerprint: the part's own if laion-face wrote it, else one that names the content copied."""
     own = source.fingerprint
     return own if own.get("kind") == "index" else make_fingerprint("index", part=part, copy=digest(own, 64))

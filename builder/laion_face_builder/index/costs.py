@@ -1,4 +1,4 @@
-"""What preparing costs: bytes to download, to read and to write, said before they are spent."""
+"""Reckon what preparing costs, before it is spent: bytes to download, to read and to write."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Costs:
     """What preparing some parts takes.
 
     Attributes:
-        downloads: what is fetched, by what it is: bytes still missing of each file, None if unknown.
-        read: bytes of whole metadata that have to be read, from here or afar, less the files whose rows wait already; 0
-            if it is by part.
-        files: how many files that is.
+        downloads: bytes still missing of each file, by kind of file; None if unknown.
+        read: bytes of whole metadata that have to be read, local or remote, less the files whose rows are staged; 0 if
+            the metadata is by part.
+        files: how many metadata files have to be read.
         written: bytes of all that is written, roughly.
     """
 
@@ -43,7 +43,7 @@ class Costs:
 
     @classmethod
     def of(cls, jobs: Sequence[PartPlan]) -> Costs:
-        """Of parts that are not done."""
+        """Reckon the costs of parts that are not done."""
         sources = jobs[0].data.sources
         id_lists = {job.id_list.name: job.id_list for job in jobs if job.lacks_ids}
         detections = {job.detections.name: job.detections for job in jobs if job.lacks_faces}
@@ -72,20 +72,20 @@ class Costs:
 
     @property
     def is_stated(self) -> bool:
-        """Whether all sizes are."""
+        """Whether the sizes of all files to download are stated."""
         return not any(None in some for some in self.downloads.values())
 
     def most_written(self, discard_sources: bool, side_by_side: int) -> int:
-        """Bytes that are on the disk at the same time.
+        """Estimate the most bytes that are on the disk at the same time.
 
         Args:
-            side_by_side: files that are there at the same time at least.
+            side_by_side: downloaded files that are there at the same time at least.
         """
         sizes = sorted((size or 0 for some in self.downloads.values() for size in some), reverse=True)
         return self.written + sum(sizes[:side_by_side] if discard_sources else sizes)
 
     def say(self, data: DataDir) -> None:
-        """Say the sizes."""
+        """Log what is downloaded and written, and the room that there is."""
         free = f"{human_size(disk_free(data.root))} free at {data.root}"
         logger.info(
             "parts %s: %s to download; ids, faces and index take about %s; %s",
@@ -98,17 +98,17 @@ class Costs:
             logger.info("%s", self.to_read())
 
     def to_download(self) -> str:
-        """Say what is downloaded of each kind."""
+        """Describe what is downloaded of each kind."""
         return ", ".join(f"{kind} {_total(some)}" for kind, some in self.downloads.items())
 
     def to_read(self) -> str:
-        """Say what whole metadata takes."""
+        """Describe what is read of whole metadata."""
         parts = f"{len(self.parts)} {'part' if len(self.parts) == 1 else 'parts'}"
         files = f"{human_size(self.read)} in {self.files} files of metadata"
         return f"{files} are read for {parts}; all {len(ALL_PARTS)} cost no more"
 
     def check_room(self, data: DataDir, discard_sources: bool, side_by_side: int) -> None:
-        """Stop if all that does not fit here; what is kept at an address is made elsewhere.
+        """Raise an error if the disk has no room for all that; what is kept at an address is made elsewhere.
 
         Raises:
             LaionFaceError: the disk has no room.
@@ -123,7 +123,7 @@ class Costs:
 
 
 def _unstaged(jobs: Sequence[PartPlan]) -> list[RemoteFile]:
-    """The files of whole metadata that a pass for these parts has to read: not those whose rows wait already."""
+    """Return the files of whole metadata that these parts need read: those whose rows are not staged yet."""
     first, data = jobs[0], jobs[0].data
     files = first.metadata.files
     if (ids := first.content(first.id_list)) is None:

@@ -1,4 +1,4 @@
-"""The faces of each sample: sample2detect_N.pth -> faces/part-000NN.parquet, sorted by sample_id.
+"""Convert the faces of each sample: sample2detect_N.pth -> faces/part-000NN.parquet, sorted by sample_id.
 
 The file holds a dict: sample id -> list of faces, each (box, landmarks, score) or a dict with box, kps and score; boxes
 and landmarks as arrays, lists or tensors. Read in pieces; what is kept of a part are flat columns, 60 bytes a face.
@@ -52,7 +52,7 @@ class FoundFaces:
 
     Attributes:
         sample_id: the sample.
-        part: where it was found.
+        part: the part whose faces it is in.
         faces: dicts with box (4 floats), landmarks (5 pairs) and score.
     """
 
@@ -62,12 +62,12 @@ class FoundFaces:
 
 
 def faces_fingerprint(part: int, source_version: str) -> Fingerprint:
-    """What defines faces/part-000NN.parquet."""
+    """Return what defines faces/part-000NN.parquet."""
     return make_fingerprint("faces", part=part, source=source_version)
 
 
 def write_faces(pth: Path, data: DataDir, part: int, source_version: str) -> None:
-    """Writes the part's faces if they are not there yet with this fingerprint.
+    """Write the part's faces if they are not there yet with this fingerprint.
 
     Raises:
         UnsafePickle, BadFile: `pth` is not a dict of faces; the message names the sample id.
@@ -76,7 +76,7 @@ def write_faces(pth: Path, data: DataDir, part: int, source_version: str) -> Non
     with locked(target):
         if read_fingerprint(target) == fingerprint:
             return
-        # Only this part's: others may be written at this moment.
+        # Only this part's: other parts may be written at this moment.
         remove_partials(target.parent, target.name)
         log.info("reading the faces of part %d from %s", part, pth)
         columns = read_faces(pth)
@@ -87,7 +87,7 @@ def write_faces(pth: Path, data: DataDir, part: int, source_version: str) -> Non
 
 
 def read_faces(pth: Path, piece_size: int = PIECE_SIZE) -> FaceColumns:
-    """All faces of a file in its order; of an id that comes twice the last counts, as in a dict."""
+    """Read all faces of a file in its order; of an id that comes twice the last counts, as in a dict."""
     return FaceColumns.concat(_pieces(pth, piece_size))
 
 
@@ -98,7 +98,7 @@ def _pieces(pth: Path, piece_size: int) -> Iterator[FaceColumns]:
 
 
 def faces_of(data: DataDir, sample_ids: Sequence[int]) -> Iterator[FoundFaces]:
-    """The faces of single samples, in the order asked for, from all prepared parts; unknown ids give nothing.
+    """Yield the faces of single samples, in the order asked for, from all prepared parts; unknown ids give nothing.
 
     Raises:
         OptionError: not a number that can be an id; NotPrepared: no part's faces have been prepared.
@@ -119,7 +119,7 @@ def faces_of(data: DataDir, sample_ids: Sequence[int]) -> Iterator[FoundFaces]:
 
 
 def _lookup(path: Path, wanted: np.ndarray) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-    """(sample id, faces) of those in `wanted` (ascending) that are in one file."""
+    """Yield (sample id, faces) of those in `wanted` (ascending) that are in one file."""
     with pq.ParquetFile(path, pre_buffer=False) as file:
         if file.schema_arrow.names != DETECTIONS.names:
             raise BadFile(
@@ -148,7 +148,7 @@ def _int64(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def _write(columns: FaceColumns, order: np.ndarray, schema: pa.Schema, path: Path) -> None:
-    """Writes the rows `order` of `columns` group by group, so that no second copy of all is made."""
+    """Write the rows `order` of `columns` group by group, so that no second copy of all is made."""
     encodings = dict.fromkeys(_FLOATS, "BYTE_STREAM_SPLIT") | {"sample_id": "DELTA_BINARY_PACKED"}
     with pq.ParquetWriter(
         path,

@@ -1,7 +1,7 @@
-"""What is to be left out: sample ids, addresses, hosts and hashes of pictures, matched against a row group at once.
+"""Leave out rows by sample ids, addresses, hosts and hashes of pictures, matched against a row group at once.
 
 A million entries are fine: ids are looked up in a sorted array, addresses and hosts in sets that are made once, where
-Arrow's `is_in` would make its table anew for every row group. It is carried by value to worker processes, so that all
+Arrow's `is_in` would make its table anew for every row group. A list goes by value to worker processes, so that all
 of a dataset's processes leave out the same, whatever happens to the file meanwhile.
 """
 
@@ -35,9 +35,9 @@ class Exclusion:
         sample_ids: int64[n], sorted, unique.
         urls: as `urls.canonical_url`.
         hosts: as `urls.one_spelling`, with ":port" if only that port is meant; each stands for its subdomains too, and
-            after "*." for these alone.
+            after "*." for the subdomains alone.
         sha256s: of pictures, 64 hexadecimal digits in lower case.
-        md5s: likewise, 32.
+        md5s: of pictures, 32 hexadecimal digits in lower case.
     """
 
     name: str = ""
@@ -49,13 +49,13 @@ class Exclusion:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many different entries there are: ids, urls, hosts, hashes."""
+        """How many different entries there are of each kind: ids, urls, hosts, hashes."""
         hashes = len(self.sha256s) + len(self.md5s)
         return {"ids": len(self.sample_ids), "urls": len(self.urls), "hosts": len(self.hosts), "hashes": hashes}
 
     @cached_property
     def digest(self) -> str:
-        """Equal for lists that name the same things, in whatever order."""
+        """A hash that is equal for lists that name the same things, in whatever order."""
         entries = [*map(str, self.sample_ids.tolist()), *self.urls, *self.hosts, *self.sha256s, *self.md5s]
         return hashlib.sha256("\n".join(sorted(entries)).encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -75,7 +75,7 @@ class Exclusion:
 
         Args:
             data: its bytes; hashed only if the list has MD5s.
-            sha256s: those that are known of it.
+            sha256s: those that are known of the picture.
         """
         if not self.sha256s.isdisjoint(sha256s):
             return True
@@ -102,7 +102,7 @@ class Exclusion:
 
     @cached_property
     def _forms(self) -> frozenset[tuple[str, bool]]:
-        """In which forms hosts are listed: "*." or nothing before them, and whether a port behind them."""
+        """The forms in which hosts are listed: ("*." or nothing before them, whether a port behind them)."""
         return frozenset(("*." if host[0] == "*" else "", ":" in host.rpartition("]")[2]) for host in self.hosts)
 
     def _names_ids(self, column: pa.ChunkedArray) -> Mask:

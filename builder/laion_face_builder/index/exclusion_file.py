@@ -1,4 +1,4 @@
-"""An exclusion list as people write them: by hand, with comments; saved by Excel; exported by pandas.
+"""Read exclusion lists as people write them: by hand, with comments; saved by Excel; exported by pandas.
 
     # withdrawn in May                     a comment, also behind an entry after a blank
     1234567                                a sample id; 1234567.0 and "1234567" are the same
@@ -6,7 +6,7 @@
     https://cdn.example/a,b.jpg            an address, comma and all: exactly this one, but for the case of its host
     "https://cdn.example/a.jpg",why        an address in quotes ends with them
     cdn.example                            a host and its subdomains
-    cdn.example:8080                       likewise, on this port only
+    cdn.example:8080                       the same, on this port only
     *.cdn.example                          its subdomains only
     9f86d0…                                SHA-256 or MD5 of a picture's bytes, 64 or 32 hexadecimal digits
 
@@ -46,7 +46,7 @@ _EXPECTED = "a sample id, a URL with its scheme, a host, a SHA-256 or an MD5"
 
 
 class Entry(NamedTuple):
-    """One entry: the field of `Exclusion` that it belongs to, and what it says there."""
+    """One entry: the field of `Exclusion` that it belongs to, and its value there."""
 
     kind: str
     value: str | int
@@ -56,7 +56,7 @@ def read_exclusion(path: str) -> Exclusion:
     """Read the exclusion list at `path` and say what it names; read again only once the file has changed.
 
     Raises:
-        BadFile: it cannot be read, or a line can be nothing of what may stand there; names the line.
+        BadFile: the file cannot be read, or a line has none of the known forms; names the line.
     """
     try:
         now = Path(path).stat()
@@ -97,7 +97,7 @@ def parse_exclusion(lines: Iterable[str], name: str = "exclude") -> Exclusion:
         name: of the file, for messages.
 
     Raises:
-        BadFile: a line can be nothing of what may stand there.
+        BadFile: a line has none of the known forms.
     """
     found: list[Entry] = []
     is_first, is_csv, with_comma = True, False, 0
@@ -120,10 +120,10 @@ def parse_exclusion(lines: Iterable[str], name: str = "exclude") -> Exclusion:
 
 
 def exclusion_of(values: Iterable[Any]) -> Exclusion:
-    """Sort ids, URLs, hosts and hashes that were given as values; they name what a file with these lines names.
+    """Sort ids, URLs, hosts and hashes that were given as values; they mean what the same lines in a file mean.
 
     Raises:
-        OptionError: one can be nothing of these. There are no comments, headers or further columns here.
+        OptionError: a value is none of these. There are no comments, headers or further columns here.
     """
     return _of_texts(tuple(map(str, values)))
 
@@ -160,7 +160,7 @@ def _first_field(line: str, is_csv: bool) -> str:
 
 
 def entry_of(text: str) -> Entry | None:
-    """Tell what an entry is; None if it can be nothing."""
+    """Tell what an entry is; None if it is none of the known forms."""
     if number := _ID.match(text):
         value = int(number[0])
         return Entry("sample_ids", value) if -(1 << 63) <= value < 1 << 63 else None
@@ -173,7 +173,7 @@ def entry_of(text: str) -> Entry | None:
 
 
 def _host_entry(text: str) -> str:
-    """A host as `Exclusion.hosts` has it; empty if it is none."""
+    """Return a host as `Exclusion.hosts` has it; empty if it is none."""
     if text.count(":") > 1 and "]" not in text:
         text = f"[{text}]"
     parts = _HOST.fullmatch(text.removeprefix("."))
@@ -186,7 +186,7 @@ def _host_entry(text: str) -> str:
 
 
 def _is_host(host: str, is_domain: bool) -> bool:
-    """A single word is more likely a slip than a host; after "*." it is a domain such as `*.example`."""
+    """Tell whether this is a host or, after "*.", a domain such as `*.example`; a single word is taken for a slip."""
     if _NAME.fullmatch(host):
         return is_domain or "." in host or host == "localhost"
     try:

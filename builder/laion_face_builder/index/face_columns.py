@@ -1,4 +1,4 @@
-"""Faces of many samples as flat columns, and how they are made from the shapes that detectors write.
+"""Hold faces of many samples as flat columns, made from the shapes that detectors write.
 
 Accepted is (box, landmarks, score) or {"box", "kps" or "landmarks", "score"}; box 4 and landmarks 5 x 2 numbers as
 arrays, lists or tensors; score a number (batch-face, RetinaFace; newer versions of it give dicts). All must be finite.
@@ -48,8 +48,8 @@ class FaceColumns:
 
     @classmethod
     def concat(cls, pieces: Iterable[FaceColumns]) -> FaceColumns:
-        """One after the other, each taken in before the next is asked for: a part's columns are there once only."""
-        # Not lists of arrays: these would lie between other things, and joined not be given back to the system.
+        """Join pieces, each taken in before the next is asked for: a part's columns are in memory once only."""
+        # Not lists of arrays: their memory would be scattered, and not go back to the system once they are joined.
         joined = {name: bytearray() for name in _COLUMNS}
         for piece in pieces:
             for name, whole in joined.items():
@@ -62,17 +62,17 @@ class FaceColumns:
         )
 
     def sorted_by_id(self) -> FaceColumns:
-        """By ascending sample id; of an id that comes more than once the last one is kept."""
+        """Return the samples by ascending id; of an id that comes more than once the last one is kept."""
         return self.take(self.order())
 
     def order(self) -> np.ndarray:
-        """Which rows `sorted_by_id` has, in its order: int64."""
+        """Return which rows `sorted_by_id` has, in its order: int64."""
         order = np.argsort(self.ids, kind="stable")
         ids = self.ids[order]
         return np.asarray(order[np.append(ids[1:] != ids[:-1], True)[: len(ids)]])
 
     def take(self, rows: np.ndarray) -> FaceColumns:
-        """The samples of these rows, with their faces."""
+        """Return the samples of these rows, with their faces."""
         counts = self.counts[rows]
         # Row numbers of the faces: those of each sample follow one another.
         faces = np.repeat(self._starts[rows] - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
@@ -83,7 +83,7 @@ class FaceColumns:
         return np.asarray(np.cumsum(self.counts) - self.counts)
 
     def as_arrow(self) -> list[pa.Array]:
-        """The columns of `schema.DETECTIONS`."""
+        """Return the columns of `schema.DETECTIONS`."""
         points = FACE.field("landmarks").type
         pairs = pa.FixedSizeListArray.from_arrays(pa.array(self.landmarks.reshape(-1)), type=points.value_type)
         columns = [
@@ -98,7 +98,7 @@ class FaceColumns:
         return [pa.array(self.ids), faces]
 
     def check(self, path: Path) -> FaceColumns:
-        """Itself.
+        """Return these columns if all their numbers are finite.
 
         Raises:
             BadFile: a number is NaN or infinite; names the sample id.
@@ -113,7 +113,7 @@ class FaceColumns:
 
 
 def from_items(path: Path, items: Mapping[object, object]) -> FaceColumns:
-    """The columns of {sample id: faces}.
+    """Make the columns of {sample id: faces}.
 
     Raises:
         BadFile: a key is not a sample id, or a face has not the shape above; names the sample id.
@@ -151,7 +151,7 @@ def _parts(path: Path, sample_id: int, face: object) -> Iterable[object]:
 
 
 def _stack(path: Path, name: str, values: list[object], owners: np.ndarray) -> np.ndarray:
-    """`values`, one for each face, as one float32 array."""
+    """Return `values`, one for each face, as one float32 array."""
     shape = (len(values), *_SHAPES[name])
     if not values:
         return np.empty(shape, np.float32)

@@ -1,4 +1,4 @@
-"""A shortcut past the unpickler for the one form in which the published detections come, fifteen times as fast.
+"""Read detections in their one published form without the unpickler, fifteen times as fast.
 
 A face of two float32 arrays and a float32 scalar is always the same 200 opcode bytes, but for memo indices and the
 three payloads (bytes as UTF-8 text, one or two for each). So a piece is taken apart with NumPy, all faces at once.
@@ -22,7 +22,7 @@ _ENDS = re.compile(rb"[ae]u(?:(?:\(u)?\..*)?", re.DOTALL)
 
 
 def read_faces_of_piece(raw: bytes, memo: dict[int, object]) -> FaceColumns | None:
-    """The faces in whole batches of the pickled dict, None if they are not all of the known form.
+    """Return the faces in whole batches of the pickled dict, None if they are not all of the known form.
 
     Args:
         raw: opcodes from the MARK of the first batch to the SETITEMS of the last; then maybe STOP and more.
@@ -58,7 +58,7 @@ class _Faces:
         return FaceColumns(ids, counts, box, landmarks.reshape(-1, 5, 2), score.reshape(-1))
 
     def _starts(self) -> np.ndarray:
-        """Where the first segment stands."""
+        """Find where the first segment stands; there is one for each face."""
         segment = self._segments[0]
         # Two bytes of it, compared in rows, are found several times as fast as all of it by a search.
         is_box = self._bytes[:-1] == _BOX[0]
@@ -71,7 +71,7 @@ class _Faces:
         return np.asarray(at)
 
     def _segment(self, at: np.ndarray, which: int) -> np.ndarray:
-        """Where a segment ends that stands at all of `at`, any memo index above the named ones being right."""
+        """Return where a segment ends that has to stand at all of `at`, with memo indices above those of the names."""
         segment = self._segments[which]
         end = at + segment.size
         if (end > len(self._raw)).any():
@@ -81,13 +81,13 @@ class _Faces:
         return end
 
     def _rows(self, at: np.ndarray, width: int) -> np.ndarray:
-        """uint8[m, width], what stands from `at` on, which is nowhere behind the end."""
-        # As voids, which NumPy copies whole.
+        """Return uint8[m, width], what stands from `at` on; no row may reach behind the end."""
+        # As void items, which NumPy copies whole.
         windows = np.ndarray((len(self._raw) + 1,), f"V{width}", self._bytes, strides=(1,))
         return np.asarray(windows[at].view(np.uint8).reshape(-1, width))
 
     def _payload(self, at: np.ndarray, numbers: int) -> tuple[np.ndarray, np.ndarray]:
-        """float32[m, numbers] from texts at `at` (their four bytes of length first), and where these end."""
+        """Decode float32[m, numbers] from texts at `at` (four bytes of length first); return also where they end."""
         if (at + 4 > len(self._raw)).any():
             raise Otherwise
         size = 4 * numbers
@@ -115,7 +115,7 @@ class _Faces:
         return np.frombuffer(data, "<f4").reshape(-1, numbers).astype(np.float32, copy=False), ends
 
     def _items(self, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Sample ids and their numbers of faces, from what stands between the faces."""
+        """Return sample ids and their numbers of faces, from what stands between the faces."""
         is_first = np.append(True, starts[1:] != ends[:-1])
         firsts = np.flatnonzero(is_first)
         counts = np.diff(np.append(firsts, len(starts)))
@@ -138,7 +138,7 @@ class _Faces:
         return ids, counts
 
     def _keys(self, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The int keys at `at`, int64, and where they end: BININT1, BININT2, BININT, LONG1 of up to seven bytes."""
+        """Read the int keys at `at`, int64, and where they end: BININT1, BININT2, BININT, LONG1 up to seven bytes."""
         code = self._bytes[at]
         size = np.select([code == ord("K"), code == ord("M"), code == ord("J")], [1, 2, 4], 0)
         is_long = code == 0x8A
@@ -157,7 +157,7 @@ class _Faces:
 
 
 def _row_sums(flags: np.ndarray) -> np.ndarray:
-    """int64[m], how many of bool[m, 8 * w] are set in each row; fewer than 256."""
+    """Count, int64[m], how many of bool[m, 8 * w] are set in each row; fewer than 256."""
     # Eight counts in each word, added up by a multiplication into the highest byte.
     sums = np.add.reduce(flags.view("<u8"), axis=1)
     sums *= np.uint64(0x0101010101010101)

@@ -1,4 +1,4 @@
-"""What the pickle of a face looks like: the bytes that are the same in each, and where they differ."""
+"""Describe the pickle of a face: the bytes that are the same in each, and where they differ."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LONGEST_SEGMENT = 96
 
 
 class Otherwise(Exception):
-    """The piece is not of the form."""
+    """The piece is not of the form that the templates describe."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Template:
     """What stands before, between and behind the three payloads of a face.
 
     Attributes:
-        segments: these bytes, `r` and four zeros where a memo index is put.
+        segments: those bytes, with `r` and four zeros where a memo index is put.
         highest: the highest memo index that they name.
     """
 
@@ -101,8 +101,8 @@ class Segment:
     """A template as words of eight bytes, to be laid over all faces at once.
 
     Attributes:
-        size: its bytes.
-        words, mask: uint64[w], its bytes, and which of them are fixed; not so memo indices and what fills the words.
+        size: how many bytes it has.
+        words, mask: uint64[w], its bytes, and which of them are fixed: not memo indices, nor what fills the last word.
         indices: where it has memo indices, four bytes each.
     """
 
@@ -114,7 +114,7 @@ class Segment:
     @classmethod
     @lru_cache(maxsize=64)
     def of(cls, code: bytes) -> Segment:
-        """From bytes with _PUT at the places of memo indices."""
+        """Make a segment from bytes with _PUT at the places of memo indices."""
         width = in_words(len(code))
         mask = np.zeros(width, np.uint8)
         mask[: len(code)] = 0xFF
@@ -126,7 +126,7 @@ class Segment:
         return cls(len(code), words, mask.view("<u8"), indices)
 
     def fits(self, rows: np.ndarray, highest: int) -> np.ndarray:
-        """bool[m], which of uint8[m, 8 * w] are this segment, with memo indices above `highest`."""
+        """Tell, bool[m], which of uint8[m, 8 * w] are this segment, with memo indices above `highest`."""
         different = rows.view("<u8") ^ self.words
         different &= self.mask
         fit = np.asarray(np.bitwise_or.reduce(different, axis=1) == 0)
@@ -136,10 +136,10 @@ class Segment:
 
 
 def in_words(size: int) -> int:
-    """`size` bytes rounded up to words of eight."""
+    """Round `size` bytes up to words of eight."""
     return -(-size // 8) * 8
 
 
 def uint32(rows: np.ndarray, column: int) -> np.ndarray:
-    """uint32[m], the four bytes from a column on."""
+    """Read uint32[m], the four bytes from a column on."""
     return np.ndarray((len(rows),), "<u4", rows, column, (rows.shape[1],)) if len(rows) else np.empty(0, np.uint32)

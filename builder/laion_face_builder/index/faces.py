@@ -1,4 +1,4 @@
-"""The faces of a part in memory, as flat arrays, to be joined to rows by sample id.
+"""Hold the faces of a part in memory, as flat arrays, to be joined to rows by sample id.
 
 The metadata's order is random with respect to the ids, so all of a part's faces have to be at hand: about 0.2 GB.
 """
@@ -54,7 +54,7 @@ class FaceTable:
         return table.filled()
 
     def of_rows(self, sample_ids: Ints) -> RowFaces:
-        """The faces of the rows with these ids, in their order; none where an id is not here."""
+        """Return the faces of the rows with these ids, in their order; none where an id is not here."""
         if not len(self.sample_ids):
             return RowFaces(self, np.zeros(len(sample_ids), np.int64), np.zeros(len(sample_ids), np.int64))
         order = np.argsort(sample_ids)  # Neighbours are found in one stretch of memory.
@@ -80,12 +80,12 @@ class _Filling:
 
     @classmethod
     def of(cls, metadata: pq.FileMetaData) -> _Filling:
-        """An empty one for a whole file; of the last column a list without faces counts as one value."""
+        """Make an empty one for a whole file; a list without faces counts as one value of the last column."""
         groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
         return cls(metadata.num_rows, sum(group.column(metadata.num_columns - 1).num_values for group in groups))
 
     def add(self, batch: pa.RecordBatch, wanted: Ints | None) -> None:
-        """Takes over the rows of `batch`, those with a `wanted` id."""
+        """Add the rows of `batch`, those with a `wanted` id."""
         ids, lists = batch.column("sample_id").to_numpy(), batch.column("faces")
         offsets = lists.offsets.to_numpy().astype(np.int64)
         counts, columns = np.diff(offsets), _flat(lists.flatten())
@@ -100,7 +100,7 @@ class _Filling:
         self._samples, self._faces = samples, faces
 
     def filled(self) -> FaceTable:
-        """What has been read."""
+        """Return the table of what has been read."""
         ids, counts = self._ids[: self._samples], self._counts[: self._samples]
         return FaceTable(ids, _starting_at_zero(counts), *(column[: self._faces] for column in self._columns))
 
@@ -112,7 +112,7 @@ class RowFaces:
     Attributes:
         table: the faces of the part.
         starts: int64[n], where each row's faces start in it.
-        counts: int64[n], how many there are.
+        counts: int64[n], how many faces each row has.
     """
 
     table: FaceTable
@@ -121,15 +121,15 @@ class RowFaces:
 
     @property
     def boxes(self) -> Floats:
-        """float32[m, 4], the boxes of all rows, one row after the other."""
+        """The boxes of all rows, one row after the other: float32[m, 4]."""
         return self.table.boxes[_places(self.starts, self.counts)]
 
     def at(self, which: Ints) -> RowFaces:
-        """Those of some rows."""
+        """Return the faces of some rows."""
         return RowFaces(self.table, self.starts[which], self.counts[which])
 
     def columns(self, start: int, stop: int) -> tuple[pa.Array, pa.Array, pa.Array, pa.Array]:
-        """faces, n_faces, max_face_score, max_face_size of rows start … stop; [], 0, null, null where none are."""
+        """Give faces, n_faces, max_face_score, max_face_size of rows start … stop; without faces [], 0, null, null."""
         counts = self.counts[start:stop]
         places, offsets = _places(self.starts[start:stop], counts), _starting_at_zero(counts)
         boxes, landmarks, scores = (
@@ -152,7 +152,7 @@ class RowFaces:
 
 
 def flat_columns(faces: pa.ListArray) -> tuple[pa.Array, pa.Array, pa.Array]:
-    """n_faces, max_face_score, max_face_size of n rows' `schema.FACES`; 0, null, null where a row has none."""
+    """Return n_faces, max_face_score, max_face_size of n rows' `schema.FACES`; 0, null, null where a row has none."""
     offsets = faces.offsets.to_numpy().astype(np.int64)
     boxes, _, scores = _flat(faces.flatten())
     offsets = offsets - offsets[0]
@@ -165,7 +165,7 @@ def flat_columns(faces: pa.ListArray) -> tuple[pa.Array, pa.Array, pa.Array]:
 
 
 def _among(ids: Ints, wanted: Ints) -> npt.NDArray[np.bool_]:
-    """Which of `ids` are wanted; both ascend."""
+    """Tell which of `ids` are wanted; both ascend."""
     if not len(wanted):
         return np.zeros(len(ids), np.bool_)
     among: npt.NDArray[np.bool_] = wanted[np.minimum(np.searchsorted(wanted, ids), len(wanted) - 1)] == ids
@@ -173,14 +173,14 @@ def _among(ids: Ints, wanted: Ints) -> npt.NDArray[np.bool_]:
 
 
 def _flat(faces: pa.StructArray) -> tuple[Floats, Floats, Floats]:
-    """Boxes [m, 4], landmarks [m, 10] and scores [m] of a flat array of `schema.FACE`."""
+    """Return boxes [m, 4], landmarks [m, 10] and scores [m] of a flat array of `schema.FACE`."""
     boxes = faces.field("box").flatten().to_numpy().reshape(-1, 4)
     landmarks = faces.field("landmarks").flatten().flatten().to_numpy().reshape(-1, 10)
     return boxes, landmarks, faces.field("score").to_numpy()
 
 
 def _places(starts: Ints, counts: Ints) -> Ints:
-    """The places of runs that start at `starts`, one run after the other."""
+    """Return the places of runs that start at `starts`, one run after the other."""
     offsets = np.cumsum(counts) - counts
     places: Ints = np.arange(counts.sum()) + np.repeat(starts - offsets, counts)
     return places
@@ -191,15 +191,15 @@ def _starting_at_zero(counts: Ints) -> Ints:
 
 
 def _short_sides(boxes: Floats) -> Floats:
-    """min(x2 - x1, y2 - y1) of every box."""
+    """Return min(x2 - x1, y2 - y1) of every box."""
     short: Floats = np.minimum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1])
     return short
 
 
 def _largest(values: Floats, offsets: Ints, counts: Ints) -> pa.Array:
-    """The largest value of each run, null for empty runs."""
+    """Return the largest value of each run, null for empty runs."""
     some = counts > 0
     result = np.zeros(len(counts), np.float32)
-    if some.any():  # reduceat cannot do empty runs, and those between others take no place.
+    if some.any():  # reduceat cannot do empty runs; left out, they change no other run.
         result[some] = np.maximum.reduceat(values, offsets[:-1][some])
     return pa.array(result, mask=~some)

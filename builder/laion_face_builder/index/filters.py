@@ -1,4 +1,4 @@
-"""Which samples are wanted, decided on a row group's columns before any picture is touched.
+"""Decide which samples are wanted, by a row group's columns, before any picture is touched.
 
 A face counts if its score, the short side of its box and its area reach the thresholds. A sample passes if the number
 of counting faces is within min_faces..max_faces and its own columns pass. Boxes are unclipped and in the original
@@ -43,7 +43,7 @@ class Filters:
 
     @property
     def face_thresholds(self) -> bool:
-        """Whether a face has to reach anything in order to count."""
+        """Whether a face has to reach a threshold in order to count."""
         return any(value is not None for value in (self.min_score, self.min_face_size, self.min_face_area))
 
     @property
@@ -73,7 +73,7 @@ class Filters:
         return not self.columns
 
     def as_dict(self) -> dict[str, Any]:
-        """What defines the filters, for fingerprints: the content of the exclusion list, not its path."""
+        """Return what defines the filters, for fingerprints: the content of the exclusion list, not its path."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
         if self.exclude is not None:
             values["exclude"] = self.exclude.digest
@@ -82,7 +82,7 @@ class Filters:
         return values
 
     def flat_mask(self, table: pa.Table) -> Mask:
-        """bool[n]: rows that may pass, by the flat columns: exact for sample filters, necessary for face filters."""
+        """Tell, bool[n], which rows may pass by flat columns: exact for sample filters, necessary for face filters."""
         keep = np.ones(table.num_rows, dtype=bool)
         for column, least in (("width", self.min_width), ("height", self.min_height)):
             keep &= _at_least(table, column, least)
@@ -101,11 +101,11 @@ class Filters:
         return keep
 
     def excluded(self, table: pa.Table) -> Mask:
-        """bool[n]: the rows that the exclusion list names, whatever the other filters say of them."""
+        """Tell, bool[n], which rows the exclusion list names, whatever the other filters say of them."""
         return np.zeros(table.num_rows, dtype=bool) if self.exclude is None else self.exclude.mask(table)
 
     def mask(self, table: pa.Table) -> Mask:
-        """bool[n]: the rows of `table` that pass. Needs `columns`, and `faces` if there are thresholds on faces."""
+        """Tell, bool[n], which rows of `table` pass. Needs `columns`, and `faces` if there are thresholds on faces."""
         keep = self.flat_mask(table)
         if self.face_thresholds and keep.any():
             counting = self._counting_faces(table)
@@ -115,7 +115,7 @@ class Filters:
         return keep
 
     def _counting_faces(self, table: pa.Table) -> Floats:
-        """int[n]: how many faces of each row reach the thresholds."""
+        """Count, int[n], how many faces of each row reach the thresholds."""
         faces = _joined(table["faces"])
         lengths = pc.fill_null(pc.list_value_length(faces), 0).to_numpy(zero_copy_only=False)
         rows = np.repeat(np.arange(len(lengths)), lengths)
@@ -132,13 +132,13 @@ class Filters:
 
 
 def box_sides(faces: pa.StructArray) -> tuple[Floats, Floats]:
-    """Width and height of each box in pixels, float32[n] each, of a flat array of `schema.FACE`."""
+    """Return width and height of each box in pixels, float32[n] each, of a flat array of `schema.FACE`."""
     boxes = _boxes(faces)
     return boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
 
 
 def _shares(faces: pa.StructArray, pictures: Floats) -> Floats:
-    """float64[n]: how much of its picture each box covers, NaN where that is not known.
+    """Return how much of its picture each box covers, float64[n], NaN where that is not known.
 
     Args:
         faces: `schema.FACE`[n].
@@ -156,7 +156,7 @@ def _boxes(faces: pa.StructArray) -> Floats:
 
 
 def _as_float32(least: float | None) -> float | None:
-    """The nearest float32, as a float: infinity for what is beyond them all."""
+    """Round to the nearest float32, as a float: infinity for what is beyond them all."""
     with np.errstate(over="ignore"):
         return None if least is None else float(np.float32(least))
 
@@ -166,7 +166,7 @@ def _at_least(table: pa.Table, column: str, least: float | None) -> Mask | np.bo
 
 
 def _numbers(column: pa.ChunkedArray) -> Floats:
-    """float64[n], a null as NaN, which fails every comparison."""
+    """Return float64[n], a null as NaN, which fails every comparison."""
     return np.asarray(pc.cast(column, pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
 
 

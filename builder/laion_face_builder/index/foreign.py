@@ -1,4 +1,4 @@
-"""Rows of an index that somebody else's program wrote last, made those of `schema.INDEX` again.
+"""Turn rows of an index that another program saved last into those of `schema.INDEX` again.
 
 Polars, DuckDB, pandas and `datasets` keep the values, but write them as other types: wider numbers, dictionaries, lists
 of any kind where ours are of a fixed size, null where a picture has no face. Nothing is guessed: what has no one
@@ -23,18 +23,18 @@ from laion_face_builder.index.face_columns import FaceColumns
 from laion_face_builder.index.faces import flat_columns
 from laion_face_builder.schema import FACE, INDEX
 
-#: What follows from `faces`: never read from a foreign file, which may have lost or changed it.
+#: Columns that are worked out from `faces`: never read from a foreign file, which may have lost or changed it.
 DERIVED = ("n_faces", "max_face_score", "max_face_size")
 #: The columns that a file has to have.
 REQUIRED = tuple(name for name in INDEX.names if name not in DERIVED)
-#: A row without these belongs nowhere.
+#: Columns without which a row belongs nowhere.
 _NEVER_NULL = ("sample_id", "part")
 
 _SHAPES: dict[str, tuple[int, ...]] = {"box": (4,), "landmarks": (5, 2), "score": ()}
 
 
 class Doubtful(ValueError):
-    """Values that have no one meaning as an index's; `row` is the row's place in what was given, if it is one row."""
+    """Values that cannot be read in one way only; `row` is the row's place in what was given, if it is one row."""
 
     def __init__(self, found: str, row: int | None = None) -> None:
         self.found, self.row = found, row
@@ -42,13 +42,13 @@ class Doubtful(ValueError):
 
 
 def stored_columns(names: Sequence[str]) -> list[str]:
-    """The columns of a foreign file that are needed to have the index's columns `names`."""
+    """Return the columns of a foreign file that are needed to have the index's columns `names`."""
     wanted = [name if name not in DERIVED else "faces" for name in names]
     return list(dict.fromkeys(wanted))
 
 
 def as_index(batch: pa.RecordBatch, names: Sequence[str]) -> pa.RecordBatch:
-    """The index's columns `names`, in its own types, of a foreign file's rows with `stored_columns(names)`.
+    """Return the index's columns `names`, in its own types, of a foreign file's rows with `stored_columns(names)`.
 
     Raises:
         Doubtful: a value cannot be one of the index's, a face is not whole, or a row has no sample_id or part.
@@ -63,7 +63,7 @@ def as_index(batch: pa.RecordBatch, names: Sequence[str]) -> pa.RecordBatch:
 
 
 def faces_of(column: pa.Array) -> pa.ListArray:
-    """Lists of any kind of faces as `schema.FACES`, in arrays of their own; null is no faces.
+    """Return lists of faces of any kind as `schema.FACES`, in arrays of their own; null is no faces.
 
     Raises:
         Doubtful: a face, or a number of it, is missing, or there are not as many as there have to be.
@@ -84,7 +84,7 @@ def faces_of(column: pa.Array) -> pa.ListArray:
 
 
 def _numbers_of(faces: pa.Array, row_of: Callable[[int], int]) -> dict[str, npt.NDArray[np.float32]]:
-    """box float32[m, 4], landmarks float32[m, 5, 2] and score float32[m] of m faces."""
+    """Return box float32[m, 4], landmarks float32[m, 5, 2] and score float32[m] of m faces."""
     _refuse_null(faces, "face", 1, row_of)
     if not pa.types.is_struct(faces.type):
         raise Doubtful(f"faces that are {faces.type}")
@@ -95,7 +95,7 @@ def _numbers_of(faces: pa.Array, row_of: Callable[[int], int]) -> dict[str, npt.
 
 
 def _stacked(values: pa.Array, name: str, row_of: Callable[[int], int]) -> npt.NDArray[np.float32]:
-    """The numbers `name` of m faces: float32[m, …]."""
+    """Return the numbers `name` of m faces: float32[m, …]."""
     count, each = len(values), 1
     for size in _SHAPES[name]:
         _refuse_null(values, name, each, row_of)
@@ -113,7 +113,7 @@ def _stacked(values: pa.Array, name: str, row_of: Callable[[int], int]) -> npt.N
 
 
 def _lengths(lists: pa.Array) -> npt.NDArray[np.int64]:
-    """int64[n], 0 where there is no list."""
+    """Return the length of each list, int64[n], 0 where there is no list."""
     if pa.types.is_null(lists.type):
         return np.zeros(len(lists), np.int64)
     try:
@@ -124,7 +124,7 @@ def _lengths(lists: pa.Array) -> npt.NDArray[np.int64]:
 
 
 def _refuse_null(values: pa.Array, name: str, each: int, row_of: Callable[[int], int]) -> None:
-    """`each`: how many of the values a face has."""
+    """Raise Doubtful if a value is null; a face has `each` of the values."""
     if values.null_count:
         first = int(np.argmax(values.is_null().to_numpy(zero_copy_only=False)))
         raise Doubtful(

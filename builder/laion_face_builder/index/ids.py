@@ -1,4 +1,4 @@
-"""Which samples have faces: laion_face_ids.pth -> ids/part-000NN.parquet, sorted and unique.
+"""Convert the ids of samples with faces: laion_face_ids.pth -> ids/part-000NN.parquet, sorted and unique.
 
 The file holds one collection of sample ids for each of the 32 parts: a list, a tuple, or a dict by part number, of
 lists, tuples, sets, arrays or tensors of ints or floats. 443 MB for 49 M ids speak for pickled floats (9 bytes each).
@@ -37,12 +37,12 @@ _WAY_OUT = "Check that it is laion_face_ids.pth, and fetch it again from its sou
 
 
 def ids_fingerprint(part: int, source_version: str) -> Fingerprint:
-    """What defines ids/part-000NN.parquet."""
+    """Return what defines ids/part-000NN.parquet."""
     return make_fingerprint("ids", part=part, source=source_version)
 
 
 def write_ids(pth: Path, data: DataDir, parts: Sequence[int], source_version: str) -> None:
-    """Writes the sample ids of each of `parts` that is not there yet with this fingerprint; one load serves all.
+    """Write the sample ids of each of `parts` that is not there yet with this fingerprint; one load serves all.
 
     Raises:
         UnsafePickle, BadFile: `pth` is not a list of ids for 32 parts; the message names the part and the value.
@@ -60,20 +60,20 @@ def write_ids(pth: Path, data: DataDir, parts: Sequence[int], source_version: st
 
 
 def lacks_ids(data: DataDir, part: int, source_version: str | None) -> bool:
-    """Whether a part's ids are not there, or not from this source; None is a source that is not known yet."""
+    """Tell whether a part's ids are missing, or from another source; None is a source that is not known yet."""
     ours = kept.fingerprint(data, data.ids(part))
     return ours is None or source_version is None or ours != ids_fingerprint(part, source_version)
 
 
 def read_ids(path: Path) -> np.ndarray:
-    """The ids in one of our files: int64[n], ascending, unique."""
+    """Read the ids in one of our files: int64[n], ascending, unique."""
     with pq.ParquetFile(path) as file:
         ids: np.ndarray = file.read(columns=IDS.names)["sample_id"].to_numpy()
     return ids
 
 
 def sorted_ids(pth: Path, part: int, values: object) -> np.ndarray:
-    """The ids of a part: int64[n], ascending, unique. Doubled ones are counted in the log.
+    """Return the ids of a part: int64[n], ascending, unique. Doubled ones are counted in the log.
 
     Raises:
         BadFile: something in `values` is not a sample id.
@@ -90,7 +90,7 @@ def sorted_ids(pth: Path, part: int, values: object) -> np.ndarray:
 
 
 def as_ids(values: object) -> np.ndarray | str:
-    """`values` as int64[n] in their order, or what is wrong with them, with the first wrong value.
+    """Return `values` as int64[n] in their order, or what is wrong with them, with the first wrong value.
 
     Args:
         values: list, tuple, set or one-dimensional array of ints, whole floats or NumPy scalars, not negative.
@@ -111,7 +111,7 @@ def as_ids(values: object) -> np.ndarray | str:
 
 
 def _numbers(values: Any) -> np.ndarray | None:
-    """`values` as an array if they are one row of numbers; NumPy alone would make True a 1."""
+    """Return `values` as an array if they are one row of numbers; NumPy alone would make True a 1."""
     if not isinstance(values, np.ndarray) and not {bool, np.bool_}.isdisjoint(map(type, values)):
         return None
     try:
@@ -145,7 +145,7 @@ def _first_wrong(values: Any) -> str:
 
 
 def _by_part(pth: Path, value: object) -> dict[int, object]:
-    """The collections by part number, in a dict of its own so that each can be freed once it is used."""
+    """Return the collections by part number, in a dict of its own so that each can be freed once it is used."""
     if isinstance(value, list | tuple) and len(value) == len(ALL_PARTS):
         return dict(enumerate(value))
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""One file with rows of the index, as this project or another program wrote it, read by row range."""
+"""Read one file with rows of the index by row range, whether this project or another program wrote it."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from laion_face_builder.layout import row_group_bounds
 from laion_face_builder.schema import INDEX
 from laion_face_builder.upstream.tokens import Token
 
-#: Row groups of more rows are not read whole.
+#: Row groups of more rows are read in batches of so many.
 ROWS_AT_ONCE = 1 << 14
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """What the footer says."""
+    """What a file's footer says of its rows."""
 
     bounds: list[tuple[int, int]]
     known: list[Known]
@@ -47,7 +47,7 @@ class IndexFile:
 
     @property
     def num_rows(self) -> int:
-        """Rows of the file."""
+        """How many rows the file has."""
         return self.groups[-1][1] if self.groups else 0
 
     @property
@@ -73,11 +73,11 @@ class IndexFile:
         return self._layout.known
 
     def version(self) -> str:
-        """Names the content."""
+        """Return a text that names the file's content."""
         return self._file.version()
 
     def spans(self, part: int) -> Spans:
-        """The runs of the part's rows.
+        """Find the runs of the part's rows.
 
         Raises:
             BadFile: a row has no part.
@@ -89,7 +89,7 @@ class IndexFile:
         return spans_of(part, self.groups, self.known, values)
 
     def read(self, start: int, stop: int, names: Sequence[str]) -> pa.Table:
-        """Rows start … stop, which are in the file, as in `schema.INDEX`.
+        """Read rows start … stop, which are in the file, as in `schema.INDEX`.
 
         The table may be sliced, filtered, taken from and joined with others: see `foreign`.
 
@@ -102,7 +102,7 @@ class IndexFile:
         return self._file.asked(lambda: self._read(start, stop, names))
 
     def close(self) -> None:
-        """Closes what is open; the next read opens it again."""
+        """Close what is open; the next read opens it again."""
         self._footer, self._cursor = None, None
         self._file.close()
 
@@ -115,7 +115,7 @@ class IndexFile:
             return pa.Table.from_batches(self._cursor_in(parquet, names).read(start, stop))
         batches = parquet.read_row_groups(range(first, last), columns=self._stored(names)).to_batches()
         rows = itertools.accumulate(map(len, batches), initial=bounds[first][0])
-        # Made whole before they are cut.
+        # Batches are converted whole, before they are cut.
         made = [self._made(names, row, batch) for row, batch in zip(rows, batches, strict=False)]
         return pa.Table.from_batches(made).slice(start - bounds[first][0], stop - start)
 
@@ -130,7 +130,7 @@ class IndexFile:
         return list(names) if self.stamp is not None else stored_columns(names)
 
     def _made(self, names: Sequence[str], first: int, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """The batch, whose first row is `first`, in the index's types."""
+        """Convert a batch, whose first row is `first`, to the index's types."""
         try:
             if self.stamp is None:
                 return as_index(batch, names)
@@ -167,7 +167,7 @@ class IndexFile:
 
 
 def _is_untouched(parquet: pq.ParquetFile, bounds: list[tuple[int, int]], known: list[Known], part: int | None) -> bool:
-    """Whether a file with our stamp is as we wrote it: pyarrow hands the stamp on, whatever rows it saves."""
+    """Tell whether a file with our stamp is as we wrote it: pyarrow hands the stamp on, whatever rows it saves."""
     if not parquet.schema_arrow.equals(INDEX) or any(one not in (None, (part, part)) for one in known):
         return False
     compressions = {parquet.metadata.row_group(group).column(0).compression for group in range(len(known))}

@@ -1,9 +1,9 @@
-"""The join of a part, and the proof that it is right: which rows are the samples that the faces were found in.
+"""Join a part's rows with its faces, and prove that the rows are the samples that the faces were found in.
 
 Ids repeat, sizes are sometimes swapped, and a wrong copy of the metadata can match by chance. So the faces bear
 witness: their boxes have to lie in the pictures that the rows speak of.
 
-- *Coverage*: the ids found, of those asked for.
+- *Coverage*: the ids found, out of those asked for.
 - *One row an id*: rows with the same URL and caption are one, the first. Of others with the same id only the one is
   kept in which all faces fit, if no other one can be it; else none of them: the id is ambiguous.
 - *Swapped*: where all faces fit only with width and height exchanged, they are exchanged.
@@ -35,7 +35,8 @@ class Join:
 
     Attributes:
         table: sample_id and the metadata's columns.
-        faces: those of each row.
+        faces: the faces of each row.
+        proof: the figures that show whether the join is right.
     """
 
     table: pa.Table
@@ -48,8 +49,8 @@ def join(part: int, ids_asked: int, rows: pa.Table, faces: FaceTable) -> Join:
 
     Args:
         ids_asked: how many ids are on the part's list.
-        rows: those whose id is on the list, in the metadata's order, columns as in `schema.INDEX`.
-        faces: all of the part.
+        rows: the metadata rows whose id is on the list, in the metadata's order, columns as in `schema.INDEX`.
+        faces: all faces of the part.
     """
     ids = rows["sample_id"].to_numpy()
     of_rows = faces.of_rows(ids)
@@ -75,7 +76,7 @@ def join(part: int, ids_asked: int, rows: pa.Table, faces: FaceTable) -> Join:
 
 @dataclass(frozen=True)
 class _Witness:
-    """What the faces of n rows say: int64[n] all of them, those that fit as the row says, and the other way up."""
+    """Counts for n rows, int64[n]: all faces, those that fit, and those that fit with width and height exchanged."""
 
     known: Mask
     faces: Ints
@@ -105,7 +106,7 @@ class _Witness:
 
     @property
     def may_fit(self) -> Mask:
-        """Rows that nothing speaks against."""
+        """Rows in which all faces fit, or whose size is not known."""
         return self.fits | ~self.known
 
     @property
@@ -115,12 +116,12 @@ class _Witness:
         return swapped
 
     def at(self, which: Ints) -> _Witness:
-        """The same of some rows."""
+        """Return the counts of some rows."""
         return _Witness(self.known[which], self.faces[which], self.upright[which], self.turned[which])
 
 
 def _one_an_id(rows: pa.Table, ids: Ints, witness: _Witness) -> tuple[Mask, dict[str, int]]:
-    """bool[n], the rows to keep; and how many of the others there are, by why."""
+    """Choose the rows to keep, bool[n]; and count the others by why they are left out."""
     kept = np.ones(len(ids), np.bool_)
     several = np.flatnonzero(_has_twin(ids))
     repeated = several[_repeats(rows.select(["url", "caption"]).take(pa.array(several)), ids[several])]
@@ -141,7 +142,7 @@ def _one_an_id(rows: pa.Table, ids: Ints, witness: _Witness) -> tuple[Mask, dict
 
 
 def _has_twin(ids: Ints) -> Mask:
-    """Which ids come more than once."""
+    """Tell which ids come more than once."""
     order = np.argsort(ids, kind="stable")
     same = np.append(ids[order][1:] == ids[order][:-1], False)[: len(ids)]
     found = np.zeros(len(ids), np.bool_)
@@ -150,7 +151,7 @@ def _has_twin(ids: Ints) -> Mask:
 
 
 def _repeats(texts: pa.Table, ids: Ints) -> Mask:
-    """Which rows have id, URL and caption of an earlier one; a null is like a null."""
+    """Tell which rows have id, URL and caption of an earlier one; a null is like a null."""
     if not len(ids):
         return np.zeros(0, np.bool_)
     codes = [_codes(texts["url"]), _codes(texts["caption"])]
@@ -164,7 +165,7 @@ def _repeats(texts: pa.Table, ids: Ints) -> Mask:
 
 
 def _codes(column: pa.ChunkedArray) -> Ints:
-    """A number for each distinct text."""
+    """Return a number for each distinct text."""
     encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
     codes: Ints = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
     return codes
@@ -180,7 +181,7 @@ def _sizes(column: pa.ChunkedArray) -> npt.NDArray[np.float64]:
 
 
 def _put_right(rows: pa.Table, swapped: Mask) -> pa.Table:
-    """`rows` with width and height exchanged where they are swapped."""
+    """Return `rows` with width and height exchanged where they are swapped."""
     if not swapped.any():
         return rows
     width, height, turned = rows["width"], rows["height"], pa.chunked_array([pa.array(swapped)])

@@ -1,4 +1,4 @@
-"""LAION-400M's metadata as it is found in the wild, read in batches under the index's names and types.
+"""Read LAION-400M's metadata as it is found in the wild, in batches under the index's names and types.
 
 Copies differ: the release of 2021 says SAMPLE_ID, URL, TEXT, WIDTH; that of today key, url, caption, original_width;
 img2dataset's shards have a row number as key and the size of the resized picture beside the original one; ids are whole
@@ -58,9 +58,9 @@ class MetadataFile:
     """A metadata file with all that the index needs; `open_metadata` makes them.
 
     Attributes:
-        num_rows: all of them, those without an id too.
+        num_rows: how many rows there are, those without an id too.
         columns: index name -> name in the file; optional ones may be missing.
-        texts: those of them that Parquet holds as bytes.
+        texts: those of these columns that Parquet holds as bytes.
     """
 
     path: Path
@@ -72,14 +72,14 @@ class MetadataFile:
     def batches(
         self, wanted: Wanted | None = None, threads: int = 1
     ) -> Iterator[tuple[npt.NDArray[np.int64], pa.RecordBatch]]:
-        """(ids int64[n], the other columns as in `ROW_SCHEMA`) of the rows that have an id, in order.
+        """Yield (ids int64[n], the other columns as in `ROW_SCHEMA`) of the rows that have an id, in order.
 
         Args:
             wanted: int64[n] -> bool[n]; only these rows are converted.
-            threads: row groups read at the same time; what is wanted of these is then in memory.
+            threads: row groups read at the same time; the wanted rows of all of these are then in memory.
 
         Raises:
-            BadFile: ids that are none, columns of a wrong type, or damaged pages.
+            BadFile: values that are no ids, columns of a wrong type, or damaged pages.
         """
         mended = 0
         for ids, rows, bad in self._read(wanted, threads):
@@ -96,7 +96,7 @@ class MetadataFile:
         return itertools.chain.from_iterable(whole)
 
     def _group(self, group: int, wanted: Wanted | None) -> Iterator[_Converted]:
-        """The rows of one row group, and how many texts of each batch were mended."""
+        """Yield the rows of one row group, and how many texts of each batch were mended."""
         # pre_buffer keeps the bytes of a row group until its last batch; one thread, since groups and files go side by
         # side; few values as dictionaries, which costs a fifth.
         columns = list(self.columns.values())
@@ -152,14 +152,14 @@ def open_metadata(path: Path) -> MetadataFile:
 
 
 def _texts(schema: pq.ParquetSchema) -> set[str]:
-    """The columns of bytes that are no decimals."""
+    """Return the columns of bytes that are no decimals."""
     columns = (schema.column(number) for number in range(len(schema)))
     return {c.path for c in columns if c.physical_type == "BYTE_ARRAY" and c.logical_type.type != "DECIMAL"}
 
 
 @lru_cache(maxsize=64)
 def _chosen(names: tuple[str, ...]) -> Mapping[str, str]:
-    """Index name -> name in the file. Remembered, so that a choice is logged once for 128 files of the same columns."""
+    """Map index names to names in the file; remembered, so that 128 files of the same columns log a choice once."""
     columns, choices = {}, []
     for name, aliases in ALIASES.items():
         if found := _by_precedence(aliases, names):
@@ -193,7 +193,7 @@ def _missing(path: Path, names: tuple[str, ...], required: str) -> BadFile:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Names the file when Parquet cannot be read."""
+    """Raise BadFile with the file's name when Parquet cannot be read."""
     try:
         yield
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:

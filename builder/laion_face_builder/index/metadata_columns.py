@@ -1,4 +1,4 @@
-"""From whatever type a metadata column has to the index's: ids, texts, sizes, numbers. Vectorised."""
+"""Convert metadata columns of whatever type to the index's: ids, texts, sizes, numbers. Vectorised."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from laion_face_builder.errors import BadFile
 
 #: From here on a float64 cannot tell neighbours apart, so no id of LAION's can be that large.
 ID_LIMIT = 2**53
-#: The same for floats that are narrower.
+#: The same limit for narrower floats.
 _EXACT_BELOW = {pa.float16(): 2**11, pa.float32(): 2**24}
 _NO_ID = ("", "nan", "none", "null", "<na>")
 _PLAIN_ID = r"^[+-]?[0-9]{1,16}(\.0*)?$"
@@ -95,7 +95,7 @@ def _ids_of_texts(texts: pa.Array, file: str) -> SampleIds:
 
 
 def _id_of_text(text: str, file: str) -> int:
-    """For "1.5e12" and the like; anything else is refused."""
+    """Read an id such as "1.5e12"; anything else is refused."""
     try:
         number = Decimal(text)
         if abs(number) < ID_LIMIT and number == number.to_integral_value():
@@ -120,7 +120,7 @@ def _bad_id(value: object, file: str) -> BadFile:
 
 
 def as_text(array: pa.Array, file: str, column: str) -> tuple[pa.Array, int]:
-    """(string array, number of values that were not UTF-8 and have U+FFFD in their places now).
+    """Return (string array, number of values that were not UTF-8 and have U+FFFD in their places now).
 
     Raises:
         BadFile: the column is not of text.
@@ -145,9 +145,9 @@ def _mended(raw: pa.Array) -> tuple[pa.Array, int]:
 
 
 def as_sizes(array: pa.Array, file: str, column: str) -> pa.Array:
-    """Read int32 pixels; what no picture can have is null: it is unknown.
+    """Read pixels as int32; a value that no picture can have is unknown, so null.
 
-    That is 0, a negative number, a fraction, NaN, 2**31 and up, and text that is no number.
+    Such values are 0, a negative number, a fraction, NaN, 2**31 and up, and text that is no number.
 
     Raises:
         BadFile: the column is neither of numbers nor of text.
@@ -159,7 +159,7 @@ def as_sizes(array: pa.Array, file: str, column: str) -> pa.Array:
 
 
 def as_floats(array: pa.Array, file: str, column: str) -> pa.Array:
-    """Read float64; NaN, infinity and text that is no number are null.
+    """Read numbers as float64; NaN, infinity and text that is no number are null.
 
     Raises:
         BadFile: the column is neither of numbers nor of text.
@@ -169,7 +169,7 @@ def as_floats(array: pa.Array, file: str, column: str) -> pa.Array:
 
 
 def _floats(array: pa.Array, file: str, column: str) -> npt.NDArray[np.float64]:
-    """The numbers, NaN where there is none."""
+    """Return the numbers, NaN where there is none."""
     array, kind = plain(array)
     if is_text(kind):
         array = _numbers_of_texts(as_text(array, file, column)[0])
@@ -186,7 +186,7 @@ def _numbers_of_texts(texts: pa.Array) -> pa.Array:
 
 
 def plain(array: pa.Array) -> tuple[pa.Array, pa.DataType]:
-    """The array without a dictionary or views, and its type."""
+    """Return the array without a dictionary or views, and its type."""
     if pa.types.is_dictionary(array.type):
         if _is_view(array.type.value_type):
             array = pa.DictionaryArray.from_arrays(array.indices, _viewless(array.dictionary))
@@ -196,7 +196,7 @@ def plain(array: pa.Array) -> tuple[pa.Array, pa.DataType]:
 
 
 def viewless(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The batch with string views (of Polars and newer tools) as bytes: Arrow cannot filter or take views."""
+    """Return the batch with string views (of Polars and newer tools) as bytes: Arrow cannot filter or take views."""
     if not any(map(_is_view, batch.schema.types)):
         return batch
     return pa.RecordBatch.from_arrays([_viewless(array) for array in batch.columns], batch.schema.names)
@@ -211,7 +211,7 @@ def _is_view(kind: pa.DataType) -> bool:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether it is one of Arrow's types of text or bytes."""
+    """Tell whether `kind` is one of Arrow's types of text or bytes."""
     tests = (
         pa.types.is_string,
         pa.types.is_large_string,

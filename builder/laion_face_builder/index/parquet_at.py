@@ -1,4 +1,4 @@
-"""A Parquet file at a path or an address: open in one process at a time, asked again when a host stumbles."""
+"""Open a Parquet file at a path or an address: in one process at a time, and again when a host stumbles."""
 
 from __future__ import annotations
 
@@ -59,22 +59,22 @@ class ParquetAt:
         return self._opened.parquet
 
     def version(self) -> str:
-        """Names the content: by the SHA-256 of its bytes, or what the host states in its place, or the footer."""
+        """Name the content: by the SHA-256 of its bytes, by what the host states instead, or by the footer."""
         if self._is_remote:
             return self.asked(self._stated_version)
         status = os.stat(self.address)
         return _sha256_of(self.address, status.st_size, status.st_mtime_ns)
 
     def asked(self, read: Callable[[], T]) -> T:
-        """What `read` gives; it may be called again, after the file was closed, if the host stumbles.
+        """Return what `read` gives; if the host stumbles, the file is closed and `read` is called again.
 
         Raises:
-            BadFile, NotPrepared, SourceError: in our words, whatever the libraries raise.
+            BadFile, NotPrepared, SourceError: in place of whatever the libraries raise.
         """
         return retried(lambda: self._attempt(read), shown(self.address)) if self._is_remote else self._attempt(read)
 
     def bad(self, found: str) -> BadFile:
-        """The error for a file that is no index."""
+        """Return the error for a file that is no index."""
         return BadFile(
             self.address,
             found=found,
@@ -83,7 +83,7 @@ class ParquetAt:
         )
 
     def close(self) -> None:
-        """Closes what is open; the next read opens it again."""
+        """Close what is open; the next read opens it again."""
         opened, self._opened = self._opened, None
         if opened is not None:
             opened.close()

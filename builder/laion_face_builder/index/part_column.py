@@ -1,4 +1,4 @@
-"""Which rows of a file are a part's, by the column `part`; mostly the statistics of its row groups say it."""
+"""Find a part's rows in a file by the column `part`; mostly the statistics of its row groups tell them."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ Known = tuple[int, int] | None
 
 
 def known_parts(metadata: pq.FileMetaData) -> list[Known]:
-    """What the statistics say of each row group."""
+    """Return what the statistics say of the column `part` in each row group."""
     return [_known(metadata.row_group(group)) for group in range(metadata.num_row_groups)]
 
 
 def may_hold(known: Iterable[Known], part: int) -> bool:
-    """Whether a file with these row groups can have rows of the part."""
+    """Tell whether a file with these row groups can have rows of the part."""
     return any(one is None or one[0] <= part <= one[1] for one in known)
 
 
 def holds_only(known: Iterable[Known], part: int) -> bool:
-    """Whether all of its rows are certainly the part's."""
+    """Tell whether all rows of a file with these row groups are certainly the part's."""
     return all(one == (part, part) for one in known)
 
 
@@ -36,11 +36,11 @@ def spans_of(
     known: Sequence[Known],
     read: Callable[[int, int], npt.NDArray[np.int16]],
 ) -> Spans:
-    """The runs of the part's rows.
+    """Find the runs of the part's rows.
 
     Args:
         bounds: first row and the row after the last of each row group.
-        known: what the statistics say of each.
+        known: what the statistics say of each row group.
         read: (first row, row after the last) -> the column; asked for row groups of several parts only.
     """
     spans: list[Spans] = [np.empty((0, 2), np.int64)]
@@ -69,7 +69,7 @@ def _runs(chosen: npt.NDArray[np.bool_]) -> Spans:
 
 
 def _merged(spans: Spans) -> Spans:
-    """The same rows in as few runs as can be."""
+    """Join runs that touch, so that there are as few as can be."""
     if len(spans) < 2:
         return spans
     apart = spans[1:, 0] != spans[:-1, 1]

@@ -1,4 +1,4 @@
-"""Which part wants a row: the sample ids of several parts, looked up together.
+"""Look up which part wants a row, in the sample ids of several parts together.
 
 The metadata of today says nothing of parts, so each of its 361 million rows is looked up among up to 50 million ids. A
 table of bits by hash says no to most rows with one look; what is left is searched for in the sorted ids.
@@ -44,13 +44,13 @@ class PartIds:
 
     @classmethod
     def read(cls, files: Mapping[int, Path]) -> PartIds:
-        """From each part's ids/part-000NN.parquet."""
+        """Read each part's ids/part-000NN.parquet."""
         count = sum(pq.read_metadata(path).num_rows for path in files.values())
         return cls._filled(count, ((part, read_ids(path)) for part, path in files.items()))
 
     @classmethod
     def of(cls, lists: Mapping[int, Ints]) -> PartIds:
-        """From each part's ids."""
+        """Make the table from each part's ids."""
         return cls._filled(sum(map(len, lists.values())), lists.items())
 
     @classmethod
@@ -65,14 +65,16 @@ class PartIds:
         return cls(keys, _bits_of(keys))
 
     def maybe(self, values: Ints) -> npt.NDArray[np.bool_]:
-        """Which of `values` may be here: all that are, and a few others."""
+        """Tell which of `values` may be here: all that are, and a few others."""
         places = _hashed(values, self.bits)
         found = (self.bits[places >> np.uint64(3)] >> (places & np.uint64(7)).astype(np.uint8)) & np.uint8(1)
         maybe: npt.NDArray[np.bool_] = found.view(np.bool_)
         return maybe
 
     def find(self, values: Ints) -> tuple[Ints, Parts]:
-        """The places in `values` that are wanted, ascending, and the part that wants each; a place once for each part.
+        """Return the places in `values` that are wanted, ascending, and the part that wants each.
+
+        A place comes once for each part.
 
         Args:
             values: int64[n], sample ids.

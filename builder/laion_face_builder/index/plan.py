@@ -1,4 +1,4 @@
-"""What preparing has to do: what upstream has, what is there already, and what must not be destroyed."""
+"""Plan what preparing has to do: what upstream has, what is there already, what must not be destroyed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Metadata:
     Attributes:
         where: what people call it.
         files: one file of this very part; or, whole, all files, whose rows are of any part.
-        is_whole: which of both.
+        is_whole: whether these are all files, rather than one of the part.
     """
 
     where: str
@@ -38,7 +38,7 @@ class Metadata:
 
 @dataclass(frozen=True)
 class PartPlan:
-    """One part: its upstream files, looked up, and our files that are made of them.
+    """The plan for one part: its upstream files, looked up, and our files that are made of them.
 
     Attributes:
         is_dry: nothing is written, not even notes of what upstream's files contain.
@@ -54,7 +54,7 @@ class PartPlan:
     known: Mapping[str, str] = field(default_factory=dict)
 
     def content(self, of: RemoteFile | Metadata) -> str | None:
-        """What the bytes of a source are; None before that is known."""
+        """Return the digest of a source's bytes; None before it is known."""
         if isinstance(of, RemoteFile):
             return self.known.get(of.name) or of.content(self.data.sources, remember=not self.is_dry)
         contents = [self.content(file) for file in of.files]
@@ -64,19 +64,19 @@ class PartPlan:
 
     @property
     def ids_fingerprint(self) -> Fingerprint | None:
-        """Of ids/part-000NN.parquet; None before it is known what is in the sources, like the other two."""
+        """The fingerprint of ids/part-000NN.parquet; None before the content of the sources is known."""
         content = self.content(self.id_list)
         return ids_fingerprint(self.part, content) if content else None
 
     @property
     def faces_fingerprint(self) -> Fingerprint | None:
-        """Of faces/part-000NN.parquet."""
+        """The fingerprint of faces/part-000NN.parquet; None before the content of the sources is known."""
         content = self.content(self.detections)
         return faces_fingerprint(self.part, content) if content else None
 
     @property
     def index_fingerprint(self) -> Fingerprint | None:
-        """Of index/part-000NN.parquet."""
+        """The fingerprint of index/part-000NN.parquet; None before the content of the sources is known."""
         ids, faces = self.content(self.id_list), self.content(self.detections)
         metadata = self.content(self.metadata)
         if ids and faces and metadata:
@@ -104,10 +104,10 @@ class PartPlan:
         return not (self.lacks_ids or self.lacks_faces or self.lacks_index)
 
     def refuse_conflict(self) -> None:
-        """Keep pictures that were downloaded for the index that is there.
+        """Refuse to replace an index that pictures were downloaded for.
 
         Raises:
-            StateConflict: it was made from other sources.
+            StateConflict: that index was made from other sources.
         """
         if not has_pictures(self.data, self.part) or (new := self.index_fingerprint) is None:
             return
@@ -124,25 +124,25 @@ class PartPlan:
 
 @dataclass(frozen=True)
 class Passed:
-    """A part that is used as it is, and why nobody looks closer."""
+    """A part that is used as it is, and why it is not planned."""
 
     part: int
     why: str
 
 
 def changes(ours: Fingerprint, new: Fingerprint) -> str:
-    """What a file was made from, and is to be made from now."""
+    """Describe what a file was made from, and is to be made from now."""
     return ", ".join(f"{key} {ours.get(key)} -> {new[key]}" for key in new if ours.get(key) != new[key])
 
 
 def has_pictures(data: DataDir, part: int) -> bool:
-    """Whether pictures were downloaded for the index of a part."""
+    """Tell whether pictures were downloaded for the index of a part."""
     is_begun = kept.has(data, data.images_fingerprint(part))
     return is_begun or any(path.suffix == ".tar" for path in kept.below(data, data.tars(part)))
 
 
 def plan_parts(data: DataDir, parts: Sequence[int], upstream: Upstream) -> list[PartPlan]:
-    """Look up what upstream has for each part, without the parts that are used as they are; says which those are.
+    """Look up what upstream has for each part; log, and leave out, the parts that are used as they are.
 
     Raises:
         SourceError: a source cannot be had for a part that is not there.
@@ -192,10 +192,10 @@ def _look_up(data: DataDir, part: int, upstream: Upstream, id_list: RemoteFile, 
 
 
 def _reuse(data: DataDir, part: int, known: dict[str, str | None], error: SourceError) -> Passed:
-    """Lets a part pass that is there, and not from other sources as far as they are known.
+    """Return `Passed` for a part that is there, and not from other sources as far as they are known.
 
     Raises:
-        SourceError: it is not there, or outdated.
+        SourceError: the part is not there, or outdated.
     """
     ours = kept.fingerprint(data, data.index(part))
     if ours is None or any(content and ours.get(kind) != content for kind, content in known.items()):
@@ -204,12 +204,12 @@ def _reuse(data: DataDir, part: int, known: dict[str, str | None], error: Source
 
 
 def _of_earlier_version(plan: PartPlan) -> Passed | None:
-    """Lets an index pass that is of the same sources, joined as earlier versions did, and has pictures of its own."""
+    """Return `Passed` for an index with pictures that an earlier version joined from the same sources; else None."""
     ours = kept.fingerprint(plan.data, plan.data.index(plan.part))
     if ours is None or "join" in ours or not has_pictures(plan.data, plan.part):
         return None
     ids, faces, metadata = plan.content(plan.id_list), plan.content(plan.detections), plan.content(plan.metadata)
-    # Earlier versions knew the metadata by their footers, if they were not the Hub's: these say nothing now.
+    # Earlier versions named metadata that was not the Hub's by footers, which cannot be compared now.
     is_known = not str(ours.get("metadata")).startswith(("footer:", "etag:", "modified:"))
     if (ours.get("ids"), ours.get("faces")) != (ids, faces) or (is_known and ours.get("metadata") != metadata):
         return None
@@ -221,7 +221,7 @@ def _of_earlier_version(plan: PartPlan) -> Passed | None:
 
 
 def _is_made(data: DataDir, path: Path, fingerprint: Callable[[], Fingerprint | None]) -> bool:
-    """Whether the file is there, made from what it is to be made from; that is only asked for if the file is there."""
+    """Tell whether a file is there with this fingerprint, which is asked for only if the file is there."""
     if not kept.has(data, path) or (wanted := fingerprint()) is None:
         return False
     return kept.fingerprint(data, path) == wanted

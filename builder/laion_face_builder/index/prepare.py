@@ -1,4 +1,4 @@
-"""From upstream to the index: ids, faces, rows by part, index.
+"""Prepare the index from upstream: ids, faces, rows by part, index.
 
 Each file is written whole and carries what it was made from, so a run that was killed goes on with the first one that
 is missing. Metadata by part is joined part by part. Whole metadata is read once for all parts (see `staged`), then the
@@ -45,18 +45,18 @@ def prepare(
 ) -> None:
     """Make ids, faces and index of `parts`, as far as they are not there yet from these very sources.
 
-    Says what it will fetch and read before it does. If upstream does not answer, a part that is there already is used
+    Logs what it will fetch and read before it does. If upstream does not answer, a part that is there already is used
     as it is.
 
     Args:
-        data: kept at an address, every file is made in a scratch folder of a worker and sent there.
+        data: where the files go; for an address, every file is made in a worker's scratch folder and sent there.
         discard_sources: free each downloaded file once all that is made from it is written. Local files stay.
         processes: files, and parts, that are worked on at the same time; None means one a processor, at most
             `MOST_AT_ONCE`, or what a cluster has: a full part takes up to 1.3 GB of memory.
-        distributor: who works, one of `distribute.DISTRIBUTORS`; None means threads, for an address processes.
+        distributor: runs the steps, one of `distribute.DISTRIBUTORS`; None means threads, for an address processes.
 
     Raises:
-        OptionError: `processes` is no such number, or there is no such distributor.
+        OptionError: `processes` is out of range, or there is no such distributor.
         SourceError: a source cannot be had; BadFile, UnsafePickle: it is not what it has to be.
         JoinRefused: the metadata's rows are not those that the faces were found in.
         StateConflict: pictures were downloaded for an index from other sources.
@@ -85,7 +85,7 @@ def prepare(
 
 
 def at_once(processes: int | None) -> int:
-    """How many files, and parts, are worked on at the same time.
+    """Return how many files, and parts, are worked on at the same time.
 
     Raises:
         OptionError: `processes` is less than 1.
@@ -104,11 +104,11 @@ class _Run:
         self._crew = crew
 
     def make_ids(self, jobs: Sequence[PartPlan]) -> list[PartPlan]:
-        """The ids of all 32 parts; gives the jobs, which know the list's content then."""
+        """Make the ids of all 32 parts; return the jobs, which know the list's content then."""
         return self._knowing(jobs, self._crew.all([MakeIds(jobs[0], self._discard, tuple(jobs))]))
 
     def make_parts(self, jobs: Sequence[PartPlan]) -> None:
-        """Faces and index of every part."""
+        """Make faces and index of every part."""
         if jobs[0].metadata.is_whole:
             self._from_whole(jobs)
         else:
@@ -117,7 +117,7 @@ class _Run:
     def _from_whole(self, jobs: Sequence[PartPlan]) -> None:
         data = self._data
         with locked(data.staging, f"waiting for another run that reads the metadata into {data.root}"):
-            if not any(job.lacks_index for job in jobs):  # It was there, or another run made it meanwhile.
+            if not any(job.lacks_index for job in jobs):  # The index was there, or another run made it meanwhile.
                 self._side_by_side(jobs)
                 return
             ids = jobs[0].content(jobs[0].id_list) or ""
@@ -128,7 +128,7 @@ class _Run:
             self._side_by_side(jobs, staged=folder.name)
 
     def _stage(self, job: PartPlan, folder: str, parts: tuple[int, ...]) -> Iterator[Contents]:
-        """The one pass over all metadata files."""
+        """Read all metadata files in one pass, and yield what each contains."""
         remove_partials(self._data.staging / folder)
         files = job.metadata.files
         found = self._crew.all([StageFile(job, self._discard, number, folder, parts) for number in range(len(files))])
@@ -153,11 +153,11 @@ class _Run:
 
 
 class _Crew:
-    """Who does the steps: threads of this process, or the workers of a distributor."""
+    """What does the steps: threads of this process, or the workers of a distributor."""
 
     def __init__(self, distributor: str | None, processes: int | None) -> None:
         self.at_once = at_once(processes)
-        # A cluster knows best how much it can do.
+        # A cluster knows itself how much it can do.
         count = self.at_once if distributor == "processes" else processes
         self._workers = Workers(distributor, count) if distributor is not None else None
 
@@ -169,7 +169,7 @@ class _Crew:
             self._workers.__exit__(*how)
 
     def all(self, todo: Sequence[Steps]) -> Iterator[Contents]:
-        """Runs the steps, and yields what each found out about the sources."""
+        """Run the steps, and yield what each found out about the sources."""
         if self._workers is None:
             yield from in_order(lambda step: step.run(), todo, self.at_once)
             return
@@ -180,7 +180,7 @@ class _Crew:
 
 
 def _free_staged(data: DataDir) -> None:
-    """Removes what waits for parts that are all written; a pass for more parts can go on."""
+    """Remove staged rows of parts that are all written; those of a pass that can go on for more parts stay."""
     if not kept.below(data, data.staging):
         return
     with locked_if_free(data.staging) as is_ours:

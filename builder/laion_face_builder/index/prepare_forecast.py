@@ -1,4 +1,4 @@
-"""What `laion-face prepare` would do, from upstream or from a published index; see `forecast`."""
+"""Forecast what `laion-face prepare` would do, from upstream or from a published index; see `forecast`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def forecast_prepare(
 ) -> Forecast:
     """Say what `prepare.prepare` would do with the same arguments.
 
-    Upstream is asked for listings, sizes and access. Local sources are hashed if something is there that was made.
+    Upstream is asked for listings, sizes and access. Local sources are hashed if files made from them are there.
 
     Raises:
         OptionError, SourceError, BadFile: as `prepare` before it fetches anything.
@@ -109,7 +109,7 @@ def _step(one: PartPlan | Passed, conflicts: dict[int, StateConflict]) -> Step:
 
 
 def _deed(plan: PartPlan) -> tuple[Deed, str]:
-    """What becomes of a part's files; of those that are there and are made anew also why."""
+    """Say what becomes of a part's files; of those that are there and are made anew also why."""
     data, part = plan.data, plan.part
     lacking = {
         name: path
@@ -120,7 +120,7 @@ def _deed(plan: PartPlan) -> tuple[Deed, str]:
         )
         if lacks
     }
-    # What they are to be made from is only looked up for files that are there: it may have to be hashed.
+    # Fingerprints are only looked up for files that are there: sources may have to be hashed for them.
     wanted = {name: getattr(plan, f"{name}_fingerprint") for name, path in lacking.items() if kept.has(data, path)}
     why = "; ".join(f"{name}: {_why(data, path, wanted.get(name))}" for name, path in lacking.items())
     if not lacking:
@@ -140,7 +140,7 @@ def _why(data: DataDir, path: Path, wanted: Fingerprint | None) -> str:
 
 
 def _also(data: DataDir, jobs: Sequence[PartPlan]) -> list[Step]:
-    """The id list is read once, for parts that nobody asked for too."""
+    """List the other parts whose ids are made too, since the id list is read once for all."""
     if not any(job.lacks_ids for job in jobs):
         return []
     asked, content = {job.part for job in jobs}, jobs[0].content(jobs[0].id_list)
@@ -150,13 +150,13 @@ def _also(data: DataDir, jobs: Sequence[PartPlan]) -> list[Step]:
 
 
 def _freed(data: DataDir, jobs: Sequence[PartPlan]) -> list[Path]:
-    """What waits for parts that are all written in the end."""
+    """List the staging folders whose parts are all written in the end."""
     written = {job.part for job in jobs}
     return written_by_now(data, lambda part: part in written or kept.has(data, data.index(part)))
 
 
 def _discarded(data: DataDir, plans: Sequence[PartPlan]) -> list[Step]:
-    """The copies that are there; those that are fetched go as well."""
+    """List the copies that would be removed: those that are there; those fetched by the run go as well."""
     files = [file for plan in plans for file in (plan.id_list, plan.detections, *plan.metadata.files)]
     places = dict.fromkeys(file.place(data.sources) for file in files if isinstance(file, CopiedFile))
     return [Step(_below(data, path), "removed", "--discard-sources") for path in places if path.exists()]

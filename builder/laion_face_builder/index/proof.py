@@ -1,4 +1,4 @@
-"""What proves that the join of a part is right, in figures; and what is refused, or warned of, by them."""
+"""Measure whether the join of a part is right, and refuse it, or warn, by these figures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from laion_face_builder.errors import JoinRefused
 #: Below the first a join is refused, below the second there is a warning.
 COVERAGE = (0.01, 0.80)
 FIT = (0.85, 0.95)
-#: So many faces with sizes have to be there before their fit says anything.
+#: The fit says nothing of fewer faces in rows of known size.
 FACES_FOR_FIT = 100
 
 
@@ -20,12 +20,12 @@ class Proof:
 
     Attributes:
         part: the part.
-        ids_asked, ids_found: sample ids on the part's list; those of them that some metadata row has.
-        rows: of the index.
+        ids_asked, ids_found: how many sample ids are on the part's list; how many of them some metadata row has.
+        rows: how many the index has.
         repeated_rows: left out, since an earlier row has the same id, URL and caption.
         ambiguous_ids, ambiguous_rows: left out, since nobody can tell which of the rows with the same id is right.
         disproved_rows: left out, since the faces fit another row with the same id only.
-        swapped_rows: of the index, whose width and height were exchanged.
+        swapped_rows: rows of the index whose width and height were exchanged.
         faces_with_size, faces_that_fit: faces in rows of known size, and those whose centre lies in their picture.
     """
 
@@ -52,7 +52,7 @@ class Proof:
         return self.faces_that_fit / self.faces_with_size if self.faces_with_size else None
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it, with both shares, for JSON."""
+        """Return all figures, with both shares, for JSON."""
         return {**asdict(self), "coverage": self.coverage, "fit": self.fit}
 
     def __str__(self) -> str:
@@ -89,7 +89,7 @@ class Proof:
             )
 
     def warnings(self) -> list[str]:
-        """What is doubtful, a line each, with the figures."""
+        """Describe what is doubtful, a line each, with the figures."""
         doubts = []
         if self.coverage is not None and self.coverage < COVERAGE[1]:
             doubts.append(

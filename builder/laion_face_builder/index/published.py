@@ -1,4 +1,4 @@
-"""Where the rows of a part lie in a published index: by the names of its files, or by their column `part`.
+"""Find the rows of a part in a published index: by the names of its files, or by their column `part`.
 
 Ours are called part-000NN.parquet. What other programs save has names of their own (train-00000-of-00002.parquet,
 data_0.parquet), and numbers in them that say nothing; there the rows whose column `part` is N are part N.
@@ -32,18 +32,20 @@ _SPLIT = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<of>\d{5})(-[0-9a-f]
 
 @dataclass(frozen=True, repr=False)
 class PublishedPart(ShownFields):
-    """A part of a published index: its rows in these files, in this order."""
+    """A part of a published index: its rows are in these files, in this order."""
 
     part: int
     files: tuple[str, ...]
 
 
 def find_published(place: str, part: int, token: Token = None) -> PublishedPart:
-    """The files of a part in a published index, for `IndexPart.open`. Reads footers, and those of several parts more.
+    """Find the files of a part in a published index, for `IndexPart.open`.
+
+    Footers are read, and of files with several parts the column `part`.
 
     Args:
         place: a local folder (a DATA_DIR too), a Hub dataset "owner/name" or "owner/name@revision", an fsspec address
-            of a folder, or a Parquet file; also folders below. Files without the index's columns are passed over.
+            of a folder, or a Parquet file; also folders below it. Files without the index's columns are passed over.
 
     Raises:
         SourceNotFound: no such part there, or no such place; SourceError: more than one set of files has it, a file of
@@ -68,7 +70,7 @@ def find_published(place: str, part: int, token: Token = None) -> PublishedPart:
 
 
 def _in_them(files: Sequence[str], known: dict[str, list[Known]], token: Token) -> str:
-    """What was found in the files, as far as it is known without reading them."""
+    """Describe the parts or rows in the files, as far as they are known without reading the files."""
     there = sorted({one[0] for found in known.values() for one in found if one is not None and one[0] == one[1]})
     if there:
         return f" with parts {', '.join(map(str, there))}"
@@ -104,7 +106,7 @@ def _published_files(place: str, token: Token) -> list[str]:
 
 
 def _known_of(file: str, token: Token) -> list[Known] | None:
-    """What the statistics of each row group say of the column `part`; None if the file is no index."""
+    """Return what the statistics of each row group say of the column `part`; None if the file is no index."""
     if "://" in file:
         return _looked_up(file, token, 0, 0)
     status = os.stat(file)
@@ -113,7 +115,7 @@ def _known_of(file: str, token: Token) -> list[Known] | None:
 
 @functools.lru_cache(maxsize=4096)
 def _looked_up(file: str, token: Token, _size: int, _modified: int) -> list[Known] | None:
-    """Every part of a place asks for the same footers."""
+    """Read a file's footer; remembered, since every part of a place asks for the same footers."""
     opened = IndexFile(file, token)
     try:
         return [one for one, (start, stop) in zip(opened.known, opened.groups, strict=True) if start < stop]
@@ -134,7 +136,7 @@ def _has_rows(file: str, known: Sequence[Known], part: int, token: Token) -> boo
 
 
 def _refuse_several(place: str, part: int, holding: Sequence[str]) -> None:
-    """A repo with a copy for each of its configs has every row twice."""
+    """Raise SourceError if several sets of files have the part: then every row would come twice."""
     sets: dict[tuple[str, str], list[str]] = defaultdict(list)
     for file in holding:
         split = _SPLIT.fullmatch(_name(file))
@@ -147,7 +149,7 @@ def _refuse_several(place: str, part: int, holding: Sequence[str]) -> None:
 
 
 def _refuse_missing(place: str, part: int, files: Sequence[str], one: str) -> None:
-    """Rows of a split of which a file is missing would silently be too few."""
+    """Raise SourceError if a file of the split is missing: the rows would silently be too few."""
     mine = _SPLIT.fullmatch(_name(one))
     if mine is None:
         return
@@ -164,7 +166,7 @@ def _refuse_missing(place: str, part: int, files: Sequence[str], one: str) -> No
 
 
 def _refuse_copies(place: str, part: int, holding: Sequence[str], token: Token) -> None:
-    """Files of as many rows may be copies of each other."""
+    """Raise SourceError if files of as many rows are copies of each other."""
     rows: dict[int, list[IndexFile]] = defaultdict(list)
     for address in holding if len(holding) > 1 else ():
         file = IndexFile(address, token)
@@ -180,7 +182,7 @@ def _refuse_copies(place: str, part: int, holding: Sequence[str], token: Token) 
 
 
 def _natural(file: str) -> list[tuple[int, str]]:
-    """Sorts data_10 behind data_9, folder by folder."""
+    """Return a key that sorts data_10 behind data_9, folder by folder."""
     return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in re.split(r"(\d+)", _slashed(file))]
 
 

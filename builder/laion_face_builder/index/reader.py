@@ -1,4 +1,4 @@
-"""Reading the one table: a part of the index, local or remote, by row range. `writer` makes them."""
+"""Read a part of the index, local or remote, by row range. `writer` makes parts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from laion_face_builder.upstream.tokens import Token
 class IndexPart:
     """One part of the index; opened when it is first read, and again in every process that it travels to.
 
-    It is a file, or the rows of one or several files whose column `part` has its number, in the files' order.
+    A part is a file, or the rows of one or several files whose column `part` has its number, in the files' order.
     Forked processes share file positions and connections with their parent, so nothing open is ever used in another
     process than the one that opened it. Close it, or use it as a context manager.
     """
@@ -38,7 +38,7 @@ class IndexPart:
 
     @classmethod
     def open(cls, place: str | os.PathLike[str] | PublishedPart, token: Token = None) -> IndexPart:
-        """The part at `place`; touches nothing yet.
+        """Return the part at `place`; nothing is opened yet.
 
         Args:
             place: a local path, an fsspec address such as hf://datasets/OWNER/NAME/FILE, or what
@@ -51,12 +51,12 @@ class IndexPart:
 
     @property
     def num_rows(self) -> int:
-        """Rows of the part."""
+        """How many rows the part has."""
         return self._all[-1].stop
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """What the part was made from; of a part that another program saved, what the content of its files is."""
+        """What the part was made from; of a part that another program saved, the content of its files."""
         files = [piece.file for piece in self._all]
         stamp = files[0].stamp if len(files) == 1 else None
         if stamp is not None and self._part in (None, stamp.get("part", self._part)):
@@ -78,13 +78,13 @@ class IndexPart:
         return [size for _, _, size in self._stretches()]
 
     def read(self, start: int, stop: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """Rows start … stop, as in `schema.INDEX`; only the row groups and columns that are needed are read.
+        """Read rows start … stop, as in `schema.INDEX`; only the row groups and columns that are needed are read.
 
         Args:
             columns: names of the index's columns, in the order wanted; None means all.
 
         Raises:
-            IndexError: not rows of this part; BadFile: not an index; SourceError: a remote file does not answer.
+            IndexError: no such rows in this part; BadFile: no index; SourceError: a remote file does not answer.
         """
         names = list(INDEX.names) if columns is None else list(columns)
         if not 0 <= start <= stop <= self.num_rows:
@@ -100,7 +100,7 @@ class IndexPart:
         return pa.concat_tables(tables) if tables else pa.schema([INDEX.field(name) for name in names]).empty_table()
 
     def close(self) -> None:
-        """Closes what is open; the next read opens it again."""
+        """Close what is open; the next read opens it again."""
         pieces, self._pieces = self._pieces, None
         for piece in pieces or ():
             piece.file.close()
@@ -142,7 +142,7 @@ def index_fingerprint_at(path: Path) -> Fingerprint | None:
     """Say what the part in a local file was made from, as `IndexPart.fingerprint`; None if there is no such file.
 
     Raises:
-        BadFile: it is no index.
+        BadFile: the file is no index.
     """
     if not path.exists():
         return None
@@ -155,7 +155,7 @@ class _Piece:
     """What a file has of a part.
 
     Attributes:
-        first: which row of the part its first one is.
+        first: which row of the part the piece's first row is.
         spans: the runs of the file's rows that are the part's.
     """
 
@@ -165,7 +165,7 @@ class _Piece:
 
     @cached_property
     def _ends(self) -> npt.NDArray[np.int64]:
-        """int64[k + 1]: how many rows there are before each run, and in all."""
+        """How many rows there are before each run, and in all: int64[k + 1]."""
         return np.append(0, np.cumsum(self.spans[:, 1] - self.spans[:, 0]))
 
     @property
@@ -174,7 +174,7 @@ class _Piece:
         return self.first + int(self._ends[-1])
 
     def read(self, start: int, stop: int, names: Sequence[str]) -> Iterator[pa.Table]:
-        """Rows start … stop of the part, which are in this piece."""
+        """Read rows start … stop of the part, which are in this piece."""
         spans = self._within(start - self.first, stop - self.first)
         while len(spans):
             # Runs that are close to each other are read together, and what lies between them is dropped.
@@ -185,7 +185,7 @@ class _Piece:
             spans = spans[len(near) :]
 
     def stretches(self) -> Iterator[tuple[int, int, int]]:
-        """First row, the row after the last, and bytes of what is best read at once."""
+        """Yield first row, the row after the last, and bytes of what is best read at once."""
         for (start, stop), size in zip(self.file.groups, self.file.group_bytes, strict=True):
             first, last = self._before(start), self._before(stop)
             for begin in range(first, last, ROWS_AT_ONCE):
@@ -193,12 +193,12 @@ class _Piece:
                 yield self.first + begin, self.first + end, size * (end - begin) // (stop - start)
 
     def _before(self, row: int) -> int:
-        """How many of the piece's rows lie before the file's `row`."""
+        """Count the piece's rows that lie before the file's `row`."""
         run = int(np.searchsorted(self.spans[:, 0], row))
         return int(self._ends[run]) - (max(0, int(self.spans[run - 1, 1]) - row) if run else 0)
 
     def _within(self, start: int, stop: int) -> Spans:
-        """The runs of the piece's rows start … stop."""
+        """Return the runs of the piece's rows start … stop."""
         first, last = int(np.searchsorted(self._ends, start, side="right")) - 1, int(np.searchsorted(self._ends, stop))
         spans = self.spans[first:last].copy()
         spans[0, 0] += start - self._ends[first]
@@ -207,7 +207,7 @@ class _Piece:
 
 
 def _covered(spans: Spans, rows: int) -> npt.NDArray[np.bool_]:
-    """bool[rows]: which are in one of the runs."""
+    """Tell, bool[rows], which rows are in one of the runs."""
     edges = np.zeros(rows + 1, np.int8)
     edges[spans[:, 0]] += 1
     edges[spans[:, 1]] -= 1

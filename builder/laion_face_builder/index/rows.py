@@ -1,4 +1,4 @@
-"""Index rows as plain Python values, a few at a time: what examples are made from."""
+"""Turn index rows into plain Python values, a few at a time: what examples are made from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ROWS_AT_ONCE = 32
 
 
 class RowBatch:
-    """A few hundred index rows; their Python values are made, all at once, when those of the first one are asked for.
+    """Some index rows; their Python values are made, all at once, when one of them is first asked for.
 
     Until then they are columns. Rows wait by the thousand for their pictures, and that many dicts, lists and floats
     would be walked again and again by Python's garbage collector: half of what a stream's consumer thread did.
@@ -23,11 +23,11 @@ class RowBatch:
 
     def __init__(self, table: pa.Table) -> None:
         self._table, self._rows = table, list[dict[str, Any]]()
-        #: The addresses, without the rest.
+        #: The addresses alone.
         self.urls: list[str | None] = table["url"].to_pylist()
 
     def __getitem__(self, place: int) -> dict[str, Any]:
-        """One row as plain Python values."""
+        """Return one row as plain Python values."""
         if self._table is not None:
             self._rows, self._table = list(_as_dicts(self._table)), None
         return self._rows[place]
@@ -37,13 +37,13 @@ class RowBatch:
 
 
 def in_batches(table: pa.Table) -> Iterator[RowBatch]:
-    """The rows of `table` (with at least the column `url`), a few hundred at a time: the first comes soon."""
+    """Yield the rows of `table` (with at least the column `url`), a few at a time, so that the first comes soon."""
     for start in range(0, table.num_rows, _ROWS_AT_ONCE):
         yield RowBatch(table.slice(start, _ROWS_AT_ONCE))
 
 
 def _as_dicts(table: pa.Table) -> Iterator[dict[str, Any]]:
-    """Faces go by way of NumPy, since Arrow makes every nested number an object of its own first."""
+    """Yield each row as a dict. Faces go by way of NumPy: Arrow makes every nested number an object first."""
     for batch in table.to_batches():
         columns = [_faces(column) if name == "faces" else column.to_pylist() for name, column in _columns(batch)]
         for values in zip(*columns, strict=True):

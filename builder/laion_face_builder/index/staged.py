@@ -1,4 +1,4 @@
-"""Metadata on its way to the index: the rows that some part wants, put in order by part.
+"""Stage metadata on its way to the index: the rows that some part wants, put in order by part.
 
 By part, the rows of one part come straight from its file. Whole metadata says nothing of parts: one pass over all files
 serves every part asked for. Each file's rows wait in a file of their own, so that a killed pass goes on with the next:
@@ -6,7 +6,7 @@ serves every part asked for. Each file's rows wait in a file of their own, so th
     staging/IDS-PARTS/00017.parquet   of metadata file 17: row groups of one part each, rows in the file's order
 
 IDS is a digest of the id list, PARTS the parts in bits. A staged file carries the metadata file's SHA-256; all of them
-go once the last part is written.
+are removed once the last part is written.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def staged_fingerprint(ids: str, parts: Sequence[int], metadata: str) -> Fingerp
 
 
 def is_staged(data: DataDir, target: Path, ids: str, parts: Sequence[int], metadata: Callable[[], str | None]) -> bool:
-    """Tell whether the rows of a metadata file wait already; what is in the file is asked for only if there are any."""
+    """Tell whether the rows of a metadata file wait already; its content is asked of `metadata` only if some do."""
     if not kept.has(data, target) or (content := metadata()) is None:
         return False
     return kept.fingerprint(data, target) == staged_fingerprint(ids, parts, content)
@@ -91,7 +91,7 @@ def rows_of_part(metadata: Path, ids: PartIds, threads: int) -> pa.Table:
 
 
 def stage(target: Path, metadata: Path, ids: PartIds, fingerprint: Fingerprint) -> int:
-    """Write the rows of a metadata file that some part wants to `target`; gives how many there are.
+    """Write the rows of a metadata file that some part wants to `target`; return how many there are.
 
     Raises:
         BadFile: the metadata cannot be used.
@@ -125,7 +125,7 @@ def staged_rows(data: DataDir, files: Sequence[Path], part: int) -> pa.Table:
 
 
 def _wanted(metadata: Path, ids: PartIds, threads: int) -> Iterator[pa.RecordBatch]:
-    """The wanted rows as in `STAGED`; a row that several parts want comes once for each."""
+    """Yield the wanted rows as in `STAGED`; a row that several parts want comes once for each."""
     for values, rows in open_metadata(metadata).batches(ids.maybe, threads):
         which, parts = ids.find(values)
         found = rows if len(which) == len(values) else rows.take(pa.array(which))
@@ -133,7 +133,7 @@ def _wanted(metadata: Path, ids: PartIds, threads: int) -> Iterator[pa.RecordBat
 
 
 def _held(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """The same rows, many at a time."""
+    """Join batches to tables of many rows."""
     held: list[pa.RecordBatch] = []
     rows = 0
     for batch in batches:

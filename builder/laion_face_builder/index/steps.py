@@ -1,6 +1,6 @@
-"""What `prepare` is made of: steps that are each resumed by their files, for threads here or workers anywhere.
+"""Define the steps of `prepare`, each resumed by its files, for threads here or workers anywhere.
 
-A step knows its DATA_DIR and reads there what it needs; where that is kept at an address, it brings and sends.
+A step knows its DATA_DIR and reads there what it needs; of one at an address it brings files, and sends what it makes.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ Contents = dict[str, str]
 
 @dataclass(frozen=True)
 class Steps(ABC):
-    """One step, of a part or on behalf of several.
+    """One step, for a part or for several.
 
     Attributes:
-        job: the part; of several, one of them.
+        job: the plan of the part; of several parts, that of one of them.
         discard: free each downloaded file once all that is made from it is written.
     """
 
@@ -57,15 +57,15 @@ class Steps(ABC):
 
     @property
     def data(self) -> DataDir:
-        """Where it works."""
+        """The DATA_DIR that the step works in."""
         return self.job.data
 
     @abstractmethod
     def run(self) -> Contents:
-        """Make what is not there yet."""
+        """Make what is not there yet; return what the sources that were read contain."""
 
     def read(self, file: RemoteFile) -> tuple[Path, str]:
-        """Give a file, fetched if need be, and what its bytes are."""
+        """Return a file, fetched if need be, and the digest of its bytes."""
         path = file.fetch(self.data.sources)
         content = self.job.content(file)
         assert content is not None, "known once it has been fetched"  # noqa: S101 - says it to the type checker
@@ -79,7 +79,7 @@ class Steps(ABC):
 
 @dataclass(frozen=True)
 class MakeIds(Steps):
-    """The ids of all 32 parts, whichever are asked for: the big pickle is fetched and read once only.
+    """Makes the ids of all 32 parts, whichever are asked for: the big pickle is fetched and read once only.
 
     Attributes:
         jobs: the parts that are asked for.
@@ -88,7 +88,7 @@ class MakeIds(Steps):
     jobs: tuple[PartPlan, ...] = ()
 
     def run(self) -> Contents:
-        """Make them; those asked for come last: if they are there after a kill, the others are too."""
+        """Make the ids; those asked for come last: if they are there after a kill, the others are too."""
         data = self.data
         with locked(data.root / "ids" / "id-list"):
             if not any(replace(job, data=data).lacks_ids for job in self.jobs):
@@ -109,12 +109,12 @@ class MakeIds(Steps):
 
 @dataclass(frozen=True)
 class StageFile(Steps):
-    """The rows of one file of whole metadata that some part wants.
+    """Stages the rows of one file of whole metadata that some part wants.
 
     Attributes:
-        number: of the file.
-        folder: in which the rows wait, below `staging`.
-        parts: those that wait there.
+        number: number of the file, from 0 on.
+        folder: name of the folder in which the rows wait, below `staging`.
+        parts: the parts whose rows wait there.
     """
 
     number: int = 0
@@ -123,11 +123,11 @@ class StageFile(Steps):
 
     @property
     def file(self) -> RemoteFile:
-        """The file."""
+        """The metadata file that is staged."""
         return self.job.metadata.files[self.number]
 
     def run(self) -> Contents:
-        """Stage it."""
+        """Stage the file, unless its rows wait already."""
         target = staged_file(self.data.staging / self.folder, self.number)
         ids = self.job.content(self.job.id_list) or ""
         if not is_staged(self.data, target, ids, self.parts, lambda: self.job.content(self.file)):
@@ -145,12 +145,12 @@ class StageFile(Steps):
 
 @dataclass(frozen=True)
 class MakePart(Steps):
-    """Faces and index of a part.
+    """Makes faces and index of a part.
 
     Attributes:
-        number: of the part among those that are made, from 1 on.
+        number: number of the part among those that are made, from 1 on.
         of: how many are made.
-        threads: that read metadata by part.
+        threads: how many read metadata by part.
         staged: the folder in which rows of whole metadata wait, below `staging`.
     """
 
@@ -160,7 +160,7 @@ class MakePart(Steps):
     staged: str | None = None
 
     def run(self) -> Contents:
-        """Make them."""
+        """Make the faces and the index, as far as they are missing."""
         job, data, part = self.job, self.data, self.job.part
         with progress.nth("part", self.number, self.of), locked(data.index(part)):
             if job.lacks_faces:
@@ -211,13 +211,13 @@ def run_apart(step: Steps) -> Contents:
         return replace(step, job=replace(step.job, data=data)).run()
 
 
-#: What `lookup` gave last.
+#: What `lookup` returned last.
 _known: dict[tuple[str, tuple[int, ...]], PartIds] = {}
 _known_lock = threading.Lock()
 
 
 def lookup(data: DataDir, ids: str, parts: Sequence[int]) -> PartIds:
-    """Give the ids of these parts, read once in a process for all files: up to 0.5 GB.
+    """Return the ids of these parts, read once in a process for all files: up to 0.5 GB.
 
     Args:
         ids: the content of the id list.

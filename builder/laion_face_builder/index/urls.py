@@ -1,6 +1,6 @@
-"""What an address names: its host and port, and one spelling for addresses that differ in the case of their host only.
+"""Take addresses apart: their host and port, and one spelling where only the case of the host differs.
 
-Most addresses of a part are plain: lower-case scheme and host, nothing beyond ASCII. These are dealt with as columns;
+Most addresses of a part are plain: lower-case scheme and host, nothing beyond ASCII. They are dealt with as columns;
 the few others one by one, as Python's own parser reads them.
 """
 
@@ -36,7 +36,7 @@ def place_of(url: str) -> tuple[str, str]:
 
 
 def place_of_origin(origin: str) -> tuple[str, str]:
-    """Give the same for what `origins_of` gives, without the detours of `urlsplit`."""
+    """Give host and port of what `origins_of` gives, without the detours of `urlsplit`."""
     scheme, _, rest = origin.partition("://")
     host, _, port = rest.partition(":")
     return host, port or _DEFAULT_PORTS.get(scheme, "")

@@ -1,4 +1,4 @@
-"""Writing the one table: the join of a part -> index/part-000NN.parquet, and beside it part-000NN.json, its proof."""
+"""Write an index part: the join of a part -> index/part-000NN.parquet, and beside it part-000NN.json, its proof."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from laion_face_builder.schema import INDEX
 
 logger = logging.getLogger("laion_face")
 
-#: What decides which rows there are: 1 kept every row of a repeated id, 2 is `index.join`.
+#: The rules that decide which rows there are: 1 kept every row of a repeated id, 2 is `index.join`.
 JOIN_VERSION = 2
 #: Columns with few values; a dictionary of the others would only be thrown away again.
 _FEW_VALUES = ("part", "width", "height", "license", "nsfw", "n_faces")
@@ -50,7 +50,7 @@ def write_index(target: Path, joined: Join, fingerprint: Fingerprint) -> None:
 
 
 def proof_path(index: Path) -> Path:
-    """Say where the proof of an index part lies."""
+    """Return where the proof of an index part lies."""
     return index.with_suffix(".json")
 
 

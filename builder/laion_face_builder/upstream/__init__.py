@@ -1,1 +1,1 @@
-"""What is published, and how it is had: files from the Hub and elsewhere, and the customs desk for pickles."""
+"""Fetch what is published, from the Hub and elsewhere, and read its pickles safely."""

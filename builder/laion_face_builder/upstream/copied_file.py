@@ -1,4 +1,4 @@
-"""A file that has to be copied: fetched in resumable pieces, checked, kept under DATA_DIR/sources.
+"""Copy a file from upstream: fetched in resumable pieces, checked, kept under DATA_DIR/sources.
 
 sources/
   OWNER--NAME/FILE                 a whole, checked file
@@ -6,7 +6,7 @@ sources/
                                    copy is discarded, so that its content is still known
   OWNER--NAME/.FILE.<hex>.incomplete   what has come so far; <hex> stands for the version, so versions never mix
 
-A copy goes on where it was cut, also after a kill. huggingface_hub 2.4 does not give that: each process writes to a
+A copy goes on where it was cut, also after a kill. huggingface_hub 2.4 does not do that: each process writes to a
 file name of its own and removes it (or leaves it, after a kill), so 900 MB would start from nothing again.
 """
 
@@ -51,27 +51,27 @@ class CopiedFile(RemoteFile):
 
     @property
     def is_local(self) -> bool:
-        """Never."""
+        """False: it has to be copied."""
         return False
 
     @abstractmethod
     def place(self, folder: Path) -> Path:
-        """Where the copy lies below `folder`."""
+        """Return the path of the copy below `folder`."""
 
     @abstractmethod
     def pieces(self, start: int) -> Iterator[tuple[int, bytes]]:
-        """(offset, bytes) in order, from `start` or, if the server cannot do that, from 0.
+        """Yield (offset, bytes) in order, from `start` or, if the server cannot do that, from 0.
 
         Raises:
-            TransientError: worth another try; SourceError: not.
+            TransientError: another try may help; SourceError: none would.
         """
 
     @abstractmethod
     def mismatch(self, path: Path) -> str | None:
-        """What is wrong with the bytes of the copy, None if they are what upstream states."""
+        """Say what is wrong with the bytes of the copy; None if they are what upstream states."""
 
     def fetch(self, folder: Path) -> Path:
-        """The whole, checked copy; it is checked again only if it has changed since."""
+        """Return the whole, checked copy; it is checked again only if it has changed since."""
         target = self.place(folder)
         with locked(target):
             if not self._is_checked(target):
@@ -79,7 +79,7 @@ class CopiedFile(RemoteFile):
         return target
 
     def missing(self, folder: Path) -> int | None:
-        """The size less what is there, as far as `fetch` can go on with it."""
+        """Return the size less what is there, as far as `fetch` can go on with it; None if the size is unknown."""
         target = self.place(folder)
         if self._is_checked(target):
             return 0
@@ -91,7 +91,7 @@ class CopiedFile(RemoteFile):
         return self.size - come if come <= self.size else self.size
 
     def content(self, folder: Path, *, remember: bool = True) -> str | None:
-        """What upstream states, or what was found when the copy was checked."""
+        """Return the digest that upstream states, or that was found when the copy was checked."""
         if self.version.startswith("sha256:"):
             return self.version
         target = self.place(folder)
@@ -105,7 +105,7 @@ class CopiedFile(RemoteFile):
         return sha256 and f"sha256:{sha256}"
 
     def discard(self, folder: Path) -> None:
-        """Removes the copy and all that belongs to it; what its content was stays known."""
+        """Remove the copy and all that belongs to it; the digest of its content stays known."""
         target = self.place(folder)
         if not target.exists() and not _checked_file(target).exists() and not _size(self._incomplete(target)):
             return
@@ -117,7 +117,7 @@ class CopiedFile(RemoteFile):
             self._forget_incomplete(target)
 
     def _check(self, target: Path) -> None:
-        """Copies unless it is there, and checks; wrong bytes are removed and get one more try."""
+        """Copy the file unless it is there, and check it; wrong bytes are removed and get one more try."""
         if target.exists() and not self._is_good(target):
             target.unlink()  # Of another version, or changed by somebody.
         for attempt in range(2):
@@ -136,7 +136,7 @@ class CopiedFile(RemoteFile):
     def _copy(self, target: Path) -> None:
         incomplete = self._incomplete(target)
         logger.info("fetching %s", self.name)
-        with disk_errors(incomplete):  # Those of the network have become TransientErrors.
+        with disk_errors(incomplete):  # Errors of the network have become TransientErrors.
             target.parent.mkdir(parents=True, exist_ok=True)
             with progress.bar(target.name, self.size, "B", done=_size(incomplete)) as bar:
                 self._fill(incomplete, bar)
@@ -144,7 +144,7 @@ class CopiedFile(RemoteFile):
         self._forget_incomplete(target)
 
     def _fill(self, incomplete: Path, bar: progress.Bar) -> None:
-        """Tries until the file is whole; gives up after ATTEMPTS tries in a row that brought next to nothing."""
+        """Fetch until the file is whole; give up after ATTEMPTS tries in a row that brought next to nothing."""
         failures = 0
         while True:
             before = _size(incomplete)
@@ -184,7 +184,7 @@ class CopiedFile(RemoteFile):
             leftover.unlink(missing_ok=True)
 
     def _is_checked(self, target: Path) -> bool:
-        """Whether the file is the very one that was checked against this version.
+        """Tell whether the file is the very one that was checked against this version.
 
         A changed file has another size or time of change, a half-written note does not parse: both are checked again.
         """
@@ -194,7 +194,7 @@ class CopiedFile(RemoteFile):
             return False
 
     def _is_good(self, target: Path) -> bool:
-        """Whether a copy that was not checked as it is now can be taken all the same."""
+        """Tell whether a copy that was not checked as it is now can be used all the same."""
         noted = _note(target)
         if self._is_of_another_version(noted):
             return False
@@ -217,7 +217,7 @@ class CopiedFile(RemoteFile):
             )
 
     def _noted(self, target: Path) -> dict[str, Any]:
-        """The note of this very version; {} if there is none."""
+        """Return the note of this very version; {} if there is none."""
         note = _note(target)
         return note if note.get("version") == self.version else {}
 

@@ -1,4 +1,4 @@
-"""The customs desk: an unpickler through which only plain data passes, and no switch to wave anything else through.
+"""Unpickle plain data only: a customs desk, with no switch to wave anything else through.
 
 A pickle is a program. The few names that honest files use are bound here to functions of our own, which check what
 they are given and make numbers, NumPy arrays, sets and dicts, nothing else; not even NumPy's or torch's own functions
@@ -42,26 +42,26 @@ _STORAGES = {
 
 
 class Malformed(ValueError):
-    """What an allowed name was called with is not what NumPy or torch write."""
+    """An allowed name is called with something that NumPy and torch do not write."""
 
 
 class Storages(Protocol):
     """Where the numbers of torch tensors come from."""
 
     def get(self, key: str, dtype: np.dtype[Any], count: int) -> np.ndarray:
-        """The storage called `key`: `count` numbers of `dtype`, one-dimensional."""
+        """Return the storage called `key`: `count` numbers of `dtype`, one-dimensional."""
 
 
 class NoStorages:
     """For pickles that have no tensors."""
 
     def get(self, key: str, dtype: np.dtype[Any], count: int) -> np.ndarray:
-        """Always an error."""
+        """Raise Malformed: there are none."""
         raise Malformed("a tensor where there is no storage")
 
 
 class Unpickler(pickle.Unpickler):
-    """C unpickler that knows the names in `ALLOWED` and no other.
+    """The C unpickler, limited to the names in `ALLOWED`.
 
     Args:
         file: what to read, with `read`, `readline` and, for speed, `peek`.
@@ -75,7 +75,7 @@ class Unpickler(pickle.Unpickler):
         self._storages = storages
 
     def find_class(self, module: str, name: str) -> Any:
-        """The function of ours that stands for a name.
+        """Return the function of ours that stands for a name.
 
         Raises:
             UnsafePickle: the name is not on the allow-list.
@@ -91,7 +91,7 @@ class Unpickler(pickle.Unpickler):
             ) from None
 
     def persistent_load(self, pid: Any) -> Storage:
-        """The storage of a tensor: ("storage", type, key, location, count), older files add a view."""
+        """Return a tensor's storage, from ("storage", type, key, location, count); older files add a view."""
         if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage" or pid[5:] not in ((), (None,)):
             raise Malformed("a persistent id that is not a plain torch storage")
         _, kind, key, _, count = pid[:5]
@@ -101,7 +101,7 @@ class Unpickler(pickle.Unpickler):
 
 
 def unpickle(file: IO[bytes], path: Path, storages: Storages) -> object:
-    """Loads one pickle.
+    """Load one pickle.
 
     Raises:
         UnsafePickle: it names something that is not allowed.
@@ -111,7 +111,7 @@ def unpickle(file: IO[bytes], path: Path, storages: Storages) -> object:
 
 
 def run(unpickler: Unpickler, path: Path) -> object:
-    """As `unpickle`, with an unpickler that is there already."""
+    """Do as `unpickle`, with an unpickler that is there already."""
     try:
         with collector_off():
             return unpickler.load()
@@ -122,7 +122,7 @@ def run(unpickler: Unpickler, path: Path) -> object:
 
 
 def bad_pickle(path: Path, error: BaseException) -> BadFile:
-    """`BadFile` for a pickle that cannot be read."""
+    """Return the error for a pickle that cannot be read."""
     reason = " ".join(str(error).split())[:200] or "no reason given"
     return BadFile(
         path,
@@ -134,7 +134,7 @@ def bad_pickle(path: Path, error: BaseException) -> BadFile:
 
 @contextmanager
 def collector_off() -> Iterator[None]:
-    """Without Python's cyclic collector: it looks again and again at millions of objects that have no cycles."""
+    """Turn Python's cyclic collector off meanwhile: it looks again and again at millions of objects without cycles."""
     was_on = gc.isenabled()
     gc.disable()
     try:

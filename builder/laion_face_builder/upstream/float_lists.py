@@ -1,9 +1,9 @@
-"""Long lists of floats in a pickle, left in the file until they are asked for: 49 M ids are 2 GB as Python floats.
+"""Leave long lists of floats in their pickle until they are asked for: 49 M ids are 2 GB as Python floats.
 
 A list of floats is `]`, a memo index, then batches: `(`, up to 1,000 times `G` and eight bytes, `e`. Such a list is
 taken out of the opcodes and a reference to its place put there; everything around it goes through the customs desk as
-always. Read opcode by opcode from the list's start, so nothing is guessed; where it goes on in any other way, the
-opcodes stay as they were.
+always. A list is read opcode by opcode from its start, so nothing is guessed; where it goes on in any other way,
+the opcodes stay as they were.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class FloatList:
         return iter(self.read().tolist())
 
     def read(self) -> np.ndarray:
-        """float64[count].
+        """Read the floats: float64[count].
 
         Raises:
             BadFile: the file has changed.
@@ -72,7 +72,7 @@ class FloatList:
 
 
 def load_lists(path: Path) -> object:
-    """As `pickles.load_pickle`, but long lists of floats come as `FloatList`."""
+    """Do as `pickles.load_pickle`, but give long lists of floats as `FloatList`."""
     with open_pickle(path) as stream, path.open("rb", buffering=0) as raw:
         opcodes, lists = take_out(raw, path, stream.start, stream.start + stream.size)
         file = io.BufferedReader(io.BytesIO(opcodes))
@@ -85,12 +85,12 @@ def load_lists(path: Path) -> object:
         except BadFile:
             if not lists:
                 raise
-    # Something else was done with a list: appended to, say. As Python floats, then; or it is broken indeed.
+    # The pickle does more with a list, such as appending to it: load Python floats instead. Or it is broken indeed.
     return load_pickle(path)
 
 
 def take_out(file: IO[bytes], path: Path, start: int, end: int) -> tuple[bytes, list[FloatList]]:
-    """The opcodes from `start` to `end` of a file with references in place of long lists of floats, and these."""
+    """Return a file's opcodes from `start` to `end`, with references in place of long float lists, and these lists."""
     kept: list[bytes] = []
     lists: list[FloatList] = []
     data, place, position = b"", start, 0  # data[0] is at `place`, and `position` in it is what is next
@@ -121,7 +121,7 @@ def take_out(file: IO[bytes], path: Path, start: int, end: int) -> tuple[bytes, 
 
 
 def _floats(file: IO[bytes], start: int, end: int) -> Iterator[np.ndarray]:
-    """The floats of the batches from `start` on up to what is no whole batch of floats, in big-endian arrays."""
+    """Yield the floats of the batches from `start` on, in big-endian arrays, up to what is no whole batch."""
     batches = 1
     while data := _bytes(file, start, min(batches * _BATCH.itemsize, end - start)):
         full = _full_batches(data)
@@ -141,7 +141,7 @@ def _full_batches(data: bytes) -> np.ndarray:
 
 
 def _last_batch(data: bytes) -> np.ndarray:
-    """The floats of the batch that `data` starts with, if that is one of less than 1,000."""
+    """Return the floats of the batch that `data` starts with, if that is one of less than 1,000."""
     items = np.frombuffer(data, _ITEM, min(1000, max(0, len(data) - 1) // _ITEM.itemsize), min(1, len(data)))
     others = np.flatnonzero(items["op"] != ord("G"))
     items = items[: others[0]] if len(others) else items
@@ -150,7 +150,7 @@ def _last_batch(data: bytes) -> np.ndarray:
 
 
 def _end(start: int, count: int) -> int:
-    """Where so many floats end: nine bytes each, and two for each batch."""
+    """Return where so many floats end: nine bytes each, and two for each batch."""
     return start + _ITEM.itemsize * count + 2 * -(-count // 1000)
 
 

@@ -1,4 +1,4 @@
-"""Whether a file can be Parquet at all: a cut copy, or a web page in its place, has no footer at its end."""
+"""Check that a file can be Parquet: a cut copy, or a web page in its place, has no footer at its end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _MAGIC = b"PAR1"
 
 
 def check_footer(path: Path) -> None:
-    """Looks at the last 8 bytes of a Parquet file.
+    """Check the last 8 bytes of a Parquet file.
 
     Raises:
         BadFile: there is no footer, or one that is larger than the file.

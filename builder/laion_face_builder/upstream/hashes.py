@@ -1,4 +1,4 @@
-"""Hashes of files: git's, and SHA-256s of files that are not ours, computed once and remembered.
+"""Hash files: git's hashes, and SHA-256s of files that are not ours, computed once and remembered.
 
 Hashing 50 GB of metadata again at every run would take minutes.
 
@@ -19,12 +19,12 @@ from laion_face_builder.files import canonical_json, digest, human_size, sha256_
 
 logger = logging.getLogger("laion_face")
 
-#: Bytes from which on hashing takes long enough to be said.
+#: Hashing so many bytes or more takes long enough to be logged.
 _SAID = 100_000_000
 
 
 def known_sha256(path: Path, folder: Path, *, remember: bool = True) -> str:
-    """The SHA-256 of a file's bytes in hex, remembered below `folder` until its size or time of change is another.
+    """Return a file's SHA-256 in hex, remembered below `folder` until its size or time of change is another.
 
     Args:
         remember: False writes no note: what is not noted is then hashed once in this process.
@@ -59,10 +59,10 @@ def _hashed(path: Path, size: int) -> str:
 
 
 def git_hash(path: Path) -> str:
-    """Git's name for small files that are not in LFS: SHA-1 of a header and the bytes."""
+    """Return git's hash of a small file that is not in LFS: SHA-1 of a header and the bytes."""
     return git_hash_of(path.read_bytes())
 
 
 def git_hash_of(content: bytes) -> str:
-    """The same of bytes that need not be a file yet."""
+    """Return git's hash of bytes that need not be in a file."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()

@@ -1,4 +1,4 @@
-"""Metadata in an http(s) folder: from its index page if it has one, else known names are tried.
+"""Find metadata in an http(s) folder: from its index page if it has one, else by trying known names.
 
 http has no listing. Most servers of plain files give a page of links for a folder (nginx, Apache, Python's
 http.server). Where there is none, the names of 2021 and those of today's release are asked for, one by one.
@@ -48,10 +48,10 @@ _MOST_PAGE = 32_000_000
 
 
 def http_metadata(address: str) -> ByPart | Whole:
-    """What kind of metadata an http(s) folder has.
+    """Find out what kind of metadata an http(s) folder has.
 
     Raises:
-        SourceNotFound: none, or not all files of today's release; GatedSource: the server forbids it;
+        SourceNotFound: no metadata, or not all files of today's release; GatedSource: the server forbids it;
         SourceError: both kinds, or no answer.
     """
     names = tuple(sorted(name for name in linked(address) if name.endswith(".parquet")))
@@ -72,15 +72,15 @@ class HttpPlace(Place):
         return bare(self.address)
 
     def names(self) -> Sequence[str]:
-        """What the page links to."""
+        """Return the names that the page links to."""
         return self.linked
 
     def file(self, name: str) -> RemoteFile:
-        """One file."""
+        """Look up one file."""
         return self.files([name])[0]
 
     def files(self, names: Sequence[str]) -> tuple[RemoteFile, ...]:
-        """Several files, a few asked for at a time."""
+        """Look up several files, a few asked for at a time."""
         answers = self.ask(names)
         found = [answer for answer in answers.values() if isinstance(answer, UrlFile)]
         if len(found) < len(names):
@@ -88,14 +88,14 @@ class HttpPlace(Place):
         return tuple(found)
 
     def ask(self, names: Iterable[str]) -> dict[str, UrlFile | int]:
-        """Each file, or the HTTP status that says why there is none."""
+        """Look up each file; in its place, the HTTP status that says why there is none."""
         names = list(names)
         with ThreadPoolExecutor(_AT_A_TIME) as pool:
             answers = pool.map(look_up_url, [joined_url(self.address, name) for name in names])
             return dict(zip(names, answers, strict=True))
 
     def refusal(self, problem: str, answers: dict[str, UrlFile | int]) -> GatedSource | SourceNotFound:
-        """The error for statuses in place of files."""
+        """Return the error for statuses in place of files."""
         failed = {name: status for name, status in answers.items() if not isinstance(status, UrlFile)}
         kind = GatedSource if {401, 403} & set(failed.values()) else SourceNotFound
         statuses = listed((f"{name}: HTTP {status}" for name, status in failed.items()), 4)
@@ -109,7 +109,7 @@ class _TriedByPart(ByPart):
     place: HttpPlace
 
     def part(self, part: int) -> RemoteFile:
-        """The part's file."""
+        """Look up the part's file."""
         answers = self.place.ask(names_of(part))
         found = {name: answer for name, answer in answers.items() if isinstance(answer, UrlFile)}
         if not found:
@@ -176,7 +176,7 @@ def _linked_now(folder: str) -> set[str]:
 
 
 def _name_in(folder: str, link: str) -> str:
-    """The name of the file that a link in the folder's page leads to; "" if it leads elsewhere."""
+    """Return the name of the file that a link in the folder's page leads to; "" if it leads elsewhere."""
     try:
         here, there = urlsplit(folder), urlsplit(urljoin(folder, link))
     except ValueError:  # Not an address at all.
@@ -194,6 +194,6 @@ class _Links(html.parser.HTMLParser):
         self.found: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Notes where an <a> leads to."""
+        """Note where an <a> leads to."""
         if tag == "a":
             self.found += [target.strip() for name, target in attrs if name == "href" and target]

@@ -1,4 +1,4 @@
-"""huggingface_hub's own cache: what other programs have downloaded is used where it lies, and never deleted.
+"""Read huggingface_hub's own cache: what other programs have downloaded is used where it lies, and never deleted.
 
 HF_HUB_CACHE/datasets--OWNER--NAME/
   refs/REVISION            the commit that a branch or tag was when it was last asked for
@@ -31,14 +31,14 @@ _KINDS = {64: "sha256", 40: "git"}
 
 
 def is_offline() -> bool:
-    """Whether HF_HUB_OFFLINE forbids to ask the Hub."""
+    """Tell whether HF_HUB_OFFLINE forbids to ask the Hub."""
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)
 
 
 def cached_blob(repo: str, sha256: str, size: int | None) -> Path | None:
-    """The file of a dataset repo with this SHA-256, if the cache has one of its size; its bytes are not checked."""
+    """Return a dataset repo's file with this SHA-256, if the cache has one of its size; the bytes are not checked."""
     blob = _folder_of(repo) / "blobs" / sha256
     return blob if blob.is_file() and blob.stat().st_size == size else None
 
@@ -48,7 +48,7 @@ class CachedFile(LocalFile):
     """A file in the cache; `version` is what its blob is called."""
 
     def fetch(self, folder: Path) -> Path:
-        """The file where it lies, checked once.
+        """Return the file where it lies, checked once.
 
         Raises:
             ChecksumError: its bytes are not what the Hub stated.
@@ -64,7 +64,7 @@ class CachedFile(LocalFile):
         return self.path
 
     def content(self, folder: Path, *, remember: bool = True) -> str:
-        """What the Hub stated, else as of any local file."""
+        """Return the SHA-256 that the Hub stated, else that of the bytes, as for any local file."""
         return self.version if self.version.startswith("sha256:") else super().content(folder, remember=remember)
 
 
@@ -120,7 +120,7 @@ class CachedRepo:
         return tuple(sorted({*self.listing, *(self._stated or ())}))
 
     def file(self, path: str) -> CachedFile:
-        """The file at `path`.
+        """Return the file at `path`.
 
         Raises:
             SourceNotFound: it is not there.
@@ -130,7 +130,7 @@ class CachedRepo:
         return self.listing[path]
 
     def look_up(self, paths: Sequence[str]) -> tuple[CachedFile, ...]:
-        """Several files, which are taken for all of their kind.
+        """Return several files, which are taken for all of their kind.
 
         Raises:
             SourceNotFound: some are not there.

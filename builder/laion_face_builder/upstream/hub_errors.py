@@ -1,6 +1,6 @@
-"""What huggingface_hub raises, in our words: what may pass, to be tried again, and what will not.
+"""Translate what huggingface_hub raises into our errors: those that may pass, to be tried again, and others.
 
-Which library's errors these are depends on the version of huggingface_hub: they are known by their parts.
+Which library's errors these are depends on the version of huggingface_hub: they are recognised by their attributes.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _HTTP_LIBRARIES = frozenset({"requests", "httpx", "httpx2"})
 
 
 def status_of(error: BaseException) -> int | None:
-    """The HTTP status of the answer that `error` is about; None if there was no answer."""
+    """Return the HTTP status of the answer that `error` is about; None if there was no answer."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     return status if isinstance(status, int) else None
 
 
 def in_our_words(error: Exception, where: str) -> Exception:
-    """A TransientError for what may pass, with the pause that is asked for; else a SourceError; ours as they are."""
+    """Return a TransientError, with the pause asked for, or a SourceError if it will not pass; ours as they are."""
     if isinstance(error, LaionFaceError):
         return error
     status = status_of(error)
@@ -42,7 +42,7 @@ def in_our_words(error: Exception, where: str) -> Exception:
 
 
 def _cause(error: BaseException) -> str:
-    """What the system says, such as "Connection refused", below the layers of HTTP libraries; else all they say."""
+    """Return what the system says, such as "Connection refused", below the layers of HTTP libraries; else all text."""
     inner: BaseException | None = error
     while inner is not None:
         if isinstance(inner, OSError) and inner.strerror:
@@ -52,7 +52,7 @@ def _cause(error: BaseException) -> str:
 
 
 def _wait_asked(headers: Mapping[str, str]) -> float:
-    """Seconds: of Retry-After, or the `t` of the Hub's RateLimit, `"api";r=0;t=55`."""
+    """Return the seconds of Retry-After, or the `t` of the Hub's RateLimit, `"api";r=0;t=55`."""
     found = re.search(r"^\d+$", headers.get("Retry-After", "")) or re.search(
         r"(?<=;t=)\d+", headers.get("RateLimit", "")
     )
@@ -60,5 +60,5 @@ def _wait_asked(headers: Mapping[str, str]) -> float:
 
 
 def short(error: BaseException) -> str:
-    """The error's text in one line of at most 300 characters."""
+    """Return the error's text in one line of at most 300 characters."""
     return in_one_line(error) or type(error).__name__

@@ -1,11 +1,12 @@
-"""Where a DATA_DIR is kept: in its folder, or at an fsspec address (s3://bucket/data), for which `root` is a scratch.
+"""Work with a DATA_DIR wherever it is kept: in its folder, or at an fsspec address (s3://bucket/data).
 
     with kept.at_work(data) as here:          # the folder itself, or a new one that is gone in the end
         path = kept.bring(here, here.ids(3))  # a copy, if it is kept at an address
         …                                     # made as always: written whole, under its final name
         kept.send(here, here.index(3))        # and now it is at the address, too
 
-Object stores show a file once it has come whole. Elsewhere it goes beside its name, and is renamed.
+For an address, `root` is a scratch folder. Object stores show a file once it has come whole. Elsewhere it is written
+beside its name, and renamed.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ T = TypeVar("T")
 
 #: Protocols of stores in which a file is there whole or not at all.
 _WHOLE = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oci", "oss", "hf"}
-#: What no second attempt changes: no room, a quota, a read-only disk, a file where a folder should be.
+#: Errors that no second attempt changes: no room, a quota, a read-only disk, a file where a folder should be.
 _FOR_GOOD = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
 
 
@@ -46,7 +47,7 @@ def at_work(data: DataDir) -> Iterator[DataDir]:
 
 
 def has(data: DataDir, path: Path) -> bool:
-    """Whether a file, named by its path below `root`, is there.
+    """Tell whether a file, named by its path below `root`, is there.
 
     Raises:
         SourceError: the address does not answer, as for all that follow.
@@ -55,7 +56,7 @@ def has(data: DataDir, path: Path) -> bool:
 
 
 def fingerprint(data: DataDir, path: Path) -> Fingerprint | None:
-    """Read the fingerprint of one of our Parquet files, None if there is no such file; of one afar only the footer.
+    """Read the fingerprint of one of our Parquet files, None if there is no such file; at an address, only the footer.
 
     Raises:
         BadFile: there is a file, but it is not one of ours.
@@ -73,7 +74,7 @@ def fingerprint(data: DataDir, path: Path) -> Fingerprint | None:
 
 
 def size(data: DataDir, path: Path) -> int | None:
-    """Bytes of a file; None if it is not there."""
+    """Return a file's size in bytes; None if it is not there."""
     if data.address is None or path.exists():
         return path.stat().st_size if path.exists() else None
 
@@ -116,13 +117,13 @@ def brought(data: DataDir, path: Path) -> bool:
 
 
 def place(data: DataDir, path: Path) -> str:
-    """Name a file for those who open paths and addresses alike."""
+    """Give a file's path or address, for those who open both alike."""
     return str(path) if data.address is None else _address(data, path)
 
 
 @contextmanager
 def opened(data: DataDir, path: Path) -> Iterator[Any]:
-    """Give what Parquet reads a file from, which it reads in pieces: its path, or an open file at the address."""
+    """Give what Parquet can read a file from in pieces: its path, or an open file at the address."""
     if data.address is None or path.exists():
         yield path
         return
@@ -131,7 +132,7 @@ def opened(data: DataDir, path: Path) -> Iterator[Any]:
 
 
 def send(data: DataDir, path: Path) -> None:
-    """Have a whole file at the address as well.
+    """Copy a whole file to the address, if the DATA_DIR has one.
 
     Raises:
         DiskError: it may not be written there.
@@ -170,7 +171,7 @@ def _address(data: DataDir, path: Path) -> str:
 
 
 def _asked(data: DataDir, path: Path, ask: Callable[[Any, str], T]) -> T:
-    """Ask the filesystem for a path of its own; again if it stumbles."""
+    """Ask the filesystem of the address about a path; again if it stumbles."""
     address = _address(data, path)
 
     def attempt() -> T:

@@ -1,4 +1,4 @@
-"""The two kinds of metadata: files whose numbers are parts, and any other set of Parquet files.
+"""Tell the two kinds of metadata apart: files whose numbers are parts, and any other set of Parquet files.
 
 *By part*: the 32 files of 2021, or those that the original converter made of them, known by their exact names. Part i
 of the id list belongs to file i. *Whole*: everything else. A number in a name means nothing there, since later releases
@@ -34,37 +34,37 @@ class Place(ABC):
     @property
     @abstractmethod
     def where(self) -> str:
-        """What people call it; no password, no token."""
+        """What people call the place, without password or token."""
 
     @abstractmethod
     def names(self) -> Sequence[str]:
-        """The paths of all files.
+        """List the paths of all files.
 
         Raises:
-            SourceError: they cannot be had.
+            SourceError: the paths cannot be had.
         """
 
     @abstractmethod
     def file(self, name: str) -> RemoteFile:
-        """One of them, looked up.
+        """Look up one file.
 
         Raises:
-            SourceError: it cannot be had; BadFile: a local file that is not Parquet.
+            SourceError: the file cannot be had; BadFile: a local file that is not Parquet.
         """
 
     def files(self, names: Sequence[str]) -> tuple[RemoteFile, ...]:
-        """Several of them, looked up."""
+        """Look up several files."""
         return tuple(self.file(name) for name in names)
 
 
 @dataclass(frozen=True)
 class ByPart:
-    """Metadata with one file a part; few of them may be there.
+    """Metadata with one file a part; only a few of the files may be there.
 
     Args:
         where: what people call the place.
-        place: looks them up.
-        names: the paths of those that are there.
+        place: looks the files up.
+        names: the paths of the files that are there.
     """
 
     where: str
@@ -72,7 +72,7 @@ class ByPart:
     names: tuple[str, ...]
 
     def part(self, part: int) -> RemoteFile:
-        """The part's file.
+        """Look up the part's file.
 
         Raises:
             SourceNotFound: none there; SourceError: two there, or not to be had; BadFile: a local file is not Parquet.
@@ -94,7 +94,7 @@ class Whole:
 
 
 def metadata_at(place: Place) -> ByPart | Whole:
-    """What kind of metadata a place has.
+    """Find out what kind of metadata a place has.
 
     Raises:
         SourceNotFound: no Parquet file there; SourceError: files of both kinds, or not to be had.
@@ -113,7 +113,7 @@ def metadata_at(place: Place) -> ByPart | Whole:
 
 
 def both_kinds(where: str, of_parts: Sequence[str], others: Sequence[str]) -> SourceError:
-    """The error for a place that has metadata by part and other Parquet files."""
+    """Return the error for a place that has metadata by part and other Parquet files."""
     return SourceError(
         f"{where}: found files of single parts ({listed(of_parts, 3)}) and others, whose rows are of any part "
         f"({listed(others, 3)}); expected only one kind. {_ONE_KIND}"
@@ -121,17 +121,17 @@ def both_kinds(where: str, of_parts: Sequence[str], others: Sequence[str]) -> So
 
 
 def part_of(name: str) -> int | None:
-    """The part whose metadata a file of this name holds; None if the name is none of the two known ones."""
+    """Return the part whose metadata a file of this name holds; None if the name is none of the two known ones."""
     return _PART_OF.get(PurePosixPath(name).name)
 
 
 def names_of(part: int) -> list[str]:
-    """The names that a part's metadata can have."""
+    """Return the names that a part's metadata can have."""
     return [CANONICAL.format(part=part), CONVERTED.format(part=part)]
 
 
 def only_one(part: int, names: Sequence[str], where: str) -> str:
-    """The one name that is the part's.
+    """Return the one name that is the part's.
 
     Raises:
         SourceNotFound, SourceError: none, or several.
@@ -151,7 +151,7 @@ def only_one(part: int, names: Sequence[str], where: str) -> str:
 
 
 def listed(names: Iterable[str], most: int = 8) -> str:
-    """The first few names."""
+    """Join the first few names, and the count of the others."""
     known = list(names)
     return ", ".join(known[:most]) + (f" and {len(known) - most} more" if len(known) > most else "")
 

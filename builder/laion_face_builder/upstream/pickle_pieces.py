@@ -1,4 +1,4 @@
-"""A pickled dict in pieces: a full part's detections need 7 GB as one object, and well under one in pieces.
+"""Read a pickled dict in pieces: a full part's detections need 7 GB as one object, and well under one in pieces.
 
 Python's pickler writes a dict in batches of 1,000 items: `(` key value key value … `u`. The bytes of some whole batches
 form a pickle of their own behind an EMPTY_DICT, if the memo is carried over, in which the names are that all values
@@ -52,19 +52,19 @@ class _CannotCut(Exception):
 
 
 def iter_dict(path: Path, piece_size: int = PIECE_SIZE) -> Iterator[dict[object, object]]:
-    """The dict in a file of torch.save, piece by piece, in the file's order.
+    """Yield the dict in a file of torch.save, piece by piece, in the file's order.
 
     A key can come in several pieces; as in a dict, the last one counts. A small file, and one that cannot be cut, comes
     whole (the latter with a warning: it needs about eight times its size in memory).
 
     Raises:
-        UnsafePickle, BadFile: as `load_pickle`; or what is in it is not a dict.
+        UnsafePickle, BadFile: as `load_pickle`; or the file does not hold a dict.
     """
     return iter_pieces(path, lambda raw, memo: None, piece_size)
 
 
 def iter_pieces(path: Path, shortcut: Shortcut[T], piece_size: int = PIECE_SIZE) -> Iterator[T | dict[object, object]]:
-    """As `iter_dict`, but smaller pieces are offered to `shortcut` first; one it knows comes as what it gives."""
+    """Do as `iter_dict`, but offer smaller pieces to `shortcut` first; if it knows one, yield what it returns."""
     with open_pickle(path) as stream:
         if stream.size > piece_size:
             try:
@@ -99,7 +99,7 @@ class _Cutter:
         self._first: Unpickler | None = None
 
     def pieces(self) -> Iterator[Any]:
-        """What the pieces hold. The first is a single batch: all later unpicklers start with its memo."""
+        """Yield what the pieces hold. The first is a single batch: all later unpicklers start with its memo."""
         if self._stream.file.read(len(_HEAD)) != _HEAD:
             raise _CannotCut("it does not start with a dict of several items")
         self._pending = _HEAD[-1:]
@@ -117,7 +117,7 @@ class _Cutter:
             yield items
 
     def _take(self, at_least: int) -> tuple[bytes, bool]:
-        """The next piece of that many bytes up to where a batch seems to end; and whether it is the last."""
+        """Take the next piece of so many bytes or more, to where a batch seems to end; tell whether it is the last."""
         start = at_least - 1
         while not (cut := _CUT.search(self._pending, start)):
             start = max(start, len(self._pending) - _LOOK_AHEAD)
@@ -131,7 +131,7 @@ class _Cutter:
         return raw, False
 
     def _load(self, at_least: int) -> tuple[dict[object, object], bool]:
-        """The next piece unpickled. A wrong guess of its end is mended with the next one."""
+        """Unpickle the next piece. A wrong guess of its end is mended with the next one."""
         for _ in range(_GUESSES):
             raw, is_last = self._take(at_least)
             items = self._unpickle(raw, is_last)

@@ -1,4 +1,4 @@
-"""Files of torch.save, read without torch and without running anything of them.
+"""Read files of torch.save without torch, and without running anything of them.
 
 Two containers exist, and both are read here (torch/serialization.py):
 - a zip (torch 1.6 and newer): `NAME/data.pkl`, `NAME/data/KEY` for each tensor storage, `NAME/byteorder`; all stored,
@@ -35,9 +35,9 @@ class PickleStream:
     Attributes:
         path: the file.
         file: the bytes from here on; in a zip they end with the pickle.
-        start: where in `path` that is.
+        start: where in `path` the main pickle starts.
         size: how many bytes are left in `file`.
-        storages: where its tensors get their numbers.
+        storages: where the pickle's tensors get their numbers.
         has_late_numbers: whether these numbers are only there after `finish`.
         finish: to be called with what is left of `file` once the pickle has been read; the older format has its
             numbers there.
@@ -53,7 +53,7 @@ class PickleStream:
 
 
 def load_pickle(path: Path) -> object:
-    """The object in a file of torch.save; arrays and tensors come as NumPy arrays.
+    """Return the object in a file of torch.save; arrays and tensors come as NumPy arrays.
 
     Raises:
         UnsafePickle: it names something that is not plain data.
@@ -67,7 +67,7 @@ def load_pickle(path: Path) -> object:
 
 @contextmanager
 def open_pickle(path: Path) -> Iterator[PickleStream]:
-    """Opens either container.
+    """Open a file of either container.
 
     Raises:
         BadFile: it is neither.
@@ -141,7 +141,7 @@ class _ZipStorages:
         self._order: Literal["<", ">"] = ">" if order in members and self._read(order) == b"big" else "<"
 
     def get(self, key: str, dtype: np.dtype[Any], count: int) -> np.ndarray:
-        """The member data/KEY; read once, as several tensors may share it."""
+        """Return the member data/KEY; it is read once, as several tensors may share it."""
         if key not in self._kept:
             raw = self._read(f"{self._prefix}data/{key}")
             self._kept[key] = np.frombuffer(raw, dtype.newbyteorder(self._order))
@@ -150,7 +150,7 @@ class _ZipStorages:
         return self._kept[key]
 
     def place(self, name: str) -> tuple[int, int]:
-        """Offset and size of a member's bytes."""
+        """Return offset and size of a member's bytes."""
         member = self._members.get(name)
         if member is None:
             raise Malformed(f"no member {name[:60]}")
@@ -215,7 +215,7 @@ class _LegacyStorages:
         self._budget = budget
 
     def get(self, key: str, dtype: np.dtype[Any], count: int) -> np.ndarray:
-        """The storage called `key`, its numbers still to come."""
+        """Return the storage called `key`, its numbers still to come."""
         if key not in self._kept:
             self._budget -= count * dtype.itemsize
             if self._budget < 0:
@@ -226,7 +226,7 @@ class _LegacyStorages:
         return self._kept[key]
 
     def fill(self, file: IO[bytes], path: Path) -> None:
-        """Reads the keys and the numbers that stand behind the main pickle."""
+        """Read the keys and the numbers that stand behind the main pickle."""
         keys = unpickle(file, path, NoStorages())
         if not isinstance(keys, list) or {k for k in keys if isinstance(k, str)} != set(self._kept):
             raise bad_pickle(path, Malformed("a list of storage keys that does not fit"))

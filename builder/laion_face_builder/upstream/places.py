@@ -1,4 +1,4 @@
-"""The places that metadata can be in, as people write them: folders, Hub datasets, http(s) and fsspec addresses."""
+"""Find metadata in places as people write them: folders, Hub datasets, http(s) and fsspec addresses."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class _Fsspec(Place):
 
 
 def find_metadata(place: str, token: Token = None) -> ByPart | Whole:
-    """The metadata at `place`: a folder, "owner/name[@revision]", hf://, http(s):// or another fsspec address.
+    """Find the metadata at `place`: a folder, "owner/name[@revision]", hf://, http(s):// or another fsspec address.
 
     Raises:
         OptionError: none of these forms; SourceError: see `kinds.metadata_at`.
@@ -103,7 +103,7 @@ def find_metadata(place: str, token: Token = None) -> ByPart | Whole:
 
 
 def local_folder(place: str, option: str, what: str) -> Path | None:
-    """The folder that `place` means, None if it is an address or a Hub id; a folder that exists wins over the latter.
+    """Return the folder that `place` means, None for an address or a Hub id; an existing folder wins over a Hub id.
 
     Raises:
         SourceNotFound: it can only be a folder, but there is none.
@@ -120,7 +120,7 @@ def local_folder(place: str, option: str, what: str) -> Path | None:
 
 
 def _hub_folder(rest: str, token: Token) -> _Hub:
-    """hf://datasets/OWNER/NAME[@REVISION][/FOLDER]."""
+    """Take apart hf://datasets/OWNER/NAME[@REVISION][/FOLDER]."""
     owner, _, tail = rest.partition("/")
     if not owner or not tail:
         raise OptionError(f"metadata='hf://datasets/{rest}': expected hf://datasets/OWNER/NAME[@REVISION][/FOLDER]")
@@ -132,7 +132,7 @@ def _hub_folder(rest: str, token: Token) -> _Hub:
 
 
 def hub_id(name: str, option: str) -> str:
-    """`name` if it looks like "owner/name".
+    """Return `name` if it looks like "owner/name".
 
     Raises:
         OptionError: it does not; the message names `option` and what it takes.

@@ -1,4 +1,4 @@
-"""Asking again when a failure may pass: bounded, with growing pauses."""
+"""Ask again when a failure may pass: a bounded number of times, with growing pauses."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class Unreachable(TransientError):
 
 
 def pause(attempt: int, error: TransientError | None = None) -> None:
-    """Sleeps half a second, doubled with each attempt up to 8 s, or as long as the server asked for, up to a minute."""
+    """Sleep half a second, doubled with each attempt up to 8 s, or as long as the server asked for, up to a minute."""
     time.sleep(max(min(0.5 * 2**attempt, 8.0), min(error.wait if error else 0.0, 60.0)))
 
 
 def retried(ask: Callable[[], T], name: str) -> T:
-    """What `ask` returns, asked up to four times while it raises TransientError.
+    """Return what `ask` returns; it is called up to four times while it raises TransientError.
 
     Raises:
         SourceError: still no answer.

@@ -1,4 +1,4 @@
-"""One file from upstream: looked up, to be fetched, and known again by its bytes wherever they come from."""
+"""Describe one file from upstream: looked up, to be fetched, and known again by its bytes wherever they are from."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class RemoteFile(ABC):
     @property
     @abstractmethod
     def is_local(self) -> bool:
-        """Whether it is a file of the user's own, used where it lies and never deleted."""
+        """Whether the file is the user's own, used where it lies and never deleted."""
 
     @abstractmethod
     def fetch(self, folder: Path) -> Path:
-        """The whole, checked file; copied below `folder` (DATA_DIR/sources) if it is not local.
+        """Return the whole, checked file; copied below `folder` (DATA_DIR/sources) if it is not local.
 
         Raises:
             SourceError: it cannot be had; ChecksumError: its bytes are not what upstream states.
@@ -39,15 +39,15 @@ class RemoteFile(ABC):
 
     @abstractmethod
     def missing(self, folder: Path) -> int | None:
-        """Bytes that `fetch` still has to bring, None if unknown."""
+        """Return how many bytes `fetch` still has to bring, None if unknown."""
 
     @abstractmethod
     def discard(self, folder: Path) -> None:
-        """Frees the copy below `folder`; does nothing for local files."""
+        """Remove the copy below `folder`; does nothing for local files."""
 
     @abstractmethod
     def content(self, folder: Path, *, remember: bool = True) -> str | None:
-        """ "sha256:<hex>" of the bytes; None if that cannot be told before they have been fetched.
+        """Return "sha256:<hex>" of the bytes; None if that cannot be told before they have been fetched.
 
         Equal bytes are the same source, whatever they are called and wherever they lie. After `fetch` it is known, also
         when the copy has been discarded since, until `version` changes. Notes are kept below `folder`; False for
@@ -63,27 +63,27 @@ class LocalFile(RemoteFile):
 
     @property
     def is_local(self) -> bool:
-        """Always."""
+        """True: the file is the user's own."""
         return True
 
     def fetch(self, folder: Path) -> Path:
-        """The file where it lies."""
+        """Return the file where it lies."""
         return self.path
 
     def missing(self, folder: Path) -> int:
-        """Nothing."""
+        """Return 0: nothing has to be fetched."""
         return 0
 
     def discard(self, folder: Path) -> None:
-        """Nothing: it is not ours."""
+        """Do nothing: the file is not ours."""
 
     def content(self, folder: Path, *, remember: bool = True) -> str:
-        """Hashed once, remembered until its size or time of change is another."""
+        """Return the SHA-256, remembered until the file's size or time of change is another."""
         return f"sha256:{known_sha256(self.path, folder, remember=remember)}"
 
 
 def local_file(path: Path) -> LocalFile:
-    """A file of the user's own, which is there."""
+    """Describe a file of the user's own, which is there."""
     path = path.absolute()
     status = path.stat()
     return LocalFile(str(path), status.st_size, f"modified:{status.st_mtime_ns};{status.st_size}", path)

@@ -1,4 +1,4 @@
-"""Files in fsspec folders: s3://, gs://, hf:// and whatever else is installed."""
+"""Copy files from fsspec folders: s3://, gs://, hf:// and whatever else is installed."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class FsspecFile(CopiedFile):
     token: Token = field(default=None, repr=False)
 
     def place(self, folder: Path) -> Path:
-        """HOST-<hex of the folder's address>/NAME."""
+        """Return HOST-<hex of the folder's address>/NAME below `folder`."""
         return place_of(folder, self.name)
 
     def pieces(self, start: int) -> Iterator[tuple[int, bytes]]:
-        """Ranges of 16 MiB."""
+        """Yield ranges of 16 MiB."""
         system, _ = filesystem_of(self.root, self.token)
         for begin in range(start, self.size or 0, 16 * PIECE):
             stop = min(begin + 16 * PIECE, self.size or 0)
@@ -53,12 +53,12 @@ class FsspecFile(CopiedFile):
             yield begin, piece
 
     def mismatch(self, path: Path) -> str | None:
-        """A wrong size, or no Parquet."""
+        """Say if the size is wrong or the file is not Parquet; None if nothing is wrong."""
         return parquet_mismatch(self, path)
 
 
 def fsspec_files(root: str, token: Token = None) -> dict[str, FsspecFile]:
-    """All files in an fsspec folder and below it, by their paths in it: one listing, nothing asked of each.
+    """List all files in an fsspec folder and below it, by their paths in it: one listing, nothing asked of each.
 
     Raises:
         SourceError: no answer; OptionError: nothing installed understands the address.
@@ -87,7 +87,7 @@ def _version(size: int | None, info: Mapping[str, Any]) -> str:
 
 
 def list_fsspec(address: str, token: Token = None) -> list[str]:
-    """Addresses of all files in an fsspec folder and below it; in an http(s) folder with its user and password."""
+    """List the addresses of all files in an fsspec folder and below it; in an http(s) folder with user and password."""
 
     def ask() -> list[str]:
         system, path = filesystem_of(address, token)
@@ -101,7 +101,7 @@ def list_fsspec(address: str, token: Token = None) -> list[str]:
 
 
 def filesystem_of(address: str, token: Token = None) -> tuple[Any, str]:
-    """fsspec's filesystem for the address, and the path in it; the token is for hf:// alone.
+    """Return fsspec's filesystem for the address, and the path in it; the token is for hf:// alone.
 
     Raises:
         OptionError: nothing installed understands the address; SourceError: its server does not answer.
@@ -131,12 +131,12 @@ def filesystem_of(address: str, token: Token = None) -> tuple[Any, str]:
 
 
 def _of_http(address: str) -> tuple[str, dict[str, str]]:
-    """As `without_user`, of http(s) alone: other filesystems take user and password as they are in the address."""
+    """Do as `without_user` for http(s) alone: other filesystems take user and password from the address."""
     return without_user(address) if address.startswith(("http://", "https://")) else (address, {})
 
 
 def _revive_after_fork() -> None:
-    """Lets fsspec start its thread anew in a forked process: 2025.3 waits for the parent's, for ever."""
+    """Let fsspec start its thread anew in a forked process: 2025.3 waits for the parent's, for ever."""
     from fsspec import asyn
 
     if asyn.iothread[0] is not None and not asyn.iothread[0].is_alive():

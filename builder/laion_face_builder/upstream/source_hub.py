@@ -1,4 +1,4 @@
-"""Files of Hub dataset repos: looked up through huggingface_hub, checked against the SHA-256 that the Hub states.
+"""Copy files of Hub dataset repos: looked up through huggingface_hub, checked against the hash that the Hub states.
 
 huggingface_hub resolves revisions, finds the token and the endpoint, lists and names the errors. The bytes are copied
 by `CopiedFile`: huggingface_hub does not go on after a kill, and does not notice a flipped bit in an LFS file.
@@ -98,7 +98,7 @@ class HubRepo:
         return tuple(self.listing)
 
     def file(self, path: str) -> HubFile:
-        """The file at `path`, as the Hub states it.
+        """Look up the file at `path`, as the Hub states it.
 
         Raises:
             SourceNotFound, GatedSource, SourceError: it cannot be had.
@@ -110,7 +110,7 @@ class HubRepo:
         return self._file(path, stated.size, stated.etag or "")
 
     def look_up(self, paths: Sequence[str]) -> tuple[HubFile, ...]:
-        """Several files from the listing; the first of them is asked for, since access shows only there.
+        """Look up files in the listing; the first is also asked for, since only that shows whether access is granted.
 
         Raises:
             SourceNotFound, GatedSource, SourceError: they cannot be had.
@@ -128,7 +128,7 @@ class HubRepo:
         return HubFile(f"{self.repo}/{path}", size, version, self, path)
 
     def locate(self, path: str) -> tuple[str, bool]:
-        """(address of the file's bytes now, whether it is on the Hub itself and wants the token)."""
+        """Return (address of the file's bytes now, whether it is on the Hub itself and wants the token)."""
         from huggingface_hub import get_hf_file_metadata
 
         address = self._address(path, self.commit)
@@ -189,11 +189,11 @@ class HubFile(CopiedFile):
     path: str
 
     def place(self, folder: Path) -> Path:
-        """OWNER--NAME/PATH."""
+        """Return OWNER--NAME/PATH below `folder`."""
         return folder / self.repo.repo.replace("/", "--") / Path(*_safe_parts(self.path))
 
     def fetch(self, folder: Path) -> Path:
-        """Our own copy, or the one in huggingface_hub's cache if it is good; copied only if there is neither."""
+        """Return our own copy, or the one in huggingface_hub's cache if it is good; copy only if there is neither."""
         cached = self._cached
         if cached is None or self._is_checked(self.place(folder)):
             return super().fetch(folder)
@@ -203,7 +203,7 @@ class HubFile(CopiedFile):
         return super().fetch(folder)
 
     def missing(self, folder: Path) -> int | None:
-        """Nothing if huggingface_hub's cache has it."""
+        """Return the bytes still to fetch: 0 if huggingface_hub's cache has the file."""
         return super().missing(folder) if self._cached is None else 0
 
     @property
@@ -212,7 +212,7 @@ class HubFile(CopiedFile):
         return cached_blob(self.repo.repo, sha256, self.size) if kind == "sha256" else None
 
     def pieces(self, start: int) -> Iterator[tuple[int, bytes]]:
-        """The bytes from `start` on, from where the Hub says that they lie now: signed addresses expire."""
+        """Yield the bytes from `start` on, from where the Hub says that they lie now: signed addresses expire."""
         location, on_hub = self.repo.locate(self.path)
         headers = {"Range": f"bytes={start}-"} if start else {}
         secret = secret_headers(self.repo.token) if on_hub else {}
@@ -223,7 +223,7 @@ class HubFile(CopiedFile):
         yield from ranged_pieces(answer, start)
 
     def mismatch(self, path: Path) -> str | None:
-        """Another size or hash than the Hub states."""
+        """Say if size or hash are not what the Hub states; None if nothing is wrong."""
         size = path.stat().st_size
         if self.size is not None and size != self.size:
             return f"{size} bytes came, the Hub states {self.size}"
@@ -240,5 +240,5 @@ def _safe_parts(path: str) -> list[str]:
 
 
 def hub_repo(repo: str, revision: str | None = None, token: Token = None) -> HubRepo | CachedRepo:
-    """The repo on the Hub, or with HF_HUB_OFFLINE in huggingface_hub's cache."""
+    """Return the repo on the Hub, or with HF_HUB_OFFLINE in huggingface_hub's cache."""
     return CachedRepo(repo, revision) if is_offline() else HubRepo(repo, revision, token)

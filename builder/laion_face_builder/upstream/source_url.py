@@ -1,4 +1,4 @@
-"""Files behind http(s) addresses."""
+"""Copy files from http(s) addresses."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ PASSING_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 def open_url(
     address: str, headers: Mapping[str, str], secret: Mapping[str, str] | None = None
 ) -> http.client.HTTPResponse:
-    """The answer to a GET of an http(s) address; `secret` headers are not sent along with redirects.
+    """Return the answer to a GET of an http(s) address; `secret` headers are not sent along with redirects.
 
     Raises:
-        TransientError: worth another try; urllib.error.HTTPError: any other status that is no success.
+        TransientError: another try may help; urllib.error.HTTPError: any other status that is no success.
     """
     return _answer("GET", address, headers, secret)
 
@@ -57,7 +57,7 @@ def _answer(
             raise TransientError(f"HTTP {error.code}", _seconds(error.headers)) from harmless(error)
         raise
     except (ValueError, http.client.InvalidURL):
-        # Their words quote what is wrong, which may be a piece of a password.
+        # These errors quote what is wrong, which may be a piece of a password.
         raise OptionError(
             f"{shown(address)}: it, a redirect or the proxy of the environment is no address that can be asked"
         ) from None
@@ -67,7 +67,7 @@ def _answer(
 
 
 def unreachable(error: Exception) -> Unreachable:
-    """The error that there was no answer, in the words of the system: "Connection refused"."""
+    """Return the error that there was no answer, in the words of the system: "Connection refused"."""
     reason = getattr(error, "reason", error)  # urllib wraps what happened.
     return Unreachable(f"no answer, {getattr(reason, 'strerror', None) or reason or type(reason).__name__}")
 
@@ -76,7 +76,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     """Sends the secret headers along to the same host, and nowhere else."""
 
     def redirect_request(self, req: urllib.request.Request, *answer: Any) -> urllib.request.Request | None:
-        """The next request; the last of `answer` is where to, of which user and password are left out."""
+        """Return the next request; the last of `answer` is its address, of which user and password are left out."""
         *said, place = answer
         place, _ = without_user(place)
         request = super().redirect_request(req, *said, place)  # type: ignore[call-arg]  # code, message and so on
@@ -87,7 +87,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def ranged_pieces(answer: http.client.HTTPResponse, start: int) -> Iterator[tuple[int, bytes]]:
-    """(offset, bytes) of the answer to a request for the bytes from `start` on; from 0 if the server ignored that."""
+    """Yield (offset, bytes) of the answer to a request for bytes from `start` on; from 0 if the server ignored that."""
     with answer:
         offset = start if answer.status == 206 else 0
         stated = answer.headers.get("Content-Range", f"bytes {offset}-")
@@ -106,7 +106,7 @@ def _read(answer: http.client.HTTPResponse) -> bytes:
 
 
 def without_user(address: str) -> tuple[str, dict[str, str]]:
-    """The address without user and password, and the header that carries them, in UTF-8.
+    """Return the address without user and password, and the header that carries them, in UTF-8.
 
     urllib would take them for a host name, and aiohttp knows no letters beyond Latin-1.
     """
@@ -125,17 +125,17 @@ def _seconds(headers: Message | None) -> float:
 
 @dataclass(frozen=True)
 class UrlFile(CopiedFile):
-    """A file behind an http(s) address; what has come goes on only while its strong ETag stays."""
+    """A file behind an http(s) address; a cut copy is continued only while its strong ETag stays."""
 
     address: str = field(repr=False)
     etag: str | None = None
 
     def place(self, folder: Path) -> Path:
-        """HOST-<hex of the folder's address>/NAME."""
+        """Return HOST-<hex of the folder's address>/NAME below `folder`."""
         return place_of(folder, self.address)
 
     def pieces(self, start: int) -> Iterator[tuple[int, bytes]]:
-        """The bytes from `start` on."""
+        """Yield the bytes from `start` on."""
         headers = {"Range": f"bytes={start}-"} if start else {}
         if start and self.etag:
             headers["If-Range"] = self.etag
@@ -149,12 +149,12 @@ class UrlFile(CopiedFile):
         yield from ranged_pieces(answer, start)
 
     def mismatch(self, path: Path) -> str | None:
-        """A wrong size, or no Parquet; an ETag says nothing about bytes."""
+        """Say if the size is wrong or the file is not Parquet; an ETag says nothing about bytes."""
         return parquet_mismatch(self, path)
 
 
 def look_up_url(address: str) -> UrlFile | int:
-    """The file behind an http(s) address, or the HTTP status that says why there is none.
+    """Look up the file behind an http(s) address; return the HTTP status if there is none.
 
     Raises:
         SourceError: no answer.
@@ -188,7 +188,7 @@ def _headers_of(address: str) -> Message:
 
 
 def place_of(folder: Path, address: str) -> Path:
-    """HOST-<hex of the folder's address>/NAME below `folder`; user, password and query play no part."""
+    """Return HOST-<hex of the folder's address>/NAME below `folder`; user, password and query play no part."""
     parts = urlsplit(address)
     parent, name = posixpath.split(parts.path)
     host = parts.netloc.rpartition("@")[2]
@@ -196,7 +196,7 @@ def place_of(folder: Path, address: str) -> Path:
 
 
 def parquet_mismatch(file: CopiedFile, path: Path) -> str | None:
-    """What is wrong with the size or the end of a copy, None if nothing is."""
+    """Say what is wrong with the size or the end of a copy; None if nothing is."""
     size = path.stat().st_size
     if file.size is not None and size != file.size:
         return f"{size} bytes came, {file.size} were stated"
@@ -208,17 +208,17 @@ def parquet_mismatch(file: CopiedFile, path: Path) -> str | None:
 
 
 def check_address(address: str, option: str) -> None:
-    """Whether the parts of an address can be told from each other.
+    """Check that the parts of an address can be told from each other.
 
     Raises:
-        OptionError: not; as with a password that has "/" or "#" in it as they are.
+        OptionError: they cannot, as with an unescaped "/" or "#" in a password.
     """
     if address.startswith("hf://") and ":" in address.removeprefix("hf://").partition("@")[0]:
         raise OptionError(f"{option}={shown(address)!r}: found a password or a port; the Hub knows a token, token=…")
     try:
         parts = urlsplit(address)
         is_known = parts.scheme not in ("http", "https") or bool(parts.hostname and parts.port != 0)
-    except ValueError:  # Its words quote a piece of the address.
+    except ValueError:  # This error quotes a piece of the address.
         is_known = False
     if not is_known:
         raise OptionError(
@@ -228,6 +228,6 @@ def check_address(address: str, option: str) -> None:
 
 
 def joined_url(folder: str, name: str) -> str:
-    """The address of `name` in an http(s) folder; a query of the folder's stays."""
+    """Return the address of `name` in an http(s) folder; a query of the folder's stays."""
     parts = urlsplit(folder)
     return urlunsplit(parts._replace(path=posixpath.join(parts.path, quote(name)), fragment=""))

@@ -1,4 +1,4 @@
-"""Where each upstream file comes from: ids and detections from one place, the metadata from wherever it is.
+"""Find each upstream file: ids and detections in one place, the metadata wherever it is.
 
 The ids and detections are in a Hub dataset ("owner/name") or a local folder with the same files. The metadata release
 moved often, so its place is an option too: a Hub dataset (with "@revision" if wanted), an hf://, http(s):// or other
@@ -33,7 +33,7 @@ DETECTIONS = "sample2detect_{part}.pth"
 
 @dataclass(frozen=True, repr=False)
 class Upstream(ShownFields):
-    """Where the three kinds of source files are; asks nobody before a file is asked for, and each listing once.
+    """The places of the three kinds of source files; asks nobody before a file is asked for, and each listing once.
 
     Args:
         source_repo: the Hub dataset, or the local folder, with the id list and the detections.
@@ -48,7 +48,7 @@ class Upstream(ShownFields):
     token: Token = field(default=None, repr=False)
 
     def id_list(self) -> RemoteFile:
-        """The sample ids of all parts.
+        """Look up the file with the sample ids of all parts.
 
         Raises:
             SourceError: not to be had; GatedSource and SourceNotFound say more.
@@ -56,7 +56,7 @@ class Upstream(ShownFields):
         return self._pickle(ID_LIST)
 
     def detections(self, part: int) -> RemoteFile:
-        """The faces of a part.
+        """Look up the file with the faces of a part.
 
         Raises:
             SourceError: not to be had; GatedSource and SourceNotFound say more.
@@ -64,7 +64,7 @@ class Upstream(ShownFields):
         return self._pickle(DETECTIONS.format(part=part))
 
     def metadata_source(self) -> ByPart | Whole:
-        """LAION-400M's metadata: one file a part, or files whose rows are of any part. Found out once.
+        """Find LAION-400M's metadata, once: one file a part, or files whose rows are of any part.
 
         Raises:
             SourceError: none there, of both kinds, or not to be had; OptionError: the place is not to be understood;
@@ -73,7 +73,7 @@ class Upstream(ShownFields):
         return self._metadata
 
     def metadata(self, part: int) -> RemoteFile:
-        """The one metadata file of a part.
+        """Look up the one metadata file of a part.
 
         Raises:
             SourceError: as for `metadata_source`, or there is no file of a single part; OptionError, BadFile: likewise.

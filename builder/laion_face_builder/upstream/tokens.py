@@ -1,17 +1,17 @@
-"""Tokens of the Hub: what may be given for one, and what is sent. huggingface_hub's rules hold, with its variables."""
+"""Check tokens of the Hub, and make the headers that send them; huggingface_hub's rules and variables hold."""
 
 from __future__ import annotations
 
 from laion_face_builder.errors import OptionError
 
-#: Text: this one. None: that of HF_TOKEN or `hf auth login`, if any. False: none. True: as None, and not none.
+#: Text: this token. None: that of HF_TOKEN or `hf auth login`, if any. False: none. True: as None, but required.
 Token = str | bool | None
 
 _GIVE = "`hf auth login`, the variable HF_TOKEN, or token=…"
 
 
 def checked_token(token: object) -> Token:
-    """The token without blanks around it.
+    """Return the token without blanks around it.
 
     Raises:
         OptionError: nothing that could be one, or True and none is stored. It never says what was given.
@@ -33,7 +33,7 @@ def checked_token(token: object) -> Token:
 
 
 def secret_headers(token: Token) -> dict[str, str]:
-    """What a request to the Hub itself carries; {} if no token is to be sent, or there is none."""
+    """Return the headers of a request to the Hub itself; {} if no token is to be sent, or there is none."""
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # it is documented
 
     sent = build_hf_headers(token=token).get("authorization")

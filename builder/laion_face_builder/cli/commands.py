@@ -1,4 +1,4 @@
-"""The function that runs each command. It imports heavy libraries itself, so that other commands start at once.
+"""The functions that run the commands. Each imports its heavy libraries itself, so that the others start at once.
 
 The shapes of the JSON documents are in `schemas`.
 """

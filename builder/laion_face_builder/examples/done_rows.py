@@ -33,7 +33,7 @@ class _Run:
 
 
 class Beyond:
-    """A live view of the ranges of done rows beyond the gap; copied or pickled it becomes their text."""
+    """The ranges of done rows, as they are when it is asked; copied or pickled it becomes their text."""
 
     def __init__(self, rows: DoneRows) -> None:
         self._rows = rows

@@ -55,12 +55,12 @@ class Report:
 
     @property
     def rows(self) -> int:
-        """Index rows that were dealt with."""
+        """How many index rows were read, whatever became of them."""
         return self.filtered + self.yielded + self.failures
 
     @property
     def failures(self) -> int:
-        """Samples whose picture could not be used."""
+        """How many samples have no usable picture."""
         return sum(self.failed.values())
 
     @property

@@ -26,7 +26,7 @@ OTHER_HOSTS = "(other hosts)"
 
 @dataclass
 class Kept:
-    """A number of everything, and of what the filter keeps."""
+    """A count of everything, and of what the filter keeps."""
 
     all: float = 0
     kept: float = 0
@@ -89,7 +89,7 @@ class Spread:
 
 @dataclass
 class PartStats:
-    """One part, or several added up.
+    """The counts of one part, or of several added up.
 
     Attributes:
         samples, faces: rows of the index and all faces in them; of a sample that is kept all faces are.

@@ -154,7 +154,7 @@ def _is_joined_here(data: DataDir, part: int, index: Fingerprint) -> bool:
 
 @dataclass(frozen=True)
 class _Neighbours:
-    """What the index was made from, as far as it is still there."""
+    """The ids and faces that the index was made from, as far as they are still there."""
 
     ids: np.ndarray | None
     faces: FaceTable | None

@@ -3,8 +3,8 @@
     import laion_face
     ds = laion_face.load_dataset("20M", split="train", streaming=True)
 
-This file is the front hall: the configs, what an example looks like, and where its shards are. The work is done in the
-package laion_face_builder. datasets < 4 can read this very file as a loading script.
+This file holds the configs, the builder and the public names. The work is done in the package laion_face_builder.
+datasets < 4 can read this very file as a loading script.
 """
 
 from __future__ import annotations
@@ -78,18 +78,18 @@ class LaionFaceConfig(OptionFields, datasets.BuilderConfig):
     """A config: datasets' own fields (name, data_dir, …) and the options of `laion_face_builder.options`."""
 
     def options(self, token: str | bool | None = None) -> Options:
-        """The validated options. Raises OptionError, which lists what is valid."""
+        """Give the validated options. Raises OptionError, which lists what is valid."""
         return Options.of(self.name, self, self.data_dir, token)
 
     def create_config_id(self, config_kwargs: dict[str, Any], custom_features: datasets.Features | None = None) -> str:
-        """Names the Arrow cache by what defines the data and by what is prepared, never by transport settings."""
+        """Name the Arrow cache by what defines the data and by what is prepared, never by transport settings."""
         return loading.config_id(self.options())
 
 
 class LaionFace(datasets.GeneratorBasedBuilder):
     """The builder of configs 20M and 50M, one split: train.
 
-    Making one touches nothing. `as_streaming_dataset` and `download_and_prepare` make what is missing in data_dir.
+    Creating one touches no file. `as_streaming_dataset` and `download_and_prepare` make what is missing in data_dir.
     """
 
     VERSION = "1.0.0"
@@ -135,7 +135,7 @@ class LaionFace(datasets.GeneratorBasedBuilder):
         return loading.noted(rows, self._report_folder)
 
     def as_streaming_dataset(self, *args: Any, **kwargs: Any) -> Any:
-        """Prepares the parts that are not yet there, then gives the stream(s). Iterating these prepares nothing."""
+        """Prepare the parts that are not yet there, then give the stream(s). Iterating these prepares nothing."""
         self._options = self.config.options(self.token)
         super().as_streaming_dataset(*args, **kwargs)  # refuses a split that is not there, before hours of preparing
         self._adopted = loading.make_ready(self._options, streaming=True)
@@ -143,7 +143,7 @@ class LaionFace(datasets.GeneratorBasedBuilder):
         return super().as_streaming_dataset(*args, **kwargs)
 
     def download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
-        """Prepares the parts that are not yet there, then writes the Arrow files."""
+        """Prepare the parts that are not yet there, then write the Arrow files."""
         self._options = self.config.options(self.token)
         self._adopted = loading.make_ready(self._options, streaming=False)
         self.config_id = loading.config_id(self._options, self._adopted)
@@ -165,10 +165,10 @@ class LaionFace(datasets.GeneratorBasedBuilder):
 
 
 def load_dataset(name: str | None = None, **options: Any) -> Any:
-    """LAION-Face as a `datasets` dataset; takes what `datasets.load_dataset` takes, and the options of the config.
+    """Load LAION-Face as a `datasets` dataset, with the arguments of `datasets.load_dataset` and the config's options.
 
     Parts that are missing in data_dir are prepared here, streaming or not, and with images="download" their pictures
-    are downloaded; how much that is, is said first. Iterating never does either: what has gone by then is NotPrepared.
+    are downloaded; the sizes are logged first. Iterating does neither: it raises NotPrepared if files have gone since.
 
     Args:
         name: "20M" or "50M".
@@ -181,13 +181,13 @@ def load_dataset(name: str | None = None, **options: Any) -> Any:
 
     Raises:
         OptionError: an option is unknown or its value is not valid.
-        LaionFaceError: a source cannot be had, a file is bad, or pictures are missing; the message says the way out.
+        LaionFaceError: a source cannot be had, a file is bad, or pictures are missing; the message says what to do.
     """
     return loading.load(LaionFace, name, options)
 
 
 def report(dataset: Any) -> Report:
-    """What became of the rows behind a dataset of this builder: yielded, filtered, failed by reason."""
+    """Report what became of the rows behind a dataset of this builder: yielded, filtered, failed by reason."""
     return loading.report_of(dataset)
 
 

@@ -1,7 +1,7 @@
-"""The command line: `laion-face`, `python -m laion_face` and `python -m laion_face_builder` all come to `main`.
+"""The command line: `laion-face`, `python -m laion_face` and `python -m laion_face_builder` all call `main`.
 
-Data go to stdout, talk and progress to stderr; whatever a user can cause is one line and a non-zero exit.
-Importing this imports nothing else, so that Ctrl-C finds `main` at work from the first moment on.
+Data go to stdout, messages and progress to stderr; an error that a user can cause is one line and a non-zero exit code.
+Importing this imports no other module, so that `main` handles Ctrl-C from the first moment on.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import sys
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and give its exit code.
 
-    0; 1 after what a user can put right; 2 if it cannot be understood; 70 after a mistake of ours; 130 after Ctrl-C;
-    143 after SIGTERM.
+    0 for success; 1 after an error that a user can put right; 2 if the command line is not valid; 70 after a bug of
+    ours; 130 after Ctrl-C; 143 after SIGTERM.
 
     Args:
-        arguments: what is typed after the program's name; None means that this process was started for it, and
-            its signals and standard streams are ours to settle.
+        arguments: what is typed after the program's name; None means those of this process, which was started for the
+            command: then `main` also handles its signals and standard streams.
     """
     is_own = arguments is None
     try:

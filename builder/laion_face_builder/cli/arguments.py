@@ -1,4 +1,4 @@
-"""What can be typed: the commands, and the options of each."""
+"""The parser of the command line: the commands, and the options of each."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from laion_face_builder.layout import CONFIG_PARTS, DATA_DIR_VARIABLE, default_d
 
 SHELLS = ("bash", "zsh", "fish")
 _OF_TOKENS = (
-    "Hub token, for all on this machine to see in the list of processes: better set the variable HF_TOKEN, or log in "
-    "with `hf auth login`; these are the default"
+    "Hub token; everybody on this machine can see it in the list of processes, so better set the variable HF_TOKEN or "
+    "log in with `hf auth login`; default: the token from these"
 )
 _GROUPS = {
-    "source": "where from",
+    "source": "sources",
     "which": "which parts",
     "filter": "which samples",
     "pictures": "pictures",
@@ -44,52 +44,56 @@ def make_parser() -> Parser:
 
 
 def _add_prepare(subparsers: Any) -> None:
-    command = _command(subparsers, "prepare", commands.run_prepare, "ids, detections and metadata -> the index")
+    command = _command(subparsers, "prepare", commands.run_prepare, "make the index from ids, detections and metadata")
     _add_config(command)
     _add_options(command, "source", "which")
     command.add_argument(
-        "--discard-sources", action="store_true", help="delete each downloaded source once what it is for is written"
+        "--discard-sources", action="store_true", help="delete each downloaded source once it is no longer needed"
     )
     command.add_argument(
         "--processes",
         type=int,
         default=None,
         metavar="N",
-        help="files, and parts, that are worked on at the same time, 1.3 GB each; default: one a processor, at most 4",
+        help="files, or parts, to work on at the same time, with up to 1.3 GB of memory each; default: one for each "
+        "processor, at most 4",
     )
     command.add_argument(
         "--distributor",
         choices=DISTRIBUTORS,
         default=None,
-        help="who works on files and parts: processes, or a Spark or Ray cluster; default: threads, and processes if "
-        "DATA_DIR is an address such as s3://bucket/data",
+        help="who does the work: processes of this machine, or a Spark or Ray cluster; default: threads, or processes "
+        "if DATA_DIR is an address such as s3://bucket/data",
     )
     _add_dry_run(command)
     _add_format(command)
 
 
 def _add_download(subparsers: Any) -> None:
-    command = _command(subparsers, "download", commands.run_download, "pictures, into tars as img2dataset has them")
+    command = _command(subparsers, "download", commands.run_download, "download pictures into tars, like img2dataset")
     _add_config(command)
     _add_options(command, "source", "which", "filter", "resize", "transfer")
     command.add_argument(
-        "--encode-format", default=None, help="of resized or blurred pictures: jpg (default), png, webp"
+        "--encode-format", default=None, help="format of resized or blurred pictures: jpg (default), png or webp"
     )
     command.add_argument(
-        "--encode-quality", type=int, default=None, help="likewise, 1 to 100, of png 0 to 9; default: 95, of png 6"
+        "--encode-quality",
+        type=int,
+        default=None,
+        help="quality of resized or blurred pictures, 1 to 100 (png: effort, 0 to 9); default: 95 (png: 6)",
     )
     command.add_argument(
         "--processes",
         type=int,
         default=None,
-        help="processes that fetch and write; default: one a core, at most 16, or what a cluster has",
+        help="processes that fetch and write; default: one for each core, at most 16, or as many as a cluster has",
     )
     command.add_argument(
         "--distributor",
         choices=DISTRIBUTORS,
         default=DISTRIBUTORS[0],
-        help="whose processes: this machine's, or those of a Spark or Ray cluster, each with --concurrency of its own; "
-        "default: %(default)s",
+        help="where these processes run: on this machine, or on a Spark or Ray cluster, where each has --concurrency "
+        "of its own; default: %(default)s",
     )
     command.add_argument(
         "--samples-per-shard", type=int, default=10_000, help="samples in one tar; default: %(default)s"
@@ -98,41 +102,41 @@ def _add_download(subparsers: Any) -> None:
         "--shards",
         default=None,
         metavar="I/N",
-        help="of the tars only every Nth, from the Ith on, counted from 0, for one of N jobs that share DATA_DIR; a "
-        "download without it comes last, and ends the part",
+        help="download only every Nth tar, from the Ith on, counted from 0: for one of N jobs that share DATA_DIR; a "
+        "last download without --shards completes each part",
     )
     command.add_argument(
         "--retry-failed",
         type=int,
         default=0,
         metavar="N",
-        help="rounds over the failed samples there are to be in all; default: %(default)s",
+        help="how many times to try failed samples again; rounds of earlier runs count; default: %(default)s",
     )
     command.add_argument(
         "--clean-tars",
         action="store_true",
-        help="write tars that hold broken pictures, as those of earlier versions do, again without them",
+        help="rewrite tars that hold broken pictures, which earlier versions left in them, without these pictures",
     )
     _add_dry_run(command)
     _add_format(command)
 
 
 def _add_faces(subparsers: Any) -> None:
-    command = _command(subparsers, "faces", commands.run_faces, "detections of single samples, as JSON lines")
+    command = _command(subparsers, "faces", commands.run_faces, "print detections of single samples, as JSON lines")
     command.add_argument("sample_ids", metavar="ID", nargs="+", type=sample_id)
     _add_data_dir(command)
     _add_format(command, default="json")
 
 
 def _add_status(subparsers: Any) -> None:
-    command = _command(subparsers, "status", commands.run_status, "what is prepared and downloaded")
+    command = _command(subparsers, "status", commands.run_status, "show what is prepared and downloaded")
     command.add_argument("config", metavar="CONFIG", nargs="?", default="50M", choices=sorted(CONFIG_PARTS))
     _add_data_dir(command)
     _add_format(command)
 
 
 def _add_publish(subparsers: Any) -> None:
-    command = _command(subparsers, "publish", commands.run_publish, "a no-code copy: a folder, or a Hub dataset")
+    command = _command(subparsers, "publish", commands.run_publish, "publish what is prepared, to a folder or the Hub")
     command.add_argument(
         "target", metavar="TARGET", help='a folder, or a Hub dataset "owner/name" ("./a/b" is a folder)'
     )
@@ -144,30 +148,30 @@ def _add_publish(subparsers: Any) -> None:
 
 def _add_verify(subparsers: Any) -> None:
     command = _command(
-        subparsers, "verify", commands.run_verify, "what is wrong with a DATA_DIR or a published place, a line each"
+        subparsers, "verify", commands.run_verify, "list what is wrong with a DATA_DIR or a published copy, a line each"
     )
     command.add_argument(
         "place", metavar="PLACE", nargs="?", help="DATA_DIR, published folder or Hub dataset; default: --data-dir"
     )
     _add_data_dir(command)
-    command.add_argument("--deep", action="store_true", help="hash every picture, read every page; default: samples")
+    command.add_argument("--deep", action="store_true", help="check every picture and page, not only samples of them")
     _add_hub(command)
     _add_format(command)
 
 
 def _add_show(subparsers: Any) -> None:
     command = _command(
-        subparsers, "show", commands.run_show, "a contact sheet: pictures, boxes, landmarks, scores, captions"
+        subparsers, "show", commands.run_show, "draw a contact sheet: pictures, boxes, landmarks, scores, captions"
     )
     _add_config(command)
     _add_options(command, "source", "which", "filter", "pictures", "resize", "transfer")
-    command.add_argument("--count", type=int, default=24, help="examples; default: %(default)s")
-    command.add_argument("--columns", type=int, default=4, help="of the sheet; default: %(default)s")
+    command.add_argument("--count", type=int, default=24, help="examples to show; default: %(default)s")
+    command.add_argument("--columns", type=int, default=4, help="columns of the sheet; default: %(default)s")
     command.add_argument(
         "--out",
         type=Path,
         default=Path("contact-sheet"),
-        help="a .png picture, an .html page; both without a suffix; default: %(default)s",
+        help="file to write: a .png picture or an .html page; without a suffix both; default: %(default)s",
     )
     _add_dry_run(command)
     _add_format(command)
@@ -175,29 +179,29 @@ def _add_show(subparsers: Any) -> None:
 
 def _add_stats(subparsers: Any) -> None:
     command = _command(
-        subparsers, "stats", commands.run_stats, "what a filter keeps, and how faces, sizes and failures are spread"
+        subparsers, "stats", commands.run_stats, "count what a filter keeps, and how faces, sizes and failures vary"
     )
     _add_config(command)
     _add_options(command, "source", "which", "filter", "images")
-    command.add_argument("--out", type=Path, default=Path("stats.html"), help="the page; default: %(default)s")
+    command.add_argument("--out", type=Path, default=Path("stats.html"), help="page to write; default: %(default)s")
     _add_dry_run(command)
     _add_format(command)
-    # How it was called before there was --format.
+    # The option's name before there was --format.
     command.add_argument(
         "--json", dest="format", action="store_const", const="json", default=argparse.SUPPRESS, help=argparse.SUPPRESS
     )
 
 
 def _add_demo(subparsers: Any) -> None:
-    command = _command(subparsers, "demo", commands.run_demo, "the whole job on a miniature upstream on this machine")
-    command.add_argument("folder", nargs="?", default="demo", type=Path, help="where to; default: %(default)s")
+    command = _command(subparsers, "demo", commands.run_demo, "run every step on a tiny dataset made on this machine")
+    command.add_argument("folder", nargs="?", default="demo", type=Path, help="where to write; default: %(default)s")
     _add_dry_run(command)
     _add_format(command)
 
 
 def _add_completion(subparsers: Any) -> None:
-    command = _command(subparsers, "completion", commands.run_completion, "a script that completes what is typed")
-    command.add_argument("shell", metavar="SHELL", choices=SHELLS, help=f"which: {', '.join(SHELLS)}")
+    command = _command(subparsers, "completion", commands.run_completion, "print a script for tab completion")
+    command.add_argument("shell", metavar="SHELL", choices=SHELLS, help=f"your shell: {', '.join(SHELLS)}")
 
 
 #: In the order in which `--help` lists them.
@@ -223,7 +227,7 @@ def _command(subparsers: Any, name: str, run: Any, text: str) -> argparse.Argume
 
 
 def _add_debug(parser: argparse.ArgumentParser) -> None:
-    """Before the command and after it; `defence` looks for it among the words."""
+    """Add --debug, which may stand before and after the command: `defence` looks for it among the words."""
     parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks of errors")
 
 
@@ -232,7 +236,7 @@ def _add_format(command: argparse.ArgumentParser, default: str = "human") -> Non
         "--format",
         choices=FORMATS,
         default=default,
-        help="for people, as JSON, or nothing but errors; default: %(default)s",
+        help="print results for people, print them as JSON, or print errors only; default: %(default)s",
     )
 
 
@@ -249,15 +253,15 @@ def _add_config(command: argparse.ArgumentParser) -> None:
 
 
 def _add_publishing(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--parts", default=None, help='such as "0,2,5-7"; default: those that are there')
-    command.add_argument("--exclude", default=None, help="file of sample ids, URLs, hosts, SHA-256s or MD5s")
-    command.add_argument("--with-images", action="store_true", help="with pictures, from the tars: for private repos")
+    command.add_argument("--parts", default=None, help='parts, such as "0,2,5-7"; default: all that are there')
+    command.add_argument("--exclude", default=None, help="file of sample ids, URLs, hosts or hashes to leave out")
+    command.add_argument("--with-images", action="store_true", help="add pictures from the tars, for private repos")
     command.add_argument(
-        "--preview", type=int, default=0, metavar="N", help="a config `preview` with N pictures; default: none"
+        "--preview", type=int, default=0, metavar="N", help="add a config `preview` with N pictures; default: none"
     )
     command.add_argument("--private", action="store_true", help="make the Hub dataset private")
     command.add_argument(
-        "--public-pictures", action="store_true", help="you have the right to show every picture to everybody"
+        "--public-pictures", action="store_true", help="confirm that you may show every picture to everybody"
     )
     _add_hub(command)
 
@@ -269,12 +273,12 @@ def _add_hub(command: argparse.ArgumentParser) -> None:
 
 def _add_data_dir(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--data-dir", default=None, help=f"where parts live; default: ${DATA_DIR_VARIABLE} or {default_data_dir()}"
+        "--data-dir", default=None, help=f"where parts are kept; default: ${DATA_DIR_VARIABLE} or {default_data_dir()}"
     )
 
 
 def _add_options(command: argparse.ArgumentParser, *groups: str) -> None:
-    """The options of these groups, or of that name, under the config's names with dashes."""
+    """Add the options of these groups, or of these names, spelled as the config's fields but with dashes."""
     from laion_face_builder.options import OptionFields
 
     for name in groups:

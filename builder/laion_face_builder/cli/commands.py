@@ -1,6 +1,6 @@
-"""What each command does. Heavy libraries are imported when it is done, so that the others start at once.
+"""The functions that run the commands. Each imports its heavy libraries itself, so that the others start at once.
 
-The shapes of the documents are in `schemas`.
+The shapes of the JSON documents are in `schemas`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def options_of(given: argparse.Namespace, *, anywhere: bool = False) -> Any:
     """Validate the options of a command that takes a config.
 
     Args:
-        anywhere: its DATA_DIR may be an address.
+        anywhere: whether the command's DATA_DIR may be an address such as s3://bucket/data.
     """
     from laion_face_builder.options import OptionFields, Options, option_names
 
@@ -48,7 +48,7 @@ def run_nothing(given: argparse.Namespace) -> None:
 
 
 def run_prepare(given: argparse.Namespace) -> None:
-    """Make the indexes."""
+    """Make the indexes, or copy published ones."""
     from laion_face_builder import status
     from laion_face_builder.index.copying import copy_parts
     from laion_face_builder.index.prepare import prepare
@@ -95,7 +95,7 @@ def run_download(given: argparse.Namespace) -> None:
 
 
 def run_faces(given: argparse.Namespace) -> int:
-    """Print the faces of single samples; 1 if some are not there."""
+    """Print the faces of single samples; return 1 if some are not there."""
     from laion_face_builder.index.detections import faces_of
 
     out, data, missing = Output(given.format), DataDir.at(given.data_dir), set(given.sample_ids)
@@ -109,7 +109,7 @@ def run_faces(given: argparse.Namespace) -> int:
 
 
 def run_status(given: argparse.Namespace) -> None:
-    """Print what is there."""
+    """Print what is prepared and downloaded."""
     from laion_face_builder import status
 
     data, parts = DataDir.kept_at(given.data_dir), CONFIG_PARTS[given.config]
@@ -133,7 +133,7 @@ def run_publish(given: argparse.Namespace) -> None:
 
 
 def run_verify(given: argparse.Namespace) -> int:
-    """Print what is wrong; 1 if anything is."""
+    """Print what is wrong with a place; return 1 if anything is."""
     from laion_face_builder.publish.verify import verify
 
     out = Output(given.format)
@@ -165,7 +165,7 @@ def run_show(given: argparse.Namespace) -> None:
 
 
 def run_stats(given: argparse.Namespace) -> None:
-    """Count, print the numbers, write the page."""
+    """Count, print the numbers and write the page."""
     from laion_face_builder.looks.counts import count
     from laion_face_builder.looks.looks_forecast import forecast_stats
     from laion_face_builder.looks.stats import as_json, lines, write_page
@@ -194,7 +194,7 @@ def run_demo(given: argparse.Namespace) -> None:
 
 
 def run_completion(given: argparse.Namespace) -> None:
-    """Print the script for a shell."""
+    """Print the completion script for a shell."""
     from laion_face_builder.cli.arguments import make_parser
     from laion_face_builder.cli.completion import script
 
@@ -202,7 +202,7 @@ def run_completion(given: argparse.Namespace) -> None:
 
 
 def _foretell(forecast: Forecast, given: argparse.Namespace) -> None:
-    """Print what would be done, and end as the real run would."""
+    """Print what would be done, and raise what the real run would refuse with."""
     out = Output(given.format)
     out.lines(forecast.lines())
     out.document(forecast.as_dict)

@@ -1,4 +1,4 @@
-"""Scripts with which a shell completes what is typed, made from the parser itself by shtab."""
+"""Scripts for tab completion in a shell, which shtab makes from the parser itself."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from laion_face_builder.download.options import ENCODE_FORMATS
 from laion_face_builder.images.frames import RESIZE_MODES
 from laion_face_builder.options import IMAGE_MODES, NSFW_VALUES, ON_ERROR, ON_SIZE_CHANGE
 
-#: Options, and what is typed before any option, that are names of files or folders.
+#: Options and positional arguments that are names of folders or files.
 _FOLDERS = ("data_dir", "source_repo", "metadata", "index", "images", "cache_images", "place", "target", "folder")
 _FILES = ("out", "exclude")
-#: Words of options that take others as well, or that are checked with all the rest.
+#: Words to offer for options for which argparse has no choices: they take other values too, or are checked later.
 _WORDS = {
     "images": IMAGE_MODES,
     "nsfw": NSFW_VALUES,
@@ -26,7 +26,7 @@ _WORDS = {
 
 
 def script(parser: Parser, shell: str) -> str:
-    """Give the script for bash, zsh or fish. The parser is of no use for parsing afterwards."""
+    """Give the script for bash, zsh or fish. The parser is changed and cannot be used for parsing afterwards."""
     for command in parser.commands.values():
         for action in command._actions:
             _hint(action)

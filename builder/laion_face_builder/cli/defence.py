@@ -1,7 +1,7 @@
-"""Between the commands and the user: whatever goes wrong becomes one line and an exit code.
+"""Turn whatever goes wrong in a command into one line for the user and an exit code.
 
-`--debug` shows the traceback as well. It is looked for among the words themselves, so that it counts from the first
-moment on, before anything is parsed.
+`--debug` shows the traceback as well. It is looked for among the typed words, so that it also works for what fails
+before anything is parsed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MISTAKE_OF_OURS = 70
 
 
 def guarded(words: list[str], *, is_own_process: bool) -> int:
-    """Run what is typed; gives the exit code. Only KeyboardInterrupt comes through."""
+    """Run the command that was typed and give its exit code. Only KeyboardInterrupt is raised."""
     output.survive_any_encoding()
     command = _Command(words)
     try:
@@ -38,7 +38,7 @@ def guarded(words: list[str], *, is_own_process: bool) -> int:
 
 
 class _Command:
-    """One command: the words, and once they are understood, what they mean."""
+    """One command: the typed words, and once they are parsed, their arguments."""
 
     def __init__(self, words: list[str]) -> None:
         self._words = words
@@ -59,12 +59,12 @@ class _Command:
         return code
 
     def debug(self) -> None:
-        """Show the traceback of what is being handled, if that is asked for."""
+        """Show the traceback of the exception being handled, if --debug was given."""
         if "--debug" in self._words and sys.stderr is not None:
             sys.stderr.write(hushed(traceback.format_exc()))
 
     def fail(self, error: Exception) -> int:
-        """Say what went wrong; gives the exit code."""
+        """Say what went wrong, and give the exit code."""
         if isinstance(error, OutputFailed) and isinstance(error.error, BrokenPipeError):
             return 0  # The reader of our output has gone, as `| head` does.
         self.debug()

@@ -1,9 +1,10 @@
-"""How a process of ours ends: at once and with one line after Ctrl-C and SIGTERM, and without complaints from Python.
+"""End the process: at once and with one line after Ctrl-C and SIGTERM, and without complaints from Python.
 
-SIGTERM is what `kill`, Slurm, Docker and systemd send. Both signals come up as a KeyboardInterrupt, so that whatever
-ends children and closes files does so for either.
+SIGTERM is what `kill`, Slurm, Docker and systemd send. Both signals are raised as a KeyboardInterrupt, so that child
+processes are ended and files closed for either.
 
-This is the first module that `main` imports, and it needs no other of ours: it may be called while one is imported.
+This is the first module that `main` imports. It imports no other of ours, since a signal may come while one is being
+imported.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ _CODES = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}
 #: The exit code for the signal that has come.
 _code = INTERRUPTED
 
-#: What a stream may answer: it fails, is closed, or is none; or the code that Ctrl-C stopped is writing to it.
+#: What writing to a stream may raise: it fails, is closed or None, or the code that Ctrl-C stopped is writing to it.
 _NO_STREAM = (OSError, ValueError, AttributeError, RuntimeError)
 
 
 def interrupted(*, is_own_process: bool) -> int:
-    """Say so, and give the exit code; with threads at work the process ends here.
+    """Say that the command was interrupted, and give the exit code; with threads at work end the process here.
 
-    Python would wait for them, and all files are whole anyway.
+    Python would wait for the threads, and all files are whole anyway.
     """
     import threading
 
@@ -43,7 +44,7 @@ def take_over_signals() -> None:
     """Make sure that no Ctrl-C and no SIGTERM is lost or becomes a traceback.
 
     Libraries swallow a KeyboardInterrupt that comes while they are imported (a bare `except:`), and Python itself one
-    that comes in a callback, with a traceback. Nothing is half done then that a kill would not leave as well.
+    that comes in a callback, with a traceback. Then the process ends at once: it leaves no more half done than a kill.
     """
     own = os.getpid()
 
@@ -62,7 +63,7 @@ def take_over_signals() -> None:
         sys.__unraisablehook__(what)
 
     for number in _CODES:
-        # SIGINT is, as in `laion-face … &` in a script: whoever started us does not want it to reach us.
+        # A script that runs `laion-face … &` has SIGINT ignored: it does not want the signal to reach us.
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, on_signal)
     # A pool ends its processes by SIGTERM, and they have nothing to say.
@@ -71,7 +72,7 @@ def take_over_signals() -> None:
 
 
 def settle(code: int) -> int:
-    """Leave nothing for Python to trip over at exit: streams that fail, or a late Ctrl-C."""
+    """Make sure that Python does not complain at exit, of streams that fail or a late Ctrl-C; give the code back."""
     for stream in (sys.stdout, sys.stderr):
         _flush_or_give_up(stream)
     _by_default(*_CODES)
@@ -94,14 +95,14 @@ def _leave() -> None:
 
 
 def _by_default(*numbers: signal.Signals) -> None:
-    """Have these signals end the process, unless they are ignored."""
+    """Let these signals end the process, unless they are ignored."""
     for number in numbers:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
 
 
 def _flush_or_give_up(stream: IO[str] | None) -> None:
-    """Write what waits; if that fails, point the stream to nowhere, or Python would complain of it at exit."""
+    """Flush the stream; if that fails, point it to /dev/null, or Python would complain of it at exit."""
     if stream is None:
         return
     try:

@@ -1,4 +1,4 @@
-"""What the operating system refuses, in words: which file, what happened, what to do."""
+"""Explain errors of the operating system in words: which file, what happened, what to do."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _MEANINGS = {
 
 
 def is_explained(error: OSError) -> bool:
-    """Whether there is a sentence for it: other OSErrors are mistakes of ours, or of libraries."""
+    """Say whether there is a sentence for the error: other OSErrors are bugs, of ours or of libraries."""
     return error.errno in _MEANINGS or error.filename is not None or _is_of_network(error)
 
 
@@ -77,7 +77,7 @@ def _named(error: OSError) -> str:
 
 
 def _place(given: argparse.Namespace | None) -> str:
-    """Of the folders that the command writes to the one with the least room."""
+    """Name that one of the places the command writes to which has the least room on its disk."""
     written = vars(given) if given is not None else {}
     named = [written[name] for name in ("out", "folder", "target") if isinstance(written.get(name), str | Path)]
     places = [Path(place).absolute() for place in named] + [DataDir.at(written.get("data_dir")).root]

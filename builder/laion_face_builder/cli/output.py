@@ -1,4 +1,4 @@
-"""What comes out: data on stdout in the format that is asked for, complaints on stderr, whatever the streams are."""
+"""Write data to stdout in the format that is asked for, and errors to stderr, even if the streams are broken."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from laion_face_builder.shown import hushed
 
 FORMATS = ("human", "json", "quiet")
-#: Three paths as long as Linux has them; what an error names is to be typed.
+#: Characters of an error: room for three of the longest paths that Linux has, since users need them whole.
 _LONGEST = 16_000
 
 
@@ -27,18 +27,18 @@ class OutputFailed(Exception):
 
 @dataclass(frozen=True)
 class Output:
-    """Where a command puts its data. Of `lines` and `document` one counts, by the format; of neither with "quiet"."""
+    """Prints a command's data: `lines` with the format "human", `document` with "json", neither with "quiet"."""
 
     format: str
 
     def lines(self, lines: Iterable[str]) -> None:
-        """For people. What is not wanted is not even made."""
+        """Print lines for people; in other formats the lines are not even made."""
         if self.format == "human":
             for line in lines:
                 say(line)
 
     def document(self, make: Callable[[], object]) -> None:
-        """For programs: one line of JSON, of the shape that `schemas` has for the command."""
+        """Print a document for programs: one line of JSON, of the shape that `schemas` has for the command."""
         if self.format == "json":
             say(json.dumps(make()))
 
@@ -47,7 +47,7 @@ def say(text: str, end: str = "\n") -> None:
     """Write to stdout, at once.
 
     Raises:
-        OutputFailed: it cannot be written. A socket that breaks is another matter, so it is told apart here.
+        OutputFailed: stdout cannot be written; an error of its own, so that a broken socket is not taken for it.
     """
     try:
         if sys.stdout is None:  # Its descriptor was closed before we were started.
@@ -58,10 +58,10 @@ def say(text: str, end: str = "\n") -> None:
 
 
 def finish() -> None:
-    """Write what waits for stdout, whoever printed it.
+    """Flush stdout, whatever printed to it.
 
     Raises:
-        OutputFailed: it cannot be written.
+        OutputFailed: stdout cannot be written.
     """
     try:
         if sys.stdout is not None:
@@ -71,19 +71,19 @@ def finish() -> None:
 
 
 def complain(message: str) -> None:
-    """Write one line to stderr, if there is still anybody to read it."""
+    """Write an error to stderr in one line; do nothing if stderr is closed."""
     with suppress(OSError, ValueError, AttributeError):
         print(f"laion-face: error: {one_line(message)}", file=sys.stderr, flush=True)
 
 
 def one_line(text: str) -> str:
-    """Give the text in one line, without passwords, signatures and tokens, and not without end."""
+    """Give the text in one line, without passwords, signatures and tokens, and shortened if it is very long."""
     text = hushed(" ".join(text.split()))
     return text if len(text) <= _LONGEST else text[:_LONGEST] + " …"
 
 
 def survive_any_encoding() -> None:
-    """Let captions and paths through where the terminal knows ASCII only: what it cannot show comes as \\uXXXX."""
+    """Let captions and paths be printed where the terminal knows ASCII only: other characters come as \\uXXXX."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError, ValueError, OSError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # what has none is let be

@@ -1,4 +1,4 @@
-"""argparse as we want it: what cannot be understood is one line with the word that was probably meant, exit code 2."""
+"""Parse the command line with argparse; an error is one line with the word that was probably meant, exit code 2."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ MOST_IDS = 2**63 - 1
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that takes options by their whole names only: `--data` would silently mean one of several."""
+    """A parser that takes options by their whole names only: `--data` could silently mean one of several."""
 
     def __init__(self, **how: Any) -> None:
         super().__init__(**{"allow_abbrev": False, **how})
 
     @property
     def option_names(self) -> list[str]:
-        """Every option, "--debug" as well as "-h"."""
+        """Names of all options, "--debug" as well as "-h"."""
         return [name for action in self._actions for name in action.option_strings]
 
     @property
@@ -31,7 +31,7 @@ class Parser(argparse.ArgumentParser):
         return found[0] if found else {}
 
     def error(self, message: str) -> NoReturn:
-        """Complain in one line."""
+        """Print the error in one line, and exit with code 2."""
         output.complain(f"{message}{' ' if message.endswith('?') else '; '}see `{self.prog} --help`")
         sys.exit(2)
 
@@ -52,10 +52,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(words: list[str]) -> argparse.Namespace:
-    """Understand what is typed.
+    """Parse the typed words.
 
     Raises:
-        SystemExit: it cannot be understood, and that has been said; or it was --help or --version.
+        SystemExit: they are not valid, and the error has been printed; or they had --help or --version.
     """
     from laion_face_builder.cli.arguments import make_parser
 
@@ -65,7 +65,7 @@ def parse(words: list[str]) -> argparse.Namespace:
 
 
 def sample_id(word: str) -> int:
-    """Read a sample id."""
+    """Convert a word to a sample id, or raise ArgumentTypeError."""
     number = int(word) if word.lstrip("-").isdecimal() else -1
     if not 0 <= number <= MOST_IDS:
         raise argparse.ArgumentTypeError(
@@ -75,7 +75,7 @@ def sample_id(word: str) -> int:
 
 
 def _refuse_unknown(parser: Parser, words: list[str]) -> None:
-    """Name an option that does not exist before argparse takes its value for something else."""
+    """Report an option that does not exist, before argparse takes its value for something else."""
     command = next((word for word in words if not word.startswith("-")), "")
     of_command = parser.commands.get(command)
     for word in _options_among(words):

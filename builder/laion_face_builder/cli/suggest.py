@@ -1,4 +1,4 @@
-"""Which word was meant: other cases first, then longer words, then what looks alike."""
+"""Guess which word was meant: first other upper and lower case, then longer words, then similar ones."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 def meant(word: str, valid: Iterable[str]) -> str:
-    """Give `did you mean "20M"? ` with the nearest valid words, "" if none is near."""
+    """Give `did you mean 20M? ` with the nearest valid words, "" if none is near."""
     near = _near(word, list(valid))
     return f"did you mean {' or '.join(near)}? " if near else ""
 

@@ -1,4 +1,4 @@
-"""Talk goes to stderr, data to stdout."""
+"""Silence the messages on stderr, for `--format quiet`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ logger = logging.getLogger("laion_face")
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Let nothing be heard but errors: no talk, no bars, no warnings of libraries."""
+    """Let only errors be printed to stderr: no messages, no progress bars, no warnings of libraries."""
     before = logger.level
     logger.setLevel(logging.ERROR)
     progress.set_quiet(True)
@@ -30,7 +30,7 @@ def silence() -> Iterator[None]:
 
 
 class _NoTerminal:
-    """Stderr, but nobody watches it: so that bars of libraries are not drawn either."""
+    """Stderr that says it is no terminal, so that libraries draw no progress bars either."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

@@ -1,4 +1,4 @@
-"""What `laion-face` alone says: where one stands, and the next three steps. Looks at names of files only."""
+"""The screen of `laion-face` without a command: what is there, and the next steps. Only names of files are read."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from laion_face_builder.layout import ALL_PARTS, PARTS_OF_20M, DataDir
 
 
 def lines(data: DataDir) -> Iterator[str]:
-    """Give the screen."""
+    """Yield the lines of the screen."""
     prepared = [part for part in ALL_PARTS if data.index(part).exists()]
     downloaded = [part for part in prepared if data.sidecar(part).exists()]
     parts = _listed(downloaded or prepared or [0])

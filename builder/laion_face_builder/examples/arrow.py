@@ -1,4 +1,4 @@
-"""The Arrow cache: what may stay as one, what lies in it, and what is made of one without examples.
+"""The Arrow cache of a dataset: what lies in it, which runs may be kept as one, and how an empty one is read.
 
 datasets writes into FOLDER.incomplete and renames it. Whatever belongs to the cache is therefore put in there before,
 and what must not be kept is refused before.
@@ -36,7 +36,7 @@ _INFO_FILE = "dataset_info.json"
 def discard_unfit(folder: str, dataset_name: str, options: Options) -> None:
     """Remove what makes datasets take `folder` for a finished cache, if it is none: datasets then makes it anew.
 
-    Waits for who is making it now.
+    If another process is writing the cache, wait for it first.
     """
     if "://" in folder:
         return
@@ -56,7 +56,10 @@ def discard_unfit(folder: str, dataset_name: str, options: Options) -> None:
 
 
 def _is_fit(folder: Path, dataset_name: str, options: Options) -> bool:
-    """Whether its files are there: a removal that was cut short leaves some. Earlier versions kept failed runs, too."""
+    """Say whether a cache is whole and worth keeping.
+
+    A removal that was cut short leaves some of the files, and earlier versions kept failed runs.
+    """
     try:
         info = datasets.DatasetInfo.from_directory(str(folder))
         reader, splits = ArrowReader(str(folder), info), list((info.splits or {}).values())
@@ -99,10 +102,10 @@ def keep(plan: Plan, folder: str) -> None:
 
 
 def why_not_kept(counts: Report, is_lost: bool, options: Options) -> LaionFaceError | None:
-    """Tell why what a run made must not stay as an Arrow cache, None if it may.
+    """Say why the result of a run must not stay as an Arrow cache; None if it may.
 
-    Filters that keep nothing are an answer. Pictures that all failed are none; but a dataset without any
-    (on_error="null") is what tars say that have none, today and tomorrow.
+    A run whose filters keep nothing may stay. One that lost its network may not, nor one whose pictures all failed,
+    unless they came from tars and on_error is "null": the tars will give the same tomorrow.
     """
     asked = counts.yielded + counts.failures
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in counts.failed.most_common())
@@ -128,7 +131,7 @@ def why_not_kept(counts: Report, is_lost: bool, options: Options) -> LaionFaceEr
 
 
 def empty(info: datasets.DatasetInfo, split: Any) -> datasets.Dataset:
-    """Give the dataset without examples that the filters have left; datasets itself says that there is no data.
+    """Give a dataset without examples, for filters that keep none: datasets itself would raise an error.
 
     Raises:
         ValueError: datasets', for a split that is not there.
@@ -140,7 +143,7 @@ def empty(info: datasets.DatasetInfo, split: Any) -> datasets.Dataset:
 
 
 def noted(dataset: datasets.Dataset, folder: str) -> datasets.Dataset:
-    """`dataset`, which now says where its report is if it is held in memory; else its files do."""
+    """Note in `dataset` where its report is, if it is held in memory; otherwise its files lead there."""
     if not dataset.cache_files:
         dataset.info.download_checksums = {REPORT_KEY: folder}
     return dataset

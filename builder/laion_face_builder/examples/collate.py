@@ -1,6 +1,6 @@
-"""Batches for a DataLoader. torch's own collate stops at None, at PIL images and at face lists of different lengths.
+"""Batches for a DataLoader. torch's own collate fails on None, on PIL images and on face lists of different lengths.
 
-torch takes seconds to import, and who only reads examples does not need it: it is imported when a batch is made.
+torch takes seconds to import, and reading examples does not need it: it is imported when a batch is made.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Batch = dict[str, Any]
 
 
 def collate(examples: Sequence[dict[str, Any]]) -> Batch:
-    """One dict of columns from a list of examples, plain or `with_format("torch")`.
+    """Make one dict of columns from a list of examples, plain or `with_format("torch")`.
 
     - `faces`: a list, one entry an example, of {"boxes": float32[n, 4], "landmarks": float32[n, 5, 2],
       "scores": float32[n]}; n can be 0.

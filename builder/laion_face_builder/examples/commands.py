@@ -1,4 +1,4 @@
-"""The command that makes what is missing, ready to be typed: errors name it."""
+"""The shell command that makes what is missing, for error messages: ready to be typed."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _GROUPS = {"prepare": ("source",), "download": ("source", "filter", "resize", "t
 
 
 def command(name: str, options: Options, parts: Sequence[int]) -> str:
-    """Give `laion-face prepare 20M --parts 0,2 --data-dir …` for just these sources, filters and sizes; no token.
+    """Give `laion-face prepare 20M --parts 0,2 --data-dir …` for just these sources, filters and sizes.
 
-    Nor a password: where an address has one, there is *** for the user to fill in.
+    Tokens are left out. Where an address has a password, there is *** for the user to fill in.
 
     Args:
         name: "prepare" or "download".
-        options: of the dataset that misses something.
-        parts: what it misses.
+        options: of the dataset that lacks something.
+        parts: which of its parts lack it.
     """
     words = ["laion-face", name, options.config, "--parts", listed(parts), "--data-dir", options.data.where]
     values = _values(options)

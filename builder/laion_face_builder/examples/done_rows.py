@@ -1,8 +1,8 @@
-"""Which rows of a walk were dealt with: all up to one, and beyond it those whose pictures came first.
+"""Track which rows of a walk are done: all up to one row, and beyond it those whose pictures came first.
 
-Rows are pulled in the order of the walk and dealt with in any order. The first part of what is known is small, the last
-row of all that are done without a gap; the rest lies within the look-ahead and is kept as ranges of rows. Both go into
-a stream's state. The ranges become text only when the state is copied: they change with every row.
+Rows are pulled in the order of the walk and done in any order. What is done is stored as two things: the last row up to
+which all are done without a gap, and ranges of the rows beyond it, which lie within the look-ahead. Both go into a
+stream's state. The ranges become text only when the state is copied: they change with every row.
 
     "0/45:7,9-12;2/40:0-3"      of part 0 with 45 rows rows 7 and 9 to 12, of part 2 with 40 rows rows 0 to 3
 """
@@ -27,13 +27,13 @@ class _Run:
     last: RowMark
 
     def goes_on_with(self, other: _Run) -> bool:
-        """Whether `other` begins where this one ends."""
+        """Say whether `other` begins where this run ends."""
         here, there = self.last, other.first
         return self.stop == other.start and (here.part, here.row + 1) == (there.part, there.row)
 
 
 class Beyond:
-    """The ranges as they are now; a copy of it, or a pickled one, is their text."""
+    """The ranges of done rows, as they are when it is asked; copied or pickled it becomes their text."""
 
     def __init__(self, rows: DoneRows) -> None:
         self._rows = rows
@@ -46,11 +46,11 @@ class Beyond:
 
 
 class DoneRows:
-    """Counts the rows of one walk.
+    """Keeps track of which rows of one walk are done.
 
     Args:
-        beyond: the ranges of an earlier stream, in whose place this one goes on: its rows are left out.
-        note: told of each row up to which, without a gap, all are done.
+        beyond: the ranges of the earlier stream that this one continues: their rows are left out.
+        note: called with each row up to which, without a gap, all are done.
     """
 
     def __init__(self, beyond: str, note: Callable[[RowMark], object]) -> None:
@@ -65,7 +65,7 @@ class DoneRows:
         self._runs: list[_Run] = []
 
     def still_to_do(self, steps: Iterable[Step]) -> Iterator[Step]:
-        """Those of `steps` that were not dealt with by an earlier stream.
+        """Give those of `steps` that an earlier stream has not done.
 
         Raises:
             StateConflict: a part has another number of rows than it had then.
@@ -79,12 +79,12 @@ class DoneRows:
                 yield step
 
     def finish(self, step: Step) -> None:
-        """Counts one of those that `still_to_do` gave."""
+        """Mark a step that `still_to_do` gave as done."""
         self._finish(self._under_way.pop(step.key), step.mark)
 
     @property
     def beyond(self) -> str:
-        """The ranges beyond the row of which was told last."""
+        """Text of the ranges of done rows beyond the row that `note` was last called with."""
         ranges = [(run.first.part, run.first.rows, run.first.row, run.last.row) for run in self._runs]
         left = ((part, self._rows_of[part], first, last) for (part, first), last in self._left_out.items())
         return _written([*ranges, *left])
@@ -128,7 +128,7 @@ class DoneRows:
 
 
 def _written(ranges: Iterable[tuple[int, int, int, int]]) -> str:
-    """Ranges of (part, its rows, first row, last row) as text."""
+    """Write ranges of (part, its rows, first row, last row) as text."""
     by_part: dict[tuple[int, int], list[str]] = {}
     for part, rows, first, last in ranges:
         by_part.setdefault((part, rows), []).append(str(first) if first == last else f"{first}-{last}")
@@ -136,7 +136,7 @@ def _written(ranges: Iterable[tuple[int, int, int, int]]) -> str:
 
 
 def _read(text: str) -> Iterator[tuple[int, int, int, int]]:
-    """What `_written` wrote."""
+    """Read the ranges from the text that `_written` gave."""
     for group in filter(None, text.split(";")):
         head, ranges = group.split(":")
         part, rows = map(int, head.split("/"))

@@ -1,7 +1,7 @@
-"""From an index row and its picture to an example, and what became of it: the last room before `datasets`.
+"""Make an example from an index row and its picture, and count what became of the row.
 
-Reading a row and making its example are two steps. The state of a stream counts rows of the first kind, so that a
-resumed stream repeats and skips nothing whatever fails then or now; only the second touches the picture.
+Reading a row and making its example are two steps. The state of a stream counts the rows that were read, so that a
+resumed stream repeats and skips nothing whatever fails then or now; only the second step touches the picture.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ class Row(NamedTuple):
 
     @property
     def url_to_fetch(self) -> str | None:
-        """Where its picture has to be fetched from; None if it is filtered, or its picture is not fetched."""
+        """Address to fetch the picture from; None if the row is filtered, or its picture is not fetched."""
         if self.batch is None or not self.maker.is_fetched:
             return None
         return self.batch.urls[self.place] or ""
 
     def example(self, fetched: FetchedPicture | PictureError | None = None) -> Example | None:
-        """The example, None if the row is filtered or its picture failed; counted either way.
+        """Make the example; None if the row is filtered or its picture failed. The tally counts the row either way.
 
         Args:
             fetched: its picture, or why there is none, if it was fetched.
@@ -88,7 +88,7 @@ class ExampleMaker:
     def example(
         self, number: int, values: Example, fetched: FetchedPicture | PictureError | None = None
     ) -> Example | None:
-        """The example of row `number` with these values; see `Row.example`."""
+        """Make the example of row `number` with these values; see `Row.example`."""
         self._listen(values, fetched)
         try:
             picture = self._picture(number, fetched)
@@ -147,9 +147,9 @@ class ExampleMaker:
             _say_that_md5s_miss(exclude.name)
 
     def _put_right(self, values: Example, stored: StoredPicture | FetchedPicture) -> Example:
-        """The values with width and height exchanged if the picture shows that they were swapped.
+        """Exchange width and height if the picture shows that the metadata has them swapped.
 
-        All that follows, original_width and original_height too, then speaks of the picture that the faces are from.
+        All later steps, and original_width and original_height, then fit the picture that the faces were found in.
         """
         width, height = values["width"], values["height"]
         if width is None or height is None:
@@ -159,12 +159,12 @@ class ExampleMaker:
         return {**values, "width": height, "height": width}
 
     def _given(self, stored: StoredPicture | FetchedPicture) -> Size:
-        """Width and height of what the host gave, as far as they are known."""
+        """Give width and height of the picture that the host sent, as far as they are known."""
         fetched = stored.fetched if isinstance(stored, StoredPicture) and self._is_resized else None
         return fetched or (stored.width, stored.height)
 
     def _frame(self, values: Example, stored: StoredPicture | FetchedPicture) -> Frame | None:
-        """How points move from the original picture to this one; None if it is not known."""
+        """Give the frame that moves points from the original picture to this one; None if it is not known."""
         width, height = values["width"], values["height"]
         if width is None or height is None:
             return None
@@ -176,7 +176,7 @@ class ExampleMaker:
     def _placed(
         self, values: Example, stored: StoredPicture | FetchedPicture, frame: Frame | None
     ) -> tuple[Frame, bool]:
-        """How faces are moved, and whether they are then known to fit, as on_size_change says."""
+        """Give the frame that moves the faces, as on_size_change says, and whether they are then known to fit."""
         width, height = values["width"], values["height"]
         if width is None or height is None:
             return Frame(), False
@@ -192,7 +192,7 @@ class ExampleMaker:
         return self.pictures is not None and bool(self.pictures.resizing)
 
     def _data(self, values: Example, stored: StoredPicture | FetchedPicture, frame: Frame | None) -> bytes:
-        """The bytes to yield: nobody turns them, faces are blurred and colours are in one mode if they are to be."""
+        """Give the bytes to yield: with a neutral EXIF orientation, and blurred and in one colour mode if asked for."""
         data = self._upright(values, stored, frame)
         return data if self.options.mode is None else modes.in_mode(data, self.options.mode)
 
@@ -213,7 +213,7 @@ class ExampleMaker:
         return blurred(stored.data or b"", faces, within, now)
 
     def without_picture(self, values: Example) -> Example:
-        """The example of an index row whose picture is missing: image None, faces in the original frame."""
+        """Make the example of a row whose picture is missing: image None, faces in the original frame."""
         return self._filled(values, image=None, width=None, height=None, faces_aligned=False)
 
     def _filled(self, values: Example, **made: Any) -> Example:
@@ -224,7 +224,7 @@ class ExampleMaker:
 
 @functools.lru_cache(maxsize=8)
 def _say_that_md5s_miss(name: str) -> None:
-    """Once a process and list."""
+    """Warn, once per process and exclusion list, that its MD5s miss pictures that were encoded again."""
     logger.warning(
         "%s: its MD5s do not reach pictures that were encoded again when they were downloaded: of what the host gave "
         "only the SHA-256 is known. Give SHA-256s or sample ids.",

@@ -1,4 +1,4 @@
-"""What stands between `datasets` and the rooms: one call, the cache's name, ready parts, joined streams, the report."""
+"""The glue between `datasets` and this package: the call to load, its checks, the cache's name, the report."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _PREPARE_ARGUMENTS = ("download_config", "download_mode", "verification_mode")
 
 
 def load(builder_class: type[datasets.GeneratorBasedBuilder], name: str | None, given: dict[str, Any]) -> Any:
-    """`laion_face.load_dataset`."""
+    """Load a dataset: the body of `laion_face.load_dataset`."""
     check_call(name, None, given)
     with _plain_errors(Path(given.get("cache_dir") or datasets.config.HF_DATASETS_CACHE)):
         return _load(builder_class, name, given)
@@ -42,7 +42,7 @@ def load(builder_class: type[datasets.GeneratorBasedBuilder], name: str | None, 
 
 @contextmanager
 def _plain_errors(cache_dir: Path) -> Iterator[None]:
-    """Says what ended the making of an Arrow cache, disk or network: datasets hides it behind an error of its own."""
+    """Raise the disk or network error that stopped an Arrow cache: datasets hides it behind an error of its own."""
     try:
         yield
     except (DiskError, NetworkOutage):
@@ -73,7 +73,7 @@ def _load(builder_class: type[datasets.GeneratorBasedBuilder], name: str | None,
 
 
 def check_call(name: str | None, custom_features: Any, given: dict[str, Any]) -> None:
-    """Refuses what `datasets` would take and ignore, or turn into a config of its own making.
+    """Refuse arguments that `datasets` would silently ignore, or turn into a config of its own making.
 
     Raises:
         OptionError: says what is valid.
@@ -88,7 +88,7 @@ def check_call(name: str | None, custom_features: Any, given: dict[str, Any]) ->
 
 
 def config_id(options: Options, adopted: parts.Adopted | None = None) -> str:
-    """The Arrow cache's name: the config, and a digest of what defines the data and, once ready, of what is read.
+    """Name the Arrow cache: the config, and a digest of what defines the data and, once ready, of what is read.
 
     Args:
         options: of the dataset.
@@ -99,7 +99,7 @@ def config_id(options: Options, adopted: parts.Adopted | None = None) -> str:
 
 
 def make_ready(options: Options, *, streaming: bool) -> parts.Adopted:
-    """Make what is missing, see `ready.make_ready`; gives the sidecars of an adopted folder.
+    """Make what is missing and give the sidecars of an adopted folder; see `ready.make_ready`.
 
     Raises:
         NotPrepared: there are several ranks, and each would make the same.
@@ -110,7 +110,7 @@ def make_ready(options: Options, *, streaming: bool) -> parts.Adopted:
 
 
 def check_ranks(options: Options) -> None:
-    """Says what several ranks need before they start.
+    """Check, if there are several ranks, that the parts are made and that the shards divide among the ranks.
 
     Raises:
         NotPrepared: they would all prepare the same parts.
@@ -132,13 +132,13 @@ def check_ranks(options: Options) -> None:
 
 
 def noted(stream: datasets.IterableDataset, report_folder: Path | None) -> datasets.IterableDataset:
-    """`stream`, which now says where its report is, and still does after `.map` and the like."""
+    """Note in `stream` where its report is, so that it is still known after `.map` and the like."""
     stream.info.download_checksums = {REPORT_KEY: str(report_folder)}
     return stream
 
 
 def report_of(dataset: Any) -> report.Report:
-    """`laion_face.report`.
+    """Find the report of a dataset: the body of `laion_face.report`.
 
     Raises:
         OptionError: not a dataset of this builder.

@@ -1,16 +1,17 @@
-"""Whether a run lost its network, judged by its failures in hindsight: what must not become an Arrow cache.
+"""Judge by a run's failures whether it lost its network: such a run must not become an Arrow cache.
 
-A network that falls silent the engine notices and waits for; such pictures never fail (`fetch.network`). Here is what
-it takes for an answer: a proxy or firewall that refuses everything, a resolver or sign-in page that answers for
-everybody, the only host there is. About a quarter of LAION's pictures are gone, hosts and all; that is the web, and a
-cache of the rest is right. Told apart by who is silent, in the order of the rows: dead hosts stand among living ones.
+When the network falls silent, the fetcher notices and waits, and no picture fails (`fetch.network`). This module finds
+the outages that the fetcher takes for answers: a proxy or firewall that refuses everything, a resolver or sign-in page
+that answers for every host, a run with one host only. About a quarter of LAION's pictures are gone, often with their
+hosts; that is normal, and a cache of the rest is right. The two differ in the order of the rows: dead hosts stand among
+living ones, while in an outage all are silent for a stretch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-#: Failures where no host said anything: what a lost network, a broken resolver or a sign-in page look like.
+#: Failures without an answer from the host: what a lost network, a broken resolver or a sign-in page look like.
 SILENT = frozenset(
     {"dns", "refused", "unreachable", "connection", "timeout", "reset", "tls", "private_address", "http_511"}
 )
@@ -24,7 +25,7 @@ _REMEMBERED = 10_000
 
 
 class Listener:
-    """Hears, picture by picture, who answered: one process's share of a run, in order."""
+    """Counts, picture by picture, which hosts answered: one process's share of a run, in order."""
 
     def __init__(self) -> None:
         self._asked = 0
@@ -33,7 +34,7 @@ class Listener:
         self._answered: dict[str, None] = {}
 
     def answered(self, host: str) -> None:
-        """Counts a picture whose host said something, be it 404."""
+        """Count a picture whose host answered, even with 404."""
         self._asked += 1
         self._sum = max(0, self._sum - ANSWER_WEIGHS)
         if not self._sum:
@@ -44,10 +45,10 @@ class Listener:
             del self._answered[next(iter(self._answered))]
 
     def silent(self, host: str) -> None:
-        """Counts a picture whose host said nothing.
+        """Count a picture whose host did not answer.
 
-        A host counts once a stretch, so that the pictures of one dead host stand for one; a host that had answered
-        before counts each time, since it is not the picture's address that is wrong.
+        A host counts once a stretch, so that all pictures of one dead host count as one; a host that answered before
+        counts each time, since it is not the picture's address that is wrong.
         """
         self._asked += 1
         if self._most >= MOST:
@@ -64,7 +65,7 @@ class Listener:
 
 
 def lost_network(asked: Iterable[tuple[str, str | None]]) -> bool:
-    """Whether pictures that were asked for, in order, show an outage: (host, why it failed, None if it came)."""
+    """Say whether pictures, in the order asked for, show an outage: (host, why it failed or None if it came)."""
     listener = Listener()
     for host, reason in asked:
         (listener.silent if reason in SILENT else listener.answered)(host)

@@ -1,7 +1,7 @@
-"""Where a part's rows and pictures come from: what is there, and what is open now.
+"""Open a part: its index rows, and its pictures on disk or on the web.
 
-What is prepared is used as it is, and nobody upstream is asked; `laion-face prepare` is what looks for newer sources.
-Opening a part makes nothing: `ready` does that, when a dataset is loaded.
+What is prepared is used as it is, without a request upstream; only `laion-face prepare` looks for newer sources.
+Opening a part makes nothing: `ready` makes what is missing, when a dataset is loaded.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class OpenPart:
 
 
 def is_prepared(options: Options, part: int) -> bool:
-    """Whether the part's rows can be read without anything being made."""
+    """Say whether the part's rows can be read without anything being made."""
     return options.index is not None or kept.has(options.data, options.data.index(part))
 
 
@@ -79,7 +79,7 @@ def open_part(options: Options, part: int, adopted: Adopted | None = None) -> It
 
 
 def adopt(options: Options) -> Adopted:
-    """Look through the folder that images= names, as far as that was not done yet; gives the sidecars.
+    """Scan the folder that images= names, as far as that was not done yet, and give the sidecars.
 
     Raises:
         NotPrepared: a part is not in it.
@@ -88,13 +88,13 @@ def adopt(options: Options) -> Adopted:
 
 
 def rows_of(options: Options, part: int) -> int:
-    """Rows of the part's index, which is there."""
+    """Give the number of rows of the part's index, which has to be there."""
     with _index_of(options, part) as index:
         return index.num_rows
 
 
 def require_prepared(options: Options) -> None:
-    """For what reads, or downloads, but does not prepare.
+    """Check that every part has an index, for callers that do not prepare.
 
     Raises:
         NotPrepared: a part has no index.
@@ -108,7 +108,7 @@ def require_prepared(options: Options) -> None:
 
 
 def of_those_prepared(options: Options) -> Options:
-    """The options for the parts that are prepared, of those chosen: what there is to be looked at.
+    """Narrow the options to those of the chosen parts that are prepared.
 
     Raises:
         NotPrepared: none is.
@@ -120,14 +120,14 @@ def of_those_prepared(options: Options) -> Options:
 
 
 def identity(options: Options, part: int, adopted: Adopted | None = None) -> dict[str, Any]:
-    """Digests of what is read of a part, so that changed content never comes back from a cache."""
+    """Give digests of what is read of a part, so that a cache never gives outdated content."""
     with open_part(options, part, adopted) as opened:
         pictures = opened.pictures
         return {"index": digest(opened.index.fingerprint), "pictures": pictures and digest(pictures.fingerprint)}
 
 
 def download_options(options: Options, **how: Any) -> DownloadOptions:
-    """How to download, by the options; `how` are further fields of DownloadOptions, None meaning its default."""
+    """Make the DownloadOptions for `options`; `how` are further fields of it, None meaning the default."""
     from laion_face_builder.download.part import DownloadOptions
 
     given = {name: value for name, value in how.items() if value is not None}
@@ -146,7 +146,7 @@ def download_options(options: Options, **how: Any) -> DownloadOptions:
 def download(
     options: Options, how: DownloadOptions, retry_failed: int = 0, shards: str | None = None, *, clean: bool = False
 ) -> Iterator[tuple[int, PartResult]]:
-    """Downloads the pictures of each part that is prepared; gives its number and result.
+    """Download the pictures of each part, which has to be prepared; yield the part's number and result.
 
     Args:
         shards: a share of each part's shards, as `share.Share.parse` understands it; None means all.
@@ -202,7 +202,7 @@ def _index_of(options: Options, part: int) -> IndexPart:
 
 @functools.lru_cache(maxsize=64)
 def _published(place: str, part: int, token: Token) -> PublishedPart:
-    """Listing a Hub repo takes a request or more; shards of a part come here one after the other."""
+    """Find a published part, and remember it: listing a Hub repo takes requests, and every shard asks again."""
     return find_published(place, part, token)
 
 
@@ -257,7 +257,11 @@ def refuse_to_resize(options: Options, part: int) -> None:
 
 
 def _require_as_wanted(options: Options, stored: PartPictures) -> None:
-    """Whether what was downloaded is what the options ask for; no resizing asked for means as they are."""
+    """Check that the downloaded pictures are what the options ask for; no resizing asked for means as they are.
+
+    Raises:
+        StateConflict: they are of another size, or blurred although blur_faces was not given.
+    """
     if options.resizing and options.resizing != stored.resizing:
         raise StateConflict(
             f"{stored.sidecar}: its pictures were downloaded with {stored.resizing}, not with {options.resizing}. "

@@ -1,9 +1,9 @@
-"""Several ranks that end an epoch together.
+"""Let several ranks end an epoch together.
 
-How many examples a rank gets is not known before they are there: pictures fail, filters drop rows. But DDP waits in
-every step for all ranks, and so for ever for one that has no more. So before each step the ranks ask each other.
+How many examples a rank gets is not known beforehand: pictures fail, filters drop rows. But DDP waits in every step for
+all ranks, and so for ever for one that has no more. So before each step the ranks ask each other.
 
-torch takes seconds to import, and who only reads examples does not need it: it is imported when batches are asked for.
+torch takes seconds to import, and reading examples does not need it: it is imported when batches are asked for.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ def in_step(batches: Iterable[Batch]) -> Iterator[Batch]:
         for batch in laion_face.in_step(loader):
             ...
 
-    It costs one number that the ranks add up a step, by way of the processors (gloo), so that no GPU waits for it. What
-    some ranks still have when the first one has no more is left out of this epoch, and rank 0 says so. Nothing is read
-    ahead: a state that is taken between two steps is that of the batches that were given. A state that is taken after
-    the end may be beyond a batch that was left out; take it before, or begin the next epoch without one.
+    In each step the ranks add up one number, on the CPU (gloo), so that no GPU waits for it. What some ranks still have
+    when the first one has no more is left out of this epoch, and rank 0 logs that. Nothing is read ahead: a state that
+    is taken between two steps is that of the batches that were given. A state that is taken after the end may be beyond
+    a batch that was left out; take it before, or begin the next epoch without one.
 
     Args:
         batches: a DataLoader, or whatever gives this rank's batches. All ranks have to call this at the same places.
@@ -54,7 +54,7 @@ _NONE = object()
 
 
 def _group_of_processors() -> Any:
-    """All ranks, as a gloo group of our own; None without several ranks."""
+    """Give all ranks as a gloo group of our own; None unless there are several ranks."""
     import torch.distributed as dist
 
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
@@ -64,14 +64,14 @@ def _group_of_processors() -> Any:
 
 @functools.lru_cache(maxsize=1)
 def _gloo(_world: object) -> Any:
-    """One for each time that torch.distributed is initialised."""
+    """Make the gloo group, once for each time that torch.distributed is initialised."""
     import torch.distributed as dist
 
     return dist.new_group(backend="gloo")
 
 
 def _count(has_one: bool, group: Any) -> int:
-    """How many ranks have one."""
+    """Count the ranks that have a batch."""
     import torch
     import torch.distributed as dist
 

@@ -1,7 +1,7 @@
-"""What is done when a dataset is loaded, so that iterating only reads: indexes, pictures, sidecars of folders.
+"""Make what is missing when a dataset is loaded, so that iterating only reads: indexes, pictures, sidecars of folders.
 
-What is missing is seen from the names of files. Nobody upstream is asked, and nothing that prepares or downloads is
-imported, if nothing is missing: the first example of a stream comes soon.
+What is missing is seen from the names of files. If nothing is, no request goes upstream and no module that prepares or
+downloads is imported, so that the first example of a stream comes soon.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ logger = logging.getLogger("laion_face")
 
 
 def make_ready(options: Options, *, streaming: bool) -> parts.Adopted:
-    """Make what is missing before the parts can be read; say how much that is first.
+    """Make what is missing before the parts can be read; log first how much that is.
 
     Args:
         streaming: pictures that are nowhere on disk may then be fetched with images="auto".
@@ -30,7 +30,7 @@ def make_ready(options: Options, *, streaming: bool) -> parts.Adopted:
         The sidecars of an adopted folder, by part; none with other pictures.
 
     Raises:
-        NotPrepared: pictures are missing and nobody said where from; says what downloading them takes.
+        NotPrepared: pictures are missing, and no option says where from; the message says what downloading them takes.
         SourceError, BadFile, StateConflict, DownloadError: see `index.prepare.prepare` and `download.part`.
     """
     _require_pictures(options, streaming)
@@ -55,7 +55,7 @@ def without_pictures(options: Options) -> list[int]:
 
 
 def require_made(options: Options, why: str) -> None:
-    """Refuse to make indexes and downloads, for callers of whom many would do it at once.
+    """Refuse to make indexes and downloads, for processes of which many would do it at once.
 
     Args:
         why: such as "WORLD_SIZE is 8", to begin the message with.
@@ -76,7 +76,7 @@ def require_made(options: Options, why: str) -> None:
 
 
 def _download(options: Options) -> None:
-    """Has all parts downloaded; those that are there are only compared with what is asked for."""
+    """Download all parts; of those that are there only check that they are what is asked for."""
     if missing := without_pictures(options):
         logger.info(
             "parts %s: pictures to download, about %s; %s free at %s",
@@ -90,7 +90,11 @@ def _download(options: Options) -> None:
 
 
 def _require_pictures(options: Options, streaming: bool) -> None:
-    """Before hours of preparing, not after them."""
+    """Check that there will be pictures: before hours of preparing, not after them.
+
+    Raises:
+        NotPrepared: they would be missing, or would not be resized as asked for.
+    """
     if options.images not in IMAGE_MODES:
         for part in options.parts:
             part_folder(Path(options.images), part)

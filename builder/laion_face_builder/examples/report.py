@@ -1,4 +1,4 @@
-"""What became of every row: counts that survive worker processes, and what is said about them.
+"""Count what became of every row, across worker processes, and log it.
 
 Each process that generates examples keeps one tally file in the report's folder, rewritten at most once a second and at
 the end, so that `report(ds)` adds up whatever DataLoader workers or `num_proc` children have done so far.
@@ -41,9 +41,10 @@ _ENOUGH_TO_WARN, _NEARLY_ALL = 200, 0.9
 
 @dataclass
 class Report:
-    """rows = filtered + yielded + sum(failed): nothing vanishes without being counted.
+    """Counts of what became of the index rows, each counted once: rows = filtered + yielded + sum(failed).
 
-    `excluded` are those of the filtered that the exclusion list names; a picture that it names by a hash has "failed".
+    `excluded` are those of the filtered that the exclusion list names; a picture that it names by a hash counts as
+    failed.
     """
 
     filtered: int = 0
@@ -54,22 +55,22 @@ class Report:
 
     @property
     def rows(self) -> int:
-        """Index rows that were dealt with."""
+        """How many index rows were read, whatever became of them."""
         return self.filtered + self.yielded + self.failures
 
     @property
     def failures(self) -> int:
-        """Samples whose picture could not be used."""
+        """How many samples have no usable picture."""
         return sum(self.failed.values())
 
     @property
     def failure_rate(self) -> float:
-        """Of the pictures that were asked for, 0 to 1; filtered rows are never asked for."""
+        """Share of the pictures asked for that failed, 0 to 1; pictures of filtered rows are never asked for."""
         asked = self.yielded + self.failures
         return self.failures / asked if asked else 0.0
 
     def add(self, other: Report) -> Report:
-        """Adds the counts of `other` to these."""
+        """Add the counts of `other` to these."""
         self.filtered += other.filtered
         self.excluded += other.excluded
         self.yielded += other.yielded
@@ -78,7 +79,7 @@ class Report:
         return self
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain numbers, failures most frequent first."""
+        """Give the counts as plain numbers, the most frequent failures first."""
         return {
             "rows": self.rows,
             "filtered": self.filtered,
@@ -90,7 +91,7 @@ class Report:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Report:
-        """The reverse of `as_dict`."""
+        """Make a report from what `as_dict` gave."""
         failed, hosts = Counter(values["failed"]), Counter(values["hosts"])
         return cls(values["filtered"], values["yielded"], failed, hosts, values.get("excluded", 0))
 
@@ -103,7 +104,7 @@ class Report:
 
 
 class Tally:
-    """The running counts of one process, written to the report's folder and talked about. Use as a context manager."""
+    """The running counts of one process, written to the report's folder and logged. Use as a context manager."""
 
     def __init__(self, folder: Path | None) -> None:
         self.counts = Report()
@@ -122,18 +123,18 @@ class Tally:
         self._end()
 
     def filtered(self, is_excluded: bool = False) -> None:
-        """Counts a row that the filters dropped, and whether the exclusion list names it."""
+        """Count a row that the filters dropped, and whether the exclusion list names it."""
         self.counts.filtered += 1
         self.counts.excluded += is_excluded
         self._tick()
 
     def yielded(self) -> None:
-        """Counts a row that became an example."""
+        """Count a row that became an example."""
         self.counts.yielded += 1
         self._tick()
 
     def failed(self, reason: str, url: str | None) -> None:
-        """Counts a row whose picture could not be used."""
+        """Count a row whose picture could not be used."""
         hosts = self.counts.hosts
         self.counts.failed[reason] += 1
         hosts[host_of(url) or "(no host)"] += 1
@@ -142,7 +143,7 @@ class Tally:
         self._tick()
 
     def heard(self, url: str | None, reason: str | None) -> None:
-        """Notes whether the web answered for a picture: why it failed, None if it came."""
+        """Note whether the web answered for a picture; `reason` is why it failed, None if it came."""
         (self._listener.silent if reason in SILENT else self._listener.answered)(host_of(url))
 
     def _tick(self) -> None:
@@ -186,7 +187,7 @@ def _end(counts: Report, listener: Listener, path: Path | None) -> None:
 
 
 def _write(counts: Report, listener: Listener, path: Path | None) -> None:
-    """Replaces the tally file; does nothing once the report's folder is gone."""
+    """Replace the tally file; do nothing once the report's folder is gone."""
     if path is None or not path.parent.is_dir():
         return
     partial = path.with_suffix(".partial")
@@ -195,14 +196,14 @@ def _write(counts: Report, listener: Listener, path: Path | None) -> None:
 
 
 def new_folder() -> Path:
-    """A folder for the tallies of one dataset; it goes when this process ends."""
+    """Make a folder for the tallies of one dataset; it is removed when this process ends."""
     folder = Path(tempfile.mkdtemp(prefix="laion-face-report-"))
     atexit.register(_remove, folder, os.getpid())
     return folder
 
 
 def read(folder: Path) -> Report:
-    """The sum over all tallies in `folder`, or the finished report in it."""
+    """Read the finished report in `folder`, or else the sum over all tallies in it."""
     finished = folder / REPORT_FILE
     files = [finished] if finished.exists() else sorted(folder.glob("*-*.json"))
     total = Report()
@@ -212,12 +213,12 @@ def read(folder: Path) -> Report:
 
 
 def lost_network(folder: Path) -> bool:
-    """Whether any process that has a tally in `folder` lost its network; see `outage`."""
+    """Say whether any process that has a tally in `folder` lost its network; see `outage`."""
     return any(json.loads(file.read_text(encoding="utf-8"))["lost_network"] for file in folder.glob("*-*.json"))
 
 
 def keep(report: Report, folder: Path) -> None:
-    """Writes a finished report into `folder`."""
+    """Write a finished report into `folder`."""
     (folder / REPORT_FILE).write_text(json.dumps(report.as_dict()) + "\n", encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""Which rows are read, in which order: shards, and the walk over them.
+"""Which rows a dataset reads, and in which order: shards, and the walk over them.
 
 A `Plan` is all that travels to worker processes. `walk` gives every index row of its shards, wanted or not, and can
 start at any of them.
@@ -40,11 +40,11 @@ class Shard:
     of: int
 
     def bounds(self, rows: int) -> tuple[int, int]:
-        """First row and the row after the last, in a part with `rows` rows."""
+        """Give the first row and the row after the last, in a part with `rows` rows."""
         return rows * self.number // self.of, rows * (self.number + 1) // self.of
 
     def halves(self) -> list[Shard]:
-        """The same rows as two shards."""
+        """Split the shard into two with the same rows."""
         return [Shard(self.part, 2 * self.number + half, 2 * self.of) for half in (0, 1)]
 
 
@@ -63,7 +63,7 @@ class Plan:
     adopted: parts.Adopted | None = None
 
     def shards(self) -> list[Shard]:
-        """All shards, part by part."""
+        """List all shards, part by part."""
         count = self.options.shards_per_part
         return [Shard(part, number, count) for part in self.options.parts for number in range(count)]
 
@@ -77,7 +77,7 @@ class RowMark(NamedTuple):
     rows: int
 
     def require(self, index: IndexPart) -> None:
-        """Whether it is the same row still.
+        """Check that `index` still has the same row in this place.
 
         Raises:
             StateConflict: the part has other rows now.
@@ -121,7 +121,7 @@ Fetched = tuple[Step, FetchedPicture | PictureError | None]
 
 
 def walk(plan: Plan, shards: Sequence[Shard], start: Position, tally: Tally) -> Generator[Step, None, None]:
-    """Every index row of `shards` from `start` on. Files are open only while this generator lives.
+    """Yield every index row of `shards` from `start` on. Files are open only while this generator lives.
 
     Raises:
         StateConflict: `start` is not in these rows.
@@ -143,7 +143,11 @@ def walk(plan: Plan, shards: Sequence[Shard], start: Position, tally: Tally) -> 
 
 
 def _resumed(start: Position, index: IndexPart, first: int, stop: int) -> int:
-    """The row of the shard with rows `first` to `stop` where a walk begins."""
+    """Give the row where a walk begins, in the shard with rows `first` to `stop`.
+
+    Raises:
+        StateConflict: the row before it has changed, or the shard has too few rows.
+    """
     if start.after is not None:
         start.after.require(index)
     if first + start.rows > stop:
@@ -161,9 +165,9 @@ def _maker(options: Options, part: parts.OpenPart, tally: Tally) -> ExampleMaker
 def _rows(
     options: Options, index: IndexPart, start: int, stop: int
 ) -> Iterator[tuple[int, RowBatch | None, int, bool, int]]:
-    """Number, where the values are (nowhere if the filters drop the row), whether the exclusion list names it, sample.
+    """Yield for each row: number, batch and place of its values, whether the exclusion list names it, sample id.
 
-    One row group at a time is read.
+    The batch is None if the filters drop the row. One row group at a time is read.
     """
     columns = list(dict.fromkeys((*INDEX_COLUMNS, *options.filters.columns)))
     size = max(1, math.ceil(index.num_rows / ROW_GROUPS))
@@ -183,14 +187,14 @@ def _places(table: pa.Table) -> Iterator[tuple[RowBatch, int]]:
 
 
 def fetched(plan: Plan, steps: Iterator[Step], order: str = INDEX_ORDER) -> Generator[Fetched, None, None]:
-    """`steps` with their pictures, or why there is none; None with those whose picture is not fetched.
+    """Yield `steps` with their pictures, or the reasons why there is none; None where the picture is not fetched.
 
-    A thread does it, from the first picture that is needed until this generator ends or is dropped; the same one for
-    all such generators of the process that have the same bounds. It runs ahead across shards and parts.
+    A thread fetches, from the first picture that is needed until this generator ends or is dropped; all such generators
+    of the process that have the same limits share one thread. It runs ahead across shards and parts.
 
     Args:
-        plan: which pictures, and the bounds of fetching.
-        steps: what they are for.
+        plan: which pictures, and the limits of fetching.
+        steps: the rows that need them.
         order: INDEX_ORDER, or ARRIVAL_ORDER for each step as soon as its picture is there.
     """
     options = plan.options
@@ -214,7 +218,7 @@ def fetched(plan: Plan, steps: Iterator[Step], order: str = INDEX_ORDER) -> Gene
 
 
 def world_size() -> int:
-    """How many ranks train together, as torchrun and its like say it; 1 without them.
+    """Give the number of ranks that train together, as torchrun and its like set it; 1 without them.
 
     Raises:
         OptionError: the variable WORLD_SIZE is no such number.
@@ -226,6 +230,6 @@ def world_size() -> int:
 
 
 def shards_per_part_for(parts_read: int, world: int, near: int = ROW_GROUPS) -> int:
-    """The least shards_per_part from `near` on with which every one of `world` ranks gets the same number of shards."""
+    """Give the least shards_per_part from `near` on with which all of `world` ranks get the same number of shards."""
     step = world // math.gcd(parts_read, world)
     return math.ceil(near / step) * step

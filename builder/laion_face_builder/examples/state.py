@@ -1,11 +1,10 @@
-"""What a stream's state says, and which stream can go on from it.
+"""The state of a stream: what it holds, and which streams can resume from it.
 
-It names the last index row that was dealt with, whatever became of it, and the course that led there. A course in the
-index's own order, read as a whole, can be gone on with under any shards_per_part: what is left is what comes after that
-row. In order of arrival rows beyond it were dealt with, too: they are named beside it, and a stream of either order
-leaves them out. Any other course only goes on as it was: other parts, another share, another order or number of shards
-are refused by name. Filters and what becomes of failed pictures may change: they decide about rows that are still to
-come.
+A state names the last index row that is done, whatever became of it, and the course that led there. A course in the
+index's own order, read as a whole, can be resumed under any shards_per_part: what is left are the rows after that one.
+In order of arrival rows beyond it are done, too: the state names them, and a stream of either order leaves them out.
+Any other course can only be resumed as it was: other parts, another share, another order or number of shards are
+refused by name. Filters and the treatment of failed pictures may change: they decide about rows that are still to come.
 
 A state is flat and of plain values, for `datasets` nests it in its own, copies it, and loads it key by key over that of
 the new stream.
@@ -26,7 +25,8 @@ from laion_face_builder.files import digest
 
 logger = logging.getLogger("laion_face")
 
-#: Of the state's form. The first had no number: it counted shards, and rows in the shard. The second had no `beyond`.
+#: Version of the state's form. The first had no number: it counted shards, and rows in the shard. The second had no
+#: `beyond`.
 FORMAT = 3
 _READ = (2, FORMAT)
 IN_ORDER = "that of the index"
@@ -54,14 +54,14 @@ class Course:
 
     @classmethod
     def of(cls, plan: Plan, shards: Sequence[Shard], share: str) -> Course:
-        """That of a stream over `shards`."""
+        """Give the course of a stream over `shards`."""
         count = shards[0].of if shards else plan.options.shards_per_part
         whole = [Shard(part, number, count) for part in plan.options.parts for number in range(count)]
         order = IN_ORDER if list(shards) == whole else digest([list(vars(shard).values()) for shard in shards])[:12]
         return cls(",".join(map(str, plan.options.parts)), share, count, order)
 
     def require(self, made: State) -> None:
-        """Refuse a state that was made on a course which this one does not go on with.
+        """Refuse a state whose course this one cannot resume.
 
         Raises:
             StateConflict: names what differs, and both values.
@@ -92,10 +92,10 @@ def _conflict(name: str, made: Any, here: Any, way_out: str) -> StateConflict:
 
 
 def new_state(kind: str, course: Course) -> State:
-    """The state of a stream of class `kind` that has not begun.
+    """Make the state of a stream of class `kind` that has not begun.
 
-    `part`, `row`, `sample_id`, `rows`: the last row that was dealt with, with all before it, see `RowMark`. `beyond`:
-    rows after it that were, too, see `done_rows`. `yielded`: examples so far.
+    `part`, `row`, `sample_id`, `rows`: the last row up to which all are done, see `RowMark`. `beyond`: rows after it
+    that are done, too, see `done_rows`. `yielded`: examples so far.
     `is_replayed`: see `ExampleStream.load_state_dict`. `shard_idx` and `shard_example_idx` are set in states of earlier
     versions only.
     """
@@ -113,18 +113,18 @@ def new_state(kind: str, course: Course) -> State:
 
 
 class LiveState(State):
-    """The state of a stream that iterates, or is about to; a copy of it, or a pickled one, is a plain dict.
+    """The state of a stream that iterates, or is about to; copied or pickled it becomes a plain dict.
 
-    Where `datasets` makes batches, it loads the right state and then, over it, an earlier one: to have the beginning of
-    a batch again and leave out what it has given of it. This remembers, for order of arrival, that it did.
+    Where `datasets` makes batches, it loads the right state and then, over it, an earlier one: to read the beginning of
+    a batch again and leave out what it has given of it. This class remembers, for order of arrival, that it did.
 
     Args:
         state: its values.
         before: the state in whose place it comes, from which nothing was read.
 
     Attributes:
-        furthest: the most examples that were ever said to be done.
-        has_gaps: whether rows beyond others ever were.
+        furthest: the largest value that `yielded` ever had.
+        has_gaps: whether `beyond` ever was anything but an empty text.
     """
 
     def __init__(self, state: State, before: State | None = None) -> None:
@@ -134,7 +134,7 @@ class LiveState(State):
         self.has_gaps: bool = live is not None and live.has_gaps
 
     def __setitem__(self, name: str, value: Any) -> None:
-        """Remembers what is loaded, value by value."""
+        """Set a value, and remember how far the state ever was: `datasets` loads states value by value."""
         if name == "yielded":
             self.furthest = max(self.furthest, value)
         elif name == "beyond":
@@ -146,16 +146,16 @@ class LiveState(State):
 
 
 def require_no_return(state: State, by_arrival: bool) -> None:
-    """Refuse to go back from where the stream was told to go on first, if rows came there in order of arrival.
+    """Refuse to go back behind the state that was loaded first, if rows come or came in order of arrival.
 
-    Others would come now, and be left out in the place of those that were given.
+    Other rows would come now, and be left out in the place of those that were given.
 
     Args:
         state: where to go on.
-        by_arrival: whether rows come as they arrive now.
+        by_arrival: whether rows come in order of arrival now.
 
     Raises:
-        StateConflict: they cannot be told.
+        StateConflict: the rows that were given cannot be told.
     """
     if not isinstance(state, LiveState) or state.furthest <= state["yielded"]:
         return
@@ -168,15 +168,15 @@ def require_no_return(state: State, by_arrival: bool) -> None:
 
 
 def note(state: State, done: RowMark) -> None:
-    """Say in `state` that this row is done, and all before it."""
+    """Note in `state` that this row is done, and all before it."""
     state.update(done._asdict(), shard_idx=None, shard_example_idx=None)
 
 
 def position(state: State, course: Course, shards: Sequence[Shard]) -> Position:
-    """Where a stream over `shards` goes on from `state`.
+    """Find where a stream over `shards` goes on from `state`.
 
     Raises:
-        StateConflict: it cannot; says why.
+        StateConflict: it cannot; the message says why.
     """
     course.require(state)
     if FORGETS_RESUMED and (state["part"], state["shard_idx"]) != (None, None):
@@ -198,7 +198,11 @@ def position(state: State, course: Course, shards: Sequence[Shard]) -> Position:
 
 
 def _earlier(state: State, course: Course, shards: Sequence[Shard]) -> Position:
-    """By a state of an earlier version, which does not say what it was made with."""
+    """Find where to go on from a state of an earlier version, which does not say what it was made with.
+
+    Raises:
+        StateConflict: there are fewer shards now.
+    """
     place, rows = state["shard_idx"], state["shard_example_idx"]
     if place >= len(shards):
         raise StateConflict(

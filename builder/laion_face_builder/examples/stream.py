@@ -30,13 +30,13 @@ _PASSES_TABLES_ON = hasattr(SkipExamplesIterable, "_iter_arrow")
 
 
 class ExampleStream(_BaseExamplesIterable):  # type: ignore[misc]  # datasets has no types that mypy could follow
-    """Keys and examples of the rows of `shards` that are wanted, in the order that the options name.
+    """Keys and examples of the rows of `shards` that pass the filters, in the order that the options name.
 
     A picture is {"bytes", "path"}.
 
     datasets asks what features the examples have, and encodes and decodes them if the dataset has others. These are
-    those of `.decode(False)`, which is then free; a dataset that decodes gets its pictures decoded. "Typed" this is
-    not: of what is, datasets 3.6 can filter nothing.
+    those of `.decode(False)`, which is then free; a dataset that decodes gets its pictures decoded. `is_typed` stays
+    False: datasets 3.6 cannot filter typed iterables.
     """
 
     # datasets asks for it when iteration ends; there are no threads of Arrow's to wait for.
@@ -52,20 +52,20 @@ class ExampleStream(_BaseExamplesIterable):  # type: ignore[misc]  # datasets ha
 
     @property
     def num_shards(self) -> int:
-        """How many shards can be shared out."""
+        """How many shards can be divided among workers and ranks."""
         return len(self._shards)
 
     @property
     def features(self) -> Features:
-        """Those of what is yielded: pictures are not decoded."""
+        """Features of the examples as they are yielded: pictures are not decoded."""
         return _features_of(self._plan, decode=False)
 
     @property
     def iter_arrow(self) -> Callable[[], Iterator[tuple[int, pa.Table]]] | None:
-        """What gives tables of one row, for the batches that older versions of datasets make of every stream.
+        """A function that yields tables of one row, for older versions of datasets, which make batches of every stream.
 
-        Without it they would tell a batch's types by its rows, and fail where one has a null and the next has none.
-        Later ones make batches only of what offers tables, and then replay more of it after a resume.
+        Without it they would infer a batch's types from its rows, and fail where one has a null and the next has none.
+        Later versions make batches only of streams that offer tables, and then replay more of them after a resume.
         """
         return None if _PASSES_TABLES_ON else self._iter_arrow
 
@@ -86,26 +86,26 @@ class ExampleStream(_BaseExamplesIterable):  # type: ignore[misc]  # datasets ha
                     yield step.key, example
 
     def shuffle_data_sources(self, generator: Any) -> ExampleStream:
-        """The same rows with the shards in another order."""
+        """Give the same rows with the shards in another order."""
         order = deepcopy(generator).permutation(len(self._shards))
         return type(self)(self._plan, [self._shards[place] for place in order], self._share)
 
     def shard_data_sources(self, num_shards: int, index: int, contiguous: bool = True) -> ExampleStream:
-        """The share of one worker or rank of several."""
+        """Give the share of one worker or rank of several."""
         places = self.split_shard_indices_by_worker(num_shards, index, contiguous=contiguous)
         share = f"{self._share}, {index} of {num_shards}".lstrip(", ") if num_shards > 1 else self._share
         return type(self)(self._plan, [self._shards[place] for place in places], share)
 
     def reshard_data_sources(self) -> ExampleStream:
-        """The same rows in twice as many shards."""
+        """Give the same rows in twice as many shards."""
         return type(self)(self._plan, [half for shard in self._shards for half in shard.halves()], self._share)
 
     def state_dict(self) -> State:
-        """A copy of the state, for what wraps this stream and goes back to it; see `load_state_dict`."""
+        """Copy the state, for an iterable that wraps this stream and may go back to it; see `load_state_dict`."""
         return {**super().state_dict(), "is_replayed": True}
 
     def load_state_dict(self, state_dict: State) -> State:
-        """Go to `state_dict`.
+        """Resume from `state_dict`.
 
         Where datasets makes Arrow batches (of every stream before datasets 5), it resumes one or two examples too early
         and throws as many away. If other pictures fail now, those would be the wrong ones. So where it has first loaded
@@ -170,9 +170,9 @@ def _features_of(plan: Plan, *, decode: bool) -> Features:
 
 
 def examples(plan: Plan, shards: Sequence[Shard]) -> Iterator[tuple[int, Example]]:
-    """Keys and examples of `shards`, without the rows that are not wanted: what goes into Arrow files.
+    """Yield keys and examples of the rows of `shards` that pass the filters, for Arrow files.
 
-    In the index's order whatever the options say, so that the same cache comes out.
+    They come in the index's order whatever the options say, so that the cache is the same.
     """
     with Tally(plan.report_folder) as tally:
         for step, picture in fetched(plan, walk(plan, shards, Position(), tally)):

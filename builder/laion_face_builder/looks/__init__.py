@@ -1,1 +1,1 @@
-"""What a person looks at: contact sheets and statistics, as pages that are whole in themselves."""
+"""Contact sheets and statistics for people to look at, as self-contained pages."""

@@ -1,6 +1,7 @@
-"""What is in the index, what a filter keeps of it, and what became of the pictures: counted column by column.
+"""Count what is in the index, what a filter keeps of it, and what became of the pictures.
 
-One row group is in memory at a time, and of a part's sidecar the status and the length; faces are never looped over.
+Counting goes by whole columns, never by a loop over faces. In memory are one row group at a time, and the status and
+length columns of a part's sidecar.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _COLUMNS = ("url", "width", "height", "n_faces", "faces")
 
 @dataclass(frozen=True)
 class Stats:
-    """Everything that was counted: in all, and `asked` and `usable` of each part that has pictures."""
+    """Everything that was counted: in total, and `asked` and `usable` of each part that has pictures."""
 
     options: Options
     total: PartStats
@@ -40,13 +41,13 @@ class Stats:
 
     @property
     def bytes_a_picture(self) -> float:
-        """The average of the usable pictures that are there, else what such pictures usually have."""
+        """Average size of the usable pictures that are there, or else the usual size of such pictures."""
         usable, size = self.total.pictures.all, self.total.picture_bytes.all
         return size / usable if usable else float(parts.BYTES_A_PICTURE)
 
 
 def count(options: Options) -> Stats:
-    """Counts all parts of `options`, which have to be prepared.
+    """Count all parts of `options`, which have to be prepared.
 
     Raises:
         OptionError: images="download"; StateConflict: pictures were downloaded for another index.
@@ -65,7 +66,7 @@ def count(options: Options) -> Stats:
 
 
 def refuse_download(options: Options) -> None:
-    """Raises OptionError for images="download"."""
+    """Raise OptionError for images="download"."""
     if options.images == "download":
         raise OptionError("images='download': run `laion-face download` first; stats reads what is there")
 
@@ -123,7 +124,7 @@ def _count_pictures(stats: PartStats, rows: pa.Table, keep: Mask, statuses: pa.T
 
 
 def hosts_of(urls: pa.ChunkedArray | pa.Array) -> pa.Array:
-    """string[n]: the host of each address in lower case, "(no host)" where there is none; as `urls.host_of`."""
+    """Give the host of each address, string[n]: in lower case, "(no host)" where there is none; as `urls.host_of`."""
     joined = pa.concat_arrays(urls.chunks) if isinstance(urls, pa.ChunkedArray) else urls
     found = pc.struct_field(pc.extract_regex(joined, _HOST), "host")
     plain = pc.utf8_rtrim(pc.utf8_lower(pc.utf8_trim(found, "[]")), ".")
@@ -136,7 +137,7 @@ def _counted(values: pa.Array) -> dict[str, int]:
 
 
 def _floats(column: pa.ChunkedArray | pa.Array) -> Array:
-    """float64[n] or float32[n] (of float32), NaN where null."""
+    """Convert a column to float64[n], or float32[n] if it is of float32, with NaN where null."""
     kind = pa.float32() if column.type == pa.float32() else pa.float64()
     return np.asarray(pc.cast(column, kind).to_numpy(zero_copy_only=False))
 

@@ -1,7 +1,7 @@
-"""A page in one file: nothing is loaded from anywhere, nothing in it runs.
+"""HTML pages in one file, which load nothing and run nothing.
 
-Captions, addresses and hosts are other people's text. They reach a page only through `escaped`, and its policy forbids
-scripts, requests and forms besides.
+Captions, addresses and hosts are other people's text. They reach a page only through `escaped`, and the page's content
+security policy forbids scripts, requests and forms besides.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ thead th { font-size: .85rem; color: var(--faint); font-weight: 600; }
 
 
 def escaped(text: object) -> str:
-    """`text` as it has to stand in a page, inside and outside of quotes."""
+    """Escape `text` for a page, inside and outside of quotes."""
     return html.escape(str(text), quote=True)
 
 
 def page(title: str, body: Iterable[str], style: str = "") -> str:
-    """A whole page.
+    """Make a whole page.
 
     Args:
         title: plain text, which is escaped here.
@@ -60,7 +60,7 @@ def page(title: str, body: Iterable[str], style: str = "") -> str:
 
 
 def link(url: str | None) -> str:
-    """The address; only http(s) can be followed, and then it does not learn from where."""
+    """Make a link to the address; only http(s) can be followed, and without a referrer."""
     if not url:
         return '<span class="faint">no address</span>'
     if not url.lower().startswith(("http://", "https://")):
@@ -69,7 +69,7 @@ def link(url: str | None) -> str:
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    """A table; its first column is text, the others numbers. Everything is escaped here."""
+    """Make a table; its first column is text, the others are numbers. Everything is escaped here."""
     heads = "".join(f'<th scope="col">{escaped(name)}</th>' for name in head)
     lines = ["".join(f"<td>{escaped(cell)}</td>" for cell in row) for row in rows]
     body = "\n".join(f"<tr>{line}</tr>" for line in lines)
@@ -77,6 +77,6 @@ def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 
 def attributes(values: Mapping[str, object]) -> str:
-    """Attributes of a tag, numbers without needless digits; `_` in a name is `-`."""
+    """Write the attributes of a tag, numbers without needless digits; `_` in a name becomes `-`."""
     shown = {name.replace("_", "-"): f"{v:.6g}" if isinstance(v, float) else v for name, v in values.items()}
     return " ".join(f'{name}="{escaped(value)}"' for name, value in shown.items())

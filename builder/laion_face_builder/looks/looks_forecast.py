@@ -25,10 +25,10 @@ _CARD_BYTES, _PAGE_BYTES = 60_000, 100_000
 
 
 def forecast_show(options: Options, wanted: Sheet) -> Forecast:
-    """Say what `show.show` would do with the same arguments; parts are looked at until there are enough rows.
+    """Say what `show.show` would do with the same arguments; parts are opened until there are enough rows.
 
     Raises:
-        LaionFaceError: as `show` before it asks for a picture.
+        LaionFaceError: as `show` raises it before it asks for a picture.
     """
     files = files_of(options, wanted)
     steps: list[Step] = []
@@ -52,7 +52,7 @@ def forecast_stats(options: Options, out: Path) -> Forecast:
     """Say what `stats` would do; no picture is asked for.
 
     Raises:
-        LaionFaceError: as `counts.count` would.
+        LaionFaceError: as `counts.count` raises it.
     """
     refuse_download(options)
     steps: list[Step] = []
@@ -67,7 +67,7 @@ def forecast_stats(options: Options, out: Path) -> Forecast:
 
 @dataclass(frozen=True)
 class _Seen:
-    """A part as these commands would read it; `unseen` are the tars of a folder that have not been looked through."""
+    """A part as these commands would read it; `unseen` are the tars of a folder that have not been scanned yet."""
 
     part: int
     opened: parts.OpenPart
@@ -83,12 +83,12 @@ class _Seen:
             yield Step(f"part {self.part}", "used as it is", "pictures: from the folder's tars")
 
     def fetch(self) -> Amount:
-        """What is read of an index that lies elsewhere: some of its columns."""
+        """Estimate what is fetched of a remote index: some of its columns."""
         index = self.opened.index
         return Amount(sum(index.row_group_bytes), is_exact=False) if "://" in index.address else Amount()
 
     def rows(self, options: Options, most: int) -> int:
-        """How many rows come to be shown, `most` at most; those of an index that lies elsewhere are not looked at."""
+        """Count the rows that would be shown, `most` at most; a remote index is not read for it."""
         index = self.opened.index
         if "://" in index.address:
             return min(most, index.num_rows)
@@ -100,7 +100,7 @@ class _Seen:
         return min(most, found)
 
     def _shown(self, status: pa.Array, start: int, stop: int) -> pa.Array:
-        """bool[n]: rows whose picture is asked for, or is there; without pictures all that pass."""
+        """Mark the rows, bool[n], whose picture is asked for or there; without pictures all that pass the filters."""
         if self.opened.is_fetched:
             return pc.is_null(status)
         passing = pc.fill_null(pc.not_equal(status, reasons.FILTERED), True)
@@ -112,7 +112,7 @@ class _Seen:
 
 @contextmanager
 def _seen(options: Options, part: int) -> Iterator[_Seen]:
-    """Opens a part; a folder of pictures is not looked through."""
+    """Open a part without scanning its folder of pictures."""
     if options.images in IMAGE_MODES:
         with parts.open_part(options, part) as opened:
             yield _Seen(part, opened, None)

@@ -1,4 +1,4 @@
-"""Plots as SVG inside a page. matplotlib is imported when one is drawn, without a display and without global state."""
+"""Draw plots as SVG for a page. matplotlib is imported for the first plot, and needs no display or global state."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Plot:
 
     Attributes:
         title: what it shows, in a few words.
-        told: the same for who cannot see it.
+        told: the same for readers who cannot see it.
         svg: the drawing, to be put into a page as it is.
     """
 
@@ -52,7 +52,7 @@ class Plot:
 
 
 def spread_plot(title: str, unit: str, of: str, spread: Spread, *, is_filtered: bool) -> Plot:
-    """Bars of how many `of` (samples, faces) lie in each bin; those that the filter keeps in front of all.
+    """Draw bars of how many `of` (samples, faces) lie in each bin; those that the filter keeps in front of all.
 
     The bins are not equally wide, hence bars side by side and not an area.
     """
@@ -79,7 +79,7 @@ def spread_plot(title: str, unit: str, of: str, spread: Spread, *, is_filtered: 
 
 
 def bars(title: str, unit: str, names: Sequence[str], good: Sequence[int], bad: Sequence[int]) -> Plot:
-    """Lying bars of what can be used and of what failed, one a name, the first one on top."""
+    """Draw horizontal bars of what can be used and of what failed, one for each name, the first one on top."""
     shown = [named(name) for name in names]
 
     def draw(axes: Axes) -> None:
@@ -101,7 +101,7 @@ def bars(title: str, unit: str, names: Sequence[str], good: Sequence[int], bad: 
 
 
 def shares(title: str, unit: str, names: Sequence[str], values: Sequence[float]) -> Plot:
-    """Standing bars of shares, 0 to 1, on a scale that goes from 0 to 100 %."""
+    """Draw vertical bars of shares, 0 to 1, on a scale that goes from 0 to 100 %."""
 
     def draw(axes: Axes) -> None:
         places = range(len(names))
@@ -121,7 +121,7 @@ def shares(title: str, unit: str, names: Sequence[str], values: Sequence[float])
 
 
 def named(name: str) -> str:
-    """A name that a plot can show: printable, in letters that its font has, and not longer than there is room for."""
+    """Turn a name into one that a plot can show: printable ASCII, which its font has, shortened to fit."""
     plain = name.encode("ascii", "backslashreplace").decode()
     plain = "".join(letter if letter.isprintable() else "?" for letter in plain)
     return plain if len(plain) <= _LONGEST_NAME else f"{plain[: _LONGEST_NAME - 3]}..."
@@ -135,7 +135,7 @@ def _whole_numbers(axis: Axis) -> None:
 
 
 def _svg(title: str, told: str, draw: Callable[[Axes], None], height: float) -> str:
-    """The drawing, 7.2 by `height` inches, which scales with the page; with its description for who cannot see it."""
+    """Give the drawing, 7.2 by `height` inches, scaling with the page, with a description for who cannot see it."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -151,7 +151,7 @@ def _svg(title: str, told: str, draw: Callable[[Axes], None], height: float) -> 
 
 
 def _inlined(svg: str, name: str, told: str) -> str:
-    """Without XML's head and metadata; several plots in one page must not share ids."""
+    """Make the SVG fit for a page: without XML head and metadata, and with ids that no other plot shares."""
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'(?<=\bid=")|(?<=url\(#)|(?<=href="#)', f"{name}-", svg)
     svg = re.sub(r'^<svg[^>]*?(viewBox="[^"]*")[^>]*>', r'<svg xmlns:xlink="http://www.w3.org/1999/xlink" \1>', svg)

@@ -1,4 +1,4 @@
-"""A contact sheet as a page: every example with its faces drawn over it, its caption, and what is known of it."""
+"""A contact sheet as an HTML page: every example with its faces drawn over it, its caption, and its other columns."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ dt {{ color: var(--faint); }} dd {{ margin: 0; font-variant-numeric: tabular-num
 
 
 def sheet(examples: Sequence[Example], command: str, counts: str, columns: int = 4) -> str:
-    """The page.
+    """Make the page of a contact sheet.
 
     Args:
         examples: as datasets yields them, pictures decoded (or None; a smaller copy will do); see
@@ -116,7 +116,7 @@ def _size(width: int | None, height: int | None) -> str:
 
 
 def _picture(example: Example) -> str:
-    """One SVG in the picture's own frame, so that faces and pixels cannot drift apart."""
+    """Draw picture and faces as one SVG in the picture's own coordinates, so that they cannot drift apart."""
     image = example["image"]
     kind = "original_" if image is None else ""
     width, height = example[f"{kind}width"], example[f"{kind}height"]
@@ -147,7 +147,7 @@ def _thumbnail(image: Image.Image) -> str:
 
 
 def _face(face: dict[str, Any], width: int, height: int) -> str:
-    """Box, landmarks and score; whole numbers are pixels' centres, SVG's are their corners: hence the halves."""
+    """Draw box, landmarks and score. Ours count from pixels' centres, SVG from their corners: hence the halves."""
     with suppress(TransformError):  # a box without area cannot be drawn; its score is among the facts
         x1, y1, x2, y2 = (np.clip(checked_box(face["box"]), -_FAR, _FAR) + 0.5).tolist()
         points = (np.clip(checked_landmarks(face["landmarks"]), -_FAR, _FAR) + 0.5).tolist()

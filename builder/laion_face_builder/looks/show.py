@@ -1,4 +1,4 @@
-"""`laion-face show`: what the dataset looks like, as a contact sheet: a picture, and a page that is whole in itself."""
+"""`laion-face show`: a contact sheet of the dataset's first examples, as a picture and as a self-contained page."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ _IN_FLIGHT = 64
 
 @dataclass(frozen=True)
 class Sheet:
-    """What is asked for.
+    """The contact sheet that is asked for.
 
     Attributes:
         out: .png or .html; without a suffix both are written.
         count: examples, up to `MOST_EXAMPLES`.
         columns: cards in a row.
-        command: how the user typed it, shown in the page.
+        command: what the user typed, shown in the page.
 
     Raises:
-        OptionError: the numbers make no sheet.
+        OptionError: count or columns is out of range.
     """
 
     out: Path
@@ -58,7 +58,7 @@ class Sheet:
         """The files to be written.
 
         Raises:
-            OptionError: the suffix is another.
+            OptionError: `out` has another suffix.
         """
         suffix = self.out.suffix.lower()
         if suffix not in _SUFFIXES:
@@ -67,10 +67,10 @@ class Sheet:
 
 
 def show(options: Options, wanted: Sheet) -> list[Path]:
-    """Writes the sheet of the first examples that `load_dataset` would yield with these options; gives its files.
+    """Write the sheet of the first examples that `load_dataset` would yield with these options, and give its files.
 
     Raises:
-        OptionError: see `Sheet.files`; images="download" is the business of `laion-face download`.
+        OptionError: see `Sheet.files`; or images="download", which is for `laion-face download` to do.
     """
     files = files_of(options, wanted)
     examples, counts = take(options, wanted.count)
@@ -83,7 +83,7 @@ def show(options: Options, wanted: Sheet) -> list[Path]:
 
 
 def files_of(options: Options, wanted: Sheet) -> list[Path]:
-    """The files that `show` writes.
+    """List the files that `show` writes.
 
     Raises:
         OptionError: see `show`.
@@ -94,9 +94,9 @@ def files_of(options: Options, wanted: Sheet) -> list[Path]:
 
 
 def take(options: Options, count: int) -> tuple[list[Example], Report]:
-    """The first `count` examples, and what became of the rows up to there; nothing is left open.
+    """Give the first `count` examples, and a report of the rows up to there; nothing is left open.
 
-    Pictures are decoded and reduced one by one: width and height stay those of the whole.
+    Pictures are decoded and scaled down one by one; the columns width and height stay those of the full picture.
     """
     ahead = replace(options.ahead, concurrency=min(_IN_FLIGHT, options.ahead.concurrency), lookahead=2 * count)
     plan = Plan(replace(options, ahead=ahead), None)

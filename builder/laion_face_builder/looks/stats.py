@@ -1,4 +1,4 @@
-"""`laion-face stats`: the counts as a table, as JSON, and as a page with plots that is whole in itself."""
+"""`laion-face stats`: the counts as a table, as JSON, and as a self-contained page with plots."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ details { margin: 1rem 0; } summary { cursor: pointer; color: var(--faint); }
 
 
 def lines(stats: Stats) -> Iterator[str]:
-    """The table for a terminal."""
+    """Yield the lines of the table for a terminal."""
     total, filters = stats.total, stats.options.filters.as_dict()
     chosen = ", ".join(f"{name}={v:g}" if isinstance(v, float) else f"{name}={v}" for name, v in filters.items())
     yield f"{stats.options.config}, parts {','.join(map(str, stats.options.parts))}; {chosen or 'no filter'}"
@@ -63,7 +63,7 @@ def lines(stats: Stats) -> Iterator[str]:
 
 
 def as_json(stats: Stats) -> dict[str, Any]:
-    """Everything as plain values; of the hosts those that are shown."""
+    """Give everything as plain values; of the hosts only those that are shown."""
     total = stats.total
     return {
         "config": stats.options.config,
@@ -84,16 +84,16 @@ def as_json(stats: Stats) -> dict[str, Any]:
 
 
 def write_page(file: Path, stats: Stats, command: str) -> None:
-    """Writes the page to `file`."""
+    """Write the page to `file`."""
     with written_whole(file) as partial:
         partial.write_text(stats_page(stats, command), encoding="utf-8", errors="replace")
 
 
 def stats_page(stats: Stats, command: str) -> str:
-    """The page.
+    """Make the page.
 
     Args:
-        command: what it was made with, shown in it.
+        command: what the page was made with, shown in it.
     """
     filtered = not stats.options.filters.is_empty
     spreads = [
@@ -182,7 +182,7 @@ def _spread_tables(stats: Stats) -> str:
 
 
 def _figures(stats: Stats) -> Iterator[tuple[str, str, Kept, Any]]:
-    """What is counted: its key, its name, of everything and of what is kept, and how it is written."""
+    """Yield each figure: its key, its name, its numbers of everything and of what is kept, and how to write them."""
     total, size = stats.total, stats.bytes_a_picture
     yield "samples", "samples", total.samples, _number
     yield "faces", "faces", total.faces, _number

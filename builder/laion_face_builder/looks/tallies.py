@@ -1,4 +1,4 @@
-"""The numbers of `laion-face stats`: of everything and of what a filter keeps, in bins, by reason and by host."""
+"""The counters of `laion-face stats`: of everything and of what a filter keeps, in bins, by reason and by host."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ OTHER_HOSTS = "(other hosts)"
 
 @dataclass
 class Kept:
-    """A number of everything, and of what the filter keeps."""
+    """A count of everything, and of what the filter keeps."""
 
     all: float = 0
     kept: float = 0
 
     def add(self, other: Kept) -> None:
-        """Adds both."""
+        """Add both numbers of `other`."""
         self.all += other.all
         self.kept += other.kept
 
     @property
     def share(self) -> float:
-        """Kept of all, 0 to 1; 1 where there is nothing."""
+        """Share of all that is kept, 0 to 1; 1 where there is nothing."""
         return self.kept / self.all if self.all else 1.0
 
 
@@ -53,12 +53,12 @@ class Spread:
 
     @classmethod
     def empty(cls, name: str) -> Spread:
-        """Nothing counted yet, in the bins of `EDGES[name]`."""
+        """Make a spread with nothing counted yet, in the bins of `EDGES[name]`."""
         edges = EDGES[name]
         return cls(edges, np.zeros(len(edges), np.int64), np.zeros(len(edges), np.int64))
 
     def count(self, values: Array, keep: Mask) -> None:
-        """Counts values, float[n], NaN where unknown; `keep` says which are kept. Edges are float32, as faces are."""
+        """Count values, float[n], NaN where unknown; `keep` says which are kept. Edges are float32, as faces are."""
         known = ~np.isnan(values)
         bins = (np.searchsorted(np.asarray(self.edges, np.float32), values, side="right") - 1).clip(0)
         self.all += np.bincount(bins[known], minlength=len(self.edges))
@@ -75,7 +75,7 @@ class Spread:
 
     @property
     def _labels(self) -> list[str]:
-        """Such as "16 to 24", "512 and more"; single numbers where bins hold one."""
+        """Names of the bins, such as "16 to 24", "512 and more"; single numbers where bins hold one."""
         named = []
         for low, high in zip(self.edges, (*self.edges[1:], None), strict=True):
             if high is None:
@@ -89,7 +89,7 @@ class Spread:
 
 @dataclass
 class PartStats:
-    """One part, or several added up.
+    """The counts of one part, or of several added up.
 
     Attributes:
         samples, faces: rows of the index and all faces in them; of a sample that is kept all faces are.
@@ -116,7 +116,7 @@ class PartStats:
     spreads: dict[str, Spread] = field(default_factory=lambda: {name: Spread.empty(name) for name in EDGES})
 
     def add(self, other: PartStats) -> None:
-        """Adds all counts of `other`."""
+        """Add all counts of `other`."""
         for name in ("samples", "faces", "index_bytes", "pictures", "picture_bytes"):
             getattr(self, name).add(getattr(other, name))
         self.excluded += other.excluded
@@ -130,7 +130,7 @@ class PartStats:
             spread.unknown.add(other.spreads[name].unknown)
 
     def keep_hosts(self, most: int = MOST_HOSTS) -> None:
-        """Puts together all but the `most` hosts with the most pictures."""
+        """Merge all hosts but the `most` with the most pictures into one entry."""
         kept = {host for host, _ in self.hosts.most_common(most)} | {OTHER_HOSTS}
         for counts in (self.hosts, self.usable_hosts):
             for host in [host for host in counts if host not in kept]:

@@ -1,4 +1,4 @@
-"""What the user typed, for pages that say what they were made with; and the parts that are meant by it."""
+"""The command line that the user typed, for pages that say what they were made with; and the parts it means."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from laion_face_builder.shown import shown
 
 
 def as_typed(command: str, given: Mapping[str, Any]) -> str:
-    """The command line without what is the default; tokens and passwords are never written down.
+    """Rebuild the command line, without options that have their default; tokens and passwords are never written down.
 
     Args:
         command: such as "show".
@@ -30,7 +30,7 @@ def as_typed(command: str, given: Mapping[str, Any]) -> str:
 
 
 def to_look_at(options: Options, named: object) -> Options:
-    """The options for all parts if the user `named` them, else for those that are prepared.
+    """Give the options for all parts if the user `named` parts, else for those that are prepared.
 
     Raises:
         NotPrepared: a part that was named is not prepared, or none is.

@@ -1,1 +1,1 @@
-"""What is prepared, written as a repo that anybody can read without code; and sent to a folder or the Hub."""
+"""Publish prepared parts to a folder or the Hub, as files that anybody can read without code."""

@@ -1,4 +1,4 @@
-"""README.md of a published place: the card's text, and the YAML that tells `datasets` and the viewer what is there.
+"""The dataset card, README.md of a published place: its text, and its YAML for `datasets` and the Hub's viewer.
 
 Everything in the YAML is measured: configs name the files that exist, sizes and counts are sums over the manifest.
 Features stand in a form that datasets 3.6 and 5.2 both read (`_feature`).
@@ -29,12 +29,12 @@ _SIZE_LIMITS = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
 
 
 def card_template() -> str:
-    """dataset_card.md as it came with this package."""
+    """Read the dataset_card.md that came with this package."""
     return importlib.resources.files(__package__).joinpath("dataset_card.md").read_text(encoding="utf-8")
 
 
 def card_of(manifest: Manifest, target: str) -> str:
-    """README.md for a place with the files of `manifest`.
+    """Make the README.md for a place with the files of `manifest`.
 
     Args:
         target: the name under which people load it: "owner/name" or a folder.
@@ -49,7 +49,7 @@ def card_of(manifest: Manifest, target: str) -> str:
 
 
 def split_card(text: str, name: str) -> tuple[dict[str, Any], str]:
-    """The YAML at the head of a card as a dict, and what follows.
+    """Split a card into the YAML at its head, as a dict, and the text after it.
 
     Raises:
         BadFile: there is no such head.
@@ -65,22 +65,22 @@ def split_card(text: str, name: str) -> tuple[dict[str, Any], str]:
 
 
 def features_of(schema: pa.Schema) -> list[dict[str, Any]]:
-    """The `features` of dataset_info for a published schema."""
+    """Give the `features` of dataset_info for a published schema."""
     return [_feature(field.name, field.type) for field in schema]
 
 
 def schema_of(manifest: Manifest, config: str) -> pa.Schema:
-    """The columns of a config's files."""
+    """Give the columns of a config's files."""
     return EXAMPLES if manifest.kind == "examples" or config == PREVIEW else INDEX
 
 
 def data_files(manifest: Manifest, config: str) -> list[str]:
-    """The names of a config's files."""
+    """List the names of a config's files."""
     return [entry.name for entry in manifest.of_config(config)]
 
 
 def measured_head(manifest: Manifest) -> dict[str, Any]:
-    """The keys of the card's YAML that follow from what is there: size_categories, configs, dataset_info."""
+    """Give the keys of the card's YAML that follow from the files: size_categories, configs, dataset_info."""
     configs = manifest.configs()
     rows = sum(entry.rows for entry in manifest.entries.values() if entry.part >= 0)
     return {
@@ -154,7 +154,7 @@ def _coverage(manifest: Manifest) -> list[str]:
 
 
 def _ranges(numbers: list[int]) -> str:
-    """1, 2, 3, 7 as "1-3, 7"."""
+    """Write numbers as ranges: 1, 2, 3, 7 as "1-3, 7"."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:

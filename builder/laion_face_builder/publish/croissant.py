@@ -1,6 +1,6 @@
-"""The published tables as Croissant (JSON-LD, version 1.0), which dataset search engines and mlcroissant read.
+"""Describe the published tables as Croissant (JSON-LD, version 1.0), for dataset search engines and mlcroissant.
 
-File sets name the files, record sets the columns: one of each for every config. Reading resolves files relative to the
+File sets name the files, record sets the columns: one of each for every config. File names are relative to the
 document, so that it holds for a folder and for its copy on the Hub.
 """
 
@@ -57,7 +57,7 @@ _LICENCES = ["https://creativecommons.org/licenses/by/4.0/", "https://laion.ai/b
 
 
 def croissant_of(manifest: Manifest) -> str:
-    """croissant.json for a place with the files of `manifest`."""
+    """Make the croissant.json for a place with the files of `manifest`."""
     head, _ = split_card(card_template(), "dataset_card.md")
     document = {
         "@context": _CONTEXT,

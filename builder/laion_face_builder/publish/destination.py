@@ -1,11 +1,11 @@
-"""Where a publish goes: a folder or a dataset repo on the Hub, by one interface.
+"""Where a publish goes: a folder or a dataset repo on the Hub, with one interface.
 
     place = destination_at("owner/laion-face", private=True)
     place.send([Outgoing.of("data/part-00000.parquet", path)], "Add part 0")
     assert place.check(everything) == []
 
-Both are made so that a publish which ended anywhere can simply be run again: what stands there whole, by size and
-SHA-256, is not sent again, and nothing half-sent is ever seen under its name. `folder` and `hub` are the two places.
+An interrupted publish can simply be run again: what stands there whole, by size and SHA-256, is not sent again, and
+nothing half-sent is ever seen under its name. The modules `folder` and `hub` have the two places.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ class Outgoing:
 
     @classmethod
     def of(cls, name: str, path: Path) -> Outgoing:
-        """`path` under `name`, measured and hashed: 1.5 GB take about a second.
+        """Measure and hash the file at `path`, to be sent as `name`: 1.5 GB take about a second.
 
         Raises:
-            OptionError: `name` leads out of the place, or is no path of it.
+            OptionError: `name` leads out of the place, or is no path in it.
         """
         return cls(name, path, path.stat().st_size, sha256_of(path))
 
     def changed(self, found: str) -> BadFile:
-        """The error that the file now has the SHA-256 `found`."""
+        """Make the error for a file that now has the SHA-256 `found`."""
         expected = f"{self.sha256}, as it was when the publish began"
         way_out = "Let nothing else write to it and publish again."
         return BadFile(self.path, found=f"SHA-256 {found}", expected=expected, way_out=way_out)
@@ -78,7 +78,7 @@ class Held:
 
 
 def missing(files: Sequence[Outgoing], held: Mapping[str, Held]) -> list[Outgoing]:
-    """Those of `files` that do not stand there, by name, size and SHA-256, in their order.
+    """Give those of `files` that are not among `held`, by name, size and SHA-256, in their order.
 
     Raises:
         OptionError: two files have one name.
@@ -90,7 +90,7 @@ def missing(files: Sequence[Outgoing], held: Mapping[str, Held]) -> list[Outgoin
 
 
 def problem(file: Outgoing, held: Held | None) -> str | None:
-    """In one line what keeps `held` from being `file`; None if it is."""
+    """Say in one line how `held` differs from `file`; None if it does not."""
     if held is None:
         return f"{file.name}: is not there"
     if held.size != file.size:
@@ -102,7 +102,7 @@ def problem(file: Outgoing, held: Held | None) -> str | None:
 
 
 def problems(files: Sequence[Outgoing], held: Mapping[str, Held]) -> list[str]:
-    """Every `problem` of `files`, in their order."""
+    """List every `problem` of `files`, in their order."""
     return [line for file in files if (line := problem(file, held.get(file.name)))]
 
 
@@ -110,11 +110,11 @@ class Destination(Protocol):
     """A published place. All methods raise a LaionFaceError that says what to do."""
 
     def listing(self) -> dict[str, Held]:
-        """What is there now, by name; {} if the place does not exist yet."""
+        """List what is there now, by name; {} if the place does not exist yet."""
         ...
 
     def send(self, files: Sequence[Outgoing], message: str) -> int:
-        """Puts those files that are not there yet, by size and SHA-256, all in one commit; makes the place if need be.
+        """Send those files that are not there yet, by size and SHA-256, in one commit; make the place if need be.
 
         Args:
             files: no two of one name.
@@ -126,19 +126,19 @@ class Destination(Protocol):
         ...
 
     def lacks(self, files: Sequence[Outgoing]) -> list[Outgoing]:
-        """Those of `files` that `send` would put there; nothing is made or changed."""
+        """Give those of `files` that `send` would send; nothing is made or changed."""
         ...
 
     def remove(self, names: Sequence[str], message: str) -> None:
-        """Takes away files of an earlier publish, in one commit; names that are not there are passed over."""
+        """Remove files of an earlier publish, in one commit; names that are not there are skipped."""
         ...
 
     def check(self, files: Sequence[Outgoing]) -> list[str]:
-        """Problems, one line each: a file missing, of another size or of another SHA-256; [] if all is well.
+        """List problems, one line each: a file missing, of another size or of another SHA-256; [] if all is well.
 
         Args:
-            files: what is to be there. Of Parquet files the local ones may be gone; of what the Hub keeps without a
-                SHA-256, small texts, they are read.
+            files: what is to be there. Local Parquet files may be gone; the local small texts, which the Hub keeps
+                without a SHA-256, are read.
         """
         ...
 
@@ -146,7 +146,7 @@ class Destination(Protocol):
 def destination_at(
     target: str, *, private: bool = False, revision: str | None = None, token: Token = None
 ) -> Destination:
-    """The place that `target` names; nothing is asked or made yet.
+    """Give the place that `target` names; nothing is requested or made yet.
 
     Args:
         target: a folder if it is written like one (begins with "/", "." or "~", or ends with "/") or if such a folder
@@ -173,7 +173,7 @@ def destination_at(
 
 
 def is_folder(target: str) -> bool:
-    """Whether `target` means a folder; see `destination_at`."""
+    """Say whether `target` means a folder; see `destination_at`."""
     if "://" in target:  # Else a folder would be made, under a name that has the password in it.
         return False
     written_so = target.startswith((os.sep, ".", "~")) or target.endswith(("/", os.sep))

@@ -1,4 +1,4 @@
-"""A folder that is published to: copies of the files, each whole or not there.
+"""Publish to a folder: copies of the files, each whole or not there.
 
 FOLDER/
   README.md, data/part-00000.parquet, …   under the names of the `Outgoing`s
@@ -32,13 +32,13 @@ class FolderDestination:
     path: Path
 
     def listing(self) -> dict[str, Held]:
-        """Size alone of every file but hidden ones: to hash a whole published set takes a minute."""
+        """List every file but hidden ones, with its size alone: to hash a whole published set takes a minute."""
         found = (file.relative_to(self.path) for file in sorted(self.path.rglob("*")) if file.is_file())
         shown = [name for name in found if not any(part.startswith(".") for part in name.parts)]
         return {name.as_posix(): Held((self.path / name).stat().st_size) for name in shown}
 
     def send(self, files: Sequence[Outgoing], message: str) -> int:
-        """Copies what is not there yet, the README last: it names the others.
+        """Copy what is not there yet, the README last, since it names the others.
 
         Raises:
             PublishError: the folder cannot be written, or its disk is full.
@@ -55,11 +55,11 @@ class FolderDestination:
         return total
 
     def lacks(self, files: Sequence[Outgoing]) -> list[Outgoing]:
-        """Those that are not there, or are other bytes; reads files of the same name and size."""
+        """Give those that are not there, or have other bytes; files of the same name and size are read."""
         return missing(files, self._measured(files))
 
     def remove(self, names: Sequence[str], message: str) -> None:
-        """Deletes the files, and folders that are empty then.
+        """Delete the files, and folders that are empty then.
 
         Raises:
             PublishError: the folder cannot be written.
@@ -73,11 +73,11 @@ class FolderDestination:
                     folder.rmdir()
 
     def check(self, files: Sequence[Outgoing]) -> list[str]:
-        """Problems, one line each; reads every file again."""
+        """List problems, one line each; every file is read again."""
         return problems(files, self._measured(files))
 
     def _measured(self, files: Sequence[Outgoing]) -> dict[str, Held]:
-        """What is there of `files`, with the SHA-256 where the size alone does not tell."""
+        """List what is there, with the SHA-256 of those of `files` whose size is right."""
         held = self.listing()
         same = [file.name for file in files if file.name in held and held[file.name].size == file.size]
         reading = progress.bar("check", len(same), "file").counting(same)

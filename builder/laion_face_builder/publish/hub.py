@@ -1,7 +1,7 @@
-"""A dataset repo on the Hub that is published to, through huggingface_hub.
+"""Publish to a dataset repo on the Hub, through huggingface_hub.
 
-A send lists the repo, uploads what is not there file by file, and commits all of it at once. Killed in between, the
-uploaded files are the Hub's already, and it does not take them again; the repo is as before until the commit. A commit
+Sending lists the repo, uploads what is not there file by file, and commits all of it at once. If it is killed in
+between, the Hub keeps the uploaded files and does not take them again; the repo is as before until the commit. A commit
 whose answer is lost may have been made: the repo is listed anew before it is tried again, on top of the listed commit.
 """
 
@@ -34,7 +34,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class _Head:
-    """A branch at one moment: its commit and what that holds; None and {} where there is no such repo or branch."""
+    """A branch at one moment: its commit and the files in it; None and {} where there is no such repo or branch."""
 
     commit: str | None
     held: dict[str, Held]
@@ -68,7 +68,7 @@ class HubDestination:
             )
 
     def listing(self) -> dict[str, Held]:
-        """Every file but hidden ones such as .gitattributes, which is the Hub's own.
+        """List every file but hidden ones such as .gitattributes, which is the Hub's own.
 
         Raises:
             PublishError: no answer, or no access.
@@ -76,7 +76,7 @@ class HubDestination:
         return self._head().held
 
     def send(self, files: Sequence[Outgoing], message: str) -> int:
-        """Uploads and commits what is not there yet; no commit if all is. 429, 5xx and cut connections are retried.
+        """Upload and commit what is not there yet; no commit if all is. 429, 5xx and cut connections are retried.
 
         Returns:
             The bytes of the files that were committed, of which the Hub may have had some from a send that was killed.
@@ -97,7 +97,7 @@ class HubDestination:
         return sum(file.size for file in left)
 
     def lacks(self, files: Sequence[Outgoing]) -> list[Outgoing]:
-        """Those that are not there, by what the Hub states.
+        """Give those that are not there, by the sizes and hashes that the Hub states.
 
         Raises:
             PublishError: no answer, or no access.
@@ -105,7 +105,7 @@ class HubDestination:
         return missing(files, self._stated(files, self._head()))
 
     def remove(self, names: Sequence[str], message: str) -> None:
-        """Commits that those of `names` that are there are gone.
+        """Remove those of `names` that are there, in one commit.
 
         Raises:
             PublishError: no answer in the end, no access, or the Hub refuses.
@@ -118,7 +118,7 @@ class HubDestination:
         self._commit(plan, (), message)
 
     def check(self, files: Sequence[Outgoing]) -> list[str]:
-        """Problems, one line each: lists the repo again and compares sizes and the hashes that the Hub states.
+        """List problems, one line each: list the repo again and compare sizes and the hashes that the Hub states.
 
         Raises:
             PublishError: no answer, or no access.
@@ -144,7 +144,7 @@ class HubDestination:
             raise
 
     def _look(self) -> _Head:
-        """The branch as it is now; all of it at one commit, however many pages the listing has."""
+        """Read the branch as it is now: all of it at one commit, however many pages the listing has."""
         from huggingface_hub.hf_api import RepoFile
 
         about = self._api.dataset_info(self.repo, revision=self.revision)
@@ -159,7 +159,7 @@ class HubDestination:
         return _Head(about.sha, held)
 
     def _made(self) -> _Head:
-        """The branch, and the repo, made if there is none."""
+        """Give the branch; make it, and the repo, if there is none."""
         if (head := self._head()).commit is not None:
             return head
         self._asked(
@@ -173,7 +173,7 @@ class HubDestination:
 
     @staticmethod
     def _stated(files: Sequence[Outgoing], head: _Head) -> dict[str, Held]:
-        """What is there, with the SHA-256 of those small files that git's hash shows to be ours."""
+        """List what is there, with the SHA-256 of small files too if git's hash shows that they are ours."""
         held = dict(head.held)
         for file in files:
             there = held.get(file.name)
@@ -183,7 +183,7 @@ class HubDestination:
         return held
 
     def _upload(self, files: Sequence[Outgoing], additions: dict[str, Any], message: str) -> None:
-        """File by file, so that one that fails does not take the others along; small ones travel in the commit."""
+        """Upload file by file, so that a failure costs one file only; small ones travel in the commit."""
         upload = partial(self._api.preupload_lfs_files, repo_type="dataset", revision=self.revision)
         total = sum(file.size for file in files)
         with progress.bar(message, total, "B") as bar:
@@ -194,7 +194,7 @@ class HubDestination:
                 bar.update(file.size)
 
     def _commit(self, plan: Callable[[dict[str, Held]], list[Any]], files: Sequence[Outgoing], message: str) -> None:
-        """Commits what `plan` makes of what is there, until there is nothing left to commit."""
+        """Commit what `plan` makes of what is there; a retry lists the repo and plans anew."""
 
         def once() -> None:
             head = self._head()
@@ -229,7 +229,7 @@ class HubDestination:
 
 @contextmanager
 def _without_bars() -> Iterator[None]:
-    """huggingface_hub draws its bars into log files too, and at a terminal leaves them lying among ours."""
+    """Switch off huggingface_hub's progress bars: they go to log files too, and at a terminal mix with ours."""
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     change = not are_progress_bars_disabled()

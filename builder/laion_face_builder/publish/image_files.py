@@ -1,4 +1,4 @@
-"""A part with its pictures, as Parquet files of bounded size: the examples that `laion_face.load_dataset` would give.
+"""Write a part with its pictures as Parquet files of bounded size: the examples that `load_dataset` would give.
 
 Rows keep the index's order. A row whose picture failed, is excluded or no longer decodes has a null image, as with
 on_error="null"; every other picture is decoded once right before it is written. Where a file ends depends on nothing
@@ -32,7 +32,7 @@ logger = logging.getLogger("laion_face")
 
 @dataclass(frozen=True)
 class Bounds:
-    """How large row groups and files may get: pictures' bytes, rows. A file ends with the row group that fills it."""
+    """How large row groups and files may get: bytes of pictures, rows. A file ends with the row group that fills it."""
 
     row_group_bytes: int = 100_000_000
     row_group_rows: int = 1000
@@ -40,7 +40,7 @@ class Bounds:
 
 
 def examples_fingerprint(options: Options, part: int, bounds: Bounds) -> Fingerprint:
-    """What the published files of a part with pictures are made from."""
+    """Give the fingerprint of what the published files of a part with pictures are made from."""
     made_from = parts.identity(options, part)
     how = {"filters": options.filters.as_dict(), "on_size_change": options.on_size_change}
     return make_fingerprint("examples", part=part, **made_from, **how, bounds=asdict(bounds))
@@ -55,7 +55,7 @@ class Group:
 
     @property
     def size(self) -> int:
-        """Bytes as Arrow, nearly all of them pictures."""
+        """Size as Arrow, in bytes, nearly all of them pictures."""
         return int(self.table.nbytes)
 
 
@@ -79,7 +79,7 @@ class PartExamples:
         return self._next is None
 
     def write(self, path: Path, fingerprint: Fingerprint) -> int:
-        """Writes the next file; gives the index row after its last."""
+        """Write the next file and give the index row after its last."""
         schema = stamped(EXAMPLES, fingerprint)
         size, stop = 0, self._rows
         with written_whole(path) as partial, writer_of(partial, schema) as writer:
@@ -92,13 +92,13 @@ class PartExamples:
 
 
 def example_steps(options: Options, part: int, first: int) -> Iterator[Step]:
-    """The part's rows from `first` on, with what makes examples of them."""
+    """Yield the part's rows from `first` on, as steps that can make examples."""
     plan = Plan(replace(options, parts=(part,), on_error="null"), None)
     yield from walk(plan, [Shard(part, 0, 1)], Position(0, first), Tally(None))
 
 
 def checked_example(row: Row, max_pixels: int) -> Example | None:
-    """The row's example, None if the filters drop it. What does not decode, or would be turned, has no picture."""
+    """Make the row's example; None if the filters drop it. A picture that is broken, or turned by EXIF, is left out."""
     example = row.example()
     if example is None or example["image"] is None or row.batch is None:
         return example
@@ -113,7 +113,7 @@ def checked_example(row: Row, max_pixels: int) -> Example | None:
 
 
 def as_table(examples: list[Example]) -> pa.Table:
-    """`examples` as `tables.EXAMPLES`; the flat columns speak of the faces as they stand in these rows."""
+    """Put `examples` into a table as `tables.EXAMPLES`; the flat columns are computed from the faces in these rows."""
     columns: dict[str, Any] = {
         name: pa.array([example[name] for example in examples], EXAMPLES.field(name).type)
         for name in EXAMPLES.names
@@ -124,7 +124,7 @@ def as_table(examples: list[Example]) -> pa.Table:
 
 
 def _groups(steps: Iterator[Step], rows: int, bounds: Bounds, max_pixels: int) -> Iterator[Group]:
-    """Row groups within bounds; at least one, so that a part without rows is a file too."""
+    """Yield row groups within bounds; at least one, so that a part without rows is a file too."""
     held: list[Example] = []
     size, stop = 0, 0
     for step in _with_progress(steps, rows):

@@ -1,7 +1,7 @@
-"""The index as it is published: the very bytes of the prepared file, unless they must change.
+"""Publish the index: the very bytes of the prepared file, unless they must change.
 
-They must where rows are excluded, or where the file lacks what the Hub's viewer needs (one that an older version
-wrote). Then the file is written anew, row group by row group, with the same schema and kind of fingerprint.
+They must change if rows are excluded, or if the file lacks what the Hub's viewer needs, as files of older versions do.
+Then the file is written anew, row group by row group, with the same schema and kind of fingerprint.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ logger = logging.getLogger("laion_face")
 
 
 def published_fingerprint(index: IndexPart, filters: Filters) -> Fingerprint:
-    """The prepared part's own, with the filters if rows are left out."""
+    """Give the prepared part's own fingerprint, with the filters if rows are left out."""
     return index.fingerprint if filters.is_empty else {**index.fingerprint, "filters": filters.as_dict()}
 
 
 def is_publishable(path: Path, filters: Filters) -> bool:
-    """Whether the prepared file can be published as it is."""
+    """Say whether the prepared file can be published as it is."""
     return filters.is_empty and not viewer_faults(path)
 
 
 def write_published(target: Path, index: IndexPart, filters: Filters) -> None:
-    """Writes the part's rows that pass to `target`. In memory are two row groups.
+    """Write those rows of the part that pass the filters to `target`. At most two row groups are in memory.
 
     Raises:
         BadFile: the index cannot be read.
@@ -58,7 +58,7 @@ def _passing(index: IndexPart, filters: Filters) -> Iterator[pa.Table]:
 
 
 def _cut(tables: Iterator[pa.Table], bounds: list[tuple[int, int]]) -> Iterator[pa.Table]:
-    """The same rows, cut at `bounds`."""
+    """Yield the same rows, cut at `bounds`."""
     held = INDEX.empty_table()
     for start, stop in bounds:
         while held.num_rows < stop - start:

@@ -1,4 +1,4 @@
-"""From prepared parts to published files: each made once, or known from an earlier run and left as it is."""
+"""Make published files from prepared parts: each is made once, or known from an earlier run and left as it is."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Made = tuple[Entry, Path]
 
 
 def made_index(options: Options, part: int, staging: Staging, is_held: IsHeld) -> Iterator[Made]:
-    """The part's one file: the prepared one itself, if it can be published as it is."""
+    """Yield the part's one file: the prepared one itself, if it can be published as it is."""
     with IndexPart.open(options.data.index(part)) as index:
         path, known = known_index(options, part, index, staging, is_held)
         if known is None:
@@ -36,7 +36,7 @@ def made_index(options: Options, part: int, staging: Staging, is_held: IsHeld) -
 def known_index(
     options: Options, part: int, index: IndexPart, staging: Staging, is_held: IsHeld
 ) -> tuple[Path, Entry | None]:
-    """Where the part's one file lies or will lie, and what it is if it is known from an earlier run."""
+    """Say where the part's one file lies or will lie; give its entry too if it is known from an earlier run."""
     source, name = options.data.index(part), index_name(part)
     as_it_is = is_publishable(source, options.filters)
     path = source if as_it_is else staging.path(name)
@@ -47,7 +47,7 @@ def known_index(
 
 
 def made_examples(options: Options, part: int, bounds: Bounds, staging: Staging, is_held: IsHeld) -> Iterator[Made]:
-    """The part's files in order. Those that are known are not made again; the others start where the last one stops."""
+    """Yield the part's files in order. Known ones are not made again; the others start where the last of them stops."""
     fingerprint = examples_fingerprint(options, part, bounds)
     with IndexPart.open(options.data.index(part)) as index:
         rows = index.num_rows
@@ -70,7 +70,7 @@ def made_examples(options: Options, part: int, bounds: Bounds, staging: Staging,
 def known_examples(
     part: int, fingerprint: Fingerprint, rows: int, staging: Staging, is_held: IsHeld
 ) -> Iterator[Entry]:
-    """The part's first files, as far as they are known from an earlier run and follow one another."""
+    """Yield the part's first files, as far as they are known from an earlier run and follow one another."""
     start, number = 0, 0
     while number == 0 or start < rows:
         name = examples_name(part, number)
@@ -82,7 +82,7 @@ def known_examples(
 
 
 def made_preview(options: Options, rows: int, staging: Staging, is_held: IsHeld) -> Iterator[Made]:
-    """The preview's one file."""
+    """Yield the preview's one file."""
     fingerprint, path = preview_fingerprint(options, rows), staging.path(PREVIEW_FILE)
     entry = known_preview(options, rows, staging, is_held)
     if entry is None:
@@ -93,13 +93,13 @@ def made_preview(options: Options, rows: int, staging: Staging, is_held: IsHeld)
 
 
 def known_preview(options: Options, rows: int, staging: Staging, is_held: IsHeld) -> Entry | None:
-    """The preview's file, if it is known from an earlier run."""
+    """Give the entry of the preview's file if it is known from an earlier run, else None."""
     fingerprint = preview_fingerprint(options, rows)
     return _known(staging, PREVIEW_FILE, fingerprint, staging.path(PREVIEW_FILE), is_held)
 
 
 def _known(staging: Staging, name: str, made_from: Fingerprint, path: Path, is_held: IsHeld) -> Entry | None:
-    """The file of this name, if it was made from the same and is still there: here or at the target."""
+    """Give the entry of a file that was made from the same data and is still here or at the target, else None."""
     entry = staging.known(name)
     if entry is None or entry.fingerprint != made_from:
         return None

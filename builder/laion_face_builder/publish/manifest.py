@@ -1,4 +1,4 @@
-"""What a published place holds: its files' names, and a manifest that tells what each of them has to be.
+"""What a published place holds: the names of its files, and a manifest that states what each of them has to be.
 
 TARGET/
   data/part-000NN.parquet         the index, one file a part; or, with pictures,
@@ -84,26 +84,26 @@ class Manifest:
         return self.entries.get(PREVIEW_FILE)
 
     def of_config(self, config: str) -> list[Entry]:
-        """The files of a config in the order of their names; none if none of its parts are there."""
+        """List the files of a config in the order of their names; none if none of its parts are there."""
         if config == PREVIEW:
             return [self.preview] if self.preview else []
         return sorted((e for e in self.entries.values() if e.part in CONFIG_PARTS[config]), key=lambda e: e.name)
 
     def configs(self) -> list[str]:
-        """The configs that have files; the first is the default."""
+        """List the configs that have files; the first is the default."""
         return [config for config in (*CONFIG_PARTS, PREVIEW) if self.of_config(config)]
 
     def as_text(self) -> str:
-        """JSON for people and machines: equal manifests are equal bytes."""
+        """Write the manifest as JSON: equal manifests are equal bytes."""
         entries = {name: _without_name(self.entries[name]) for name in sorted(self.entries)}
         return json.dumps({"format": MANIFEST_FORMAT, "kind": self.kind, "files": entries}, indent=1) + "\n"
 
     @classmethod
     def from_text(cls, text: str | bytes, place: str) -> Manifest:
-        """The manifest that `as_text` gave.
+        """Read a manifest that `as_text` wrote.
 
         Raises:
-            BadFile: it is not one, or one of a later version.
+            BadFile: the text is no manifest, or one of a later version.
         """
         try:
             found = json.loads(text)
@@ -120,17 +120,17 @@ class Manifest:
 
 
 def index_name(part: int) -> str:
-    """The published file of an index part."""
+    """Name the published file of an index part."""
     return f"data/part-{part:05d}.parquet"
 
 
 def examples_name(part: int, number: int) -> str:
-    """The `number`-th file of a part with pictures. Names sort as the rows do."""
+    """Name the `number`-th file of a part with pictures. Names sort as the rows do."""
     return f"data/part-{part:05d}-{number:05d}.parquet"
 
 
 def is_ours(name: str) -> bool:
-    """Whether a file of this name is one that a publish writes, and may remove."""
+    """Say whether a file of this name is one that a publish writes, and may remove."""
     return name == PREVIEW_FILE or _DATA_NAME.fullmatch(name) is not None
 
 

@@ -1,4 +1,4 @@
-"""A published place as its readers see it: small files whole, Parquet files by address; a folder or a Hub dataset."""
+"""Read a published place, a folder or a Hub dataset: small files whole, Parquet files by address."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ class Place:
 
     @classmethod
     def at(cls, target: str, revision: str | None = None, token: Token = None) -> Place:
-        """The place that `target` means, as `destination.destination_at` understands it."""
+        """Give the place that `target` means, as `destination.destination_at` understands it."""
         if is_folder(target):
             return cls(absolute(target), None)
         return cls(None, HubRepo(target, revision, token))
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """Name of the place, for messages."""
         return str(self.folder) if self.folder is not None else f"Hub dataset {self._hub.repo}"
 
     def require(self) -> None:
-        """Look whether the place is there at all.
+        """Check that the place is there at all, if it is on the Hub.
 
         Raises:
             SourceNotFound: no such repo, or no such revision; SourceError: the Hub does not answer, or refuses.
@@ -53,7 +53,7 @@ class Place:
             _ = self._hub.commit
 
     def read(self, name: str) -> bytes | None:
-        """The bytes of a small file; None if there is no such file or no such place.
+        """Read the bytes of a small file; None if there is no such file or no such place.
 
         Raises:
             SourceError: the Hub does not answer, or refuses.
@@ -69,7 +69,7 @@ class Place:
         return bytes(_asked(lambda system, path: system.cat_file(path), self.address(name), self._hub.token))
 
     def manifest(self) -> Manifest | None:
-        """What the place says that it holds; None if nothing was published there.
+        """Read what the place says that it holds; None if nothing was published there.
 
         Raises:
             BadFile: its manifest cannot be read; SourceError: see `read`.
@@ -78,13 +78,13 @@ class Place:
         return Manifest.from_text(text, self.name) if text is not None else None
 
     def address(self, name: str) -> str:
-        """The path, or the hf:// address at the commit that was first seen."""
+        """Give the path, or the hf:// address at the commit that was first seen."""
         if self.folder is not None:
             return str(self.folder / name)
         return f"hf://datasets/{self._hub.repo}@{self._hub.commit}/{name}"
 
     def parquet(self, name: str) -> pq.ParquetFile:
-        """The file, opened for reading; pages are checked against their checksums. Close it."""
+        """Open the file for reading; pages are checked against their checksums. The caller has to close it."""
         if self.folder is not None:
             return pq.ParquetFile(self.folder / name, page_checksum_verification=True)
         return _asked(

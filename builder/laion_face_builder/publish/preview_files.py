@@ -1,4 +1,4 @@
-"""The preview: one small file with the first pictures of the parts, so that people see what the index speaks of."""
+"""Write the preview: one small file with the first pictures of the parts, to show what the index is about."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ROWS_A_GROUP = 100
 
 
 def check_preview(options: Options) -> None:
-    """Refuses what cannot be shown.
+    """Check that there are pictures to show.
 
     Raises:
         NotPrepared: no part has pictures.
@@ -31,18 +31,18 @@ def check_preview(options: Options) -> None:
 
 
 def pictured_parts(options: Options) -> list[int]:
-    """Those of the parts that have pictures on disk."""
+    """List those of the parts that have pictures on disk."""
     return [part for part in options.parts if options.data.sidecar(part).exists()]
 
 
 def preview_fingerprint(options: Options, rows: int) -> Fingerprint:
-    """What the preview is made from."""
+    """Give the fingerprint of what the preview is made from."""
     made_from = {str(part): parts.identity(options, part) for part in pictured_parts(options)}
     return make_fingerprint("preview", rows=rows, parts=made_from, filters=options.filters.as_dict())
 
 
 def write_preview(path: Path, options: Options, rows: int, fingerprint: Fingerprint) -> None:
-    """Writes the first `rows` examples that have a picture; fewer if there are no more."""
+    """Write the first `rows` examples that have a picture; fewer if there are no more."""
     schema = stamped(EXAMPLES, fingerprint)
     examples = itertools.islice(_pictured(options, pictured_parts(options)), rows)
     with written_whole(path) as partial, writer_of(partial, schema) as writer:

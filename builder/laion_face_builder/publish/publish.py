@@ -1,7 +1,8 @@
-"""`laion-face publish`: parts out, one after the other, the card last.
+"""`laion-face publish`: make and send the parts, one after the other, the card last.
 
-Files are made, sent and freed in batches, so that a publish takes the disk of one batch and no more. What the target
-holds already, from an earlier publish, stays: parts may be published one by one, and an interrupted publish goes on.
+Files are made, sent and deleted in batches, so that a publish needs disk space for one batch and no more. What the
+target holds already, from an earlier publish, stays: parts may be published one by one, and an interrupted publish goes
+on.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ logger = logging.getLogger("laion_face")
 
 
 def publish(request: PublishRequest) -> Manifest:
-    """Publishes, and checks that the target then has what it was to have; gives what is there.
+    """Publish, check that the target then has what it was to have, and give the manifest of what is there.
 
     Raises:
         OptionError: pictures would become public; NotPrepared: parts or pictures are missing.
@@ -45,7 +46,7 @@ def publish(request: PublishRequest) -> Manifest:
 
 
 def checked(request: PublishRequest) -> tuple[Options, Destination, Manifest | None]:
-    """What is published, where it goes and what it holds already; refuses what cannot or may not be done.
+    """Check that the request can and may be done; give the options, the destination, and the manifest that is there.
 
     Raises:
         LaionFaceError: as `publish`, or the disk has no room.
@@ -62,7 +63,7 @@ def checked(request: PublishRequest) -> tuple[Options, Destination, Manifest | N
 
 
 class _Job:
-    """One publish: what has been put together so far, and what waits to be sent."""
+    """One publish: what has been made so far, and what waits to be sent."""
 
     def __init__(self, request: PublishRequest, options: Options, destination: Destination, staging: Staging) -> None:
         self._request, self._options, self._destination, self._staging = request, options, destination, staging
@@ -84,7 +85,7 @@ class _Job:
         return manifest
 
     def _made(self) -> Iterator[Entry]:
-        """Every file that is to be there, made and queued if it is not there yet."""
+        """Yield every file that is to be there, made and queued if it is not there yet."""
         parts = self._options.parts
         with progress.bar("publish", len(parts)) as bar:
             for number, part in enumerate(parts, 1):
@@ -111,7 +112,7 @@ class _Job:
             yield entry
 
     def _is_held(self, entry: Entry) -> bool:
-        """Whether the target has this very file; where it states no SHA-256, the size and our own ledger must do."""
+        """Say whether the target has this very file, by size, and by SHA-256 where the target states one."""
         return holds(self._held, entry)
 
     def _flush(self) -> None:
@@ -135,7 +136,7 @@ class _Job:
         return Outgoing.of(name, path)
 
     def _remove(self, manifest: Manifest) -> None:
-        """Files that an earlier publish left, finished or not, and that the card does not name."""
+        """Remove files that an earlier publish left, finished or not, and that the card does not name."""
         if stale := stale_of(self._held, manifest.entries):
             self._destination.remove(stale, "Remove what is no longer published")
 
@@ -163,23 +164,23 @@ Holdings = Mapping[str, tuple[int, str | None]]
 
 
 def holdings(listing: Mapping[str, Held]) -> dict[str, tuple[int, str | None]]:
-    """What the target has, by name."""
+    """Give size and SHA-256 of what the target has, by name."""
     return {name: (held.size, held.sha256) for name, held in listing.items()}
 
 
 def holds(held: Holdings, entry: Entry) -> bool:
-    """Whether the target has this very file; where it states no SHA-256, the size and our own ledger must do."""
+    """Say whether the target has this very file, by size, and by SHA-256 where the target states one."""
     size, sha256 = held.get(entry.name, (-1, None))
     return size == entry.size and sha256 in (None, entry.sha256)
 
 
 def stale_of(held: Iterable[str], published: Container[str]) -> list[str]:
-    """Files that an earlier publish left, finished or not, and that are not among those to be published."""
+    """List files that an earlier publish left, finished or not, and that are not among those to be published."""
     return sorted(name for name in held if is_ours(name) and name not in published)
 
 
 def texts_about(request: PublishRequest, manifest: Manifest) -> dict[str, str]:
-    """Manifest and card; the card last, since it is what `datasets` believes."""
+    """Write manifest, Croissant and card; the card last, since `datasets` goes by it."""
     shown = "path/to/this/folder" if is_folder(request.target) else request.target
     return {
         MANIFEST: manifest.as_text(),
@@ -197,7 +198,7 @@ def _already_there(request: PublishRequest) -> Manifest | None:
 
 
 def kept_of(there: Manifest | None, parts: Sequence[int], new_preview: bool) -> dict[str, Entry]:
-    """What stays of an earlier publish: other parts, and its preview unless there is a new one."""
+    """Give what stays of an earlier publish: other parts, and its preview unless there is a new one."""
     if there is None:
         return {}
     return {
@@ -208,7 +209,7 @@ def kept_of(there: Manifest | None, parts: Sequence[int], new_preview: bool) -> 
 
 
 def address(request: PublishRequest) -> str:
-    """Names the target, however it was written."""
+    """Give one name for the target, however it was written."""
     if is_folder(request.target):
         return str(absolute(request.target))
     return f"{request.target}@{request.revision or 'main'}"

@@ -51,7 +51,7 @@ class _File:
     Attributes:
         path: where its bytes lie, or will lie.
         entry: what it is; None if it is not known from an earlier run.
-        size: bytes, reckoned if it has to be made.
+        size: bytes, estimated if it has to be made.
         is_made: whether it has to be made first.
         stands_for: what is meant if it is not known how many files there will be; "" if it is one file.
     """
@@ -69,12 +69,12 @@ class _File:
 
 
 def forecast_publish(request: PublishRequest) -> Forecast:
-    """Say what `publish.publish` would do. The target is asked for its listing, and for the small texts there.
+    """Say what `publish.publish` would do. Of the target the listing and the small texts are read.
 
     Files of the same name and size in a target folder are read, as in the real run.
 
     Raises:
-        LaionFaceError: as `publish` before it makes or sends anything.
+        LaionFaceError: as `publish` raises it before it makes or sends anything.
     """
     options, destination, there = checked(request)
     listing = destination.listing()
@@ -105,7 +105,7 @@ def _forecast(request: PublishRequest, files: Sequence[_File], steps: Sequence[S
 
 
 def _files(request: PublishRequest, options: Options, staging: Staging, held: Holdings) -> Iterator[_File]:
-    """In the order of the real run."""
+    """Yield the files to be published, in the order of the real run."""
     for part in options.parts:
         if request.with_images:
             yield from _examples(request, options, part, staging, held)
@@ -147,13 +147,13 @@ def _examples(
 
 
 def _picture_bytes(options: Options, part: int, start: int) -> int:
-    """Bytes of the pictures from an index row on."""
+    """Add up the bytes of the pictures from an index row on."""
     lengths = pq.read_table(options.data.sidecar(part), columns=["length"])["length"].slice(start)
     return int(pc.sum(lengths).as_py() or 0)
 
 
 def _preview_size(options: Options, rows: int) -> Amount:
-    """The first pictures that there are, filters aside."""
+    """Estimate the preview's size from the first pictures that there are, whatever the filters."""
     size = 0
     for part in pictured_parts(options):
         table = pq.read_table(options.data.sidecar(part), columns=["status", "length"])
@@ -163,7 +163,7 @@ def _preview_size(options: Options, rows: int) -> Amount:
 
 
 def _lacking(files: Sequence[_File], held: Holdings, listing: Mapping[str, Held], destination: Destination) -> set[str]:
-    """The names of those that would be sent, as `publish._Job` and the destination itself decide."""
+    """Name the files that would be sent, as `publish._Job` and the destination itself decide."""
     certain = {file.name for file in files if file.is_made or (not file.entry and _size_of(listing, file) is None)}
     asked = [
         Outgoing(file.name, file.path, file.entry.size, file.entry.sha256)
@@ -176,7 +176,7 @@ def _lacking(files: Sequence[_File], held: Holdings, listing: Mapping[str, Held]
 
 
 def _size_of(listing: Mapping[str, Held], file: _File) -> int | None:
-    """The size of the file that stands there, if it is of the same size; else its bytes need not be compared."""
+    """Give the file's size if the target has one of the same size, else None: then bytes need not be compared."""
     there = listing.get(file.name)
     return there.size if there and there.size == file.size.count else None
 
@@ -189,7 +189,7 @@ def _step(file: _File, lacking: set[str]) -> Step:
 def _texts(
     request: PublishRequest, kept: Mapping[str, Entry], files: Sequence[_File], listing: Mapping[str, Held]
 ) -> Iterator[Step]:
-    """Manifest, croissant and card. What they say is known only if every file is."""
+    """Forecast manifest, Croissant and card. What they say is known only if every file is."""
     entries = {file.name: file.entry for file in files if file.entry is not None}
     if len(entries) < len(files):
         yield from (Step(name, "sent", "some kB") for name in (MANIFEST, CROISSANT, CARD))

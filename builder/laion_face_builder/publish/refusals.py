@@ -1,4 +1,4 @@
-"""Why the Hub does not take what is published, and what to do about it."""
+"""Explain why the Hub refuses what is published, and what to do about it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _GIVE = "`hf auth login`, the variable HF_TOKEN, or --token"
 
 
 def refused(error: Exception, where: str, repo: str, revision: str) -> Exception:
-    """A PublishError with the way out; a TransientError where it may pass.
+    """Make a PublishError that says what to do, or a TransientError if the cause may pass.
 
     Args:
         error: what huggingface_hub raised.
@@ -27,7 +27,7 @@ def refused(error: Exception, where: str, repo: str, revision: str) -> Exception
 
 
 def root_of(error: Exception) -> Exception:
-    """What huggingface_hub's RuntimeError about one file of several was raised from."""
+    """Give the cause of the RuntimeError that huggingface_hub raises about one file of several, else the error."""
     cause = error.__cause__
     return cause if isinstance(error, RuntimeError) and isinstance(cause, Exception) else error
 

@@ -1,4 +1,4 @@
-"""What is to be published where: the request, and whether it can and may be done."""
+"""The request to publish: what and where, and the checks whether that can and may be done."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ class PublishRequest:
 
 
 def check_rights(request: PublishRequest) -> None:
-    """Refuses to make pictures public by accident, and says whose they are.
+    """Refuse to make pictures public by accident, and warn that they belong to their owners.
 
     Raises:
-        OptionError: says how it is meant, or that there cannot be so many rows in a preview.
+        OptionError: pictures would become public, or a preview cannot have so many rows.
     """
     Range(int, 0, MOST_ROWS).check("preview", request.preview)
     if not (request.with_images or request.preview):
@@ -78,10 +78,10 @@ def check_rights(request: PublishRequest) -> None:
 
 
 def options_of(request: PublishRequest) -> Options:
-    """The parts to publish, checked to be there, and how their examples are made.
+    """Give the options for the parts to publish, which are checked to be there.
 
     Raises:
-        OptionError: not parts, or no such exclusion list; BadFile: a line of it.
+        OptionError: no valid parts, or no such exclusion list; BadFile: a line of that list is wrong.
         NotPrepared: a part or its pictures are missing.
     """
     fields = OptionFields(parts=request.parts, exclude=request.exclude, on_error="null")
@@ -102,10 +102,10 @@ def options_of(request: PublishRequest) -> Options:
 
 
 def check_room(request: PublishRequest, options: Options) -> None:
-    """Whether the disk has room for what is made before it is sent: a batch and a file, or all pictures if fewer.
+    """Check that the disk has room for what is made before it is sent: a batch and a file, or all pictures if fewer.
 
     Raises:
-        LaionFaceError: it has not.
+        LaionFaceError: the disk has no room.
     """
     if not request.with_images:
         return

@@ -1,4 +1,4 @@
-"""What a publish has made and not yet sent, so that one that was killed goes on where it was.
+"""Keep what a publish has made and not yet sent, so that one that was killed goes on where it was.
 
 DATA_DIR/publish/NAME/            NAME stands for the target; all of it is gone after the last step
   laion_face_manifest.json        what has been made so far: the ledger, in the manifest's own form
@@ -21,7 +21,7 @@ class Staging:
     """The staging folder of one publish.
 
     Args:
-        known: what is published already: as good as made, if it is made from the same.
+        known: what is published already: not made again if it was made from the same data.
     """
 
     def __init__(self, root: Path, kind: Kind, known: Manifest | None) -> None:
@@ -32,7 +32,7 @@ class Staging:
     @classmethod
     @contextmanager
     def at(cls, data: DataDir, target: str, kind: Kind, known: Manifest | None) -> Iterator[Staging]:
-        """The folder for `target`, held against other processes until the block ends."""
+        """Open the folder for `target`, locked against other processes until the block ends."""
         root = _folder(data, target, kind)
         with locked(root, waiting=f"waiting for another publish to {target}"):
             for folder in (root, root / "data", root / "preview"):
@@ -41,29 +41,29 @@ class Staging:
 
     @classmethod
     def seen(cls, data: DataDir, target: str, kind: Kind, known: Manifest | None) -> Staging:
-        """The folder for `target` as it is now, to be looked at only."""
+        """Give the folder for `target` as it is now, only to be read."""
         return cls(_folder(data, target, kind), kind, known)
 
     def path(self, name: str) -> Path:
-        """Where a file is made."""
+        """Give the path where a file is made."""
         return self.root / name
 
     def known(self, name: str) -> Entry | None:
-        """What was made under this name, now or in an earlier publish."""
+        """Give the entry of what was made under this name, now or in an earlier publish; None if nothing was."""
         return self._known.get(name)
 
     def note(self, entry: Entry) -> None:
-        """Remembers that a file is whole."""
+        """Note in the ledger that a file is whole."""
         self._made[entry.name] = self._known[entry.name] = entry
         with written_whole(self.root / MANIFEST) as partial:
             partial.write_text(Manifest(self._kind, self._made).as_text(), encoding="utf-8")
 
     def free(self, name: str) -> None:
-        """Deletes a file that has been sent."""
+        """Delete a file that has been sent."""
         self.path(name).unlink(missing_ok=True)
 
     def finish(self) -> None:
-        """Deletes the folder: what is published says by itself what it is."""
+        """Delete the folder: from now on the published manifest tells what there is."""
         shutil.rmtree(self.root, ignore_errors=True)
 
     def _read(self) -> Manifest:

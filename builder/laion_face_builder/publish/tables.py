@@ -1,8 +1,8 @@
 """The tables that are published: their schemas, how they are written, and what is measured of them.
 
-What the Hub's viewer needs of a file is kept here: a page index and content-defined chunks (a page of 100 rows is read
-without the rest of the row group, and a changed file is uploaded as its changed chunks), row groups in bounds, and page
-checksums, by which `laion-face verify` knows a flipped bit.
+Files are written as the Hub's viewer needs them: with a page index and content-defined chunks (a page of 100 rows is
+read without the rest of the row group, and a changed file is uploaded as its changed chunks), row groups in bounds, and
+page checksums, by which `laion-face verify` finds a flipped bit.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ EXAMPLES = pa.schema([pa.field(name, _OWN.get(name) or INDEX.field(name).type) f
 
 #: The viewer scans whole row groups of at most 300 MB.
 MOST_ROW_GROUP_BYTES = 300_000_000
-#: Bytes of a page of pictures at most: pages of 16 rows, where pyarrow's default makes 20 MB ones.
+#: pyarrow's default would make pages of pictures that have 20 MB.
 _ROWS_A_PAGE_OF_PICTURES = 16
 
 
 def writer_of(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    """A writer with all that the viewer needs; pictures are compressed already, which zstd finds out by itself."""
+    """Open a writer with all that the viewer needs; zstd finds out by itself that pictures are compressed already."""
     pictures = {"write_batch_size": _ROWS_A_PAGE_OF_PICTURES} if "image" in schema.names else {}
     return pq.ParquetWriter(
         path,
@@ -52,11 +52,11 @@ def writer_of(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
 
 
 def measured(path: Path, name: str, part: int, rows: tuple[int, int]) -> Entry:
-    """Reads the file once, to its last byte, and says what it is.
+    """Read the whole file and make its entry for the manifest.
 
     Args:
-        name: under which it is published.
-        rows: first and stop of the index rows that it speaks of.
+        name: under which the file is published.
+        rows: first and stop of the index rows that it covers.
 
     Raises:
         BadFile: it cannot be read, or has no fingerprint.
@@ -84,13 +84,13 @@ def measured(path: Path, name: str, part: int, rows: tuple[int, int]) -> Entry:
 
 
 def ids_bytes(column: pa.ChunkedArray | pa.Array) -> bytes:
-    """Sample ids as their digest takes them: little-endian int64, a null as -1."""
+    """Give sample ids as their digest takes them: little-endian int64, a null as -1."""
     values = column.fill_null(-1).to_numpy()
     return np.ascontiguousarray(values).astype("<i8").tobytes()
 
 
 def viewer_faults(path: Path) -> list[str]:
-    """What keeps the Hub's viewer from reading the file page by page; [] if nothing does. Reads the footer only."""
+    """List what keeps the Hub's viewer from reading the file page by page; [] if nothing does. Read only the footer."""
     metadata = pq.read_metadata(path)
     faults = []
     for group in range(metadata.num_row_groups):

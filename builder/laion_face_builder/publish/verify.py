@@ -1,4 +1,4 @@
-"""`laion-face verify`: what is wrong with a DATA_DIR or a published place, a line each."""
+"""`laion-face verify`: find what is wrong with a DATA_DIR or a published place, a line each."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from laion_face_builder.values import absolute
 
 @dataclass(frozen=True)
 class Verification:
-    """What was looked at, for people, and the lines about it, found as they are read."""
+    """What was verified, for people, and the problems, one line each, found as they are iterated."""
 
     about: str
     problems: Iterator[str]
 
 
 def verify(place: str, *, deep: bool = False, revision: str | None = None, token: Token = None) -> Verification:
-    """Looks at a DATA_DIR, a published folder or a Hub dataset "owner/name", whichever `place` is.
+    """Verify a DATA_DIR, a published folder or a Hub dataset "owner/name", whichever `place` is.
 
     Args:
         deep: hash every picture and read every page, rather than samples and footers.
 
     Raises:
-        NotPrepared: it is neither; SourceError: the Hub does not answer, or has no such dataset.
+        NotPrepared: it is none of these; SourceError: the Hub does not answer, or has no such dataset.
     """
     root = absolute(place)
     if root.is_file():

@@ -1,8 +1,8 @@
-"""Is what is prepared what it should be? Every file of a DATA_DIR against schema, fingerprint and neighbours.
+"""Verify what is prepared: every file of a DATA_DIR against schema, fingerprint and neighbouring files.
 
-What can be computed again is: faces and their flat columns from the faces part, the order of the sidecar's rows from
-the index, the digest of the pictures, and where they lie from the tars' own headers. Page checksums find flipped bits
-in the rest. The proof of a join has to speak of the very index beside it.
+What can be computed again is compared: faces and their flat columns with the faces part, the order of the sidecar's
+rows with the index, the digest of the pictures, and their places with the tars' own headers. Page checksums find
+flipped bits in the rest. The proof of a join has to be that of the index beside it.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ BROKEN = (LaionFaceError, pa.ArrowException, OSError, ValueError)
 
 
 def prepared_parts(data: DataDir) -> list[int]:
-    """The parts of which anything is there."""
+    """List the parts of which anything is there."""
     folders = (data.ids(0).parent, data.faces(0).parent, data.index(0).parent, data.sidecar(0).parent)
     found = (re.fullmatch(r"part-(\d{5})\.parquet", path.name) for folder in folders for path in folder.glob("*"))
     return sorted({int(match[1]) for match in found if match})
 
 
 def data_problems(data: DataDir, deep: bool) -> Iterator[str]:
-    """What is wrong with a DATA_DIR, a line each: the file, and what was found.
+    """Yield what is wrong with a DATA_DIR, a line each: the file, and what was found.
 
     Args:
         deep: hash every picture, not a sample of them.
@@ -65,7 +65,7 @@ def _problems(data: DataDir, part: int, path: Path, deep: bool) -> Iterator[str]
 
 
 def _sorted_problems(path: Path, schema: pa.Schema, kind: str, part: int) -> Iterator[str]:
-    """Of ids and faces: schema, fingerprint, ids ascending."""
+    """Yield what is wrong with a file of ids or faces: schema, fingerprint, ids that do not ascend."""
     with opened(path) as file:
         yield from stated_problems(file, schema, read_fingerprint(path), kind, part)
         last = -1
@@ -79,14 +79,14 @@ def _sorted_problems(path: Path, schema: pa.Schema, kind: str, part: int) -> Ite
 
 
 def opened(path: Path) -> pq.ParquetFile:
-    """The file for reading; pages are checked against their checksums, where the file has some."""
+    """Open the file for reading; pages are checked against their checksums, where the file has some."""
     return pq.ParquetFile(path, page_checksum_verification=True)
 
 
 def stated_problems(
     file: pq.ParquetFile, schema: pa.Schema, fingerprint: Fingerprint | None, kind: str, part: int
 ) -> Iterator[str]:
-    """Other columns than `schema`, or the fingerprint of something else."""
+    """Yield a line if the file has other columns than `schema`, and one if its fingerprint is of something else."""
     found = file.schema_arrow.remove_metadata()
     if not found.equals(schema):
         yield f"columns are {', '.join(f'{field.name} {field.type}' for field in found)}; expected those of the {kind}"
@@ -122,7 +122,7 @@ def _chain_problems(data: DataDir, part: int, index: Fingerprint) -> Iterator[st
 
 
 def _proof_problems(data: DataDir, part: int, index: Fingerprint, rows: int) -> Iterator[str]:
-    """A proof of another index, or none where there must be one."""
+    """Yield what is wrong with the proof: it is of another index, or missing where there must be one."""
     path = proof_path(data.index(part))
     if not path.exists():
         if _is_joined_here(data, part, index):
@@ -143,7 +143,7 @@ def _proof_problems(data: DataDir, part: int, index: Fingerprint, rows: int) -> 
 
 
 def _is_joined_here(data: DataDir, part: int, index: Fingerprint) -> bool:
-    """Whether the index was made here, as far as can be told: it is no copy, and what it was made from is there.
+    """Say whether the index was made here, as far as can be told: it is no copy, and what it was made from is there.
 
     Versions whose fingerprints say nothing of the join wrote no proof; nor does a copy of a published index have one.
     """
@@ -154,14 +154,14 @@ def _is_joined_here(data: DataDir, part: int, index: Fingerprint) -> bool:
 
 @dataclass(frozen=True)
 class _Neighbours:
-    """What the index was made from, as far as it is still there."""
+    """The ids and faces that the index was made from, as far as they are still there."""
 
     ids: np.ndarray | None
     faces: FaceTable | None
 
     @classmethod
     def of(cls, data: DataDir, part: int) -> _Neighbours:
-        """Broken ones are reported by themselves and then not compared with."""
+        """Read ids and faces of the part; broken files are left out here, since they are reported by themselves."""
         try:
             ids = pq.read_table(data.ids(part))["sample_id"].to_numpy() if data.ids(part).exists() else None
             return cls(ids, FaceTable.read(data.faces(part)) if data.faces(part).exists() else None)
@@ -169,7 +169,7 @@ class _Neighbours:
             return cls(None, None)
 
     def problems(self, table: pa.Table, part: int) -> Iterator[str]:
-        """Of one row group of the index."""
+        """Yield what is wrong with one row group of the index."""
         ids = table["sample_id"].combine_chunks()
         if ids.null_count or table["faces"].null_count:
             yield "a sample id or a list of faces is null"
@@ -188,6 +188,6 @@ class _Neighbours:
 
 
 def _contained(values: np.ndarray, ids: np.ndarray) -> bool:
-    """Whether all `values` are in the sorted `ids`."""
+    """Say whether all `values` are in the sorted `ids`."""
     place = np.searchsorted(ids, values)
     return bool((place < len(ids)).all() and (ids[place] == values).all())

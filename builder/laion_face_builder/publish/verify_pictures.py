@@ -1,4 +1,4 @@
-"""Are the downloaded pictures where the sidecar says, and what it says? Against the index and the tars themselves."""
+"""Verify the downloaded pictures: the sidecar against the index and the tars themselves."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SAMPLE = 20
 
 
 def picture_problems(data: DataDir, part: int, deep: bool) -> Iterator[str]:
-    """Of the part's sidecar and tars, a line each.
+    """Yield what is wrong with the part's sidecar and tars, a line each.
 
     Args:
         deep: hash every picture; else `SAMPLE` of each tar, spread over it.
@@ -57,7 +57,7 @@ def picture_problems(data: DataDir, part: int, deep: bool) -> Iterator[str]:
 
 
 def _index_problems(index: Path, table: pa.Table, stated: str | None) -> Iterator[str]:
-    """Whether the sidecar's rows are the index's, in order."""
+    """Yield a line for each way in which the sidecar's rows are not the index's, in order."""
     fingerprint = index_fingerprint_at(index)
     if fingerprint is None:
         return

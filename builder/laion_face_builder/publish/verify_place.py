@@ -1,4 +1,4 @@
-"""Is what is published what it should be? Every file of a folder or Hub dataset against its manifest."""
+"""Verify what is published: every file of a folder or Hub dataset against its manifest."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from laion_face_builder.shown import in_one_line
 
 
 def place_problems(place: Place, destination: Destination, deep: bool) -> Iterator[str]:
-    """What is wrong with a published place, a line each: the file, and what was found.
+    """Yield what is wrong with a published place, a line each: the file, and what was found.
 
     Args:
         deep: read every page of every file against its checksum. Without it a folder's files are hashed, and of a Hub

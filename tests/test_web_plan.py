@@ -17,7 +17,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 @pytest.fixture
 def box(monkeypatch):
-    """The modules of the benchmark, which are no package's."""
+    """Import the modules of the benchmark, which are no package's."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     before = set(sys.modules)
     import web_counts

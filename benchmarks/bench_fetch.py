@@ -56,7 +56,7 @@ def stream(port: int, given: argparse.Namespace, concurrency: int) -> tuple[floa
 
 
 def microseconds(action: Callable[[], object]) -> float:
-    """Measure a call's CPU time in this thread: the best of five rounds."""
+    """Return a call's CPU microseconds in this thread, the best of five rounds."""
     rounds = []
     for _ in range(5):
         begun = time.thread_time()
@@ -73,7 +73,7 @@ def _progressive(data: bytes) -> bytes:
 
 
 def parts(size: int) -> Iterator[tuple[str, float]]:
-    """Yield each step beside the network, and what it costs."""
+    """Yield each step other than the network's, and its CPU microseconds."""
     data = picture_server.picture(size)
     progressive = _progressive(data)
     yield "quick check, baseline JPEG", microseconds(lambda: quick_check.quick(data))

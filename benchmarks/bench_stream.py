@@ -221,7 +221,7 @@ def _got(url: str) -> bool:
 
 
 def img2dataset_as_is(case: Case) -> Found:
-    """Measure img2dataset that keeps the bytes as they came."""
+    """Measure img2dataset when it keeps the bytes as they came."""
     return _img2dataset(case, disable_all_reencoding=True)
 
 

@@ -57,7 +57,7 @@ def measure(command: Sequence[str]) -> Used:
 
 
 def apart(function: Callable[..., T], *args: object) -> T:
-    """Return what a function gives, called in a process of its own: this one stays small."""
+    """Call a function in a process of its own, so that this one stays small, and return its result."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         return process.submit(function, *args).result()
 

@@ -131,7 +131,7 @@ def _in_tars(folder: Path) -> int:
 
 
 def img2dataset(settings: Settings) -> Got:
-    """Fetch by img2dataset that keeps the bytes as they come, with a process a core."""
+    """Fetch by img2dataset, which keeps the bytes as they come, with a process a core."""
     from img2dataset import download  # type: ignore[import-untyped,unused-ignore]  # it has no types of its own
 
     processes = os.cpu_count() or 1

@@ -76,7 +76,7 @@ class Site:
 
 
 class Server:
-    """The loop: file numbers to what is done when they are ready, and a heap of what is due later."""
+    """The event loop: file descriptors with what is done when they are ready, and a heap of what is due later."""
 
     def __init__(self, plan: Plan, certificate: Path) -> None:
         self.counts, self.open = Counts(), 0
@@ -96,7 +96,7 @@ class Server:
         self.watch(sys.stdin.fileno(), self._command)
 
     def watch(self, number: int, action: Callable[[], None]) -> None:
-        """Call `action` whenever there is something to read at this file number."""
+        """Call `action` whenever there is something to read from this file descriptor."""
         self.ready[number] = action
         self.epoll.register(number, _READ)
 

@@ -1,4 +1,4 @@
-"""The faces: every accepted shape gives the same file, with or without the shortcut; all else names the sample."""
+"""The detections: every accepted shape gives the same file, with or without the shortcut; errors name the sample."""
 
 from __future__ import annotations
 

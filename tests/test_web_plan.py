@@ -1,4 +1,4 @@
-"""The web in a box is what its page says: shares, fates and ceilings, and the names as clients ask for them."""
+"""The simulated web of the benchmarks has its shares, fates and ceilings, and answers names as clients ask."""
 
 from __future__ import annotations
 

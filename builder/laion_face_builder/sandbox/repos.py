@@ -40,7 +40,7 @@ class HubFile:
 
     @cached_property
     def oid(self) -> str:
-        """The bytes' id as a git blob; of an LFS file, git itself would take its pointer's."""
+        """The bytes' id as a git blob; for an LFS file real git takes the id of its pointer."""
         return _hash_of("sha1", self.data, f"blob {self.data.whole}\0".encode())
 
     def as_json(self) -> dict[str, Any]:

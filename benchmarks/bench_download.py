@@ -49,7 +49,7 @@ _SIZE = 256
 
 
 def ours(folder: Path, urls: list[str], *, resized: bool) -> tuple[list[str], Path]:
-    """`laion-face download`."""
+    """Return the command of `laion-face download` and the folder of its shards, once the index is written."""
     write_index(folder, urls, size_of(picture_server.picture(_BYTES)))
     size = ("--resize-mode", "keep_ratio", "--image-size", str(_SIZE)) if resized else ()
     command = [
@@ -60,7 +60,7 @@ def ours(folder: Path, urls: list[str], *, resized: bool) -> tuple[list[str], Pa
 
 
 def img2dataset(folder: Path, urls: list[str], *, resized: bool) -> tuple[list[str], Path]:
-    """img2dataset, with a thread for each of 64 connections: more made it slower here."""
+    """Return the command of img2dataset and the folder of its shards; 64 threads, as more made it slower here."""
     (folder / "urls.txt").write_text("\n".join(urls), encoding="utf-8")
     how: dict[str, Any] = {"resize_mode": "keep_ratio", "image_size": _SIZE}
     given = {
@@ -74,7 +74,7 @@ def img2dataset(folder: Path, urls: list[str], *, resized: bool) -> tuple[list[s
 def downloaded(
     client: Callable[..., tuple[list[str], Path]], port: int, pictures: int, folder: Path, *, resized: bool
 ) -> Found:
-    """One run of a client, without the CPU of its start."""
+    """Measure one run of a client, without the CPU of its start."""
     few = run(client, port, _FEW, folder / "few", resized=resized)
     many = run(client, port, pictures, folder / "many", resized=resized)
     return Found(many.pictures - few.pictures, many.seconds * (1 - _FEW / pictures), many.cpu - few.cpu)
@@ -83,7 +83,7 @@ def downloaded(
 def run(
     client: Callable[..., tuple[list[str], Path]], port: int, pictures: int, folder: Path, *, resized: bool
 ) -> Found:
-    """One run as it is."""
+    """Measure one run of a client as it is."""
     folder.mkdir()
     command, shards = client(folder, [address(port, number) for number in range(pictures)], resized=resized)
     cpu = measure(command).cpu
@@ -95,7 +95,7 @@ def run(
 
 
 def repeat(folder: Path, pictures: int) -> None:
-    """Have a part of a real size read these tars over and over: a small one's row groups have 62 rows, not 12,187."""
+    """Repeat index and sidecar to a real part's size: a small part's row groups have 62 rows, not 12,187."""
     data = DataDir.at(folder)
     made_with = read_fingerprint(data.sidecar(0)) or {}
     for path in (data.index(0), data.sidecar(0)):
@@ -112,7 +112,7 @@ def repeat(folder: Path, pictures: int) -> None:
 
 
 def resizer_alone(pictures: int, folder: str) -> Found:
-    """img2dataset's Resizer and writer on bytes that are there."""
+    """Measure img2dataset's Resizer and writer on bytes that are there."""
     from img2dataset.resizer import Resizer
     from img2dataset.writer import WebDatasetSampleWriter
 
@@ -133,7 +133,7 @@ def resizer_alone(pictures: int, folder: str) -> Found:
 
 
 def our_stream(pictures: int, folder: str) -> Found:
-    """Our stream over the tars in this DATA_DIR, undecoded."""
+    """Measure our stream over the tars in this DATA_DIR, undecoded."""
     import datasets
 
     import laion_face
@@ -146,7 +146,7 @@ def our_stream(pictures: int, folder: str) -> Found:
 
 
 def webdataset(pictures: int, folder: str) -> Found:
-    """webdataset over the same tars: key, jpg, txt and json as bytes."""
+    """Measure webdataset over the same tars: key, jpg, txt and json as bytes."""
     import webdataset as wds  # type: ignore[import-untyped,unused-ignore]  # it has no types of its own
 
     tars = sorted(map(str, Path(folder, "images", "part-00000").glob("*.tar")))
@@ -155,13 +155,13 @@ def webdataset(pictures: int, folder: str) -> Found:
 
 
 def over_and_over(read: Callable[[], Iterator[bool]]) -> Iterator[bool]:
-    """All epochs."""
+    """Yield from `read` epoch after epoch, without an end."""
     while True:
         yield from read()
 
 
 def timed(pictures: Iterator[bool], count: int) -> Found:
-    """So many of them, after some that warm it up."""
+    """Measure so many pictures, after some that warm the reader up."""
     for _ in itertools.islice(pictures, _FEW):
         pass
     cpu, began = used(), time.monotonic()
@@ -177,7 +177,7 @@ ALONE: dict[str, Callable[[int, str], Found]] = {
 
 
 def alone(name: str, pictures: int, folder: Path) -> Found:
-    """One of these in a process of its own."""
+    """Measure a reader or the resizer in a process of its own."""
     command = [sys.executable, __file__, "--alone", name, "--pictures", str(pictures), "--folder", str(folder)]
     environment = os.environ | {"NO_ALBUMENTATIONS_UPDATE": "1", "HF_HUB_OFFLINE": "1"}
     ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment)
@@ -185,7 +185,7 @@ def alone(name: str, pictures: int, folder: Path) -> Found:
 
 
 def rounds(given: argparse.Namespace) -> dict[str, list[Found]]:
-    """All clients, interleaved, as often as asked."""
+    """Run all clients, interleaved, as often as asked."""
     found: dict[str, list[Found]] = {}
 
     def note(name: str, one: Found) -> None:

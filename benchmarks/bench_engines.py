@@ -41,7 +41,7 @@ class Found:
 
 
 def command(folder: Path, engine: str, given: argparse.Namespace) -> list[str]:
-    """The download of part 0 in `folder`; all workers together have as much in flight, whoever's they are."""
+    """Return the command that downloads part 0; with every engine all workers together have as much in flight."""
     in_flight = given.in_flight if engine == "processes" else -(-given.in_flight // given.workers)
     return [
         *(sys.executable, "-m", "laion_face_builder", "download", "20M", "--parts", "0", "--data-dir", str(folder)),
@@ -51,7 +51,7 @@ def command(folder: Path, engine: str, given: argparse.Namespace) -> list[str]:
 
 
 def run(engine: str, urls: Sequence[str], given: argparse.Namespace) -> Used:
-    """Download these into a folder that is gone afterwards.
+    """Download these URLs into a folder that is gone afterwards.
 
     Raises:
         SystemExit: it failed, or a picture is missing.
@@ -72,7 +72,7 @@ def _pictures(tar: Path) -> int:
 
 
 def bench(given: argparse.Namespace) -> dict[str, list[Found]]:
-    """Each engine in turn, so many times."""
+    """Run each engine in turn, so many times."""
     found: dict[str, list[Found]] = {engine: [] for engine in given.engines}
     with picture_server.running(given.latency, _BYTES) as port:
         urls = picture_server.addresses(port, given.pictures)

@@ -31,7 +31,7 @@ _REPEATS = 300
 
 
 def urls(port: int, failing: float) -> Iterator[str]:
-    """Addresses without end; a share of them is gone."""
+    """Yield addresses without end; a share of them is gone."""
     every = round(1 / failing) if failing else 0
     number = 0
     while True:
@@ -41,7 +41,7 @@ def urls(port: int, failing: float) -> Iterator[str]:
 
 
 def stream(port: int, given: argparse.Namespace, concurrency: int) -> tuple[float, float]:
-    """Pictures a second, and CPU microseconds a picture."""
+    """Measure pictures a second, and CPU microseconds a picture."""
     limits = FetchLimits(concurrency=concurrency, per_host=16, allow=AddressRule(allow_private=True))
     with Fetcher(limits) as fetcher:
         found = ordered(urls(port, given.failing), fetcher, url_of=lambda url: url)
@@ -56,7 +56,7 @@ def stream(port: int, given: argparse.Namespace, concurrency: int) -> tuple[floa
 
 
 def microseconds(action: Callable[[], object]) -> float:
-    """The best of five rounds: CPU time of this thread."""
+    """Return a call's CPU microseconds in this thread, the best of five rounds."""
     rounds = []
     for _ in range(5):
         begun = time.thread_time()
@@ -73,7 +73,7 @@ def _progressive(data: bytes) -> bytes:
 
 
 def parts(size: int) -> Iterator[tuple[str, float]]:
-    """What the steps beside the network cost."""
+    """Yield each step other than the network's, and its CPU microseconds."""
     data = picture_server.picture(size)
     progressive = _progressive(data)
     yield "quick check, baseline JPEG", microseconds(lambda: quick_check.quick(data))

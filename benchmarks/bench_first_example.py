@@ -26,7 +26,7 @@ print(imported - started, time.monotonic() - imported)
 
 
 def run(command: list[str], box: Sandbox) -> str:
-    """Runs this Python with the sandbox's environment; gives what it printed."""
+    """Run this Python with the sandbox's environment; return what it printed."""
     environment = {**os.environ, **box.environment}
     return subprocess.run(
         [sys.executable, *command], env=environment, check=True, stdout=subprocess.PIPE, text=True

@@ -232,7 +232,7 @@ CANDIDATES: dict[str, tuple[str, Callable[[Clock, int], Fetched]]] = {
 
 
 def measure(name: str, port: int, in_flight: int, seconds: float) -> dict[str, float]:
-    """Runs one candidate in this process."""
+    """Measure one candidate in this process."""
     before, begun = resource.getrusage(resource.RUSAGE_SELF), time.monotonic()
     done = CANDIDATES[name][1](Clock(port, seconds), in_flight)
     after, took = resource.getrusage(resource.RUSAGE_SELF), time.monotonic() - begun
@@ -241,7 +241,7 @@ def measure(name: str, port: int, in_flight: int, seconds: float) -> dict[str, f
 
 
 def measured_in_child(name: str, port: int, in_flight: int, seconds: float) -> dict[str, float]:
-    """Runs one candidate in a process of its own, so that none warms or burdens the next."""
+    """Measure one candidate in a process of its own, so that none warms or burdens the next."""
     command = [sys.executable, __file__, name, "--port", str(port), "--in-flight", str(in_flight)]
     ran = subprocess.run([*command, "--seconds", str(seconds)], check=True, stdout=subprocess.PIPE, text=True)
     found: dict[str, float] = json.loads(ran.stdout)

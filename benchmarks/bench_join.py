@@ -53,7 +53,7 @@ class Job:
 
 
 def jobs_of_a_part(folder: Path) -> Iterator[Job]:
-    """Those that need what make_full_part.py wrote."""
+    """Yield the jobs that need what make_full_part.py wrote."""
     sources = Sources.at(folder)
     yield Job("detections", {name: partial(run, sources) for name, run in DETECTIONS.items()}, [sources.detections])
     everything = [sources.ids, sources.detections, sources.metadata]
@@ -65,7 +65,7 @@ def jobs_of_a_part(folder: Path) -> Iterator[Job]:
 
 
 def job_whole(folder: Path, files: int | None = None) -> Job:
-    """All parts from the first `files` of what make_whole.py wrote."""
+    """Return the job of all parts, from the first `files` of what make_whole.py wrote."""
     data, metadata = DataDir.at(folder), tuple(sorted(folder.glob("part-*.parquet")))[:files]
     # Of all rows one in eight has faces, of any part.
     rows = sum(map(_rows, metadata)) // 8 // PARTS
@@ -103,7 +103,7 @@ class Result:
 
 
 def run_all(job: Job, names: Sequence[str], command: Sequence[str], runs: int) -> dict[str, Result]:
-    """Runs the engines in turns; the first one's first result is what the others' are compared with."""
+    """Run the engines in turns; compare the others' first results with that of the first engine."""
     results = {name: Result([]) for name in names}
     with tempfile.TemporaryDirectory(dir=job.reads[0].parent) as scratch:
         reference = Path(scratch) / "reference"
@@ -131,7 +131,7 @@ def _compare_all(reference: Path, index: Sequence[Path]) -> Compared:
 
 
 def table(job: Job, results: dict[str, Result]) -> Iterator[str]:
-    """A job's rows; ratios are the first engine's figure by the others'."""
+    """Yield a job's rows of the table; ratios are the first engine's figure by the others'."""
     first = next(iter(results.values()))
     for name, result in results.items():
         best, middle = _best(result), statistics.median(used.seconds for used in result.used)
@@ -149,7 +149,7 @@ def _best(result: Result) -> Used:
 
 
 def say(line: str) -> None:
-    """Talk, so that the table alone is on stdout."""
+    """Print to stderr, so that the table alone is on stdout."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -159,7 +159,7 @@ HEAD = """
 
 
 def main() -> None:
-    """Prints the table; with --job runs one engine once, in this process."""
+    """Print the table; with --job run one engine once, in this process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--by-part", type=Path, help="what make_full_part.py wrote")
     parser.add_argument("--whole", type=Path, help="what make_whole.py wrote")

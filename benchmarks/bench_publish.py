@@ -37,7 +37,7 @@ _STEPS = {
 
 
 def measure(code: str) -> tuple[float, float]:
-    """Seconds and peak GB of `code` in a process of its own, imports included."""
+    """Measure seconds and peak GB of `code` in a process of its own, imports included."""
     command = [sys.executable, "-c", _TIMED.format(code=code)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     seconds, peak = done.stdout.split()[-2:]
@@ -45,7 +45,7 @@ def measure(code: str) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Prints a table of medians."""
+    """Print a table of medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--runs", type=int, default=3)

@@ -90,13 +90,13 @@ class Found:
 
 
 def address(port: int, number: int, failing: float = 0.0) -> str:
-    """The `number`-th address; a share of `failing` of them, evenly spread, is gone."""
+    """Return the `number`-th address; a share of `failing` of them, evenly spread, is gone."""
     is_gone = int((number + 1) * failing) > int(number * failing)
     return f"http://127.0.0.{1 + number % HOSTS}:{port}/{'gone' if is_gone else 'ok'}/{number}.jpg"
 
 
 def write_index(folder: Path, urls: list[str], size: tuple[int, int], part: int = 0) -> None:
-    """Writes an index part as `prepare` would: one face a row, two in every fourth."""
+    """Write an index part as `prepare` would: one face a row, two in every fourth."""
     rows = len(urls)
     width, height = size
     columns: dict[str, Any] = {
@@ -116,13 +116,13 @@ def write_index(folder: Path, urls: list[str], size: tuple[int, int], part: int 
 
 
 def size_of(data: bytes) -> tuple[int, int]:
-    """Width and height of a picture."""
+    """Return width and height of a picture."""
     return Image.open(io.BytesIO(data)).size
 
 
 @contextmanager
 def served(latency: float, failing: float) -> Iterator[tuple[int, str]]:
-    """A picture host and an index that leads to it: its port and the index's folder."""
+    """Serve pictures and an index that leads to them; yield the port and the index's folder."""
     size = size_of(picture_server.picture(_BYTES))
     with picture_server.running(latency, _BYTES) as port, tempfile.TemporaryDirectory() as folder:
         write_index(Path(folder), [address(port, number, failing) for number in range(_ROWS)], size)
@@ -133,13 +133,13 @@ def served(latency: float, failing: float) -> Iterator[tuple[int, str]]:
 
 
 def used() -> float:
-    """CPU seconds of this process and of its children that have ended."""
+    """Return the CPU seconds of this process and of its children that have ended."""
     mine, theirs = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
     return mine.ru_utime + mine.ru_stime + theirs.ru_utime + theirs.ru_stime
 
 
 def counted(seconds: float, pictures: Iterator[bool]) -> Found:
-    """Reads `pictures` for a while and counts the true ones."""
+    """Read `pictures` for a while and count the true ones."""
     before, begun, done = used(), time.monotonic(), 0
     until = begun + seconds
     for is_good in pictures:
@@ -150,7 +150,7 @@ def counted(seconds: float, pictures: Iterator[bool]) -> Found:
 
 
 def stream(index: str, in_flight: int = 256, *, decoded: bool = False, parts: str = "0") -> Any:
-    """Our stream over the index in this folder."""
+    """Open our stream over the index in this folder."""
     import datasets
 
     import laion_face
@@ -172,12 +172,12 @@ def stream(index: str, in_flight: int = 256, *, decoded: bool = False, parts: st
 
 
 def ours(case: Case) -> Found:
-    """Undecoded."""
+    """Measure our stream, undecoded."""
     return _ours(case, decoded=False)
 
 
 def ours_decoded(case: Case) -> Found:
-    """As pictures."""
+    """Measure our stream, decoded."""
     return _ours(case, decoded=True)
 
 
@@ -189,12 +189,12 @@ def _ours(case: Case, *, decoded: bool) -> Found:
 
 
 def one_by_one(case: Case) -> Found:
-    """`requests.get` in a loop."""
+    """Measure `requests.get` in a loop."""
     return counted(case.seconds, map(_got, _addresses(case)))
 
 
 def threads(case: Case) -> Found:
-    """`requests.get` in a pool of threads; all wait for their last picture, which the time includes."""
+    """Measure `requests.get` in a pool of threads; all wait for their last picture, which the time includes."""
     urls, until = _addresses(case), time.monotonic() + case.seconds
 
     def worker(_: int) -> int:
@@ -221,12 +221,12 @@ def _got(url: str) -> bool:
 
 
 def img2dataset_as_is(case: Case) -> Found:
-    """img2dataset that keeps the bytes as they came."""
+    """Measure img2dataset when it keeps the bytes as they came."""
     return _img2dataset(case, disable_all_reencoding=True)
 
 
 def img2dataset_no_resize(case: Case) -> Found:
-    """img2dataset with resize_mode="no": it decodes each picture and encodes it anew."""
+    """Measure img2dataset with resize_mode="no": it decodes each picture and encodes it anew."""
     return _img2dataset(case, resize_mode="no")
 
 
@@ -256,7 +256,7 @@ def _img2dataset(case: Case, **how: Any) -> Found:
 
 
 def bare_decoder(case: Case) -> Found:
-    """Pillow on the same bytes, as a stream's decoding does it, on one core."""
+    """Measure Pillow on the same bytes, as a stream's decoding does it, on one core."""
     data = picture_server.picture(_BYTES)
 
     def decoded() -> bool:
@@ -282,7 +282,7 @@ CLIENTS: dict[str, Callable[[Case], Found]] = {
 
 
 def in_child(case: Case) -> Found:
-    """Runs a case in a process of its own, so that none warms or burdens the next."""
+    """Run a case in a process of its own, so that none warms or burdens the next."""
     environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     environment |= {"NO_ALBUMENTATIONS_UPDATE": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, __file__, "--case", json.dumps(dataclasses.asdict(case))]
@@ -293,7 +293,7 @@ def in_child(case: Case) -> Found:
 
 
 def measured(case: Case) -> Found:
-    """One measurement; for img2dataset without the CPU of its start-up."""
+    """Measure a case once; for img2dataset without the CPU of its start-up."""
     if not case.client.startswith("img2dataset"):
         return in_child(case)
     few, many = start_up(case), in_child(case)
@@ -302,14 +302,14 @@ def measured(case: Case) -> Found:
 
 @functools.cache
 def start_up(case: Case) -> Found:
-    """img2dataset for a handful of addresses; the same for all repeats."""
+    """Measure img2dataset for a handful of addresses; once for all repeats."""
     few = in_child(dataclasses.replace(case, addresses=_FEW))
     sys.stderr.write(f"{case.client}: {few.cpu:.1f} s of CPU for {_FEW} addresses alone\n")
     return few
 
 
 def cases() -> list[Case]:
-    """All of them, grouped by what their server has to do."""
+    """List all cases, grouped by what their server has to do."""
     found = [Case("bare decoder", in_flight=1)]
     for latency in (0.0, 0.1):
         found += [
@@ -332,12 +332,12 @@ def cases() -> list[Case]:
 
 
 def key_of(case: Case) -> tuple[float, float]:
-    """Cases with the same key share a server."""
+    """Return the key of a case: cases with the same key share a server."""
     return case.latency, case.failing
 
 
 def line(case: Case, found: list[Found]) -> str:
-    """A line of the table: medians, and the spread of the speed."""
+    """Format a line of the table: medians, and the spread of the speed."""
     speeds = sorted(one.per_second for one in found)
     cpu = statistics.median(one.cpu_us for one in found)
     ideal = (1 - case.failing) * case.in_flight / case.latency if case.latency else 0
@@ -350,7 +350,7 @@ def line(case: Case, found: list[Found]) -> str:
 
 
 def ratios(results: dict[Case, list[Found]]) -> Iterator[str]:
-    """The aims: CPU a picture against img2dataset, and decoded against the bare decoder."""
+    """Yield what is aimed at: CPU a picture against img2dataset, and decoded against the bare decoder."""
 
     def median(client: str, latency: float, failing: float, of: Callable[[Found], float]) -> float | None:
         values = [

@@ -44,7 +44,7 @@ class Scene:
 
 
 def scene(width: int, height: int, face: int) -> Scene:
-    """A picture of that size with faces of about `face` pixels, some of which stick out a little."""
+    """Make a picture of that size with faces of about `face` pixels, some of which stick out a little."""
     rng = np.random.default_rng(face)
     noise = rng.integers(0, 256, (height, width, 3), np.uint8)
     faces = []
@@ -57,24 +57,24 @@ def scene(width: int, height: int, face: int) -> Scene:
 
 
 def our_crop(image: Any, face: dict[str, Any]) -> Array:
-    """`laion_face.crop_face`."""
+    """Crop by `laion_face.crop_face`."""
     return np.asarray(laion_face.crop_face(image, face, _MARGIN, _CROP).image)
 
 
 def our_alignment(image: Any, face: dict[str, Any]) -> Array:
-    """`laion_face.align_face`."""
+    """Align by `laion_face.align_face`."""
     return np.asarray(laion_face.align_face(image, face["landmarks"], _ALIGNED).image)
 
 
 def square(face: dict[str, Any]) -> tuple[int, int, int]:
-    """Left, top and side of the crop."""
+    """Return left, top and side of the crop."""
     x1, y1, x2, y2 = face["box"]
     side = round(max(x2 - x1, y2 - y1) * (1 + 2 * _MARGIN))
     return round((x1 + x2 - side) / 2), round((y1 + y2 - side) / 2), side
 
 
 def opencv_crop(pixels: Any, face: dict[str, Any]) -> Array:
-    """The obvious loop's body."""
+    """Crop by OpenCV: the obvious loop's body."""
     left, top, side = square(face)
     height, width = pixels.shape[:2]
     cut = pixels[max(top, 0) : top + side, max(left, 0) : left + side]
@@ -85,19 +85,19 @@ def opencv_crop(pixels: Any, face: dict[str, Any]) -> Array:
 
 
 def opencv_alignment(pixels: Any, face: dict[str, Any]) -> Array:
-    """The obvious loop's body."""
+    """Align by OpenCV: the obvious loop's body."""
     matrix, _ = cv2.estimateAffinePartial2D(np.array(face["landmarks"]), ARCFACE_112)
     return np.asarray(cv2.warpAffine(pixels, matrix, (_ALIGNED, _ALIGNED)))
 
 
 def pillow_crop(image: Any, face: dict[str, Any]) -> Array:
-    """The obvious loop's body."""
+    """Crop by Pillow: the obvious loop's body."""
     left, top, side = square(face)
     return np.asarray(image.crop((left, top, left + side, top + side)).resize((_CROP, _CROP)))
 
 
 def pillow_alignment(image: Any, face: dict[str, Any]) -> Array:
-    """The obvious loop's body; Pillow wants the way back."""
+    """Align by Pillow: the obvious loop's body, with the matrix inverted as Pillow wants it."""
     rows = [row for x, y in ARCFACE_112 for row in ([x, -y, 1, 0], [y, x, 0, 1])]
     (a, b, right, down), *_ = np.linalg.lstsq(np.array(rows), np.array(face["landmarks"]).ravel(), rcond=None)
     back = (a, -b, right, b, a, down)
@@ -107,7 +107,7 @@ def pillow_alignment(image: Any, face: dict[str, Any]) -> Array:
 
 
 def exact(found: Scene, matrix: Array, size: int, fine: int = 8) -> Array:
-    """What the pixels should be: each the average of `fine` x `fine` samples."""
+    """Return what the pixels should be: each the average of `fine` x `fine` samples."""
     up = np.array([[fine, 0, (fine - 1) / 2], [0, fine, (fine - 1) / 2], [0, 0, 1]])
     whole = (up @ np.vstack([matrix, [0, 0, 1]]))[:2]
     many = cv2.warpAffine(found.pixels, whole, (size * fine, size * fine), flags=cv2.INTER_LINEAR)
@@ -115,7 +115,7 @@ def exact(found: Scene, matrix: Array, size: int, fine: int = 8) -> Array:
 
 
 def crop_matrix(face: dict[str, Any]) -> Array:
-    """Of the picture's frame to the crop's."""
+    """Return the matrix from the picture's frame to the crop's."""
     left, top, side = square(face)
     scale = _CROP / side
     shift = scale * (0.5 - np.array([left, top])) - 0.5
@@ -123,7 +123,7 @@ def crop_matrix(face: dict[str, Any]) -> Array:
 
 
 def error(transform: Transform, given: Any, found: Scene, *, is_crop: bool) -> float:
-    """Of a transform on all faces of a scene."""
+    """Return the root-mean-square error of a transform on all faces of a scene."""
     errors = []
     for face in found.faces:
         matrix = crop_matrix(face) if is_crop else similarity(np.array(face["landmarks"]), ARCFACE_112)
@@ -135,7 +135,7 @@ def error(transform: Transform, given: Any, found: Scene, *, is_crop: bool) -> f
 
 
 def per_second(transform: Transform, given: Any, faces: list[dict[str, Any]], seconds: float) -> float:
-    """Faces a CPU second, which other work on the machine disturbs less than the wall's."""
+    """Measure faces a CPU second, which other work on the machine disturbs less than wall time."""
     start = time.process_time()
     for done, face in enumerate(itertools.cycle(faces), 1):
         transform(given, face)
@@ -145,7 +145,7 @@ def per_second(transform: Transform, given: Any, faces: list[dict[str, Any]], se
 
 
 def lines(seconds: float, repeats: int) -> Iterator[str]:
-    """The table, Markdown."""
+    """Yield the lines of the table, Markdown."""
     crops: dict[str, Transform] = {"ours": our_crop, "OpenCV": opencv_crop, "Pillow": pillow_crop}
     alignments: dict[str, Transform] = {
         "ours": our_alignment,
@@ -175,7 +175,7 @@ def lines(seconds: float, repeats: int) -> Iterator[str]:
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, default=2.0, help="of each run")
     parser.add_argument("--repeats", type=int, default=5)

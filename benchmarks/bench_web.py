@@ -1,4 +1,4 @@
-"""The real web in a box: our streams and our download against what people use instead, side by side, in one run.
+"""A simulated web on loopback, "the web in a box": our streams and our download beside what people use instead.
 
     python benchmarks/bench_web.py --quick                                  (about two minutes)
     python benchmarks/bench_web.py --rows-from PARQUET_WITH_A_COLUMN_URL    (the whole; an idle machine)
@@ -74,7 +74,7 @@ class Outcome:
 
 
 def run(name: str, web: web_box.Web, settings: Settings, given: argparse.Namespace) -> Outcome | str:
-    """Runs a client, for so many seconds at most; what it did, or why it could not."""
+    """Run a client, for so many seconds at most; return what it did, or why it could not run."""
     python = given.other_python if name in _ELSEWHERE else sys.executable
     command = [python, str(Path(__file__).with_name("web_peers.py")), name, json.dumps(dataclasses.asdict(settings))]
     web.reset()
@@ -116,7 +116,7 @@ def run(name: str, web: web_box.Web, settings: Settings, given: argparse.Namespa
 
 
 def _started(web: web_box.Web, process: subprocess.Popen[bytes]) -> bool:
-    """Waits for the first request; False if the client ends without one."""
+    """Wait for the first request; False if the client ends without one."""
     until = time.monotonic() + _START_SECONDS
     while time.monotonic() < until and process.poll() is None:
         if web.first.wait(0.02):
@@ -125,7 +125,7 @@ def _started(web: web_box.Web, process: subprocess.Popen[bytes]) -> bool:
 
 
 def _said(process: subprocess.Popen[bytes], seconds: float) -> dict[str, Any]:
-    """The client's one line; empty if it has not written it in time."""
+    """Return the client's one line; empty if it has not written it in time."""
     try:
         written, _ = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
@@ -143,7 +143,7 @@ def _environment(web: web_box.Web) -> dict[str, str]:
 
 
 def rounds(plan: Plan, given: argparse.Namespace) -> Iterator[tuple[str, Outcome | str]]:
-    """All clients, one after the other, as often as asked."""
+    """Run all clients, one after the other, as often as asked."""
     with tempfile.TemporaryDirectory(prefix="web-rows-") as name, web_box.opened(plan) as web:
         urls, gettable = plan.urls(), set(plan.gettable())
         Path(name, "urls").write_text("\n".join(urls), encoding="utf-8")
@@ -179,7 +179,7 @@ _HEAD = (
 
 
 def line(peer: str, found: Sequence[Outcome | str], plan: Plan, given: argparse.Namespace) -> str:
-    """A line of the table: medians over the rounds."""
+    """Format a line of the table: medians over the rounds."""
     title = PEERS[peer][1]
     ran = [one for one in found if not isinstance(one, str)]
     if not ran:
@@ -209,7 +209,7 @@ def line(peer: str, found: Sequence[Outcome | str], plan: Plan, given: argparse.
 
 
 def about(plan: Plan, given: argparse.Namespace) -> str:
-    """What the web was, and what it allows."""
+    """Describe the simulated web, and the speed that it allows."""
     gettable, rows = len(plan.gettable()), len(plan.rows)
     limits = plan.ceiling_by_limits()
     text = (
@@ -223,7 +223,7 @@ def about(plan: Plan, given: argparse.Namespace) -> str:
 
 
 def server_cost(outcomes: Sequence[Outcome]) -> str:
-    """What the server itself took."""
+    """Say what CPU the server itself took."""
     requests = sum(one.server["requests"] for one in outcomes)
     cpu = sum(one.server["cpu"] for one in outcomes)
     busiest = max((one.server["cpu"] / one.server["seconds"] for one in outcomes), default=0.0)
@@ -235,7 +235,7 @@ def server_cost(outcomes: Sequence[Outcome]) -> str:
 
 
 def parsed() -> argparse.Namespace:
-    """What was typed."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows-from", type=Path, help="Parquet file with a column url; default: made ones")
     parser.add_argument("--rows", type=int, default=20_000, help="URLs in all")

@@ -37,17 +37,17 @@ class Cost:
 
     @property
     def hours_of_fetching(self) -> float:
-        """If all hosts gave what is asked of them."""
+        """Hours if all hosts gave what is asked of them."""
         return _ROWS * _THERE / (self.rate * self.machines) / 3600
 
     @property
     def hours_of_largest(self) -> float:
-        """Until the largest host has been asked for all of its rows."""
+        """Hours until the largest host has been asked for all of its rows."""
         return _ROWS * _LARGEST / (self.limit * self.machines) / 3600 if self.limit else 0.0
 
     @property
     def hours(self) -> float:
-        """The longer of both."""
+        """Hours in all: the longer of both."""
         return max(self.hours_of_fetching, self.hours_of_largest)
 
     @property
@@ -56,7 +56,7 @@ class Cost:
         return _ROWS / self.hours / 3600
 
     def line(self) -> str:
-        """A line of the table."""
+        """Format a line of the table."""
         bound = "the largest host" if self.hours_of_largest > self.hours_of_fetching else "fetching"
         cores = self.requests * _THERE * self.cpu_ms / 1e3 / self.machines
         megabits = self.requests * _THERE * _BYTES * 8 / 1e6 / self.machines
@@ -67,7 +67,7 @@ class Cost:
 
 
 def table(machines: list[int], rate: float, cpu_ms: float, limit: float) -> Iterator[str]:
-    """The page: what is reckoned with, and a line for each number of machines."""
+    """Yield the page: what is reckoned with, and a line for each number of machines."""
     yield (
         f"{_ROWS:,} rows, {_THERE:.0%} of their pictures there, {_BYTES / 1e3:.0f} KB each: "
         f"{_ROWS * _THERE * _BYTES / 1e12:.1f} TB. One machine: {rate:,.0f} pictures/s, {cpu_ms:g} ms of CPU each."

@@ -1,4 +1,4 @@
-"""Whether two index parts have the same rows, whoever wrote them."""
+"""Checks whether two index parts have the same rows, whoever wrote them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Compared:
 
 
 def compare(expected: Path, found: Path) -> Compared:
-    """What the two files share.
+    """Compare the rows of two index parts.
 
     Ids that come more than once are set aside: only the faces tell which of their rows is right.
 
@@ -69,7 +69,7 @@ def _repeated(ids: Numbers) -> Numbers:
 
 
 def _values(path: Path, rows: Numbers) -> dict[str, Any]:
-    """Columns of these rows; sizes as the smaller and the larger side, as only we turn those that are swapped."""
+    """Return columns of these rows; sizes as smaller and larger side, as only we turn those that are swapped."""
     table = pq.read_table(path)
     sides = np.sort(np.stack([table[name].to_numpy()[rows] for name in ("width", "height")]), axis=0)
     texts = {name: table[name].cast(pa.large_string()).take(pa.array(rows)) for name in _TEXTS}
@@ -78,7 +78,7 @@ def _values(path: Path, rows: Numbers) -> dict[str, Any]:
 
 
 def _faces(column: pa.ChunkedArray, rows: Numbers) -> dict[str, Numbers]:
-    """The faces of these rows, by way of NumPy: Arrow's `take` is wrong on such lists."""
+    """Return the faces of these rows, by way of NumPy: Arrow's `take` is wrong on such lists."""
     counts = np.concatenate([np.diff(chunk.offsets.to_numpy()) for chunk in column.chunks])
     starts, wanted = np.cumsum(counts) - counts, counts[rows]
     which = np.repeat(starts[rows] - (np.cumsum(wanted) - wanted), wanted) + np.arange(wanted.sum())

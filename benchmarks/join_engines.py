@@ -48,7 +48,7 @@ Engine = Callable[[Join], None]
 
 
 def ours_by_part(join: Join) -> None:
-    """One part, by the functions that `prepare` calls."""
+    """Join one part by the functions that `prepare` calls."""
     from laion_face_builder.index.part_ids import PartIds
     from laion_face_builder.index.staged import rows_of_part
     from laion_face_builder.parallel import cores
@@ -59,7 +59,7 @@ def ours_by_part(join: Join) -> None:
 
 
 def ours_whole(join: Join) -> None:
-    """One pass over all files, then part by part, as many at a time as there are processors, as `prepare` does it."""
+    """Join all parts as `prepare` does: one pass over all files, then part by part on all processors."""
     from laion_face_builder.index.staged import staged_rows
     from laion_face_builder.layout import DataDir
     from laion_face_builder.parallel import cores, in_order
@@ -127,7 +127,7 @@ def _duckdb_columns(form: int, part: str) -> str:
 
 
 def _duckdb_copy(part: Part, rows: str, faces: str, order: str = "ORDER BY place") -> str:
-    """Writes `rows`, sorted by `place` since joins keep no order, with `faces`, which have the columns id and faces."""
+    """Return the SQL that writes `rows`, sorted by `place` since joins keep no order, with `faces` (id, faces)."""
     return f"""
         COPY (
             SELECT * EXCLUDE place, {_DUCKDB_FLAT} FROM (
@@ -138,7 +138,7 @@ def _duckdb_copy(part: Part, rows: str, faces: str, order: str = "ORDER BY place
 
 
 def duckdb_by_part(join: Join, order: str = "ORDER BY place") -> None:
-    """One statement."""
+    """Join one part by DuckDB, in one statement."""
     import duckdb
 
     (part,), (metadata,) = join.parts, join.metadata
@@ -151,12 +151,12 @@ def duckdb_by_part(join: Join, order: str = "ORDER BY place") -> None:
 
 
 def duckdb_by_part_any_order(join: Join) -> None:
-    """Without the sort: the rows come as they will, which is not what is asked for, but shows what the sort costs."""
+    """Join one part by DuckDB without the sort: not what is asked for, but it shows what the sort costs."""
     duckdb_by_part(join, order="")
 
 
 def duckdb_whole(join: Join) -> None:
-    """Ids that are there, then their rows, in tables in memory; then two statements a part, which read its faces only.
+    """Join all parts by DuckDB: found ids, then their rows, in memory; then two statements a part for its faces alone.
 
     A join of the rows with all ids takes twice the memory: a hash table of 50 M ids.
     """
@@ -184,7 +184,7 @@ def duckdb_whole(join: Join) -> None:
 
 
 def polars_by_part(join: Join) -> None:
-    """One streaming query; `is_in` is pushed into the scan, where a semi-join is not."""
+    """Join one part by Polars in one streaming query; `is_in` is pushed into the scan, where a semi-join is not."""
     import polars as pl
 
     (part,), (metadata,) = join.parts, join.metadata
@@ -194,7 +194,7 @@ def polars_by_part(join: Join) -> None:
 
 
 def polars_whole(join: Join) -> None:
-    """Ids that are there; their rows, staged in a file a part; then a streaming query a part.
+    """Join all parts by Polars: found ids; their rows, staged in a file a part; then a streaming query a part.
 
     A join of the rows with all ids takes five times the memory. `is_in` again, since it is pushed into the scans.
     """
@@ -229,7 +229,7 @@ def _polars_columns(rows: pl.LazyFrame, form: int) -> pl.LazyFrame:
 
 
 def _polars_write(rows: pl.LazyFrame, part: Part, which: pl.Expr | bool = True) -> None:
-    """Writes `rows` with those of the part's faces that are looked for."""
+    """Write `rows` with those of the part's faces that `which` selects."""
     import polars as pl
 
     faces, face = pl.col("faces"), pl.element()

@@ -41,19 +41,19 @@ FACES_A_SAMPLE = ([1, 2, 3, 8], [0.6, 0.2, 0.12, 0.08])
 
 
 def sample_ids(part: int, rows: np.ndarray) -> np.ndarray:
-    """Ids below 2**41 for row numbers below 2**24, int64, unique over all parts, in no visible order."""
+    """Return ids below 2**41 for row numbers below 2**24, int64, unique over all parts, in no visible order."""
     numbers = (np.int64(part) << 24) | rows.astype(np.int64)
     return (numbers * 1_000_003_579 + 7_919) & ((1 << 41) - 1)
 
 
 def face_rows(part: int, rows: int, faces: int) -> np.ndarray:
-    """Which rows have faces: int64[faces], ascending."""
+    """Choose the rows that have faces: int64[faces], ascending."""
     return np.sort(np.random.default_rng(part).choice(rows, faces, replace=False))
 
 
 @contextmanager
 def torch_zip(path: Path) -> Iterator[IO[bytes]]:
-    """The main pickle of a file like torch.save's, to be written piece by piece."""
+    """Open the main pickle of a file like torch.save's, to be written piece by piece."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         with archive.open(f"{path.stem}/data.pkl", "w", force_zip64=True) as pickle:
             yield pickle
@@ -62,7 +62,7 @@ def torch_zip(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_ids(path: Path, parts: Iterable[np.ndarray]) -> None:
-    """A list of lists of Python floats, as pickle protocol 2 writes it."""
+    """Write a list of lists of Python floats, as pickle protocol 2 writes it."""
     with torch_zip(path) as out:
         out.write(b"\x80\x02]q\x00(")
         for index, ids in enumerate(parts):
@@ -94,7 +94,7 @@ class FacePickle:
         self._known: dict[str, bytes] = {}
 
     def sample(self, sample_id: int, faces: list[tuple[bytes, bytes, bytes]]) -> bytes:
-        """One item of the dict; each face as the bytes of its box, landmarks and score."""
+        """Return one item of the dict; each face is given as the bytes of its box, landmarks and score."""
         many = len(faces) > 1
         out = [_int(sample_id), b"]", self._put(), b"(" if many else b""]
         for box, landmarks, score in faces:
@@ -163,7 +163,7 @@ def _int(number: int) -> bytes:
 
 
 def faces_of_samples(count: int, seed: int) -> Iterator[list[tuple[bytes, bytes, bytes]]]:
-    """Made-up faces of `count` samples: boxes up to 600 pixels, landmarks inside, scores from 0.5 on, descending."""
+    """Make up faces of `count` samples: boxes up to 600 pixels, landmarks inside, scores from 0.5 on, descending."""
     rng = np.random.default_rng(seed)
     per_sample = rng.choice(FACES_A_SAMPLE[0], count, p=FACES_A_SAMPLE[1])
     total = int(per_sample.sum())
@@ -180,7 +180,7 @@ def faces_of_samples(count: int, seed: int) -> Iterator[list[tuple[bytes, bytes,
 
 
 def write_detections(path: Path, ids: np.ndarray, seed: int = 0) -> None:
-    """{sample id: faces}, in batches of 1,000 items as Python's pickler writes dicts."""
+    """Write {sample id: faces}, in batches of 1,000 items as Python's pickler writes dicts."""
     pickle = FacePickle()
     with torch_zip(path) as out:
         out.write(b"\x80\x02}q\x00")
@@ -193,7 +193,7 @@ def write_detections(path: Path, ids: np.ndarray, seed: int = 0) -> None:
 
 
 def write_metadata(path: Path, part: int, rows: int, source: Path | None) -> None:
-    """LAION-400M's columns; URL and TEXT from `source`, made unique by the row's number."""
+    """Write LAION-400M's columns; URL and TEXT from `source`, made unique by the row's number."""
     urls, texts = rows_from(source)
     rng = np.random.default_rng(part)
     with pq.ParquetWriter(path, METADATA, compression="snappy") as writer:
@@ -234,7 +234,7 @@ def _metadata(part: int, numbers: np.ndarray, urls: pa.Array, texts: pa.Array, r
 
 
 def rows_from(source: Path | None) -> tuple[pa.Array, pa.Array]:
-    """Addresses and captions: those of `source`, or 10,000 made-up ones."""
+    """Return addresses and captions: those of `source`, or 10,000 made-up ones."""
     if source is None:
         numbers = range(10_000)
         urls = [f"https://host-{n % 700}.example/pictures/{n * 7919 % 10_007:05d}/a-picture-{n}.jpg" for n in numbers]
@@ -244,7 +244,7 @@ def rows_from(source: Path | None) -> tuple[pa.Array, pa.Array]:
 
 
 def main() -> None:
-    """Writes the three files and says how long each took."""
+    """Write the three files and say how long each took."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rows-from", type=Path, help="Parquet file with columns URL and TEXT")

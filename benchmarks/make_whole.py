@@ -86,7 +86,7 @@ class Rows:
 
 
 def mixed(ids: Ints, salt: int) -> npt.NDArray[np.uint64]:
-    """Numbers that look random and follow from the ids: the finaliser of splitmix64."""
+    """Hash the ids to numbers that look random, by the finaliser of splitmix64."""
     x = ids.astype(np.uint64) + np.uint64((salt * 0x9E3779B97F4A7C15) % (1 << 64))
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -95,14 +95,14 @@ def mixed(ids: Ints, salt: int) -> npt.NDArray[np.uint64]:
 
 
 def sizes(ids: Ints, other: npt.NDArray[np.bool_] | bool = False) -> Ints:
-    """Width and height of the ids' pictures, or of `other` ones with the same ids: int64[n, 2]."""
+    """Return width and height of the ids' pictures, or of `other` ones with the same ids: int64[n, 2]."""
     salt = np.where(other, 2, 0).astype(np.int64)
     sides = [mixed(ids + (salt << 50), side) % np.uint64(1800) + np.uint64(200) for side in range(2)]
     return np.stack(sides, axis=1).astype(np.int64)
 
 
 def rows_of_file(file: int, rows: int, faces: list[Ints]) -> Rows:
-    """Which rows a file has, in its order."""
+    """Return the rows that a file has, in its order."""
     rng = np.random.default_rng(1_000_000 + file)
     share = int(rows * WITH_FACES) // PARTS
     own = np.concatenate([ids[file * share : (file + 1) * share] for ids in faces])
@@ -121,7 +121,7 @@ def rows_of_file(file: int, rows: int, faces: list[Ints]) -> Rows:
 
 
 def write_metadata(path: Path, rows: Rows, source: Path | None) -> None:
-    """A file of the Hub's form."""
+    """Write a metadata file of the Hub's form."""
     urls, texts = rows_from(source)
     with pq.ParquetWriter(path, METADATA, compression="snappy") as writer:
         for start in range(0, len(rows.ids), ROW_GROUP):
@@ -160,7 +160,7 @@ class FaceBlock:
 
     @classmethod
     def random(cls, samples: int) -> FaceBlock:
-        """Made-up faces: scores from 0.5 on, descending in each sample; `OUTSIDE` of the centres beyond the picture."""
+        """Make up faces: scores from 0.5 on, descending in each sample; `OUTSIDE` of the centres beyond the picture."""
         rng = np.random.default_rng(0)
         counts = rng.choice(FACES_A_SAMPLE[0], samples, p=FACES_A_SAMPLE[1])
         total = int(counts.sum())
@@ -172,7 +172,7 @@ class FaceBlock:
         return cls(counts, centres, sides, rng.random((total, 5, 2), np.float32) - np.float32(0.5), scores)
 
     def of(self, ids: Ints) -> FaceColumns:
-        """The faces of these samples, in pixels of their pictures."""
+        """Return the faces of these samples, in pixels of their pictures."""
         size = np.repeat(sizes(ids).astype(np.float32), self.counts, axis=0)
         centres, sides = self.centres * size, self.sides * size
         boxes = np.concatenate([centres - sides / 2, centres + sides / 2], axis=1)
@@ -181,7 +181,7 @@ class FaceBlock:
 
 
 def write_part(data: DataDir, part: int, ids: Ints, block: FaceBlock) -> None:
-    """The ids and faces of a part, as `prepare` leaves them."""
+    """Write the ids and faces of a part, as `prepare` leaves them."""
     how: dict[str, Any] = {"compression": "zstd", "use_dictionary": False, "write_page_checksum": True}
     table = pa.table([pa.array(ids)], schema=stamped(IDS, ids_fingerprint(part, "made up")))
     pq.write_table(table, data.ids(part), column_encoding={"sample_id": "DELTA_BINARY_PACKED"}, **how)
@@ -190,7 +190,7 @@ def write_part(data: DataDir, part: int, ids: Ints, block: FaceBlock) -> None:
 
 
 def steps(args: argparse.Namespace) -> Iterator[tuple[str, Callable[[], None]]]:
-    """What is written, and how; first the metadata."""
+    """Yield what is written, and how; first the metadata."""
     ids = [sample_ids(part, face_rows(part, ROWS, args.faces)) for part in range(PARTS)]
     for some in ids:
         np.random.default_rng(0).shuffle(some)
@@ -205,7 +205,7 @@ def steps(args: argparse.Namespace) -> Iterator[tuple[str, Callable[[], None]]]:
 
 
 def main() -> None:
-    """Writes all files and says how long each took."""
+    """Write all files and say how long each took."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rows-from", type=Path, help="Parquet file with columns URL and TEXT")

@@ -32,7 +32,7 @@ class Used:
 
 
 def measure(command: Sequence[str]) -> Used:
-    """Runs a command and its children.
+    """Run a command, and measure it with its children.
 
     Memory is the largest of what the kernel noted of any one of them, and of the sums over those there were at a time,
     looked at ten times a second (Linux only; pages that several share count once). The kernel's figure of a child is
@@ -57,13 +57,13 @@ def measure(command: Sequence[str]) -> Used:
 
 
 def apart(function: Callable[..., T], *args: object) -> T:
-    """What a function gives, called in a process of its own: this one stays small."""
+    """Call a function in a process of its own, so that this one stays small, and return its result."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         return process.submit(function, *args).result()
 
 
 def read_once(files: Iterable[Path]) -> None:
-    """Brings files into the page cache."""
+    """Bring files into the page cache."""
     buffer = bytearray(1 << 24)
     for path in files:
         with path.open("rb", buffering=0) as file:
@@ -94,7 +94,7 @@ class Family(threading.Thread):
             self.cpu()
 
     def cpu(self) -> float:
-        """CPU seconds, user and system, of all members so far.
+        """Return the CPU seconds, user and system, of all members so far.
 
         Of those that have ended it is what their parent knows, or what was last seen of them.
         """
@@ -119,7 +119,7 @@ def _below(pid: int) -> Iterator[int]:
 
 
 def _used(pid: int) -> tuple[float, float]:
-    """CPU seconds of a process, and of its children that it has waited for."""
+    """Return the CPU seconds of a process, and of its children that it has waited for."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:
@@ -129,7 +129,7 @@ def _used(pid: int) -> tuple[float, float]:
 
 
 def _proportional(pid: int) -> int:
-    """Resident kB of a process, shared pages in equal shares."""
+    """Return the resident kB of a process, shared pages in equal shares."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -27,7 +27,7 @@ _NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
 
 
 def picture(size: int) -> bytes:
-    """A JPEG of about `size` bytes: a smooth drawing under noise, 4 pixels for every 1.3 bytes or so."""
+    """Make a JPEG of about `size` bytes: a smooth drawing under noise, about four pixels for every byte."""
     side = int((size * 4.2) ** 0.5)
     y, x = np.mgrid[0:side, 0:side] * (255 / side)
     noise = np.random.default_rng(0).normal(0, 14, (side, side, 3))
@@ -80,7 +80,7 @@ async def _serve(size: int, latency: float) -> None:
 
 @contextmanager
 def running(latency: float = 0.0, size: int = 46_000) -> Iterator[int]:
-    """Starts the server as a child and gives its port."""
+    """Start the server as a child and yield its port."""
     command = [sys.executable, __file__, "--latency", str(latency), "--bytes", str(size)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdin is not None
@@ -92,7 +92,7 @@ def running(latency: float = 0.0, size: int = 46_000) -> Iterator[int]:
 
 
 def addresses(port: int, count: int, hosts: int = 32, kind: str = "ok") -> list[str]:
-    """`count` addresses of pictures, spread evenly over `hosts` hosts."""
+    """Return `count` addresses of pictures, spread evenly over `hosts` hosts."""
     return [f"http://127.0.0.{1 + number % hosts}:{port}/{kind}/{number}.jpg" for number in range(count)]
 
 

@@ -25,25 +25,25 @@ class Sources:
 
     @classmethod
     def at(cls, folder: Path) -> Sources:
-        """Those in a folder."""
+        """Return the sources in a folder."""
         (metadata,) = folder.glob("part-00000-*.parquet")
         return cls(folder, folder / "laion_face_ids.pth", folder / "sample2detect_0.pth", metadata)
 
     def prepare(self) -> None:
-        """Makes the part's ids and faces, beside the sources, unless they are there."""
+        """Make the part's ids and faces, beside the sources, unless they are there."""
         write_ids(self, DataDir.at(self.folder))
         write_faces(self, DataDir.at(self.folder))
 
 
 def write_ids(sources: Sources, data: DataDir) -> None:
-    """The ids of the part, as `prepare` makes them."""
+    """Write the ids of the part, as `prepare` makes them."""
     from laion_face_builder.index import ids
 
     ids.write_ids(sources.ids, data, [0], _VERSION)
 
 
 def write_faces(sources: Sources, data: DataDir) -> None:
-    """The faces of the part, as `prepare` makes them."""
+    """Write the faces of the part, as `prepare` makes them."""
     from laion_face_builder.index import detections
 
     detections.write_faces(sources.detections, data, 0, _VERSION)
@@ -70,7 +70,7 @@ def _everything(sources: Sources, out: Path) -> None:
 
 
 def _load_and_merge(sources: Sources, out: Path) -> None:
-    """What the published snippet and converter do."""
+    """Do what the published snippet and converter do."""
     import pandas as pd
     import torch
 

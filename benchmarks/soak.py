@@ -20,14 +20,14 @@ import picture_server
 
 
 def resident_mb() -> float:
-    """Memory of this process that is in use, MB."""
+    """Return the resident memory of this process, MB."""
     found = re.search(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
     assert found is not None, "no VmRSS: not Linux"
     return int(found[1]) / 1000
 
 
 def soak(folder: str, examples: int, every: int) -> list[float]:
-    """Streams so many examples; resident MB after each `every` of them."""
+    """Stream so many examples; return the resident MB after each `every` of them."""
     sampled, begun, done = [], time.monotonic(), 0
     for example in bench_stream.stream(folder, parts="0,2"):
         done += example["image"] is not None

@@ -1,4 +1,4 @@
-"""The box: namespaces with a loopback of their own, in which names, certificates and ports are those of the plan.
+"""The box of the simulated web: network namespaces in which names, certificates and ports are those of the plan.
 
     if not entered():
         enter()                         # this program again, inside
@@ -38,12 +38,12 @@ _KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
 
 
 def entered() -> bool:
-    """Whether this process runs in the box."""
+    """Say whether this process runs in the box."""
     return os.environ.get(_ENTERED) == str(os.stat("/proc/self/ns/net").st_ino)
 
 
 def enter() -> None:
-    """Runs this program again in the box, and ends with its exit code.
+    """Run this program again in the box, and end with its exit code.
 
     Raises:
         SystemExit: also where there are no namespaces to be had.
@@ -59,7 +59,7 @@ def enter() -> None:
 
 
 def furnish(folder: Path) -> None:
-    """Brings loopback up and leads all names to our server. `folder` holds what is mounted."""
+    """Bring loopback up and lead all names to our server. `folder` holds what is mounted."""
     with socket.socket() as any_socket:
         fcntl.ioctl(any_socket, _SET_FLAGS, struct.pack("16sH14x", b"lo", _UP_AND_RUNNING))
     files = {"/etc/resolv.conf": f"nameserver {web_names.ADDRESS}\n", "/etc/nsswitch.conf": "hosts: files dns\n"}
@@ -71,7 +71,7 @@ def furnish(folder: Path) -> None:
 
 
 def make_certificates(folder: Path) -> tuple[Path, Path]:
-    """A certificate for all names of the box, with its key, and that of the authority which clients have to trust."""
+    """Make a certificate for all names of the box, with its key, and that of the authority that clients trust."""
     authority, key, ours = folder / "authority.pem", folder / "authority.key", folder / "server.pem"
 
     def openssl(*arguments: str | Path) -> bytes:
@@ -105,12 +105,12 @@ class Web:
             raise SystemExit("the server did not start")
 
     def reset(self) -> None:
-        """Forgets all counts, and what hosts and names remember of clients."""
+        """Forget all counts, and what hosts and names remember of clients."""
         self._order("reset")
         self.first.clear()
 
     def report(self) -> dict[str, Any]:
-        """The counts since the last reset; see `web_server.Counts`."""
+        """Return the counts since the last reset; see `web_counts.Counts`."""
         found: dict[str, Any] = json.loads(self._order("report"))
         return found
 
@@ -138,7 +138,7 @@ class Web:
 
 @contextmanager
 def opened(plan: Plan) -> Iterator[Web]:
-    """The web of this plan, served while the block runs. Only in the box."""
+    """Serve the web of this plan while the block runs. Only in the box."""
     with tempfile.TemporaryDirectory(prefix="web-in-a-box-") as name:
         folder = Path(name)
         furnish(folder)

@@ -23,7 +23,7 @@ class Counts:
         self.delivered: set[int] = set()
 
     def sent(self, number: int) -> None:
-        """Counts a picture that goes out now."""
+        """Count a picture that goes out now."""
         self.pictures += 1
         self.delivered.add(number)
         at = int((time.monotonic() - self.first) / TICK)
@@ -31,7 +31,7 @@ class Counts:
         self.ticks[at] += 1
 
     def report(self, names_asked: int) -> str:
-        """All of it as a line of JSON; times are of time.monotonic(), which all processes of a machine share."""
+        """Return all counts as a JSON line; times are of time.monotonic(), which all processes of a machine share."""
         return json.dumps(
             {
                 "first": self.first,
@@ -56,7 +56,7 @@ def _cpu() -> float:
 
 
 def steady(ticks: Sequence[int]) -> float:
-    """Pictures a second while the middle three fifths of all pictures went out, from the counts of each tick."""
+    """Return pictures a second while the middle three fifths of all went out, from the counts of each tick."""
     total, sent, begun, ended = sum(ticks), 0, 0, 0
     for at, count in enumerate(ticks):
         sent += count

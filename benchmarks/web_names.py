@@ -24,13 +24,13 @@ _A = 1
 
 
 class Loop(Protocol):
-    """What is asked of the loop that it runs in."""
+    """The event loop, as far as the name server needs it."""
 
     def watch(self, number: int, action: Callable[[], None]) -> None:
         """Call `action` whenever there is something to read."""
 
     def later(self, seconds: float, action: Callable[[], None]) -> None:
-        """Call `action` once."""
+        """Call `action` once, after so many seconds."""
 
 
 class Names:
@@ -47,7 +47,7 @@ class Names:
         loop.watch(self._socket.fileno(), self._read)
 
     def forget(self) -> None:
-        """Makes slow names slow again."""
+        """Forget all questions, so that slow names are slow again."""
         self.asked = 0
         self._known_at: dict[str, float] = {}
 
@@ -76,7 +76,7 @@ class Names:
 
 
 def answer(question: bytes, kind: int, host: Host | None) -> bytes:
-    """The answer to a question for a record of this kind of a host; None is one that does not exist."""
+    """Return the answer to a question for a record of this kind; `host` is None if the name does not exist."""
     record = b""
     if host is not None and kind == _A:
         # The name by a pointer to the question's, type A, class IN, time to live, length, address.
@@ -87,7 +87,7 @@ def answer(question: bytes, kind: int, host: Host | None) -> bytes:
 
 
 def asked(question: bytes) -> tuple[str, int, int]:
-    """Name and type that a DNS question asks for, and where it ends."""
+    """Return name and type that a DNS question asks for, and where it ends."""
     labels, at = [], 12
     while size := question[at]:
         labels.append(question[at + 1 : at + 1 + size].decode("latin-1").lower())

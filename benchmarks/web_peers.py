@@ -46,7 +46,7 @@ class Settings:
     retries: int = 2
 
     def listed(self, *, gettable: bool = False) -> list[str]:
-        """The URLs."""
+        """Return the URLs, or only those that lead to a picture."""
         return Path(self.gettable if gettable else self.urls).read_text(encoding="utf-8").split()
 
 
@@ -59,7 +59,7 @@ class Got:
 
 
 def _count(bodies: Iterable[bytes | None]) -> Got:
-    """Counts what are JPEGs; an exception is how the client ended."""
+    """Count the bodies that are JPEGs; an exception is how the client ended."""
     pictures = 0
     try:
         for body in bodies:
@@ -73,7 +73,7 @@ def _count(bodies: Iterable[bytes | None]) -> Got:
 
 
 def stream(settings: Settings, **more: Any) -> Got:
-    """Our stream, in the index's order."""
+    """Fetch by our stream, in the index's order."""
     import datasets
 
     import laion_face
@@ -96,12 +96,12 @@ def stream(settings: Settings, **more: Any) -> Got:
 
 
 def arrival(settings: Settings) -> Got:
-    """Our stream, as pictures come."""
+    """Fetch by our stream, as pictures come."""
     return stream(settings, order="arrival")
 
 
 def download(settings: Settings) -> Got:
-    """`laion-face download`, with a process a core."""
+    """Fetch by `laion-face download`, with a process a core."""
     command = [
         *(sys.executable, "-m", "laion_face_builder", "download", "20M", "--parts", "0", "--data-dir", settings.index),
         *("--allow-private-hosts", "--timeout", str(settings.timeout), "--retries", str(settings.retries)),
@@ -113,7 +113,7 @@ def download(settings: Settings) -> Got:
 
 
 def _shard(settings: Settings) -> int:
-    """Rows a shard: every process has several, and none waits for the last for long."""
+    """Return the rows of a shard: every process has several, and none waits for the last for long."""
     return max(250, len(settings.listed()) // 8)
 
 
@@ -131,7 +131,7 @@ def _in_tars(folder: Path) -> int:
 
 
 def img2dataset(settings: Settings) -> Got:
-    """img2dataset that keeps the bytes as they come, with a process a core."""
+    """Fetch by img2dataset, which keeps the bytes as they come, with a process a core."""
     from img2dataset import download  # type: ignore[import-untyped,unused-ignore]  # it has no types of its own
 
     processes = os.cpu_count() or 1
@@ -152,7 +152,7 @@ def img2dataset(settings: Settings) -> Got:
 
 
 def aiohttp(settings: Settings) -> Got:
-    """A plain pool: so many tasks, one session, a body is kept if the status is 200."""
+    """Fetch by a plain aiohttp pool: so many tasks, one session, a body is kept if the status is 200."""
     return asyncio.run(_pool(settings))
 
 
@@ -180,12 +180,12 @@ async def _pool(settings: Settings) -> Got:
 
 
 def datasets(settings: Settings) -> Got:
-    """`datasets` alone, in 64 threads, on all rows."""
+    """Fetch by `datasets` alone, in 64 threads, on all rows."""
     return _datasets(settings.listed())
 
 
 def datasets_told(settings: Settings) -> Got:
-    """The same on rows of which it was told that they lead to a picture."""
+    """Fetch by `datasets` alone, only the rows that are known to lead to a picture."""
     return _datasets(settings.listed(gettable=True))
 
 
@@ -198,7 +198,7 @@ def _datasets(urls: list[str]) -> Got:
 
 
 def daft(settings: Settings) -> Got:
-    """Daft's download of a column."""
+    """Fetch by Daft's download of a column."""
     import daft  # type: ignore[import-not-found,unused-ignore]  # where it is installed
 
     rows = daft.from_pydict({"url": settings.listed()})
@@ -207,7 +207,7 @@ def daft(settings: Settings) -> Got:
 
 
 def ray(settings: Settings) -> Got:
-    """Ray Data's download expression."""
+    """Fetch by Ray Data's download expression."""
     import ray  # type: ignore[import-not-found,unused-ignore]  # where it is installed
     from ray.data.expressions import download  # type: ignore[import-not-found,unused-ignore]  # likewise
 
@@ -231,7 +231,7 @@ PEERS: dict[str, tuple[Callable[[Settings], Got], str]] = {
 
 
 def missing(name: str) -> str:
-    """Why a client cannot run under this interpreter; empty if it can."""
+    """Say why a client cannot run under this interpreter; empty if it can."""
     import importlib.util
 
     if name == "arrival":
@@ -245,7 +245,7 @@ def missing(name: str) -> str:
 
 
 def main() -> None:
-    """Runs one client, or says why it cannot."""
+    """Run one client, or say why it cannot run."""
     name, text = sys.argv[1:]
     if reason := missing(name):
         sys.stdout.write(json.dumps({"missing": reason}) + "\n")

@@ -88,18 +88,18 @@ class Plan:
     rows: tuple[Row, ...]
 
     def urls(self) -> list[str]:
-        """The URLs of all rows, in order."""
+        """Return the URLs of all rows, in order."""
         return [
             f"http{'s' if row.is_https else ''}://{self.hosts[row.host].name}/{row.fate.value}/{number}.jpg"
             for number, row in enumerate(self.rows)
         ]
 
     def answering(self) -> list[Row]:
-        """The rows that are answered, whatever the answer."""
+        """Return the rows that are answered, whatever the answer."""
         return [row for row in self.rows if self.hosts[row.host].fate is HostFate.ANSWERS]
 
     def gettable(self) -> list[int]:
-        """The numbers of the rows whose pictures a patient client gets."""
+        """Return the numbers of the rows whose pictures a patient client gets."""
         return [
             number
             for number, row in enumerate(self.rows)
@@ -107,12 +107,12 @@ class Plan:
         ]
 
     def ceiling_by_latency(self, in_flight: int) -> float:
-        """Pictures a second if `in_flight` requests are always open and nothing but answers is waited for."""
+        """Return pictures a second if `in_flight` requests are always open and nothing but answers is waited for."""
         waited = sum(self.hosts[row.host].latency for row in self.answering()) * math.exp(_ANSWER_SIGMA**2 / 2)
         return in_flight * len(self.gettable()) / waited
 
     def ceiling_by_limits(self) -> float:
-        """Pictures a second at which the host with the least limit for its share is asked as often as it bears.
+        """Return pictures a second at which the host with the least limit for its share is asked as often as it bears.
 
         What runs for long goes no faster, in whichever order: that host's rows pile up. Infinite without limits.
         """
@@ -121,12 +121,12 @@ class Plan:
         return min(rates, default=math.inf) * len(self.gettable())
 
     def shortest(self, in_flight: int) -> float:
-        """Seconds that a client that makes no mistake needs for all rows."""
+        """Return the seconds that a client that makes no mistake needs for all rows."""
         return len(self.gettable()) / min(self.ceiling_by_latency(in_flight), self.ceiling_by_limits())
 
 
 def spread(number: int) -> float:
-    """The factor by which the answer to row `number` is later than its host's median, or earlier."""
+    """Return the factor by which the answer to row `number` is later than its host's median, or earlier."""
     return _SPREADS[number * 7919 % _SPREAD]
 
 
@@ -134,7 +134,7 @@ _SPREADS = [math.exp(random.Random(at).gauss(0, _ANSWER_SIGMA)) for at in range(
 
 
 def real_sites(path: Path, rows: int) -> list[tuple[str, bool]]:
-    """Host and https of each of `rows` URLs, from the column url of a Parquet file (URL and others' spellings too).
+    """Read host and https of each of `rows` URLs, from the column url of a Parquet file (in upper or lower case).
 
     A file with fewer is gone through again, each time in another order.
     """
@@ -148,7 +148,7 @@ def real_sites(path: Path, rows: int) -> list[tuple[str, bool]]:
 
 
 def made_sites(hosts: int, rows: int) -> list[tuple[str, bool]]:
-    """Host and https of each of `rows` URLs with the published shares, of about `hosts` hosts."""
+    """Make host and https of each of `rows` URLs with the published shares, of about `hosts` hosts."""
     shares = _shares(hosts)
     total = round(hosts * _URLS / _HOSTS)
     counts = [max(1, round(share * total)) for share in shares]
@@ -160,7 +160,7 @@ def made_sites(hosts: int, rows: int) -> list[tuple[str, bool]]:
 
 
 def _shares(hosts: int) -> list[float]:
-    """Shares of all, largest first: a power law after the four that are known, so steep that they add up to 1."""
+    """Return all shares, largest first: a power law after the four that are known, so steep that they add up to 1."""
     least = _HOSTS / _URLS / hosts
 
     def with_slope(slope: float) -> list[float]:
@@ -183,7 +183,7 @@ def _repeated(sites: Sequence[tuple[str, bool]], rows: int) -> list[tuple[str, b
 
 
 def make_plan(sites: Iterable[tuple[str, bool]], *, limit: float = 20.0, seed: int = 11) -> Plan:
-    """Gives every host and row its fate.
+    """Give every host and row its fate.
 
     Args:
         sites: host and https of each row.
@@ -219,7 +219,7 @@ def _row_fate(drawn: float, bounds: Sequence[float]) -> RowFate:
 
 
 def _host_fates(asked: Counter[str], order: Sequence[str], rng: random.Random) -> dict[str, HostFate]:
-    """Fates other than answering: silent ones by their number, the rest until they have their share of the rows."""
+    """Choose fates other than answering: silent hosts by number, the rest until they have their share of the rows."""
     left = list(order[_LARGE:])
     rng.shuffle(left)
     silent = round(_SILENT * len(order))

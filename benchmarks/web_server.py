@@ -59,11 +59,11 @@ class Site:
         self.forget()
 
     def forget(self) -> None:
-        """Makes it as if nobody had come for long."""
+        """Forget the requests, as if nobody had come for long."""
         self._left, self._at = self.host.limit * _BURST_SECONDS, 0.0
 
     def bears(self, now: float) -> bool:
-        """Whether one more request is within the host's limit; those that are not cost nothing of it."""
+        """Say whether one more request is within the host's limit; those that are not cost nothing of it."""
         limit = self.host.limit
         if not limit:
             return True
@@ -76,7 +76,7 @@ class Site:
 
 
 class Server:
-    """The loop: file numbers to what is done when they are ready, and a heap of what is due later."""
+    """The event loop: file descriptors with what is done when they are ready, and a heap of what is due later."""
 
     def __init__(self, plan: Plan, certificate: Path) -> None:
         self.counts, self.open = Counts(), 0
@@ -96,16 +96,16 @@ class Server:
         self.watch(sys.stdin.fileno(), self._command)
 
     def watch(self, number: int, action: Callable[[], None]) -> None:
-        """Calls `action` whenever there is something to read at this file number."""
+        """Call `action` whenever there is something to read from this file descriptor."""
         self.ready[number] = action
         self.epoll.register(number, _READ)
 
     def later(self, seconds: float, action: Callable[[], None]) -> None:
-        """Calls `action` once, after so many seconds."""
+        """Call `action` once, after so many seconds."""
         heapq.heappush(self._due, (time.monotonic() + seconds, next(self._order), action))
 
     def run(self) -> None:
-        """Serves until stdin ends."""
+        """Serve until stdin ends."""
         while True:
             now = time.monotonic()
             while self._due and self._due[0][0] <= now:
@@ -159,7 +159,7 @@ class Server:
 
 
 def _full(address: tuple[str, int]) -> list[socket.socket]:
-    """A listener that nobody can connect to: its queue has room for one, and that one is there."""
+    """Make a listener that nobody can connect to: its queue has room for one, and that one is there."""
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(address)
@@ -169,7 +169,7 @@ def _full(address: tuple[str, int]) -> list[socket.socket]:
 
 
 def say(line: str) -> None:
-    """Writes a line to whoever started this process."""
+    """Write a line to whoever started this process."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 
@@ -264,7 +264,7 @@ class Connection:
 
 
 def main() -> None:
-    """Serves the plan in a file."""
+    """Serve the plan in a file."""
     _, plan, certificate = sys.argv
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, hard), hard))

@@ -36,7 +36,7 @@ class Seen:
 
 
 def look_at(page, size=(1250, 1600)):
-    """Opens the page in a file."""
+    """Open the page in a file; return what the browser made of it."""
     with profile() as folder:
         picture = folder / "screenshot.png"
         width, height = size

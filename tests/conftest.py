@@ -70,7 +70,7 @@ def pytest_unconfigure() -> None:
 
 @pytest.fixture(autouse=True)
 def no_faults_left() -> Iterator[None]:
-    """What one test plants in the servers of the whole session must not spoil the next one."""
+    """Clear the faults that a test planted in the session's servers, so that they do not spoil the next one."""
     yield
     for server in _SERVERS:
         server.faults.clear()
@@ -78,7 +78,7 @@ def no_faults_left() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def hub() -> Hub:
-    """The stand-in Hub alone. The token in the environment may write to the namespace WRITER, STRANGER's to nothing."""
+    """Return the stand-in Hub. The environment's token may write to the namespace WRITER, STRANGER's to nothing."""
     _HUB.tokens.setdefault(STRANGER, set())
     _HUB.writers.setdefault(TOKEN, (WRITER,))
     return _HUB
@@ -86,7 +86,7 @@ def hub() -> Hub:
 
 @pytest.fixture(scope="session")
 def sandbox() -> Iterator[Sandbox]:
-    """The whole miniature, three parts of 1,200 rows, under upstream's own names. To change one, `make_sandbox`."""
+    """Serve the miniature, three parts of 1,200 rows, under upstream's own names. To change one, `make_sandbox`."""
     with Sandbox.running(_FOLDER / "sandbox", hub=_HUB) as box:
         _SERVERS.extend([box.pictures, box.metadata])
         yield box
@@ -94,7 +94,7 @@ def sandbox() -> Iterator[Sandbox]:
 
 @pytest.fixture(scope="session")
 def true_rows(sandbox: Sandbox) -> Callable[[int], list[Truth]]:
-    """`true_rows(part)`: what is known of the rows of that part's index, in order."""
+    """Give `true_rows(part)`: what is known of the rows of that part's index, in order."""
     return sandbox.truth_of
 
 
@@ -110,7 +110,7 @@ class UpstreamFiles(NamedTuple):
 
 @pytest.fixture(scope="session")
 def upstream_files() -> UpstreamFiles:
-    """The files alone, nothing served: two small parts."""
+    """Write the files alone, nothing served: two small parts."""
     content = make_content(SandboxSpec(parts=(0, 1), rows=150), ["http://pictures.invalid"])
     write_upstream(content, _FOLDER / "files")
     return UpstreamFiles(_FOLDER / "files", content)
@@ -121,7 +121,7 @@ _numbers = itertools.count(1)
 
 @pytest.fixture
 def make_sandbox() -> Iterator[Callable[[SandboxSpec], Sandbox]]:
-    """`make_sandbox(SandboxSpec(rows=60, parts=(0,)))`: a small one for this test alone, on the same Hub."""
+    """Give `make_sandbox(SandboxSpec(rows=60, parts=(0,)))`: a small one for this test alone, on the same Hub."""
     with ExitStack() as stack:
 
         def make(spec: SandboxSpec) -> Sandbox:
@@ -180,13 +180,13 @@ def _published(prepared: Prepared, name: str, **how: Any) -> Published:
 
 @pytest.fixture(scope="session")
 def published(prepared: Prepared) -> Published:
-    """The index, and a preview of five pictures."""
+    """Publish the index, and a preview of five pictures."""
     return _published(prepared, "published", preview=5)
 
 
 @pytest.fixture(scope="session")
 def published_pictures(prepared: Prepared) -> Published:
-    """With pictures, in several files a part."""
+    """Publish with pictures, in several files a part."""
     from laion_face_builder.publish.image_files import Bounds
 
     bounds = Bounds(row_group_bytes=300_000, row_group_rows=40, file_bytes=900_000)

@@ -34,7 +34,7 @@ DATASETS36_MODULES = frozenset({"test_builder", "test_fetching", "test_publish_h
 
 
 def is_core(module: str, name: str) -> bool:
-    """Whether test `name` of `module` runs in every environment. AVIF came with newer Pillow and OpenCV."""
+    """Say whether test `name` of `module` runs in every environment. AVIF came with newer Pillow and OpenCV."""
     return "AVIF" not in name and _is_core(module, name)
 
 
@@ -43,5 +43,5 @@ def _is_core(module: str, name: str) -> bool:
 
 
 def is_brief(module: str, name: str) -> bool:
-    """Whether test `name` of `module` is brief: the whole job once, and every operation on a stream that fetches."""
+    """Say whether test `name` of `module` is brief: the whole job, and every operation on a stream that fetches."""
     return module == "test_installed" or (module == "test_operations" and "fetch" in name)

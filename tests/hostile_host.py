@@ -56,7 +56,7 @@ def jpeg(width: int = 48, height: int = 32, colour: str = "teal") -> bytes:
 
 @functools.cache
 def png_bomb(side: int) -> bytes:
-    """A PNG of side x side black pixels in a few kilobytes a megapixel."""
+    """Make a PNG of side x side black pixels in a few kilobytes a megapixel."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">L", len(body)) + kind + body + struct.pack(">L", zlib.crc32(kind + body))
@@ -149,7 +149,7 @@ class HostileHost:
         return message(self.picture)
 
     def _do_raw(self, connection: socket.socket, _q: object, _t: object, path: str) -> None:
-        """What `hostile_answers` has under the second part of the path."""
+        """Send what `hostile_answers` has under the second part of the path."""
         for piece in hostile_answers.TABLE[path.split("/")[2]](self.picture):
             connection.sendall(piece)
 
@@ -158,11 +158,11 @@ class HostileHost:
         return message(self.picture)
 
     def _do_sized(self, _c: object, query: dict[str, str], *_: object) -> bytes:
-        """A picture of exactly so many bytes."""
+        """Answer with a picture of exactly so many bytes."""
         return message(self.picture + bytes(int(query["bytes"]) - len(self.picture)))
 
     def _do_packed(self, _c: object, query: dict[str, str], *_: object) -> bytes:
-        """The same, in next to no bytes."""
+        """Answer with a picture of so many bytes, gzipped to next to none."""
         body = gzip.compress(self.picture + bytes(int(query["bytes"]) - len(self.picture)))
         return message(body, "Content-Encoding: gzip")
 
@@ -213,7 +213,7 @@ class HostileHost:
         connection.sendall(message(self.picture, length=len(self.picture) + 100))
 
     def _do_more(self, connection: socket.socket, *_: object) -> None:
-        """Sends more than it said."""
+        """Send more than Content-Length says."""
         connection.sendall(message(self.picture + b"HTTP/1.1 404 Not Found\r\n\r\n", length=len(self.picture)))
 
     def _do_chunked(self, connection: socket.socket, *_: object) -> None:

@@ -172,7 +172,7 @@ def isolated(python: Path, *arguments: str) -> list[str]:
 
 
 def interpreter(environment: Environment) -> str | None:
-    """Give the Python to make it with; None if there is none of that version here."""
+    """Give the Python to make the environment with; None if there is none of that version here."""
     if environment.python == f"{sys.version_info[0]}.{sys.version_info[1]}":
         return sys.executable
     pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")

@@ -14,7 +14,7 @@ BEGIN, END = "<!-- {name}: written by `python tests/readme_tables.py` -->", "<!-
 
 
 def options_table() -> str:
-    """Every option with its default and meaning."""
+    """Give the table of every option with its default and meaning."""
     lines = ["| option | default | meaning |", "|---|---|---|"]
     for spec in dataclasses.fields(OptionFields):
         default = "–" if spec.default is None else f"`{spec.default}`"

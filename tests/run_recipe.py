@@ -1,9 +1,9 @@
-"""Runs Python as `python` does, for what a README leaves to its reader and to the size of the world.
+"""Runs Python as `python` does, with stand-ins for what the README leaves to its reader, on the sandbox.
 
 python run_recipe.py [-u] SCRIPT.py ARGUMENT…  |  python run_recipe.py -m MODULE ARGUMENT…
 
 The pictures of the sandbox are on loopback, its 20M has two parts, and `train_step`, `make_model` and `loss_of`, which
-the recipes call "yours", are these. All else is as it is.
+the recipes call "yours", are stood in for. All else is as it is.
 """
 
 import builtins

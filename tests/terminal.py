@@ -59,7 +59,7 @@ class Screen:
             self.joined[self.row] = True
 
     def lines(self, but=None, first=0):
-        """The lines that are not empty, of the rows from `first` on; without that of row `but`."""
+        """Return the lines that are not empty, of the rows from `first` on; without that of row `but`."""
         found = []
         rows = zip(self.rows[first:], self.joined[first:], strict=True)
         for number, (row, joined) in enumerate(rows, first):
@@ -73,7 +73,7 @@ class Screen:
 
 
 def run_in_terminal(command, columns, env, seen=None, rows=50):
-    """Runs `command` in a terminal of that size; gives its exit code, the screen and all that it sent.
+    """Run `command` in a terminal of that size; return its exit code, the screen and all that it sent.
 
     `seen(screen)` is called with what is there after each line.
     """

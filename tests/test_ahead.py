@@ -1,4 +1,4 @@
-"""ahead: in order, ahead of the consumer, within its bounds, and gone when it is dropped."""
+"""Fetching ahead: in order, ahead of the consumer, within its bounds, and gone when it is dropped."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_a_host_that_hangs_does_not_hold_up_what_is_behind_it() -> None:
 
 
 def test_slow_ones_come_last_and_hold_up_nobody() -> None:
-    """One in ten hangs until it is given up; the rest, and what has no address, comes before."""
+    # One address in ten hangs until it is given up; the rest, and what has no address, comes before.
     with HostileHost(address="0.0.0.0") as host, Fetcher(replace(LIMITS, timeout=5)) as fetcher:
         urls = [host.url(f"/ok/{n}") if n % 10 else host.url("/silent", f"127.0.1.{n}") for n in range(200)]
         items = [None if n % 10 == 5 else url for n, url in enumerate(urls)]
@@ -113,7 +113,7 @@ def test_slow_ones_come_last_and_hold_up_nobody() -> None:
 
 
 def test_a_full_buffer_is_emptied_by_whatever_is_taken(fetcher: Fetcher) -> None:
-    """The oldest hangs, and there is room for three: all others pass it."""
+    # The oldest picture hangs, and there is room for three: all others pass it.
     with HostileHost() as host:
         urls = [host.url("/silent"), *(host.url(f"/sized/{n}?bytes=100000") for n in range(40))]
         found = list(arriving(urls, fetcher, url_of=same, max_buffer_bytes=300_000))
@@ -122,7 +122,7 @@ def test_a_full_buffer_is_emptied_by_whatever_is_taken(fetcher: Fetcher) -> None
 
 
 def test_who_takes_little_asks_for_little(host: HostileHost, fetcher: Fetcher, either: Callable[..., Any]) -> None:
-    """What is fetched ahead doubles with what is taken."""
+    # What is fetched ahead doubles with what is taken.
     before = host.asked.total()
     stream = either([host.url(f"/ok/{n}") for n in range(1000)], fetcher, url_of=same)
     for taken in range(1, 60):
@@ -178,7 +178,7 @@ def test_items_that_need_no_network_do_not_pile_up(fetcher: Fetcher, either: Cal
 
 
 def test_what_is_held_stays_below_its_bound(fetcher: Fetcher, either: Callable[..., Any]) -> None:
-    """50 pictures of 100 kB and room for ten: the consumer does nothing, and only so many are ever sent."""
+    # 50 pictures of 100 kB and room for ten: the consumer does nothing, and only so many are ever sent.
     with HostileHost() as host:
         urls = [host.url(f"/sized/{n}?bytes=100000") for n in range(50)]
         stream = either(urls, fetcher, url_of=same, max_buffer_bytes=1_000_000)
@@ -205,7 +205,7 @@ def test_one_picture_larger_than_the_whole_buffer_still_comes(fetcher: Fetcher, 
 
 
 def test_two_streams_of_one_fetcher_never_block_each_other(either: Callable[..., Any]) -> None:
-    """One has no room left and waits for a consumer who takes turns; the same host serves both, two at a time."""
+    # One stream has no room left and waits for a consumer who takes turns; the same host serves both, two at a time.
     with HostileHost() as host, Fetcher(replace(LIMITS, per_host=2, concurrency=2)) as fetcher:
         urls = [host.url(f"/sized/{n}?bytes=20000") for n in range(60)]
         one = either(urls, fetcher, url_of=same, max_buffer_bytes=50_000)

@@ -1,4 +1,4 @@
-"""apart: what decodes in a process of its own is bounded, silent, and takes nobody down with it."""
+"""Decoding in a process of its own (`apart`) is bounded, silent, and takes nobody down with it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def tiff(width: int = 40, height: int = 30, **options: object) -> bytes:
 
 
 def strips_on_each_other(strips: int, size: int) -> bytes:
-    """A TIFF of one row a strip, in which each strip is the same `size` bytes, with their bits reversed (tag 266)."""
+    """Make a TIFF of one row a strip, in which each strip is the same `size` bytes, bits reversed (tag 266)."""
     place = 8 + 2 + 12 * 9 + 4
     arrays = place + size
     shorts = {256: 16, 257: strips, 258: 8, 259: 32773, 262: 1, 266: 2, 278: 1}
@@ -37,7 +37,7 @@ def strips_on_each_other(strips: int, size: int) -> bytes:
 
 
 def packed_bmp(width: int) -> bytes:
-    """A BMP of one row in run lengths."""
+    """Make a BMP of one row in run lengths."""
     runs = b"".join(bytes([min(255, width - start), 7]) for start in range(0, width, 255)) + b"\0\1"
     head = struct.pack("<LllHHLLllLL", 40, width, 1, 1, 8, 1, len(runs), 0, 0, 256, 0)
     start = 14 + len(head) + 1024

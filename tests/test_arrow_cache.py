@@ -37,7 +37,7 @@ from laion_face_builder.upstream.sources import Upstream
 
 
 def a_web(seed, count, silent=0.25, gone=0.1):
-    """Pictures of `count` hosts in a row, of which that share is silent and that share of the others has gone."""
+    """Yield `count` hosts with how they fail: a share is `silent`, and of the others a share has the picture `gone`."""
     rng = random.Random(seed)
     for number in range(count):
         if rng.random() < silent:
@@ -80,7 +80,7 @@ def test_a_rotten_web_is_no_lost_network(seed):
 
 @given(st.integers(0, 2000), st.integers(0, 10_000), st.integers(1, 256), st.randoms(use_true_random=False))
 def test_an_outage_is_seen_from_whenever_it_begins(before, seed, in_flight, rng):
-    """Pictures in flight when it begins come in any order."""
+    # Pictures that are in flight when an outage begins come in any order.
     away = max(4 * in_flight, before // 5, 30)
     asked = [*a_web(seed, before), *((f"off-{number}", "unreachable") for number in range(away))]
     middle = asked[max(0, before - in_flight) : before + in_flight]
@@ -127,7 +127,7 @@ def named(**given):
 
 
 def test_every_option_is_classified_with_a_reason():
-    """A new option has to say in `options.DEFINES` when it is part of a cache's id, and why."""
+    # A new option has to say in `options.DEFINES` when it is part of a cache's id, and why.
     assert set(DEFINES) == set(option_names())
     assert {when for when, _ in DEFINES.values()} <= {ALWAYS, FETCHED, READ, NEVER}
     assert all(reason for _, reason in DEFINES.values())
@@ -171,7 +171,7 @@ def test_numpys_numbers_are_numbers():
 
 
 def test_ids_of_earlier_versions_stay_good_but_for_what_was_fetched():
-    """Those of tars and without pictures; what was fetched with any bounds used to have one and the same id."""
+    # Ids with tars and without pictures stay; what was fetched used to have one id, whatever the bounds.
     before = {"parts": [0, 2], "filters": {"min_face_size": 64}, "on_error": "skip", "on_size_change": "rescale"}
     for images, kept in (("auto", "stored"), ("none", "none")):
         fields = OptionFields(parts="0,2", min_face_size=64, images=images)
@@ -240,7 +240,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture
 def load(world, tmp_path):
-    """`laion_face.load_dataset` of the world, fetched, with an Arrow cache of its own."""
+    """Give `laion_face.load_dataset` of the world, fetched, with an Arrow cache of its own."""
 
     def loaded(**options):
         given = {
@@ -257,7 +257,7 @@ def load(world, tmp_path):
 
 
 def caches(tmp_path):
-    """The folders that datasets would take for finished, or has not finished."""
+    """Return the folders that datasets would take for finished, or has not finished."""
     found = {path.parent for name in ("dataset_info.json", "*.arrow") for path in (tmp_path / "arrow").rglob(name)}
     return found | set((tmp_path / "arrow").rglob("*.incomplete"))
 
@@ -288,7 +288,7 @@ def test_a_network_lost_on_the_way_leaves_no_cache_and_the_next_run_is_right(wor
 
 
 def stopping(world, after, load, **options):
-    """Loads while the host goes away after so many requests."""
+    """Load while the host goes away after so many requests."""
     host = Host(world.answers, world.port, stop_after=after).start()
     try:
         return load(**options)
@@ -298,7 +298,7 @@ def stopping(world, after, load, **options):
 
 
 def test_the_same_builder_tries_again(world, tmp_path):
-    """What a run left in its info, datasets would hold the next one to."""
+    # datasets would hold the next run to what the failed one left in the builder's info.
     builder = laion_face.LaionFace(
         config_name="20M", parts="0", images="fetch", allow_private_hosts=True, retries=0, concurrency=8, lookahead=16,
         data_dir=str(world.data), cache_dir=str(tmp_path / "arrow"),
@@ -327,7 +327,7 @@ def test_hosts_that_have_nothing_any_more_are_no_dataset_either(world, load, tmp
 
 
 def test_all_pictures_of_private_hosts_are_refused_and_the_option_helps(world, load, tmp_path):
-    """The same id for both used to make the first call's nothing the second one's."""
+    # With one id for both, the second call used to get the empty cache of the first.
     with Host(world.answers, world.port):
         with pytest.raises(SourceError, match="private_address"):
             load(allow_private_hosts=False)
@@ -363,7 +363,7 @@ def test_a_good_cache_outlives_a_forced_run_without_network(world, load):
 
 
 def test_pictures_kept_from_before_do_not_hide_that_the_network_is_lost(world, load, tmp_path):
-    """Half of them kept, all others silent."""
+    # Half of the pictures are kept, all others are silent.
     kept = str(tmp_path / "kept")
     with Host(world.answers, world.port):
         load(cache_images=kept, parts="0", min_faces=2)
@@ -418,7 +418,7 @@ def test_a_report_is_found_for_what_is_held_in_memory(prepared, load):
 
 
 def test_tars_without_a_picture_say_so_and_another_round_is_another_dataset(world, load, tmp_path):
-    """The part was downloaded while its hosts were down; the same builder sees what comes later."""
+    # The part was downloaded while its hosts were down; the same builder sees what comes later.
     data = DataDir.at(tmp_path / "data")
     shutil.copytree(world.data, data.root)
     how = DownloadOptions(processes_count=1, retries=0, allow_private_hosts=True, timeout=5.0)
@@ -513,7 +513,7 @@ def test_what_a_killed_run_wrote_does_not_stay_beside_the_next_ones(world, load,
 
 @pytest.mark.parametrize("missing", ["laion_face-train-00001-of-00002.arrow", "dataset_info.json"])
 def test_a_cache_that_lost_a_file_is_made_again(world, load, missing):
-    """A forced run that is killed while it removes the old cache leaves some of its files."""
+    # A forced run that is killed while it removes the old cache leaves some of its files.
     ds = load(images="none", num_proc=2)
     ids, folder = ids_of(ds), Path(ds.cache_files[0]["filename"]).parent
     (folder / missing).unlink()
@@ -528,7 +528,7 @@ def test_an_info_file_that_is_cut_short_is_no_cache(world, load, content):
 
 
 def test_a_cache_of_nothing_that_an_earlier_version_kept_is_made_again(world, load, tmp_path):
-    """It wrote an empty cache and then the report that says why, if it came to that."""
+    # The earlier version wrote an empty cache and then the report that says why, if it came to that.
     load(images="none", min_width=10**6)
     (folder,) = caches(tmp_path)
     before = (folder / "dataset_info.json").stat().st_ino
@@ -539,7 +539,7 @@ def test_a_cache_of_nothing_that_an_earlier_version_kept_is_made_again(world, lo
 
 
 def test_a_full_disk_leaves_no_cache_and_the_next_run_is_right(world, load, tmp_path):
-    """No file may grow beyond 20 kB, which is how a disk without room answers: a write fails."""
+    # No file may grow beyond 20 kB, which is how a disk without room answers: a write fails.
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))"
     with child(world.data, tmp_path / "arrow", limit) as full:
         _, said = full.communicate(timeout=300)
@@ -578,7 +578,7 @@ def test_of_two_processes_at_once_one_makes_it_and_both_are_right(world, tmp_pat
 
 
 def id_of(ds):
-    """`arrow/laion_face/ID/VERSION/laion_face-train.arrow`"""
+    """Return the ID in `arrow/laion_face/ID/VERSION/laion_face-train.arrow`."""
     return Path(ds.cache_files[0]["filename"]).parent.parent.name
 
 

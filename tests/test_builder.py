@@ -20,7 +20,7 @@ from laion_face_builder.schema import EXAMPLE_COLUMNS, example_features
 
 @pytest.fixture
 def load(prepared, tmp_path):
-    """`laion_face.load_dataset` over the prepared parts, with an Arrow cache of its own."""
+    """Give `laion_face.load_dataset` over the prepared parts, with an Arrow cache of its own."""
 
     def loaded(**options):
         given = {"parts": "0,2", "data_dir": str(prepared.data.root), "split": "train", **options}
@@ -30,7 +30,7 @@ def load(prepared, tmp_path):
 
 
 def plain(examples):
-    """Examples without PIL objects: size, mode and pixels instead."""
+    """Return examples without PIL objects: size, mode and pixels instead."""
     return [{**example, "image": picture_of(example["image"])} for example in examples]
 
 
@@ -39,7 +39,7 @@ def picture_of(image):
 
 
 def stored_pixels(truth):
-    """The served picture as stored, with no orientation applied."""
+    """Return the served picture as stored, with no orientation applied."""
     with Image.open(BytesIO(truth.served)) as image:
         image.load()
         return image.copy()
@@ -47,7 +47,7 @@ def stored_pixels(truth):
 
 @pytest.fixture(scope="session")
 def streamed(prepared):
-    """All examples of parts 0 and 2, in order."""
+    """Return all examples of parts 0 and 2, in order."""
     return list(
         laion_face.load_dataset("20M", parts="0,2", data_dir=str(prepared.data.root), split="train", streaming=True)
     )
@@ -108,7 +108,7 @@ def test_faces_follow_a_rescaled_picture(prepared, streamed):
 
 @pytest.mark.parametrize("streaming", [True, False])
 def test_one_example_a_face_by_map(load, streamed, streaming):
-    """The recipe of the README; on a stream it is done batch by batch, while the pictures arrive."""
+    # The recipe of the README; on a stream it is done batch by batch, while the pictures arrive.
     wanted = [
         (example["sample_id"], laion_face.crop_face(example["image"], face, size=96))
         for example in streamed
@@ -129,7 +129,7 @@ def test_one_example_a_face_by_map(load, streamed, streaming):
 
 
 def features_unless(streaming):
-    """Arrow has to be told that a batch may have no face at all, and that pictures are pictures."""
+    """Return what tells Arrow that a batch may have no face at all, and that pictures are pictures."""
     return {} if streaming else {"features": example_features()}
 
 
@@ -315,7 +315,7 @@ def test_the_public_surface():
 
 
 def test_one_call_prepares_downloads_and_loads(make_sandbox, tmp_path):
-    """images="download" from nothing: the whole job in one call, and nothing is done again by the next."""
+    # images="download" from nothing: the whole job in one call, and nothing is done again by the next.
     box = make_sandbox(SandboxSpec(parts=(0,), rows=90, twisted=0))
     given = {
         "parts": "0",

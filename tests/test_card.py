@@ -53,7 +53,7 @@ def test_the_card_says(said, published):
 
 
 def test_datasets_reads_the_features_as_they_are():
-    """On this version, from the YAML alone."""
+    # `datasets` reads them on this version, from the YAML alone.
     read = datasets.Features._from_yaml_list(card.features_of(EXAMPLES))
     features = {**example_features(), **datasets.Features.from_arrow_schema(INDEX)}
     assert read == datasets.Features({name: features[name] for name in EXAMPLES.names})

@@ -50,7 +50,7 @@ def process(*words, module="laion_face_builder", **how):
 
 @pytest.fixture
 def words_of(prepared, tmp_path):
-    """`words_of(command)`: the command on what is prepared, writing only below tmp_path."""
+    """Give `words_of(command)`: the command on what is prepared, writing only below tmp_path."""
 
     def words(command):
         data = ["--data-dir", str(prepared.data.root)]
@@ -115,7 +115,7 @@ def test_quiet_says_errors_all_the_same(tmp_path, capsys):
 
 
 def test_quiet_draws_no_bars_at_a_terminal(prepared, tmp_path):
-    """Counting draws one for people: what a real terminal of 80 columns gets."""
+    # `stats` draws a bar for people: this is what a real terminal of 80 columns gets.
     code = (
         "import os, pty, sys\n"
         "chunks = []\n"
@@ -558,7 +558,7 @@ def in_fish(script, line):
 
 
 def in_zsh(script, line):
-    """A zsh at a terminal of its own: Tab is pressed twice, and what it lists is read."""
+    """Complete `line` in a zsh at a terminal of its own: press Tab twice, and return what it lists."""
     code = r"""
     zmodload zsh/zpty
     zpty z zsh -f -i

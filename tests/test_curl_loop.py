@@ -29,7 +29,7 @@ def pair():
 
 
 def is_quiet(sockets):
-    """Whether whoever waits for `fileno` would wait."""
+    """Say whether whoever waits for `fileno` would wait."""
     with selectors.DefaultSelector() as outer:
         outer.register(sockets.fileno(), READ)
         return outer.select(0) == []
@@ -91,7 +91,7 @@ def test_before_a_fork_what_is_idle_is_taken_out_and_stays_out(sockets, pair):
     st.lists(st.tuples(st.integers(0, 2), st.sampled_from(["read", "write", "idle", "reopen", "send"])), max_size=30)
 )
 def test_only_what_is_watched_is_reported_and_all_of_it(steps):
-    """Against a plain model: which of three connections are watched for reading, and have something to read."""
+    # The model is plain: which of three connections are watched for reading, and have something to read.
     sockets, pairs = Sockets(keeps_idle=True), [socket.socketpair() for _ in range(3)]
     watched, full = {}, set()
     try:

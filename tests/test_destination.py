@@ -55,13 +55,13 @@ def files(tmp_path) -> list[Outgoing]:
 
 @pytest.fixture
 def repo(hub) -> str:
-    """A name on the Hub that nobody has."""
+    """Return a name on the Hub that nobody has."""
     return f"{WRITER}/repo-{next(_numbers)}"
 
 
 @pytest.fixture
 def pauses(monkeypatch) -> list[float]:
-    """The seconds that anybody wanted to sleep; nobody does."""
+    """Note the seconds that anybody wanted to sleep; nobody does."""
     asked: list[float] = []
     monkeypatch.setattr(time, "sleep", asked.append)
     return asked
@@ -155,7 +155,7 @@ steps = st.lists(st.one_of(st.dictionaries(names, contents), st.sets(names)), mi
 
 
 def played(place: Destination, now: Callable[[], dict[str, bytes]], moves: list) -> None:
-    """Sends what dictionaries say, removes what sets name; after each move the place has what it should."""
+    """Send what dictionaries say, remove what sets name; after each move the place has what it should."""
     there: dict[str, bytes] = {}
     with tempfile.TemporaryDirectory() as folder:
         for move in moves:

@@ -1,4 +1,4 @@
-"""The faces: every accepted shape gives the same file, with or without the shortcut; all else names the sample."""
+"""The detections: every accepted shape gives the same file, with or without the shortcut; errors name the sample."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def test_one_odd_sample_gives_the_same_by_the_long_way(odd: str, tmp_path: Path)
 def test_the_shortcut_never_disagrees_with_the_unpickler(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """A byte of a later piece is changed: the shortcut refuses, or says what the unpickler says."""
+    # A byte of a later piece is changed: the shortcut refuses, or says what the unpickler says.
     file = ALTERED.setdefault("file", tmp_path_factory.mktemp("altered") / "a.pth")
     if "pieces" not in ALTERED:
         save(make_faces(list(range(1 << 32, (1 << 32) + 2500)), least=1, most=1), file)
@@ -231,7 +231,7 @@ def test_a_wrong_number_met_by_the_shortcut_names_its_sample(
 
 
 def test_a_file_of_several_pieces_and_groups_is_written_sorted(tmp_path: Path) -> None:
-    """Large enough for pieces of the real size: some by the shortcut, one not."""
+    # The file is large enough for pieces of the real size: some by the shortcut, one not.
     rng = np.random.default_rng(0)
     ids = rng.permutation(2**20)[:20_000].tolist()
     faces: dict[int, Any] = dict(make_faces(ids, least=1, most=1))

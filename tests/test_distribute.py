@@ -31,7 +31,7 @@ def square(number):
 
 
 def kill_once(task):
-    """Dies at the first call, and leaves `task` there; a later one answers."""
+    """Die at the first call, and leave `task` there; answer at a later one."""
     path = Path(task)
     if not path.exists():
         path.touch()
@@ -46,7 +46,7 @@ def kill_if_odd(number):
 
 
 class Foreign(Exception):
-    """Cannot be made again from its arguments."""
+    """An exception that cannot be made again from its arguments."""
 
     def __init__(self, one, two):
         super().__init__(f"{one} and {two}")
@@ -140,7 +140,7 @@ def test_workers_end_with_a_killed_parent(tmp_path):
 
 
 def is_running(pid):
-    """Whether the process is there, and not only waits for its parent to hear of its end."""
+    """Say whether the process is there, and not only waits for its parent to hear of its end."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:

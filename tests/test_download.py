@@ -116,7 +116,7 @@ def wait_until(what: Any, seconds: float = 300.0) -> None:
 
 
 def children(mark: str) -> list[int]:
-    """Our child processes whose command line has `mark` in it."""
+    """List our child processes whose command line has `mark` in it."""
     listed = subprocess.run(
         ["ps", "-A", "-ww", "-o", "pid=,ppid=,command="], capture_output=True, text=True, check=True
     ).stdout
@@ -131,7 +131,7 @@ def stored(data: DataDir) -> list[StoredPicture]:
 
 @dataclasses.dataclass
 class Story:
-    """What was seen on the way, and where it ended."""
+    """A download: what was seen on the way, and where it ended."""
 
     data: DataDir
     host: PictureHost
@@ -187,7 +187,7 @@ def count_of(story: Story, ending: str) -> int:
 
 
 def _damage(story: Story) -> None:
-    """A finished tar loses its second half and keeps its stats; another keeps its name only; leftovers lie about."""
+    """Cut a finished tar to half beside its stats; lay out the stump of a tar, lone stats and a partial file."""
     story.seen["asked_later"] = len(story.host.log)
     tar = story.folder / "00000.tar"
     os.truncate(tar, tar.stat().st_size // 2)
@@ -221,7 +221,7 @@ def _resume_and_kill_a_worker(story: Story) -> None:
 
 
 def _retry(story: Story) -> None:
-    """The hosts have come to their senses."""
+    """Have the hosts answer as they should, and retry what failed."""
     story.host.faults.clear()
     good = next(truth for truth in story.truths if truth.ok)
     for truth in story.truths:
@@ -244,7 +244,7 @@ def test_a_killed_worker_costs_its_shards_alone(story: Story) -> None:
 
 
 def test_the_result_is_as_without_kills(story: Story) -> None:
-    """Law 3 for pictures: each row has the host's own bytes, or the reason that its host gave."""
+    # Law 3 for pictures: each row has the host's own bytes, or the reason that its host gave.
     for truth, found in zip(story.truths, story.seen["stored"], strict=True):
         if truth is story.hanging:
             assert found == StoredPicture("timeout")
@@ -284,7 +284,7 @@ def test_files_and_ftp_are_never_read(story: Story) -> None:
 
 
 def test_the_tars_are_useful_by_themselves(story: Story) -> None:
-    """Faces and the rest travel in each sample's .json, so that webdataset users need nothing else."""
+    # Faces and the rest travel in each sample's .json, so that webdataset users need nothing else.
     seen = 0
     for path in story.folder.glob("*.tar"):
         with tarfile.open(path) as tar:
@@ -359,7 +359,7 @@ class Even:
 
 
 def test_private_addresses_are_refused_and_filtered_rows_not_asked_for(tmp_path: Path) -> None:
-    """Law 7: all that can be served here is loopback, and nothing reaches it."""
+    # Law 7: all that can be served here is loopback, and nothing reaches it.
     host, truths = make_host(36, tmp_path / "none", failing=0, twisted=0)
     data = DataDir.at(tmp_path / "data")
     urls = [truth.url if truth.row % 3 else truth.url.replace("127.0.0.1", "localhost") for truth in truths]
@@ -374,7 +374,7 @@ def test_private_addresses_are_refused_and_filtered_rows_not_asked_for(tmp_path:
 
 @pytest.mark.parametrize("name", ["localhost", "no-such-name.invalid"])
 def test_without_a_network_nothing_counts_as_failed(name: str, tmp_path: Path) -> None:
-    """Wrong DNS gives private addresses, no DNS none at all. The same command goes on once names are found."""
+    # Wrong DNS gives private addresses, no DNS none at all. The same command goes on once names are found.
     host, truths = make_host(40, tmp_path / "none", failing=0, twisted=0)
     data = DataDir.at(tmp_path / "data")
     write_index(data, truths, url=[truth.url.replace("127.0.0.1", name) for truth in truths])
@@ -402,7 +402,7 @@ def test_parts_without_anything_to_fetch(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small(tmp_path: Path) -> DataDir:
-    """An index of a few rows whose host has gone."""
+    """Make an index of a few rows whose host has gone."""
     host, truths = make_host(18, tmp_path / "none")
     host.stop()
     data = DataDir.at(tmp_path)
@@ -532,7 +532,7 @@ def test_a_search_that_finds_nobody_ends() -> None:
 
 
 def test_the_tars_are_like_img2datasets_own(tmp_path: Path) -> None:
-    """The same members, the same keys in each .json, the same columns in the parquet: of the same list."""
+    # Of the same list come the same members, the same keys in each .json, the same columns in the parquet.
     host, truths = make_host(40, tmp_path / "none", failing=0, twisted=0)
     host.answers.pop(truths[5].path)
     data = DataDir.at(tmp_path / "data")
@@ -598,7 +598,7 @@ def contents(tar: Path, extension: str) -> dict[str, bytes]:
 
 @pytest.mark.filterwarnings("ignore")  # it leaves the tars to be closed by the garbage collector
 def test_webdataset_reads_all_rounds_as_they_are(story: Story) -> None:
-    """No broken picture in any tar, and no sample twice."""
+    # No broken picture in any tar, and no sample twice.
     import webdataset
 
     tars = sorted(map(str, story.folder.rglob("*.tar")))
@@ -684,7 +684,7 @@ def test_only_an_earlier_versions_proxys_absence_is_no_verdict() -> None:
 
 
 def test_a_check_that_crashes_is_tried_alone_and_then_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A crash is what a bug in a decoder looks like: here Python itself cannot start in the check's process."""
+    # A crash is what a bug in a decoder looks like: here Python itself cannot start in the check's process.
     from laion_face_builder.download.check import CheckJob
 
     monkeypatch.setenv("PYTHONHOME", str(tmp_path))

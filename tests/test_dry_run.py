@@ -53,7 +53,7 @@ SMALL = SandboxSpec(parts=(0, 2), rows=90, metadata_files=3, slow=0.0)
 
 
 def tree(*folders: Path) -> dict[str, tuple[int, int, int]]:
-    """All that is there: kind, size and time of change. A file that came and went changes those of its folder."""
+    """List all that is there: kind, size and time of change. A file that came and went changes those of its folder."""
     found = {}
     for path in itertools.chain.from_iterable((folder, *folder.rglob("*")) for folder in folders if folder.exists()):
         state = path.lstat()
@@ -80,7 +80,7 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def untouched(tmp_path: Path) -> Callable[[Callable[[], Any]], Any]:
-    """`untouched(work)` gives work(), which may not change anything in `tmp_path`, its folder, or a cache."""
+    """Give `untouched(work)`: it calls work(), which may not change anything in `tmp_path`, its folder, or a cache."""
 
     def run(work: Callable[[], Any]) -> Any:
         before = tree(tmp_path.parent, *caches())
@@ -109,7 +109,7 @@ class Job(NamedTuple):
         prepare(self.data, parts, self.upstream(), processes=1, **how)
 
     def sent(self) -> int:
-        """Bytes of files that the servers have sent so far."""
+        """Count the bytes of files that the servers have sent so far."""
         hub = self.box.hub
         return hub.bytes_sent("/lfs/") + hub.bytes_sent("/resolve/") + self.box.metadata.bytes_sent(".parquet")
 
@@ -143,7 +143,7 @@ def _no_faces_of_one(job: Job) -> None:
 
 
 def _cut(job: Job) -> None:
-    """A source came by half, as if the program had been killed; another was put there by hand, cut."""
+    """Leave one source half-fetched, as if the program had been killed, and put another there by hand, cut."""
     file = job.upstream().detections(0)
     place = file.place(job.data.sources)
     place.parent.mkdir(parents=True)
@@ -154,7 +154,7 @@ def _cut(job: Job) -> None:
 
 
 def _staged(job: Job) -> None:
-    """The pass over the metadata ended at its last file; what was read is staged, and its copies are freed."""
+    """End the pass over the metadata at its last file; what was read is staged, and its copies are freed."""
     last = sorted(path.name for path in job.box.metadata_folder.iterdir())[-1]
     fault = job.box.hub.plant(f"/lfs/{job.box.metadata_repo}", calls=range(3, 99), status=404)
     with pytest.raises(Exception, match=last):
@@ -221,7 +221,7 @@ def test_prepare_does_what_was_said(job: Job, untouched: Any, state: Callable[[J
 
 
 def _only_added(ours: set[str], before: dict[str, Any], touched: set[str]) -> bool:
-    """Whether none of the files that were there has changed."""
+    """Say whether none of the files that were there has changed."""
     return not any(name in before for name in ours & touched)
 
 
@@ -231,7 +231,7 @@ def _ours(data: DataDir) -> set[str]:
 
 @pytest.mark.parametrize("place", ["folder", "by part", "url"])
 def test_metadata_from_anywhere(make_sandbox: Any, tmp_path: Path, untouched: Any, place: str):
-    """A local folder is not fetched; what is behind an address without a hash depends on what comes."""
+    # A local folder is not fetched; what is behind an address without a hash depends on what comes.
     spec = SandboxSpec(parts=(0, 2), rows=90, slow=0.0, world="2021" if place == "by part" else "today")
     box, data = make_sandbox(spec), DataDir.at(tmp_path / "data")
     where = box.metadata_url if place == "url" else str(box.metadata_folder)
@@ -301,7 +301,7 @@ OPTIONS = DownloadOptions(
 
 
 def test_download_asks_for_what_was_said(make_sandbox: Any, tmp_path: Path, untouched: Any):
-    """One story, since img2dataset takes seconds to start."""
+    # One story, since img2dataset takes seconds to start.
     box, data = make_sandbox(SandboxSpec(parts=(0,), rows=150, slow=0.0)), DataDir.at(tmp_path / "data")
     prepare(data, (0,), Upstream(box.repo, None, box.metadata_repo), processes=1)
     files = PartFiles(data, 0)
@@ -312,7 +312,7 @@ def test_download_asks_for_what_was_said(make_sandbox: Any, tmp_path: Path, unto
         return said
 
     def download(retry_failed: int = 0) -> int:
-        """How many samples the real run has asked for: those of the shards that it made."""
+        """Return how many samples the real run has asked for: those of the shards that it made."""
         before = tree(data.tars(0))
         download_part(data, 0, OPTIONS, None, retry_failed)
         made = [Path(name) for name in changed(before, tree(data.tars(0))) if name.endswith("_stats.json")]
@@ -387,7 +387,7 @@ def test_a_remote_index_is_not_read(published: Any, hub: Any, tmp_path: Path, un
 
 @pytest.fixture
 def data(prepared: Any, tmp_path: Path) -> DataDir:
-    """A DATA_DIR of this test's own."""
+    """Copy the prepared DATA_DIR for this test alone."""
     others = shutil.ignore_patterns("sources", "publish", "adopted")
     shutil.copytree(prepared.data.root, tmp_path / "data", ignore=others)
     return DataDir.at(tmp_path / "data")
@@ -467,7 +467,7 @@ def test_publish_does_what_was_said(data: DataDir, target: Target, untouched: An
 
 
 def _follows(name: str, unsure: set[str]) -> bool:
-    """Whether it is one of those that follow the first of which the number is not known."""
+    """Say whether the file belongs to a row of files of which only the first is foretold."""
     return any(name.startswith(first[: len("data/part-00000-")]) for first in unsure)
 
 
@@ -544,7 +544,7 @@ def test_the_demo_names_what_it_would_remove(tmp_path: Path, untouched: Any):
 
 
 def _run(command: list[str], capsys: Any) -> tuple[int, str]:
-    """Exit code, and the error."""
+    """Run a command; return its exit code and its error."""
     capsys.readouterr()
     code = cli.main(command)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("laion-face: error: ")]
@@ -573,7 +573,7 @@ def _pictures_of_other_sources(job: Any, folder: Path) -> list[str]:
 
 
 def _no_room(job: Any, folder: Path) -> list[str]:
-    """A sparse file of some TB is more than any disk here has room for."""
+    """Make a sparse file of some TB, which no disk here has room for; return the command that prepares from it."""
     huge = folder / "huge" / CANONICAL.format(part=0)
     huge.parent.mkdir()
     with huge.open("wb") as file:
@@ -668,7 +668,7 @@ class Refused(NamedTuple):
         return [name, "20M", "--parts", "0", "--data-dir", str(data or self.folder / "new")]
 
     def foreign(self, folder: Path) -> Path:
-        """The same part as another program saved it."""
+        """Save the same part as another program would; return its folder."""
         path = folder / "foreign" / "part-00000.parquet"
         path.parent.mkdir()
         pq.write_table(pq.read_table(self.pictures / "index" / "part-00000.parquet").slice(0, 50), path)
@@ -776,7 +776,7 @@ except PermissionError:
 
 
 def test_it_works_where_nothing_can_be_written(data: DataDir, sandbox: Sandbox, tmp_path: Path, untouched: Any):
-    """Root may write anywhere, unless it gives that up."""
+    # Root may write anywhere, unless it gives that up.
     commands = [[*command, "--dry-run"] for command in _commands(data.root, sandbox, tmp_path / "out")]
     give_up = ["setpriv", "--bounding-set=-dac_override"] if os.geteuid() == 0 else []
     (tmp_path / "out").mkdir()

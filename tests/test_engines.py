@@ -27,7 +27,7 @@ pytestmark = pytest.mark.engines
 
 @pytest.fixture(scope="module")
 def surroundings(tmp_path_factory):
-    """What workers inherit: where the tests' modules are, where the S3 server is, and where they are to die."""
+    """Set what workers inherit: where the tests' modules are, where the S3 server is, and where they are to die."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
@@ -49,7 +49,7 @@ def surroundings(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["pyspark", "ray"])
 def engine(request, surroundings):
-    """An engine that is up, as in a session of a user's own: it is used, and left running."""
+    """Start an engine, as in a session of a user's own: it is used, and left running."""
     if request.param == "ray":
         import ray
 

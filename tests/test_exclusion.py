@@ -26,7 +26,7 @@ SHA, MD5 = "aB" * 32, "0f" * 16
 
 
 def named(exclusion):
-    """Everything that a list names, as text."""
+    """Return everything that a list names, as text."""
     ids = map(str, exclusion.sample_ids.tolist())
     return {*ids, *exclusion.urls, *exclusion.hosts, *exclusion.sha256s, *exclusion.md5s}
 

@@ -1,4 +1,4 @@
-"""fetch: every way in which a host can misbehave ends in a picture or a reason, in time, and leaves nothing behind."""
+"""Fetching: whatever way a host misbehaves, it ends in a picture or a reason, in time, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_private_addresses_are_refused_under_every_name(host: HostileHost, name:
 
 
 def test_the_address_is_checked_again_at_the_socket(host: HostileHost, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even if a check before were wrong, libcurl gets no socket to an address that is refused."""
+    # Even if a check before were wrong, libcurl gets no socket to an address that is refused.
     from laion_face_builder.fetch import names
 
     async def wrong(self: names.Resolver, name: str, port: int) -> list[str]:
@@ -158,7 +158,7 @@ def test_the_address_is_checked_again_at_the_socket(host: HostileHost, monkeypat
 
 
 def test_the_checked_address_is_the_one_connected_to(host: HostileHost, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name that nobody else can resolve: the connection goes where our resolver said."""
+    # A name that nobody else can resolve: the connection goes where our resolver said.
     from laion_face_builder.fetch import names
 
     async def ours(self: names.Resolver, name: str, port: int) -> list[str]:
@@ -385,7 +385,7 @@ def test_a_fetcher_travels_to_a_spawned_worker(host: HostileHost, fetcher: Fetch
 
 
 def test_nothing_is_said_at_the_end_of_a_process() -> None:
-    """No close, hundreds under way: the interpreter still ends at once, without a warning."""
+    # There is no close, and hundreds are under way: the interpreter still ends at once, without a warning.
     with HostileHost(address="0.0.0.0") as host:
         command = [sys.executable, "-W", "always::ResourceWarning", "-c", _hundreds_under_way(host)]
         ran = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
@@ -426,7 +426,7 @@ def test_a_proxy_in_the_environment_is_never_used_silently(host: HostileHost, mo
 
 
 def test_a_trusted_proxy_is_gone_through(host: HostileHost, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The hostile host plays the proxy: it is asked for the whole address, whatever the environment excepts."""
+    # The hostile host plays the proxy: it is asked for the whole address, whatever the environment excepts.
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.setenv(name, "*")
     with Fetcher(replace(LIMITS, proxy=f"http://127.0.0.1:{host.port}")) as fetcher:

@@ -28,7 +28,7 @@ def fetching(data_dir, **options):
 
 @pytest.fixture(scope="module")
 def index_only(prepared, tmp_path_factory):
-    """A DATA_DIR with the index and nothing else."""
+    """Make a DATA_DIR with the index and nothing else."""
     folder = tmp_path_factory.mktemp("index-only")
     shutil.copytree(prepared.data.index(0).parent, folder / "index")
     return folder
@@ -36,7 +36,7 @@ def index_only(prepared, tmp_path_factory):
 
 @pytest.fixture
 def small(make_sandbox, tmp_path):
-    """A sandbox of its own, with part 0 prepared, whose hosts can be made to change their minds."""
+    """Make a sandbox of its own, with part 0 prepared, whose hosts can be made to change their minds."""
     box = make_sandbox(SandboxSpec(parts=(0,), rows=240, twisted=0, failing=0.1))
     data = DataDir.at(tmp_path / "data")
     prepare(data, [0], Upstream(box.repo, None, box.metadata_folder))
@@ -117,7 +117,7 @@ def test_filters_save_fetches_and_say_how_many(small):
 
 @pytest.mark.parametrize("stop", [1, 17, 40])
 def test_a_resume_repeats_and_skips_no_row_when_hosts_change_their_minds(small, stop):
-    """Law 9: before the stop some pictures fail that come later, after it others fail that came before."""
+    # Law 9: before the stop some pictures fail that come later, after it others fail that came before.
     rows = {truth.sample_id: truth.row for truth in small.truth}
     good = [truth for truth in small.truth if truth.ok]
     for truth in good[::3]:

@@ -1,4 +1,4 @@
-"""Whole or not there."""
+"""Files are whole or not there."""
 
 import pyarrow as pa
 import pyarrow.parquet as pq

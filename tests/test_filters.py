@@ -43,7 +43,7 @@ some_filters = st.builds(
 
 
 def table_of(rows):
-    """Index rows with the flat columns derived from the faces by hand."""
+    """Make index rows with the flat columns derived from the faces by hand."""
     full = []
     for row in rows:
         found = [{**face, "landmarks": [[0.0, 0.0]] * 5} for face in row["faces"]]
@@ -59,7 +59,7 @@ def table_of(rows):
 
 
 def counts(face, row, filters):
-    """Whether one face counts, as the design words it."""
+    """Say whether one face counts, as the design words it."""
     x1, y1, x2, y2 = (f32(value) for value in face["box"])
     width, height = x2 - x1, y2 - y1
     if filters.min_score is not None and not f32(face["score"]) >= f32(filters.min_score):
@@ -78,7 +78,7 @@ def counts(face, row, filters):
 
 
 def passes(row, filters):
-    """Whether one row passes, as the design words it."""
+    """Say whether one row passes, as the design words it."""
     number = sum(counts(face, row, filters) for face in row["faces"])
     if number < filters.fewest_faces or (filters.max_faces is not None and number > filters.max_faces):
         return False

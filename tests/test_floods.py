@@ -1,4 +1,4 @@
-"""images: small files that would take minutes or gigabytes to open are refused by what they say of themselves."""
+"""Small files that would take minutes or gigabytes to open are refused by what they say of themselves."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def meta(body: bytes) -> bytes:
 
 
 def directory(entries: int, size: int, *, following: int = 0, at: int = 8) -> bytes:
-    """A TIFF's header and a directory at `at` in which each of so many tags has the same `size` bytes for its value."""
+    """Make a TIFF's header and a directory at `at`, whose many tags all have the same `size` bytes as value."""
     head = b"II*\0" + struct.pack("<L", at) + bytes(at - 8) + struct.pack("<H", entries)
     many = b"".join(struct.pack("<HHLL", 40_000 + number & 0xFFFF, 1, size, 8) for number in range(entries))
     return head + many + struct.pack("<L", following)
@@ -84,7 +84,7 @@ def long_chain(directories: int) -> bytes:
 
 
 def scans(size: tuple[int, int], count: int) -> bytes:
-    """A progressive JPEG with `count` scans that say nothing."""
+    """Make a progressive JPEG with `count` scans that say nothing."""
     plain = saved("JPEG", size, progressive=True)
     return plain[:-2] + segment(0xDA, b"\1\1\0\0\x3f\0") * count + plain[-2:]
 

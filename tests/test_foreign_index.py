@@ -1,4 +1,4 @@
-"""An index is an index, whoever wrote it last: the same rows from every program, every layout, every Arrow type."""
+"""An index may be written by any program: the same rows come from every program, every layout, every Arrow type."""
 
 import contextlib
 import itertools
@@ -38,7 +38,7 @@ _names = itertools.count(1)
 
 
 def plain_rows(part: int) -> list[dict]:
-    """The rows of a part as they are meant; every third has no face, some have nulls."""
+    """Return the rows of a part as they are meant; every third has no face, some have nulls."""
     draw = random.Random(part)
     return [plain_row(part, number, draw) for number in range(ROWS[part])]
 
@@ -85,7 +85,7 @@ def table_of(*parts: int) -> pa.Table:
 
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory):
-    """The index as laion-face writes it."""
+    """Write the index as laion-face does."""
     folder, raw = tmp_path_factory.mktemp("ours"), tmp_path_factory.mktemp("raw") / "all.parquet"
     pq.write_table(table_of(*PARTS), raw)
     for part in PARTS:
@@ -123,7 +123,7 @@ def by_duckdb(files, target):
 
 
 def by_duckdb_sorted_columns(files, target):
-    """Other order, other widths, no flat columns, one more column."""
+    """Write by DuckDB in another order, with other widths, no flat columns, one more column."""
     columns = ", ".join(sorted(set(INDEX.names) - {"width", "n_faces", "max_face_score", "max_face_size"}))
     query = f"SELECT 1 AS zz, width::BIGINT AS width, {columns} FROM read_parquet({files})"
     duckdb.sql(f"COPY ({query}) TO '{target}' (FORMAT parquet, ROW_GROUP_SIZE 2048)")
@@ -140,7 +140,7 @@ def by_pandas_with_null_faces(files, target):
 
 
 def by_pyarrow(files, target):
-    """Hands on the fingerprint of the first file."""
+    """Write by pyarrow, which hands on the fingerprint of the first file."""
     first, *others = [pq.read_table(file) for file in files]
     pq.write_table(pa.concat_tables([first, *others]), target, row_group_size=50)
 
@@ -167,7 +167,7 @@ def a_file_a_part(files, folder, write):
 
 
 def cut_anywhere(files, folder, write):
-    """Three files, of which the middle one has rows of both parts, named so that text sorts them wrong."""
+    """Write three files, of which the middle one has rows of both parts, named so that text sorts them wrong."""
     rows = pa.concat_tables([pq.read_table(file).replace_schema_metadata(None) for file in files])
     with contextlib.ExitStack() as stack:
         for name, start, stop in (("data_2", 0, 100), ("data_9", 100, 300), ("data_10", 300, rows.num_rows)):
@@ -178,7 +178,7 @@ def cut_anywhere(files, folder, write):
 
 
 def shuffled_together(files, folder, write):
-    """Rows of the parts in turns: in order within each."""
+    """Write rows of the parts in turns: in order within each."""
     rows = pa.concat_tables([pq.read_table(file).replace_schema_metadata(None) for file in files])
     order = np.argsort(np.concatenate([np.arange(ROWS[part]) for part in PARTS]), kind="stable")
     mixed = folder / "mixed.cut"
@@ -283,7 +283,7 @@ def list_kinds():
 
 
 def faces_type(number, some, fixed):
-    """Faces of these lists, those of a known length of a fixed size or not; in another order, with one field more."""
+    """Return a type of faces: lists by `some`, or of a `fixed` size; fields in another order, and one more."""
 
     def known(kind, size):
         return pa.list_(kind, size) if fixed else some(kind)
@@ -309,7 +309,7 @@ def test_faces_of_any_lists(tmp_path, kind, size):
 
 
 def test_faces_of_a_slice_are_not_those_of_other_rows():
-    """pyarrow's own cast of these lists, and then `filter`, gives row 0's landmarks for row 2's, without an error."""
+    # pyarrow's own cast of these lists, and then `filter`, gives row 0's landmarks for row 2's, without an error.
     rows = [[plain_face(random.Random(k))] for k in range(4)]
     column = pa.array(rows, faces_type(pa.float32(), pa.list_, False)).slice(2)
     assert faces_of(column).filter(pa.array([True, False])).to_pylist() == rows[2:3]
@@ -318,7 +318,7 @@ def test_faces_of_a_slice_are_not_those_of_other_rows():
 @settings(deadline=None, max_examples=60)
 @given(st.data(), st.sampled_from(FACE_TYPES))
 def test_faces_may_be_sliced_filtered_taken_and_joined(data, kind):
-    """What is right is said by plain lists: where pyarrow goes wrong it gives no error."""
+    # Plain lists say what is right: where pyarrow goes wrong it gives no error.
     none = data.draw(st.sampled_from([None, []]))
     rows = [row["faces"] or none for row in TRUTH[0][:40]]
     start = data.draw(st.integers(0, 40))
@@ -370,7 +370,7 @@ def test_columns_of_any_type(tmp_path, name, kind, is_dictionary):
 
 
 def with_rows(table, name, values):
-    """`table` with other values of a column in some rows."""
+    """Return `table` with other values of a column in some rows."""
     rows = table.column(name).to_pylist()
     for row, value in values.items():
         rows[row] = value
@@ -410,7 +410,7 @@ BAD_FACES = {
 
 @pytest.mark.parametrize("found", BAD_FACES)
 def test_a_face_that_is_not_whole_is_refused_with_its_row(tmp_path, found):
-    """It is row 150 of the file, and row 50 of its row group."""
+    # The bad face is in row 150 of the file, which is row 50 of its row group.
     table = with_rows(table_of(0), "faces", {150: [GOOD, BAD_FACES[found]]})
     pq.write_table(table, tmp_path / "any.parquet", row_group_size=100)
     with IndexPart.open(tmp_path / "any.parquet") as index:
@@ -443,7 +443,7 @@ def test_values_that_do_not_fit_are_refused(tmp_path):
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.integers(0, 3), max_size=60), st.integers(1, 12), st.booleans(), st.data())
 def test_a_part_is_the_rows_with_its_number(tmp_path_factory, numbers, size, has_statistics, data):
-    """Any order of parts, any row groups, with statistics or without, over one file or two."""
+    # Any order of parts, any row groups, with statistics or without, over one file or two.
     folder = tmp_path_factory.mktemp("parts")
     table = pa.Table.from_pylist([{**TRUTH[0][k], "part": part} for k, part in enumerate(numbers)], schema=INDEX)
     cut = data.draw(st.integers(0, len(numbers)))
@@ -481,7 +481,7 @@ def test_statistics_spare_reading_the_column():
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
-    """40,000 rows of part 0 in one row group, and one more of part 2 before them."""
+    """Write 40,000 rows of part 0 in one row group, and one more of part 2 before them."""
     folder = tmp_path_factory.mktemp("large")
     rows = [{**TRUTH[0][k % 275], "sample_id": k} for k in range(40_000)]
     table = pa.Table.from_pylist([{**TRUTH[2][0], "part": 2}, *rows], schema=INDEX)
@@ -537,7 +537,7 @@ def test_a_part_without_rows_is_there(tmp_path):
 
 
 def test_a_number_in_a_name_is_no_part(tmp_path):
-    """Spark, and whoever counts pieces, call them part-0000N."""
+    # Spark, and whoever counts pieces, call them part-0000N.
     pq.write_table(table_of(2), tmp_path / "part-00000.parquet")
     pq.write_table(table_of(0), tmp_path / "part-00001-9f3c.c000.snappy.parquet")
     assert [all_rows(tmp_path, part) for part in PARTS] == [TRUTH[part] for part in PARTS]
@@ -607,7 +607,7 @@ def fingerprint_of(place, part=0):
 
 
 def test_a_fingerprint_is_the_contents(tmp_path):
-    """Even where the file's size and statistics stay the same."""
+    # The fingerprint differs even where the file's size and statistics stay the same.
     for name, nose in (("one", 100.0), ("same", 100.0), ("other", 101.0)):
         faces = {150: [{**GOOD, "landmarks": [[1.0, 2.0], [nose, 3.0], [4.0, 5.0], [6.0, 7.0], [8.0, 9.0]]}]}
         (tmp_path / name).mkdir()

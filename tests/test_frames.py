@@ -57,7 +57,7 @@ def test_frames_compose(first, later, point):
 
 
 def resize(data, resizing, **settings):
-    """img2dataset's own: bytes, (width, height)."""
+    """Resize by img2dataset's own resizer; return bytes, (width, height) and the original's."""
     from img2dataset.resizer import Resizer
 
     given = {"encode_format": "png", "encode_quality": 1, **settings}
@@ -83,7 +83,7 @@ def test_the_size_is_exactly_what_img2dataset_makes(size, resizing, skip, channe
 @settings(deadline=None, max_examples=150)
 @given(st.tuples(st.integers(40, 500), st.integers(40, 500)), resizings, st.floats(0.4, 0.6), st.floats(0.4, 0.6))
 def test_a_spot_is_found_where_the_frame_says(size, resizing, across, down):
-    """The centre of weight of a soft spot is exact to a tenth of a pixel: no other convention passes this."""
+    # The centre of weight of a soft spot is exact to a tenth of a pixel: no other convention passes this.
     width, height = size
     x, y, spread = across * (width - 1), down * (height - 1), min(size) / 14
     rows, columns = np.mgrid[:height, :width]
@@ -109,7 +109,7 @@ def scene(seed):
 
 
 def found_near(picture, point, number, scale):
-    """Landmark `number` in a window that holds its disc: elsewhere, a rim between two colours can look like a disc."""
+    """Find landmark `number` in a window around its disc: elsewhere, a rim between two colours can look like one."""
     reach = 9 * max(scale, 0.5)
     return find_landmarks(picture, [*(at - reach for at in point), *(at + reach for at in point)])[number]
 
@@ -117,7 +117,7 @@ def found_near(picture, point, number, scale):
 @settings(deadline=None, max_examples=60)
 @given(st.integers(0, 11), st.sampled_from(RESIZE_MODES), st.floats(0.4, 4), st.booleans(), st.booleans())
 def test_drawn_faces_are_found_again_where_the_frame_says(seed, mode, scale, bigger, skip):
-    """Within one pixel; when scaling down, within the width of one pixel of the original."""
+    # A face is found within one pixel; when scaling down, within the width of one pixel of the original.
     planned, picture = scene(seed)
     size = (planned.width, planned.height)
     side = min(size) if mode in ("keep_ratio", "center_crop") else max(size)

@@ -47,7 +47,7 @@ def test_nothing_is_asked_for_twice_and_time_stands_still(either: Callable[..., 
 
 
 def test_who_comes_late_gets_past_those_that_wait(either: Callable[..., Any]) -> None:
-    """The first is told to come again in a second; meanwhile others fill the buffer, each place, each connection."""
+    # The first picture is told to come again in a second; meanwhile others fill buffer, places and connections.
     with HostileHost() as host, Fetcher(replace(LIMITS, timeout=20, retries=1, per_host=2, concurrency=2)) as fetcher:
         urls = [host.url("/fails-once/x?code=503&after=1"), *(host.url(f"/sized/{n}?bytes=900000") for n in range(10))]
         found = dict(either(urls, fetcher, url_of=same, max_buffer_bytes=700_000))

@@ -1,4 +1,4 @@
-"""guard: only globally routable addresses, and what is checked is what is connected to (law 7)."""
+"""The guard of addresses: only globally routable ones, and what is checked is what is connected to (law 7)."""
 
 from __future__ import annotations
 

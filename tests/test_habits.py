@@ -1,4 +1,4 @@
-"""What helps people to help themselves in a public project says what is so."""
+"""A public project's files on security, workflows and citation agree with the code."""
 
 import importlib.metadata
 import re
@@ -14,7 +14,7 @@ SECURITY = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
 
 
 def test_the_tests_that_security_names_are_there():
-    """Each `test_…` stands in the file that was named last before it."""
+    # Each `test_…` stands in the file that was named last before it.
     files = re.split(r"`(tests/\w+\.py)`", SECURITY)[1:]
     assert len(files) > 10
     for file, text in zip(files[::2], files[1::2], strict=True):

@@ -114,7 +114,7 @@ class Counting:
 
 @pytest.mark.parametrize("again", [b"x", b"x" * 70_000], ids=["short", "long"])
 def test_what_wraps_a_body_counts_too(fetcher: Fetcher, again: bytes) -> None:
-    """6.4 GB of one chunk's extension came in 6 s: libcurl hands over nothing of it."""
+    # 6.4 GB of one chunk's extension once came in 6 s: libcurl hands over nothing of it.
     host = Counting(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;", again)
     assert reason(fetcher, host.url) == "too_large"
     # Looked at now and then only, so some more has come; and some was sent that nobody read.
@@ -132,7 +132,7 @@ def test_a_connection_that_is_kept_is_counted_anew_for_each_picture(host: Hostil
 
 @given(st.binary(max_size=3000), st.integers(1, 400), st.sampled_from(["gzip", "deflate", "raw"]), st.integers(1, 5))
 def test_a_body_is_unpacked_the_same_however_it_is_cut(data: bytes, size: int, coding: str, room: int) -> None:
-    """And whenever there is no room: `drain` is asked again, and what was counted is what came out."""
+    # Also whenever there is no room: `drain` is asked again, and what was counted is what came out.
     import gzip
 
     data *= 500
@@ -238,7 +238,7 @@ def quick() -> Iterator[Fetcher]:
 
 @pytest.fixture(scope="module")
 def nowhere() -> Iterator[Fetcher]:
-    """Its network has no public host: what gets through the reading of addresses fails at once."""
+    """Give a fetcher whose network has no public host: what gets through the reading of addresses fails at once."""
     with Fetcher(replace(LIMITS, timeout=1.0, allow=AddressRule())) as found:
         yield found
 

@@ -1,4 +1,4 @@
-"""hosts and policy: how many connections a host gets, and what it costs a picture that its host refuses."""
+"""How many connections a host gets, and what it costs a picture that its host refuses (`hosts` and `policy`)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def a_host(most: int = 32) -> Host[int]:
 def a_round(
     host: Host[int], now: float, contact: Contact, took: float = 0.1, reason: str = "", wait: float = 0.0
 ) -> int:
-    """Fills the host's connections and has all of them end alike; how many there were."""
+    """Fill the host's connections and have all of them end alike; return how many there were."""
     count = 0
     while host.enter(count, now, is_back=False):
         count += 1

@@ -20,20 +20,20 @@ from laion_face_builder.upstream.sources import ByPart, Upstream, Whole
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
-    """An empty cache."""
+    """Set huggingface_hub's cache to a folder that is not there yet; return it."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     return tmp_path / "hub"
 
 
 @pytest.fixture
 def offline(monkeypatch):
-    """`offline()` pulls the plug."""
+    """Give `offline()`, which pulls the plug."""
     return lambda: monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
 
 @pytest.fixture
 def whole(hub, tmp_path) -> str:
-    """A repo of five files whose numbers are no parts."""
+    """Add a repo of five files whose numbers are no parts."""
     names = [f"data/train-0000{number}-of-00005.parquet" for number in range(5)]
     hub.add_repo("tests/whole", {name: parquet(tmp_path / "made" / name) for name in names} | {"README.md": b"#"})
     return "tests/whole"
@@ -88,7 +88,7 @@ def test_offline_files_are_known_by_their_blobs(sandbox: Sandbox, cache: Path, o
 
 
 def test_a_cache_without_links_is_hashed(sandbox: Sandbox, cache: Path, offline, tmp_path):
-    """As on Windows, or copied without its blobs."""
+    # A cache has no links on Windows, or where it was copied without its blobs.
     download(cache, sandbox.repo)
     (folder,) = cache.glob("datasets--*")
     shutil.copytree(folder, tmp_path / "copy")  # Follows the links.

@@ -162,7 +162,7 @@ def test_lists_that_only_look_like_floats_are_left_alone() -> None:
 
 
 def as_plain(value: Any) -> Any:
-    """The same with Python's lists, wherever a list was left in the file."""
+    """Return `value` with Python's lists, wherever a list was left in the file."""
     if isinstance(value, FloatList):
         return value.read().tolist()
     return [as_plain(one) for one in value] if isinstance(value, list) else value
@@ -174,7 +174,7 @@ def as_plain(value: Any) -> Any:
 def test_lists_taken_out_never_disagree_with_the_unpickler(
     end: int, shift: int, byte: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """A byte near the end of a batch is changed: the list is left alone, or is what the unpickler says."""
+    # A byte near the end of a batch is changed: the list is left alone, or is what the unpickler says.
     pth = tmp_path_factory.mktemp("altered") / "a.pth"
     whole = bytearray(save([[float(n) for n in range(count)] for count in (1100, 150)], pth).read_bytes())
     ends = [found.start() for found in re.finditer(rb"e[(\]]|ee\.", whole)]

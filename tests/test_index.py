@@ -1,4 +1,4 @@
-"""The one table: its row groups, and reading it by row range."""
+"""The index, one table: its row groups, and reading it by row range."""
 
 import json
 import multiprocessing

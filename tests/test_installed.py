@@ -24,7 +24,7 @@ def test_nothing_but_our_names_is_installed():
 
 
 def test_children_are_started_in_one_place_only():
-    """`children.python`, which isolates them. A PYTHONPATH of ours put a backport before the standard library once."""
+    # The place is `children.python`, which isolates them. A PYTHONPATH once put a backport before the standard library.
     for file in PACKAGE.rglob("*.py"):
         if file.name != "children.py":
             assert not re.search(r"sys\.executable|PYTHONPATH|PYTHONSAFEPATH", file.read_text(encoding="utf-8")), file
@@ -46,7 +46,7 @@ def test_the_command_line_is_there_by_each_name(module):
 
 
 def test_the_whole_job_in_a_folder_that_is_full_of_traps(make_sandbox, tmp_path):
-    """prepare, download and load by the commands that are installed, where modules of other names lie about."""
+    # prepare, download and load by the commands that are installed, where modules of other names lie about.
     from laion_face_builder.sandbox import SandboxSpec
 
     box = make_sandbox(SandboxSpec(parts=(0,), rows=80))

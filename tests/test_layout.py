@@ -1,4 +1,4 @@
-"""Parts, row groups and paths."""
+"""The layout of a DATA_DIR: parts, row groups and paths."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""machine: all processes of a machine together ask a host for so many pictures at a time, and none of them starves."""
+"""A machine's processes together ask a host for so many pictures at a time, and none starves (`machine`)."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_who_asked_in_vain_asks_again_after_a_while_and_not_before(machines: lis
 @needs_locks
 @pytest.mark.parametrize("most", [1, 8, 32])
 def test_those_that_wait_come_to_have_alike(machines: list[Machine], most: int) -> None:
-    """One has everything at first. Requests of 0.1 s, looked at every 10 ms; each wants all it can get."""
+    # One process has everything at first. Requests of 0.1 s, looked at every 10 ms; each wants all it can get.
     shares = [machine.share("a.example", most) for machine in machines]
     had: Counter[int] = Counter()
     assert grown(shares[0], most) == most
@@ -105,7 +105,7 @@ def test_what_is_kept_for_nothing_is_given_back(machines: list[Machine]) -> None
 
 @needs_locks
 def test_a_forked_child_has_none_of_the_locks() -> None:
-    """It would keep them when its parent has died."""
+    # A child would keep the locks when its parent has died.
     script = """
 import contextlib, os, sys
 from laion_face_builder.fetch.addresses import AddressRule
@@ -178,7 +178,7 @@ class CountingHost(HostileHost):
         return message(self.picture)
 
     def wait_for(self, name: str, count: int) -> None:
-        """Waits until a process has asked so often."""
+        """Wait until a process has asked so often."""
         until = time.monotonic() + 100
         while self.of[name] < count:
             assert time.monotonic() < until, name

@@ -32,7 +32,7 @@ def columns_of(path: Path, names: list[str]) -> dict[str, str]:
 
 
 def read(path: Path) -> list[dict[str, object]]:
-    """All rows that have an id, as plain values."""
+    """Read all rows that have an id, as plain values."""
     found = []
     for ids, rows in open_metadata(path).batches():
         assert rows.schema == ROW_SCHEMA
@@ -276,7 +276,7 @@ NAMES = {
 
 
 def texts(data, values):
-    """One of Arrow's types of text that Parquet keeps."""
+    """Make text of one of Arrow's types that Parquet keeps."""
     array = pa.array(values, pa.string())
     form = data.draw(
         st.sampled_from([pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.binary_view(), "dictionary"])

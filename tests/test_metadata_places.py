@@ -1,4 +1,4 @@
-"""By part or whole: by exact names only, the same wherever the files are, and found out before anything is fetched."""
+"""Metadata by part is told from whole metadata by exact names, wherever the files are, before anything is fetched."""
 
 import functools
 import http.server

@@ -25,14 +25,14 @@ WHITE = (255, 255, 255)
 
 
 def halves(mode, left, right):
-    """A picture whose left half has one value and whose right half another."""
+    """Make a picture whose left half has one value and whose right half another."""
     picture = Image.new(mode, (WIDTH, HEIGHT), left)
     picture.paste(right, (WIDTH // 2, 0, WIDTH, HEIGHT))
     return picture
 
 
 def of_numbers(left, right, kind):
-    """Likewise of one number a pixel, as Pillow opens an array."""
+    """Make such halves of one number a pixel, as Pillow opens an array."""
     values = np.full((HEIGHT, WIDTH), left, kind)
     values[:, WIDTH // 2 :] = right
     return Image.fromarray(values)
@@ -56,13 +56,13 @@ def cmyk(*inks):
 
 
 def without_adobe(data):
-    """The JPEG without the segment in which Adobe's software says what its four channels are."""
+    """Return the JPEG without the segment in which Adobe's software says what its four channels are."""
     at = data.index(b"\xff\xee")
     return data[:at] + data[at + 2 + int.from_bytes(data[at + 2 : at + 4], "big") :]
 
 
 def ycck(left, right):
-    """What Photoshop writes for CMYK: Y, Cb and Cr of the inks, and black, all inverted as Adobe does."""
+    """Make what Photoshop writes for CMYK: Y, Cb and Cr of the inks, and black, all inverted as Adobe does."""
     y, cb, cr = halves("RGB", left, right).convert("YCbCr").split()
     black = Image.new("L", (WIDTH, HEIGHT), 0)
     # Pillow writes CMYK inverted, so what is to be stored as it is is inverted here.
@@ -124,7 +124,7 @@ HOSTILE = {
 
 
 def as_datasets(data, mode):
-    """What `datasets` makes of these bytes."""
+    """Return what `datasets` makes of these bytes."""
     return datasets.Image(mode=mode).decode_example({"bytes": data, "path": None})
 
 
@@ -150,7 +150,7 @@ def test_every_kind_of_picture_looks_as_it_should(name):
 
 
 def test_pillows_own_way_is_wrong_where_ours_is_taken():
-    """Else there would be no need for one."""
+    # If Pillow's way were right, there would be no need for ours.
     wrong = {"I;16", "RGBA", "LA", "P, one colour transparent", "I", "F of 0..1"}
     for name, (data, left, right) in HOSTILE.items():
         if name in wrong:
@@ -190,13 +190,13 @@ def test_what_cannot_be_opened_is_a_picture_error():
 
 @pytest.fixture(scope="module")
 def hostile_rows():
-    """(name, bytes, left, right), as many as there are rows."""
+    """Give (name, bytes, left, right) without an end, for as many rows as there are."""
     return itertools.cycle([(name, *rest) for name, rest in HOSTILE.items()])
 
 
 @pytest.fixture
 def mixed(make_sandbox, hostile_rows, tmp_path):
-    """Options over a part whose pictures are the hostile mix, fetched or from tars; and what each row looks like."""
+    """Give options over a part of the hostile mix of pictures, fetched or from tars; and what each row looks like."""
     box = make_sandbox(SandboxSpec(parts=(0,), rows=150, failing=0, twisted=0))
     truth = box.truth_of(0)
     seen = {}
@@ -232,7 +232,7 @@ def test_streams_tars_and_arrow_files_yield_one_mode(mixed, tmp_path):
 
 
 def tensor(example):
-    """As torchvision's ToTensor."""
+    """Convert an example as torchvision's ToTensor does."""
     pixels = torch.from_numpy(np.array(example["image"])).permute(2, 0, 1).float() / 255
     return {"image": pixels, "caption": example["caption"] or "", "sample_id": example["sample_id"]}
 
@@ -252,7 +252,7 @@ def test_torchs_own_collate_takes_a_batch_of_the_mix(mixed):
 
 
 def test_pictures_keep_their_faces_in_frame(prepared):
-    """Of every kind that the sandbox draws, turned ones too: only the colours are others."""
+    # The pictures are of every kind that the sandbox draws, turned ones too: only the colours are others.
     given = {"parts": "0,2", "data_dir": str(prepared.data.root), "split": "train", "streaming": True}
     plain, converted = (list(laion_face.load_dataset("20M", mode=mode, **given)) for mode in (None, "RGB"))
     assert len({example["image"].mode for example in plain}) > 4

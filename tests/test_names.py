@@ -1,4 +1,4 @@
-"""names: what resolves to an address that may be connected to, how often is asked, and what a slow answer costs."""
+"""Resolving names: which addresses may be connected to, how often is asked, and what a slow answer costs."""
 
 from __future__ import annotations
 
@@ -233,7 +233,7 @@ def test_a_name_server_that_stumbles_costs_no_picture(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("later", range(6))
 def test_who_is_cancelled_while_the_answer_comes_is_cancelled(later: int) -> None:
-    """An asker who goes on as if nothing had been said is never waited for, and dropped where it stands."""
+    # An asker who goes on as if nothing had been said is never waited for, and dropped where it stands.
 
     async def ask() -> bool:
         answered = threading.Event()

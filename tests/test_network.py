@@ -1,4 +1,4 @@
-"""network: what is an outage of our own, and what is a web where a quarter is gone. No socket, no clock."""
+"""Telling an outage of our own from a web where a quarter is gone (`network`). No socket, no clock."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ print(json.dumps({"counts": counts, "asked": asked}))
 
 
 def cut_off():
-    """The command before another under which that has no network at all; nothing where the system has no such thing."""
+    """Return the command before another under which that has no network; nothing where the system has no such thing."""
     alone = ["unshare", "--map-root-user", "--net"]
     try:
         subprocess.run([*alone, "true"], check=True, capture_output=True)
@@ -74,7 +74,7 @@ def cut_off():
 
 
 def offline(environment, *command):
-    """Runs Python where nobody can be reached: what remains of a network is a port that nobody listens at."""
+    """Run Python where nobody can be reached: what remains of a network is a port that nobody listens at."""
     with socket.socket() as dead:
         dead.bind(("127.0.0.1", 0))
         nowhere = f"http://127.0.0.1:{dead.getsockname()[1]}"
@@ -114,7 +114,7 @@ def test_what_is_prepared_works_and_asks_nobody(prepared, published, tmp_path, s
 
 
 def test_the_watch_sees_who_asks(tmp_path):
-    """The test above can fail."""
+    # The test above can fail.
     code = WATCH + "import socket; socket.socket().connect_ex(('127.0.0.1', 9)); print(len(asked))"
     assert offline({}, "-c", code).stdout == "1\n"
 

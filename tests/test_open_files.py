@@ -86,7 +86,7 @@ with Fetcher(limits) as fetcher:
 
 @pytest.mark.parametrize("name", ["127.0.0.1", "127.0.0.2", "localhost"])
 def test_pictures_wait_while_no_file_is_left(name: str) -> None:
-    """An outage of our own: said once, and no picture fails for it, whatever it is that wants a file."""
+    # No file left is an outage of our own: said once, and no picture fails for it, whatever it is that wants a file.
     told = run_short(600.0, name)
     assert told[0] == "True"
     assert told[1].startswith("no file descriptor is left")

@@ -161,7 +161,7 @@ VERSIONS = ("3.6", "4.0", "4.4", "4.8", "5.0", "5.1", "5.2")
 
 
 class Limit(NamedTuple):
-    """What datasets itself cannot in `versions`.
+    """What datasets itself cannot do in `versions`.
 
     `what` is "run" (it raises, or gives nothing) or "resume" (rows are lost or repeated after a resume).
     """
@@ -199,7 +199,7 @@ LIMITS = (
 
 
 def as_markdown(limits: Sequence[Limit] = LIMITS) -> str:
-    """LIMITS as the README shows it."""
+    """Format LIMITS as the README shows it."""
     lines = ["| operation on a stream | datasets | what datasets cannot |", "| --- | --- | --- |"]
     for limit in limits:
         names = ", ".join(f"`{name}`" for name in limit.operations)
@@ -261,7 +261,7 @@ def world(hub, tmp_path_factory):
 
 
 def plain(value: Any) -> Any:
-    """`value` so that == compares all that there is: types of numbers, pixels, schemas."""
+    """Convert `value` so that == compares all that there is: types of numbers, pixels, schemas."""
     if isinstance(value, Pictures.Image):
         return "picture", value.mode, value.size, value.tobytes()
     if isinstance(value, torch.Tensor):
@@ -295,7 +295,7 @@ class Reading:
         return [plain(item) for item in self.operation.read(self.dataset())]
 
     def resumed(self, stop: int) -> list[Any]:
-        """What comes before `stop` items are read, and what comes after a resume there."""
+        """Return what comes before `stop` items are read, and what comes after a resume there."""
         first, again = self.dataset(), self.dataset()
         before = [plain(item) for item in islice(self.operation.read(first), stop)]
         again.load_state_dict(json.loads(json.dumps(first.state_dict())))
@@ -315,7 +315,7 @@ def is_limited(what: str, name: str) -> bool:
 
 @pytest.fixture
 def unclosed_loops():
-    """With threads, datasets leaves its event loops to the collector: it finds them here, and unheard."""
+    """Collect the event loops that datasets leaves behind with threads: here, and unheard."""
     yield
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
@@ -382,7 +382,7 @@ def test_data_loader_workers(world, name):
 @pytest.mark.parametrize("images", IMAGES)
 @pytest.mark.parametrize("split", ["train", "train[:10%]", "train[3:-2]", "train[50%:]"])
 def test_slices_of_the_table(world, images, split, tmp_path):
-    """Not streaming: `Dataset.from_list` of the same examples is the oracle."""
+    # The table is not streamed: `Dataset.from_list` of the same examples is the oracle.
     examples = [example for name in sorted(EXAMPLES) if name.startswith(images) for example in EXAMPLES[name]]
     features = world.theirs[images].features
     whole = Dataset.from_list(examples, features=features)

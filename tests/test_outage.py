@@ -42,7 +42,7 @@ def limits(**how):
 
 
 def alone(script: str) -> list[str]:
-    """Runs a script that has a network for itself, and gives the lines that it wrote."""
+    """Run a script that has a network for itself; return the lines that it wrote."""
     command = ["unshare", "--map-root-user", "--net", sys.executable, "-c", OWN_NETWORK + script]
     here = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     done = subprocess.run(command, env=here, capture_output=True, text=True, timeout=50, check=False)
@@ -103,7 +103,7 @@ with HostileHost(address="0.0.0.0") as host, Fetcher(limits(outage_patience={pat
 
 
 def test_a_list_of_dead_hosts_is_no_outage() -> None:
-    """Nobody listens at any of them, or nobody answers any more but one that did before."""
+    # Nobody listens at any of the hosts, or nobody answers any more but one that did before.
     told = alone("""
 switch(True)
 with HostileHost(address="0.0.0.0") as host, Fetcher(limits(outage_patience=0)) as fetcher:
@@ -128,7 +128,7 @@ with Fetcher(FetchLimits(timeout=1.0, retries=0, allow=AddressRule(allow_private
 
 
 def test_a_process_that_stood_still_asks_again() -> None:
-    """As a laptop that sleeps: the time is gone when it wakes up, and the picture is not."""
+    # The process stands still like a laptop that sleeps: when it wakes up the time is gone, and the picture is not.
     with HostileHost() as host:
         command = [sys.executable, "-c", STOPPED, host.url("/silent-once")]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:

@@ -32,7 +32,7 @@ def save(value: object, path: Path, is_zip: bool = True) -> Path:
 
 
 def write_raw(opcodes: bytes, path: Path, is_zip: bool) -> Path:
-    """A torch file around any opcodes."""
+    """Write a torch file around any opcodes."""
     if is_zip:
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("archive/data.pkl", opcodes)
@@ -86,7 +86,7 @@ def test_an_attack_writes_nothing_and_is_named(name: str, is_zip: bool, tmp_path
 
 
 def test_the_attacks_are_real(tmp_path: Path) -> None:
-    """Without the desk the same files do write: the test above can fail."""
+    # Loaded without a check the same files do write: the test above can fail.
     for name in ("os.system", "exec", "eval", "in an object array", "load_from_bytes"):
         target = tmp_path / "written"
         file = save(attacks(target)[name], tmp_path / "a.pth")

@@ -1,4 +1,4 @@
-"""picture_cache: what comes out is what went in, whole, and the folder stays within its bound."""
+"""The picture cache: what comes out is what went in, whole, and the folder stays within its bound."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ def _work(cache: PictureCache, seed: int, answers: object) -> None:
 
 
 def test_several_processes_at_once(tmp_path: Path) -> None:
-    """All write and throw away the same entries in a folder with room for few of them."""
+    # All write and throw away the same entries in a folder with room for few of them.
     cache = PictureCache(tmp_path, max_bytes=256 * 2500)
     context = get_context("fork")
     answers = context.SimpleQueue()

@@ -1,4 +1,4 @@
-"""pictures: what passes decodes in `datasets.Image()`, and is never turned away from its boxes (law 2)."""
+"""The full check: what passes decodes in `datasets.Image()`, and is never turned away from its boxes (law 2)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TURNED_BY_PILLOW = ["JPEG", "PNG", "WEBP", "WEBP-lossless"] + (["AVIF"] if featu
 
 
 def drawing(width: int = WIDTH, height: int = HEIGHT) -> Image.Image:
-    """Different in every corner, and smooth, so that lossy formats keep it."""
+    """Draw a picture that is different in every corner, and smooth, so that lossy formats keep it."""
     x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
     return Image.fromarray(np.stack([x, y, (x + y) / 2], axis=-1).astype(np.uint8))
 

@@ -43,7 +43,7 @@ def run(*arguments):
 
 @pytest.fixture(scope="module")
 def prepared_index(upstream_files, tmp_path_factory):
-    """A DATA_DIR with part 0, from local folders."""
+    """Prepare part 0 in a DATA_DIR, from local folders."""
     folder = tmp_path_factory.mktemp("prepared-index")
     files = ["--source-repo", upstream_files.folder / "laion-face", "--metadata", upstream_files.folder / "metadata"]
     assert run("prepare", "20M", "--parts", 0, "--data-dir", folder, *files) == 0
@@ -232,7 +232,7 @@ def test_help_is_readable_in_twenty_columns_of_ascii(command):
 
 
 def test_every_text_file_of_ours_is_utf8_whatever_the_locale():
-    """`open`, `read_text` and their like take the locale's encoding where none is given."""
+    # `open`, `read_text` and their like take the locale's encoding where none is given.
     wrong = []
     for path in [ROOT / "laion_face.py", *(ROOT / "builder").rglob("*.py")]:
         for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

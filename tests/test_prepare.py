@@ -47,13 +47,13 @@ def finish(child: subprocess.Popen[bytes]) -> None:
 
 
 def made(folder: Path) -> dict[str, bytes]:
-    """Bytes of all that prepare makes."""
+    """Return the bytes of all that prepare makes."""
     paths = [path for kind in ("ids", "faces", "index") for path in sorted((folder / kind).glob("part-*"))]
     return {f"{path.parent.name}/{path.name}": path.read_bytes() for path in paths}
 
 
 def hidden(folder: Path) -> list[str]:
-    """What a killed run may leave and a finished one must not."""
+    """List what a killed run may leave and a finished one must not."""
     return [str(path) for pattern in ("*.partial", "*.incomplete") for path in folder.rglob(pattern)]
 
 
@@ -152,7 +152,7 @@ def test_every_place_of_the_metadata_gives_the_same_rows(box: Sandbox, tmp_path)
 
 
 def kill_when(child: subprocess.Popen[bytes], happened) -> bool:
-    """Kills the child as soon as `happened()`; False if it ended before that."""
+    """Kill the child as soon as `happened()`; False if it ended before that."""
     deadline = time.monotonic() + 60
     while child.poll() is None and not happened():
         assert time.monotonic() < deadline, "it neither ended nor came that far"
@@ -284,14 +284,14 @@ def test_sources_that_a_killed_run_left_are_discarded_later(box: Sandbox, data: 
 
 
 def copies(data: DataDir) -> list[Path]:
-    """What lies among the sources apart from locks and notes."""
+    """List what lies among the sources apart from locks and notes."""
     return [
         path for path in data.sources.rglob("*") if path.is_file() and path.suffix not in (".lock", ".checked", ".json")
     ]
 
 
 def change_metadata(box: Sandbox) -> Path:
-    """A folder with the metadata, but for the half of its first file."""
+    """Copy the metadata to a folder, but for the half of its first file."""
     folder = box.folder / "changed"
     shutil.copytree(box.metadata_folder, folder, dirs_exist_ok=True)
     first = sorted(folder.iterdir())[0]
@@ -406,7 +406,7 @@ def test_metadata_that_is_not_laions_is_refused_with_its_figures(box: Sandbox, d
 
 
 def test_a_number_in_a_name_of_today_is_no_part(make_sandbox, data: DataDir, caplog):
-    """The Hub's file 0 was once taken for part 0: 34 rows of 134, in silence."""
+    # The Hub's file 0 was once taken for part 0: 34 rows of 134, in silence.
     box = make_sandbox(SandboxSpec(parts=(0,), rows=400, metadata_files=5))
     for path in sorted(box.metadata_folder.iterdir())[1:]:
         path.unlink()

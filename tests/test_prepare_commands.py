@@ -18,7 +18,7 @@ from laion_face_builder.sandbox import Sandbox, SandboxSpec
 
 @pytest.fixture(scope="module")
 def made(sandbox: Sandbox, tmp_path_factory) -> DataDir:
-    """Part 0 of today's world, by the command; `sandbox` is the Hub's under upstream's own names."""
+    """Prepare part 0 of today's world, by the command; `sandbox` is the Hub's under upstream's own names."""
     folder = tmp_path_factory.mktemp("made")
     assert cli.main(["prepare", "20M", "--parts", "0", "--data-dir", str(folder), "--processes", "1"]) == 0
     return DataDir.at(folder)

@@ -68,7 +68,7 @@ def is_bar(line, columns):
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory, hub):
-    """Two small parts, under a name of their own on the Hub."""
+    """Serve two small parts, under a name of their own on the Hub."""
     spec = SandboxSpec(parts=PARTS, rows=150, failing=0.1, slow=0.05)
     with Sandbox.running(tmp_path_factory.mktemp("small"), spec, hub=hub, namespace="bars") as box:
         yield box
@@ -174,7 +174,7 @@ def terminal(monkeypatch):
 
 
 def at(terminal):
-    """As sys.stderr; not in the fixture, after which pytest puts its own there."""
+    """Take the terminal as sys.stderr; not in the fixture, after which pytest puts its own there."""
     return contextlib.redirect_stderr(terminal)
 
 
@@ -216,7 +216,7 @@ class Clock:
 
 
 def test_where_no_bar_can_be_drawn_there_is_a_line_a_minute(caplog):
-    """Also while nothing gets done; the pace is that of the last minutes, not that before a restart."""
+    # The line comes also while nothing gets done; the pace is that of the last minutes, not that before a restart.
     clock = Clock()
     bar = LoggedBar("part 3 of 13", "part 00008", total=1_000_000, unit="picture", done=400_000, clock=clock)
     with caplog.at_level(logging.INFO), bar:
@@ -332,7 +332,7 @@ def test_threads_know_where_their_own_part_stands(terminal):
 
 
 def test_a_line_that_is_said_while_a_bar_is_drawn_waits_for_nobody(terminal):
-    """What is dropped speaks wherever memory is tidied up: also while the lock of the bars is held."""
+    # An object that is dropped may log wherever memory is tidied up: also while the lock of the bars is held.
     logger = logging.getLogger("laion_face.test")
     logger.addHandler(progress.Lines())
     logger.propagate = False

@@ -39,7 +39,7 @@ SMALL = Bounds(row_group_bytes=300_000, row_group_rows=40, file_bytes=900_000)
 
 
 def tree(folder):
-    """{name: bytes} of every file that readers see."""
+    """Return {name: bytes} of every file that readers see."""
     paths = [path for path in Path(folder).rglob("*") if path.is_file() and not path.name.startswith(".")]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
@@ -54,7 +54,7 @@ def head_of(folder):
 
 @pytest.fixture
 def data(prepared, tmp_path):
-    """A DATA_DIR of this test's own."""
+    """Copy the prepared DATA_DIR for this test alone."""
     shutil.copytree(prepared.data.root, tmp_path / "data", ignore=shutil.ignore_patterns("sources", "publish"))
     return DataDir.at(tmp_path / "data")
 
@@ -146,7 +146,7 @@ def test_no_script_and_nothing_else_stands_in_the_way(either):
 
 
 def test_chunks_follow_their_content(tmp_path):
-    """The footer does not tell, but the same rows written without it are cut into other pages."""
+    # The footer does not tell, but the same rows written without it are cut into other pages.
     rng = np.random.default_rng(0)
     images = pa.array([{"bytes": rng.bytes(20_000), "path": None} for _ in range(300)], EXAMPLES.field("image").type)
     schema = pa.schema([EXAMPLES.field("image")])
@@ -190,7 +190,7 @@ def test_files_of_a_part_follow_one_another(published_pictures, data, tmp_path):
 
 
 def test_a_file_is_the_same_whatever_was_written_before_it(published_pictures, prepared, tmp_path):
-    """So that a publish that was killed goes on behind its last whole file."""
+    # A publish that was killed relies on this: it goes on behind its last whole file.
     data = published_pictures.data
     manifest = Manifest.from_text((published_pictures.folder / "laion_face_manifest.json").read_bytes(), "")
     options = options_of(PublishRequest(data, "", with_images=True))
@@ -288,7 +288,7 @@ def test_excluded_rows_are_not_published(data, prepared, tmp_path, caplog):
 
 
 def test_an_index_without_page_index_is_written_anew(data, tmp_path):
-    """As versions before this one, or other writers, may have left it."""
+    # Versions before this one, or other writers, may have left such an index.
     table = pq.read_table(data.index(0))
     pq.write_table(table, data.index(0), compression="snappy")
     publish(PublishRequest(data, str(tmp_path / "out"), parts="0"))
@@ -300,7 +300,7 @@ def test_an_index_without_page_index_is_written_anew(data, tmp_path):
 
 @pytest.mark.parametrize("turned", [False, True])
 def test_a_picture_that_rotted_is_left_out(data, prepared, tmp_path, caplog, turned):
-    """Found when it is checked; one with an orientation before that, when this is to be taken out."""
+    # The picture is found when it is checked; one with an orientation before that, when this is to be taken out.
     caplog.set_level("INFO", "laion_face")
     good = [truth for truth in prepared.sandbox.truth_of(0) if truth.ok]
     rotted = next(truth for truth in good if (truth.orientation != 1) == turned)
@@ -389,7 +389,7 @@ def child(data, target):
 
 
 def test_killed_anywhere_the_same_bytes_come_out(data, tmp_path):
-    """Killed when the first staged file, a later one, and files at the target appear."""
+    # The publish is killed when the first staged file, a later one, and files at the target appear.
     publish(PublishRequest(data, str(tmp_path / "undisturbed"), with_images=True, preview=4, bounds=SMALL))
     out, staged = tmp_path / "out", data.root / "publish"
     for there in (

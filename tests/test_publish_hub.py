@@ -36,13 +36,13 @@ def no_pauses(monkeypatch):
 
 
 def tree(hub, repo, branch="main"):
-    """{name: bytes} on the Hub, but for what is the Hub's own."""
+    """Return {name: bytes} on the Hub, but for what is the Hub's own."""
     files = hub.repos[repo].tree(branch)
     return {name: b"".join(file.data.pieces()) for name, file in files.items() if not name.startswith(".")}
 
 
 def as_in(folder, repo):
-    """What a publish to the Hub has to give, by one to a folder."""
+    """Return what a publish to the Hub has to give, by one to a folder."""
     paths = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
     contents = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
     contents["README.md"] = contents["README.md"].replace(b"path/to/this/folder", repo.encode())
@@ -61,7 +61,7 @@ def test_the_hub_has_what_a_folder_would_have(hub, repo, published, prepared, br
 
 
 def test_the_card_comes_last(hub, repo, published):
-    """At every commit all files that the README names are there."""
+    # At every commit all files that the README names are there.
     publish(PublishRequest(published.data, repo, batch_bytes=1))
     commits = hub.repos[repo].commits
     seen = 0

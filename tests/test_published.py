@@ -17,7 +17,7 @@ _names = itertools.count(1)
 
 @pytest.fixture(params=["folder", "hub"])
 def place_of(request, sandbox):
-    """`place_of(published)`: what to give to load_dataset."""
+    """Give `place_of(published)`: what to give to load_dataset."""
 
     def place(published):
         if request.param == "folder":
@@ -58,7 +58,7 @@ def test_the_default_config_is_20m(published, tmp_path):
 
 @pytest.mark.parametrize("streaming", [True, False])
 def test_pictures_read_as_load_dataset_gives_them(published_pictures, place_of, prepared, tmp_path, streaming):
-    """Law 4, with a null where there is no picture."""
+    # This is law 4, with a null where there is no picture.
     place, cache = place_of(published_pictures), str(tmp_path)
     ds = datasets.load_dataset(place, "20M", split="train", streaming=streaming, cache_dir=cache)
     ours = laion_face.load_dataset(
@@ -89,7 +89,7 @@ def test_the_preview_shows_its_pictures(published, place_of, tmp_path, streaming
 
 
 def test_laion_face_reads_it_and_fetches(published, place_of, prepared):
-    """Law 4: the same from a published index and the web as from the tars."""
+    # This is law 4: the same from a published index and the web as from the tars.
     options = {"parts": "0,2", "split": "train", "streaming": True}
     fetched = laion_face.load_dataset(
         "20M", index=place_of(published), images="fetch", allow_private_hosts=True, retries=0, **options

@@ -1,4 +1,4 @@
-"""quick_check: whatever it passes decodes as `datasets.Image()` decodes it, and it says the same as a full decode."""
+"""The quick check: what it passes decodes as `datasets.Image()` does it, and it says the same as a full decode."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ EVERYTHING = PLAIN | TURNED | ODD
 
 
 def decoded(data: bytes) -> Image.Image:
-    """As `datasets.Image()` does it."""
+    """Decode as `datasets.Image()` does."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         image = Image.open(io.BytesIO(data))
@@ -159,7 +159,7 @@ def test_what_passes_decodes(kind: str, edits: list[tuple[str, float, int, bool]
 
 
 def _headers(data: bytes) -> list[tuple[int, int]]:
-    """Where each segment before the first scan stands."""
+    """Return where each segment up to the first scan's header begins and ends."""
     spans, at = [], 2
     while data[at + 1] != 0xDA:
         end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
@@ -170,7 +170,7 @@ def _headers(data: bytes) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("kind", ["baseline", "progressive", "grey", "optimised"])
 def test_every_byte_of_every_header_set_to_anything(kind: str) -> None:
-    """The tables and headers, byte by byte: this is where libjpeg raises."""
+    # The tables and headers, byte by byte: this is where libjpeg raises.
     data = EVERYTHING[kind]
     passed = 0
     for start, end in _headers(data):

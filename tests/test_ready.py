@@ -24,13 +24,13 @@ from laion_face_builder.sandbox import SandboxSpec
 
 @pytest.fixture
 def box(make_sandbox):
-    """A small upstream with parts 0 and 2, of which nothing is prepared."""
+    """Make a small upstream with parts 0 and 2, of which nothing is prepared."""
     return make_sandbox(SandboxSpec(parts=(0, 2), rows=60, twisted=0))
 
 
 @pytest.fixture
 def load(box, tmp_path):
-    """A stream over both of its parts, prepared in tmp_path/data."""
+    """Give what streams both of its parts, prepared in tmp_path/data."""
 
     def loaded(**options):
         given = {"parts": "0,2", "images": "none", "source_repo": box.repo, "metadata": box.metadata_repo}
@@ -45,7 +45,7 @@ def ids_of(examples):
 
 
 def command_in(error):
-    """The words of the command that a message names."""
+    """Return the words of the command that a message names."""
     return shlex.split(re.search(r"`laion-face (.*?)`", str(error))[1])
 
 
@@ -168,7 +168,7 @@ def test_ranks_are_told_to_make_it_once(box, load, monkeypatch, images, named):
 
 @pytest.fixture
 def theirs(prepared, tmp_path):
-    """A folder of the original scripts with both parts, and what loads it over an index that lies elsewhere."""
+    """Make a folder of the original scripts with both parts; give what loads it over an index that lies elsewhere."""
     for part in (0, 2):
         shutil.copytree(prepared.data.tars(part), tmp_path / "theirs" / f"split_{part:05d}")
 

@@ -78,7 +78,7 @@ class Reader:
         }
 
     def types(self, block):
-        """What the block printed, once it has run to its end."""
+        """Run the block to its end; return what it printed."""
         done = self.tries(block)
         assert done.returncode == 0, f"{block.text}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
         return done.stdout
@@ -103,7 +103,7 @@ def reader(folder):
 
 
 def someone_asks_for(sample_id, data_dir):
-    """Gives one of the samples the id that the README asks for."""
+    """Give one of the samples the id that the README asks for."""
     path = data_dir / "faces" / "part-00000.parquet"
     table = pq.read_table(path)
     ids = table["sample_id"].to_pylist()
@@ -113,7 +113,7 @@ def someone_asks_for(sample_id, data_dir):
 
 
 def what_a_reader_has(at):
-    """What the recipes take for granted besides what those before them made."""
+    """Make what the recipes take for granted besides what those before them made."""
     data_dir = at.here / "laion-face"
     for part in (0, 2):
         shutil.copytree(data_dir / "images" / f"part-{part:05}", at.here / "laion_face_data" / f"split_{part:05}")
@@ -136,7 +136,7 @@ def test_the_recipes_run_as_they_are_printed(tmp_path):
 
 
 def checked(at, block):
-    """The block has run; of those that need an old version, or what is installed beside ours, that they say so."""
+    """Run the block; one that needs an old version, or what is not installed here, has to say so."""
     if "s3://" in block.text:
         assert "pip install s3fs" in at.tries(block).stderr
         return ""
@@ -155,21 +155,21 @@ def test_publishing_runs_as_it_is_printed(tmp_path):
 
 
 def test_every_block_of_these_sections_is_run():
-    """Those that are not Python or bash have a test of their own below."""
+    # Blocks that are not Python or bash have a test of their own below.
     for title in ("The real thing", "Recipes", "Publish"):
         kinds = re.findall(r"^ *```(\w+)$", section(title), re.MULTILINE)
         assert len(kinds) == len(blocks(title)) + kinds.count("sql")
 
 
 def recipe(kind, word):
-    """The one block of this language in the section that has `word` in it."""
+    """Return the one block of this language in the section that has `word` in it."""
     (block,) = [block for block in re.findall(rf"```{kind}\n(.*?)```", SECTION, re.DOTALL) if word in block]
     return block
 
 
 @pytest.fixture
 def here(request, published, tmp_path, monkeypatch):
-    """The current folder has the copy as `published`."""
+    """Enter a folder that has the copy as `published`."""
     (tmp_path / "published").symlink_to(published.folder)
     monkeypatch.chdir(tmp_path)
 
@@ -181,7 +181,7 @@ def size(face):
 
 @pytest.fixture
 def largest(prepared):
-    """(sample id, short side) of the ten largest faces there are."""
+    """Return (sample id, short side) of the ten largest faces there are."""
     faces = [(truth.sample_id, size(face)) for truth in prepared.truth for face in truth.faces]
     return sorted(faces, key=lambda face: (-face[1], face[0]))[:10]
 

@@ -1,4 +1,4 @@
-"""Counts add up over processes, survive in the cache, and are talked about."""
+"""Reports: counts add up over processes, survive in the cache, and are told to the user."""
 
 import logging
 import multiprocessing

@@ -80,7 +80,7 @@ class Sample:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Of what the host gives, as stored."""
+        """The stored width and height of what the host gives."""
         with Image.open(BytesIO(self.data)) as image:
             return image.size
 
@@ -180,14 +180,14 @@ def download(data: DataDir, way: str) -> str:
 
 
 def original_pixels(sample: Sample) -> Image.Image:
-    """As stored, with no orientation applied."""
+    """Return the picture as stored, with no orientation applied."""
     with Image.open(BytesIO(sample.data)) as image:
         image.load()
         return image.copy()
 
 
 def landmarks(example: dict[str, Any]) -> tuple[int, int]:
-    """How many landmarks are seen where the example says, and how many are not cut off; fails if one is elsewhere."""
+    """Count landmarks seen where the example says, and those not cut off; fail if one is elsewhere."""
     image = example["image"]
     scale = max(example["width"] / example["original_width"], example["height"] / example["original_height"])
     found = whole = 0
@@ -237,7 +237,7 @@ def test_the_mapped_faces_are_the_original_ones_in_the_frame(story: Story, way: 
 
 
 def test_one_frame_for_every_exif_turn_on_every_path(story: Story) -> None:
-    """Fetched, from original bytes, encoded again: the same picture, and the same faces in it."""
+    # Fetched, from original bytes, or encoded again: it is the same picture, with the same faces in it.
     paths = {
         "fetched": story.load("index-only", images="fetch"),
         "original": story.load("original"),
@@ -265,7 +265,7 @@ def test_one_frame_for_every_exif_turn_on_every_path(story: Story) -> None:
 
 
 def covered(faces: list[dict[str, Any]], size: tuple[int, int], margin: float) -> np.ndarray:
-    """bool[height, width]: what lies in a box, or within `margin` of its long side around it."""
+    """Return bool[height, width]: what lies in a box, or within `margin` of its long side around it."""
     inside = np.zeros(size[::-1], dtype=bool)
     for face in faces:
         x1, y1, x2, y2 = face["box"]
@@ -276,13 +276,13 @@ def covered(faces: list[dict[str, Any]], size: tuple[int, int], margin: float) -
 
 
 def bytes_of(dataset: Any) -> dict[int, dict[str, Any]]:
-    """Examples by id, with the bytes of the picture instead of the picture."""
+    """Return examples by id, with the bytes of the picture instead of the picture."""
     undecoded = dataset.cast_column("image", ImageFeature(decode=False))
     return {e["sample_id"]: {**e, "image": e["image"]["bytes"]} for e in undecoded}
 
 
 def test_fetched_pictures_are_blurred_as_img2dataset_blurs(story: Story) -> None:
-    """Law 4 to the byte, be they blurred on disk, on the way from the disk, or on the way from the web."""
+    # This is law 4 to the byte: blurred on disk, on the way from the disk, or on the way from the web.
     from_tars = bytes_of(story.dataset("blurred", blur_faces=True))
     fetched = bytes_of(story.dataset("index-only", images="fetch", blur_faces=True))
     on_the_way = bytes_of(story.dataset("original", blur_faces=True))
@@ -315,7 +315,7 @@ def test_blurred_examples_say_so_and_have_lost_their_detail(story: Story) -> Non
 
 
 def detail(image: Image.Image) -> float:
-    """How much neighbouring pixels differ."""
+    """Measure how much neighbouring pixels differ."""
     grey = np.asarray(image.convert("L"), float)
     return float(np.abs(np.diff(grey, axis=0)).mean() + np.abs(np.diff(grey, axis=1)).mean())
 
@@ -355,7 +355,7 @@ def test_null_pictures_were_not_blurred(story: Story) -> None:
 
 
 def without_pictures(examples: Any) -> list[str]:
-    """As text, since NaN is not equal to itself."""
+    """Return examples without pictures, as text, since NaN is not equal to itself."""
     return [repr({**example, "image": None}) for example in examples]
 
 
@@ -389,7 +389,7 @@ def test_what_lies_there_is_not_taken_for_something_else(story: Story) -> None:
 
 
 def test_downloads_begun_before_there_was_resizing_go_on() -> None:
-    """The fingerprint of a download with the defaults has no key that it had not then."""
+    # The fingerprint of a download with the defaults has no key that it had not then.
     assert set(DownloadOptions().defining()) == {"samples_per_shard", "opt_out"}
     assert set(DownloadOptions(image_size=99, resize_only_if_bigger=True).defining()) == {
         "samples_per_shard",
@@ -467,7 +467,7 @@ def test_older_sidecars_load(story: Story, tmp_path: Path) -> None:
 def test_the_command_line_downloads_resized_and_blurred(
     story: Story, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The part is there already, made with just this: nothing is fetched, and nothing is refused."""
+    # The part is there already, made with just this: nothing is fetched, and nothing is refused.
     shutil.copytree(story.data("cropped").root, tmp_path / "data")
     command = ["download", "20M", "--parts", "0", "--data-dir", str(tmp_path / "data"), "--allow-private-hosts"]
     asked = len(story.host.log)
@@ -521,7 +521,7 @@ def test_no_box_of_numbers_stops_the_blurring(boxes: list[list[float]], size: tu
 
 
 def test_only_the_faces_are_blurred() -> None:
-    """The upside-down box that sets the strength leaves the rest of the picture alone."""
+    # The upside-down box that sets the strength leaves the rest of the picture alone.
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (200, 400), np.uint8))
     buffer = BytesIO()
     noise.save(buffer, "PNG")

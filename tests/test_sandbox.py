@@ -41,7 +41,7 @@ from laion_face_builder.sandbox.upstream import METADATA_NAME, metadata_table, w
 
 @pytest.fixture(scope="module")
 def box_of_2021(hub, tmp_path_factory):
-    """The files by part, a third of the default size."""
+    """Serve the files by part, a third of the default size."""
     folder = tmp_path_factory.mktemp("then")
     with Sandbox.running(folder, SandboxSpec(rows=400, world="2021"), hub=hub, namespace="then") as box:
         yield box
@@ -49,13 +49,13 @@ def box_of_2021(hub, tmp_path_factory):
 
 @pytest.fixture(params=["today", "2021"])
 def world(request, sandbox):
-    """A sandbox of either release of the metadata."""
+    """Give a sandbox of either release of the metadata."""
     return sandbox if request.param == "today" else request.getfixturevalue("box_of_2021")
 
 
 @pytest.fixture
 def name(world):
-    """The first of its metadata files."""
+    """Return the name of the sandbox's first metadata file."""
     return min(world.content.files)
 
 
@@ -194,7 +194,7 @@ def test_the_metadata_can_be_read_over_http(world, name):
 
 
 def rows_of(box, names):
-    """What the named metadata files say, under the index's names."""
+    """Return what the named metadata files say, under the index's names."""
     columns = RELEASES[box.content.spec.world].columns
     tables = (pq.read_table(box.metadata_folder / name) for name in names)
     return [{columns[name]: value for name, value in row.items()} for table in tables for row in table.to_pylist()]

@@ -55,7 +55,7 @@ def with_login(address: str) -> str:
 
 
 def told(text: str) -> list[str]:
-    """The spellings of secrets that are in the text."""
+    """List the spellings of secrets that are in the text."""
     return [spelling for spelling in SPELLINGS if spelling in text]
 
 
@@ -77,7 +77,7 @@ class Door(FolderHost):
 
 
 def kept_by(*folders: Path) -> list[str]:
-    """Names and contents of all files that have a secret in them."""
+    """List names and contents of all files that have a secret in them."""
     found = []
     for path in (path for folder in folders if folder.exists() for path in folder.rglob("*")):
         content = path.read_bytes().decode("latin-1") if path.is_file() else ""
@@ -87,7 +87,7 @@ def kept_by(*folders: Path) -> list[str]:
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A folder for a test's own files; temporary files go there too, and nobody pauses."""
+    """Give a folder for a test's own files; temporary files go there too, and nobody pauses."""
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
@@ -97,7 +97,7 @@ def place(tmp_path, monkeypatch):
 
 @pytest.fixture
 def nothing_told(place, caplog, capfd):
-    """`nothing_told(error)`: no secret in what was said, logged, raised, or is on the disk."""
+    """Give `nothing_told(error)`: it fails if a secret was said, logged or raised, or is on the disk."""
     caplog.set_level(logging.INFO)
 
     def check(error: BaseException | None = None) -> None:
@@ -211,7 +211,7 @@ def test_the_log_is_hushed_whoever_writes_to_it(caplog):
 
 @pytest.fixture
 def open_sandbox(make_sandbox):
-    """A sandbox whose metadata is not gated."""
+    """Make a sandbox whose metadata is not gated."""
     box = make_sandbox(SandboxSpec(rows=60, parts=(0,)))
     box.hub.repos[box.metadata_repo].gated = False
     return box
@@ -222,7 +222,7 @@ def sources_of(box):
 
 
 def sent(box, since: int) -> set[str]:
-    """The Authorization headers that the Hub got since then, without those that it got none with."""
+    """Return the Authorization headers that the Hub got since then; "" is a request without one."""
     return {request.headers.get("authorization", "") for request in box.hub.log[since:]}
 
 
@@ -296,7 +296,7 @@ def test_blanks_around_a_token_are_not_the_tokens():
 
 
 def test_no_child_process_gets_the_token(place, prepared):
-    """What `download` starts is seen while it runs."""
+    # What `download` starts is seen while it runs.
     seen: set[str] = set()
 
     class Watched(LoopbackServer):
@@ -331,7 +331,7 @@ def test_workers_do_not_inherit_the_stored_token_either(monkeypatch, place):
 
 
 def _one_row_at(url: str, place: Path, prepared) -> Options:
-    """Options with a token, for a DATA_DIR whose index leads to `url` alone."""
+    """Return options with a token, for a DATA_DIR whose index leads to `url` alone."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -466,7 +466,7 @@ FORMS = {
 
 @pytest.fixture(scope="session")
 def behind_the_door(sandbox, prepared, tmp_path_factory):
-    """Metadata files and an index part in one folder each."""
+    """Return the folder of the metadata files and that of the index parts."""
     return {"metadata": sandbox.metadata_folder, "index": prepared.data.root / "index"}
 
 

@@ -26,7 +26,7 @@ def web(tmp_path: Path) -> Iterator[Web]:
 
 
 def download_all(data: DataDir, of: int) -> list[PartResult]:
-    """Every share, all at the same time."""
+    """Download every share, all at the same time."""
     results: list[PartResult] = []
     shares = [Share(number, of) for number in range(of)]
     jobs = [Thread(target=lambda s=share: results.append(download_share(data, 0, s, OPTIONS))) for share in shares]

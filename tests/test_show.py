@@ -24,7 +24,7 @@ SURE_IN_PAGE, UNSURE_IN_PAGE = (0, 122, 75), (179, 107, 0)
 
 
 def example(**given):
-    """An example with one face on a plain picture."""
+    """Make an example with one face on a plain picture."""
     image = given.pop("image", Image.new("RGB", (200, 160), (250, 240, 120)))
     width, height = image.size if image is not None else (None, None)
     return {
@@ -47,7 +47,7 @@ def example(**given):
 
 
 def share_of(picture, colour, near=12):
-    """The share of pixels of about that colour."""
+    """Return the share of pixels of about that colour."""
     away = np.abs(np.asarray(picture, int) - colour).max(axis=-1)
     return float((away <= near).mean())
 
@@ -179,7 +179,7 @@ def test_captions_run_from_the_side_where_their_script_begins(tmp_path):
 
 
 def test_boxes_lie_on_their_pixels(tmp_path):
-    """A red square exactly under a box: in the page the box's line runs along its edge, whatever the scale."""
+    # A red square exactly under a box: in the page the box's line runs along its edge, whatever the scale.
     picture = Image.new("RGB", (400, 300), "white")
     picture.paste((255, 0, 0), (100, 120, 301, 221))
     face = {"box": [100.0, 120.0, 300.0, 220.0], "landmarks": [[200.0, 170.0]] * 5, "score": 0.5}

@@ -36,7 +36,7 @@ COMMAND = (
 
 
 def processes(mark: str) -> list[int]:
-    """Those with this word in the environment that they were started with: whatever we started, and what that did."""
+    """List the processes with this word in their environment: whatever we started, and what that did."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -48,7 +48,7 @@ def processes(mark: str) -> list[int]:
 
 
 def require_whole_files(files: PartFiles) -> None:
-    """Everything that has a final name can be read to its end."""
+    """Require that everything that has a final name can be read to its end."""
     for tar in files.tars(0).glob("*.tar"):
         assert read_members(tar)
     for table in (*files.tars(0).glob("*.parquet"), *files.checked.glob("[!.]*.parquet")):

@@ -1,4 +1,4 @@
-"""What decoders that nobody bounds are given, and what it takes of the memory to make it, and to make `mode="RGB"`."""
+"""Pictures for decoders that nobody bounds, and the memory it takes to make them, and to make `mode="RGB"`."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def saved(picture: Image.Image, form: str, **how: object) -> bytes:
 
 
 def drawn(mode: str) -> Image.Image:
-    """Two slopes in colours, and one in what is transparent."""
+    """Draw two slopes in colours, and one in what is transparent."""
     slope = Image.linear_gradient("L").resize((SIDE, SIDE))
     picture = Image.merge("RGBA", (slope, slope.rotate(90), slope.rotate(180), slope.rotate(270)))
     return picture.convert("RGB").convert(mode) if mode in ("P", "L", "1") else picture.convert(mode)
 
 
 def deep(*channels: int) -> bytes:
-    """A PNG of 16 bits, which Pillow writes in grey alone."""
+    """Make a PNG of 16 bits, which Pillow writes in grey alone."""
     values = np.arange(SIDE * SIDE * int(np.prod(channels)), dtype=np.uint32).reshape(SIDE, SIDE, *channels)
     return bytes(cv2.imencode(".png", (values * 5 % 65536).astype(np.uint16))[1].tobytes())
 
@@ -122,7 +122,7 @@ except cv2.error as error:
 
 
 def test_workers_bound_opencv_itself() -> None:
-    """It reads its bound once, when it is imported."""
+    # OpenCV reads its bound once, when it is imported.
     done = subprocess.run([sys.executable, "-c", IN_A_WORKER], capture_output=True, text=True, check=True)
     assert done.stdout == "True\n"
 

@@ -24,13 +24,13 @@ def parquet(path: Path, rows: int = 10) -> Path:
 
 
 def leftovers(folder: Path) -> list[str]:
-    """What lies in `folder` apart from locks."""
+    """List what lies in `folder` apart from locks."""
     return sorted(path.name for path in folder.rglob("*") if path.is_file() and not path.name.endswith(".lock"))
 
 
 @pytest.fixture
 def web(tmp_path):
-    """A plain web folder with one metadata file of part 0."""
+    """Serve a plain web folder with one metadata file of part 0."""
     parquet(tmp_path / "web" / CANONICAL.format(part=0), rows=2000)
     with FolderHost(tmp_path / "web") as host:
         yield host

@@ -70,7 +70,7 @@ class web_of:
 
 
 def require_all(web: Web, folder: DataDir) -> None:
-    """Each row has the host's own bytes, or the reason that its host gave; and nothing else lies there."""
+    """Require that each row has the host's own bytes, or the reason that its host gave; and nothing else lies there."""
     for truth, found in zip(web.truths, stored(folder), strict=True):
         assert found.status in NAMES[truth.fate], truth
         assert found.data == (truth.served if truth.ok else None), truth
@@ -79,7 +79,7 @@ def require_all(web: Web, folder: DataDir) -> None:
 
 
 def deadly_do(task: ShardTask) -> object:
-    """As a worker does it, but that of shard 1 dies once, when it has sent the tar and nothing else."""
+    """Do a task as a worker does, but die once at shard 1, with the tar sent and nothing else."""
     mark = Path(os.environ[DEADLY]) / "sent"
     if task.place.shard == 1 and not mark.exists():
         real = kept.send
@@ -94,14 +94,14 @@ def deadly_do(task: ShardTask) -> object:
 
 
 def require_one_death(web: Web) -> None:
-    """All of shard 1 was asked for twice, and of all others nothing."""
+    """Require that all of shard 1 was asked for twice, and all others once."""
     often = {truth.path: count for truth in web.truths if truth.ok and (count := web.asked[truth.path]) != 1}
     samples = OPTIONS.samples_per_shard
     assert often == {truth.path: 2 for truth in web.truths[samples : 2 * samples] if truth.ok}
 
 
 def tasks_of(web: Web, monkeypatch: pytest.MonkeyPatch) -> list[ShardTask]:
-    """What a download has its workers do; it is not done."""
+    """Return what a download has its workers do; it is not done."""
     found: list[ShardTask] = []
 
     def note(task: ShardTask, report: object) -> None:

@@ -27,7 +27,7 @@ def box(request, make_sandbox) -> Sandbox:
 
 @pytest.fixture
 def here(box, tmp_path) -> dict[str, bytes]:
-    """What threads make."""
+    """Return what `prepare` makes with threads."""
     data = DataDir.at(tmp_path / "here")
     prepare(data, [0, 1], upstream(box))
     return made(data.root)
@@ -38,7 +38,7 @@ def upstream(box: Sandbox) -> Upstream:
 
 
 def made(folder: Path) -> dict[str, bytes]:
-    """Bytes of all that prepare makes; and nothing else may be left but sources and locks."""
+    """Return the bytes of all that prepare makes; nothing else may be left but sources and locks."""
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix != ".lock"]
     found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
     return {name: content for name, content in found.items() if not name.startswith("sources/")}
@@ -55,7 +55,7 @@ def kill_executor():
 
 
 def deadly_run(step):
-    """As `run_apart`, but each worker dies once: in the middle of a file of metadata, and of a part."""
+    """Run a step as `run_apart` does, but die once in each kind: in a file of metadata, and in a part."""
     mark = Path(os.environ[DEADLY]) / type(step).__name__
     if not mark.exists() and not isinstance(step, steps.MakeIds):
         real = steps.write_index if isinstance(step, steps.MakePart) else steps.stage

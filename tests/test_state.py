@@ -78,7 +78,7 @@ def ids_of(examples: Any) -> list[int]:
 
 
 def read(ds: Any, count: int) -> tuple[list[int], dict[str, Any]]:
-    """The first ids, and the state after them, as a file gives it back."""
+    """Return the first ids, and the state after them, as a file gives it back."""
     seen = ids_of(islice(iter(ds), count))
     return seen, json.loads(json.dumps(ds.state_dict()))
 
@@ -89,21 +89,21 @@ def resumed(ds: Any, state: dict[str, Any]) -> Any:
 
 
 def ours_in(state: Any) -> dict[str, Any]:
-    """Our own part of a state, under whatever datasets has wrapped around it."""
+    """Return our own part of a state, under whatever datasets has wrapped around it."""
     while "part" not in state:
         state = state["examples_iterable"]
     return state
 
 
 def order_in(of: Any) -> str:
-    """The order that a state names, or that a stream would."""
+    """Return the order that a state names, or that a stream would."""
     if isinstance(of, dict):
         return ours_in(of)["order"]
     return getattr(of, "_ex_iterable", of)._init_state_dict()["order"]
 
 
 def reordered(ds: Any, seed: int | None) -> Any:
-    """The same stream with its shards shuffled, without datasets' buffer."""
+    """Return the same stream with its shards shuffled, without datasets' buffer."""
     if seed is None:
         return ds
     shuffled = ds._ex_iterable.shuffle_data_sources(np.random.default_rng(seed))
@@ -116,7 +116,7 @@ SHARDS = st.sampled_from([1, 2, 3, 4, 7, 30])
 @settings(deadline=None, max_examples=15)
 @given(data=st.data())
 def test_no_row_is_repeated_or_skipped_or_it_is_refused_by_name(world, data):
-    """Stop after stop: with another shards_per_part, and while pictures change what becomes of them."""
+    # A stream is stopped again and again: with another shards_per_part, and while pictures change what becomes of them.
     options = {"parts": data.draw(st.sampled_from([(0,), (2,), PARTS])), "images": "fetch"}
     seed, shards = data.draw(st.none() | st.integers(0, 9)), data.draw(SHARDS)
     order = ids_of(reordered(world.stream(**{**options, "images": "none"}, shards_per_part=shards), seed))
@@ -222,7 +222,7 @@ def test_a_state_of_a_later_version_is_refused(world):
 
 
 def earlier(ds: Any, shard: int, rows: int) -> dict[str, Any]:
-    """A state as versions before ours wrote it, where `datasets` puts it."""
+    """Return a state as versions before ours wrote it, where `datasets` puts it."""
     _, state = read(ds, 1)
     place, name = state, "examples_iterable"
     while "part" not in place[name]:
@@ -328,7 +328,7 @@ def test_a_stateful_data_loader_goes_on_with_another_shards_per_part_or_is_refus
 
 
 def test_what_one_worker_reads_is_the_whole(world):
-    """So that a run that took one worker goes on without any."""
+    # A run that took one worker relies on this: it goes on without any.
     loader = DataLoader(world.stream(shards_per_part=7), batch_size=None, num_workers=1)
     assert [example["sample_id"] for example in loader] == world.ids
     assert order_in(world.stream()._ex_iterable.shard_data_sources(1, 0)) == IN_ORDER

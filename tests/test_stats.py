@@ -78,7 +78,7 @@ def test_counts_are_those_of_a_plain_loop(prepared, name):
 
 
 def binned(key, values):
-    """How many values lie in each bin, one value after the other."""
+    """Count the values in each bin, one value after the other."""
     edges = [f32(edge) for edge in EDGES[key]]
     counts = [0] * len(edges)
     for value in values:
@@ -87,7 +87,7 @@ def binned(key, values):
 
 
 def test_bytes_of_the_index_and_of_the_pictures(prepared):
-    """A row has its row group's average; of pictures that are here the average is known."""
+    # A row has its row group's average; of pictures that are here the average is known.
     stats = counted(prepared.data.root, min_face_size=70)
     whole, kept = 0, 0.0
     for part in (0, 2):
@@ -108,7 +108,7 @@ def test_bytes_of_the_index_and_of_the_pictures(prepared):
 
 
 def test_a_filter_saves_the_fetches_that_stats_says(prepared, tmp_path):
-    """What `stats` says before any download is what the picture hosts then see."""
+    # What `stats` says before any download is what the picture hosts then see.
     shutil.copytree(prepared.data.root / "index", tmp_path / "index")
     host = prepared.sandbox.pictures
     asked = {}

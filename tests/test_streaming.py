@@ -22,7 +22,7 @@ from laion_face_builder.examples.rows import shards_per_part_for
 
 @pytest.fixture(scope="session")
 def stream(prepared):
-    """A new stream over parts 0 and 2; few shards, so that positions lie inside of them."""
+    """Give what opens a stream over parts 0 and 2; few shards, so that positions lie inside of them."""
 
     def streamed(**options):
         given = {"parts": "0,2", "shards_per_part": 8, "data_dir": str(prepared.data.root), **options}

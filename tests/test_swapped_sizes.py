@@ -118,7 +118,7 @@ def write_index(data: DataDir, base: str) -> None:
 
 
 def write_tar(folder: Path, resizing: Resizing) -> None:
-    """As img2dataset: its own resizer's bytes, and in the .json what it notes of the picture before that."""
+    """Write a tar as img2dataset: its resizer's bytes, and in the .json what it notes of the picture before that."""
     from img2dataset.resizer import Resizer
 
     resizer = Resizer(resizing.size, resizing.mode, resizing.only_if_bigger, encode_format="png", encode_quality=1)
@@ -150,7 +150,7 @@ class World:
         return laion_face.load_dataset("20M", **{**given, **options})
 
     def load(self, way: str, **options: Any) -> dict[str, dict[str, Any]]:
-        """Examples by the name of their case."""
+        """Return examples by the name of their case."""
         names = list(CASES)
         return {names[example["sample_id"]]: example for example in self.dataset(way, **options)}
 
@@ -199,7 +199,7 @@ def test_a_failed_picture_says_nothing_about_the_size(world: World, tmp_path: Pa
 
 @pytest.mark.parametrize("way", ["fetched", "tar", "border"])
 def test_faces_are_blurred_where_they_are(world: World, way: str) -> None:
-    """In the frame of the true size: by the noted one, another place would be blurred, and the face be seen."""
+    # They are where the true size says: by the noted one, another place would be blurred, and the face be seen.
     plain, blurred = world.load(way), world.load(way, blur_faces=True)
     assert {name for name, case in CASES.items() if case.swapped} <= set(blurred)
     lost = {"one of several is outside", "faces fit the noted size alone", "faces fit nowhere", "a box is no number"}
@@ -212,7 +212,7 @@ def test_faces_are_blurred_where_they_are(world: World, way: str) -> None:
 
 
 def test_the_same_come_from_everywhere(world: World) -> None:
-    """Law 4, and for Arrow files too."""
+    # This is law 4, and holds for Arrow files too.
 
     def plain(examples: Any) -> list[str]:
         return [repr({**example, "image": example["image"].tobytes()}) for example in examples]

@@ -52,7 +52,7 @@ def write_index(data: DataDir, sample_ids: list[int], part: int = PART, source: 
 
 
 def write_tar(path: Path, samples: dict[int, bytes], extension: str = "jpg", id_column: str = "SAMPLE_ID") -> None:
-    """As the original scripts' img2dataset: keys are positions, the sample id is a float in each .json."""
+    """Write a tar as the original scripts' img2dataset: keys are positions, the sample id is a float in each .json."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
         for position, (sample_id, data) in enumerate(samples.items()):
@@ -75,7 +75,7 @@ def data(tmp_path: Path) -> DataDir:
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> tuple[DataDir, Path, dict[int, bytes]]:
-    """A folder of the original scripts, adopted by the tests that follow: 60 samples in two tars, in another order."""
+    """Make a folder of the original scripts and adopt it: 60 samples in two tars, in another order."""
     folder = tmp_path_factory.mktemp("original")
     served = {1000 + number: picture(number, (10 + number, 9), random.Random(number).choice(["JPEG", "PNG"]))
               for number in range(60)}  # fmt: skip
@@ -188,7 +188,7 @@ def test_broken_tars_are_left_out_by_name(data: DataDir, tmp_path: Path, caplog:
 
 
 def test_doubled_and_undecodable_samples(data: DataDir, tmp_path: Path) -> None:
-    """The latest success wins, wherever failures stand; an index may name a sample twice."""
+    # The latest success wins, wherever failures stand; an index may name a sample twice.
     write_index(data, [1, 2, 3, 1])
     write_tar(tmp_path / "00000.tar", {1: picture(1), 2: b"<html>", 3: picture(3)}, "webp", "sample_id")
     write_tar(tmp_path / "00001.tar", {1: picture(9, (4, 4)), 2: picture(2), 3: b"<html>"}, "png", "Sample_Id")
@@ -305,7 +305,7 @@ def test_sample_ids_of_every_type(value: object, number: int | None) -> None:
 
 
 def test_a_shard_counts_only_if_its_files_agree(tmp_path: Path) -> None:
-    """Stats, parquet and tar each say how many: any disagreement, or a cut tar, and there is no pass over it."""
+    # Stats, parquet and tar each say how many: any disagreement, or a cut tar, and there is no pass over it.
     tar = tmp_path / "00000.tar"
     write_tar(tar, {0: picture(0), 1: picture(1)}, id_column="row")
     keys, none = ["000000000", "000000001", "000000002"], None

@@ -37,14 +37,14 @@ NOTHING_ODD = {"repeated": 0.0, "misfits": 0.0, "rivals": 0.0, "swapped": 0.0, "
 
 @pytest.fixture(scope="module")
 def box(tmp_path_factory):
-    """Today's world of the default size under the true names, on a Hub of its own."""
+    """Serve today's world of the default size under the true names, on a Hub of its own."""
     with Sandbox.running(tmp_path_factory.mktemp("today"), SandboxSpec(world="today")) as box:
         yield box
 
 
 @pytest.fixture(scope="module")
 def rows(box):
-    """Every metadata row as it is read from the files, with the name of its file, in order."""
+    """Read every metadata row from the files, with the name of its file, in order."""
     return [
         {**row, "file": path.name}
         for path in sorted(box.metadata_folder.iterdir())

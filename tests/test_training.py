@@ -67,7 +67,7 @@ dist.destroy_process_group()
 
 @pytest.fixture
 def uneven(make_sandbox, tmp_path):
-    """Part 0, where more pictures fail that the second of two ranks reads: odd shards, or the second half of them."""
+    """Prepare part 0 with more failures for the second of two ranks: in odd shards, or in the second half of them."""
     box = make_sandbox(SandboxSpec(parts=(0,), rows=360, failing=0, twisted=0))
     truth = box.truth_of(0)
     gone = [row for row in truth if is_gone(row.row, row.row * SHARDS // len(truth))]
@@ -84,7 +84,7 @@ def is_gone(row, shard):
 
 
 def on_two_ranks(script, uneven, tmp_path):
-    """What each of two ranks found."""
+    """Run a script on two ranks; return what each of them found."""
     file, out = tmp_path / "script.py", tmp_path / "out"
     file.write_text(HEAD + script + TAIL)
     out.mkdir()
@@ -97,7 +97,7 @@ def on_two_ranks(script, uneven, tmp_path):
 
 
 def test_ranks_end_an_epoch_together(uneven, tmp_path):
-    """The loop without in_step would not: its ranks have different numbers of batches."""
+    # Without in_step the ranks would not, since they have different numbers of batches.
     script = """
 found["naive"] = sum(1 for batch in loader())
 found["epochs"] = [[step(batch) for batch in laion_face.in_step(loader())] for epoch in range(2)]
@@ -134,7 +134,7 @@ found["whole"], found["parts"] = whole, seen + [step(batch) for batch in laion_f
 
 
 def test_join_lets_every_rank_use_all_it_has(uneven, tmp_path):
-    """DDP's own way, which the README names for those who want no batch left out."""
+    # This is DDP's own way, which the README names for those who want no batch left out.
     script = """
 with model.join():
     found["ids"] = [step(batch) for batch in loader()]
@@ -160,7 +160,7 @@ def test_one_rank_gets_everything_as_it_comes():
 
 
 def test_accelerate_shares_the_shards_and_stays_in_step(uneven, tmp_path):
-    """Also where gradients are accumulated over steps that do not divide the epoch."""
+    # The ranks stay in step also where gradients are accumulated over steps that do not divide the epoch.
     script = """
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin
@@ -199,7 +199,7 @@ for batch in laion_face.in_step(batches):
 
 @pytest.fixture(scope="module")
 def rows(sandbox, tmp_path_factory):
-    """A new stream of part 0 each time, without pictures."""
+    """Give what opens a new stream of part 0 each time, without pictures."""
     data = DataDir.at(tmp_path_factory.mktemp("rows"))
     prepare(data, [0], Upstream(sandbox.repo, None, sandbox.metadata_folder))
     given = {"parts": "0", "data_dir": str(data.root), "images": "none", "shards_per_part": 8}
@@ -208,7 +208,7 @@ def rows(sandbox, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(rows):
-    """The sample ids of all rows, in order."""
+    """Return the sample ids of all rows, in order."""
     return ids_of(rows())
 
 
@@ -225,7 +225,7 @@ class TestResumes:
     @pytest.mark.parametrize("workers", [0, 2])
     @pytest.mark.parametrize("size", [4, 6])
     def test_stateful_loaders_go_on_where_they_were(self, rows, whole, workers, size):
-        """However much is fetched ahead, and with another batch size."""
+        # Loaders go on however much is fetched ahead, and with another batch size.
         ahead = {"prefetch_factor": 8} if workers else {}
         loader = stateful(rows(), workers, **ahead)
         seen = first(loader, 5)
@@ -315,7 +315,7 @@ def flat(batches):
 
 
 def first(loader, count):
-    """The ids of the first batches; no further one is asked for."""
+    """Return the ids of the first batches; no further one is asked for."""
     return [batch["sample_id"].tolist() for batch in itertools.islice(loader, count)]
 
 

@@ -22,7 +22,7 @@ quick = settings(deadline=None, max_examples=40)
 
 
 def drawn(seed, faces=1, enlarged=3):
-    """A picture with discs on its landmarks, enlarged so that they survive scaling down; and its faces."""
+    """Draw discs on landmarks, enlarged so that they survive scaling down; return the picture and its faces."""
     scene = plan(random.Random(seed), faces)
     picture = draw(scene, plain=True).resize(
         (scene.width * enlarged, scene.height * enlarged), Image.Resampling.NEAREST
@@ -37,7 +37,7 @@ def drawn(seed, faces=1, enlarged=3):
 
 
 def assert_found(before, face, image, landmarks, scale):
-    """The discs that are whole, before and after, are where `landmarks` say, within a pixel."""
+    """Require that discs that are whole, before and after, are within a pixel of `landmarks`; count them."""
     reach = 18 * scale + 2
     seen = 0
     for number, (old, (x, y)) in enumerate(zip(face["landmarks"], landmarks, strict=True)):
@@ -85,7 +85,7 @@ def test_an_alignment_has_the_landmarks_where_it_says_and_where_the_template_wan
 
 
 def turned_by(picture, landmarks, degrees):
-    """The picture turned about its middle, and the landmarks with it."""
+    """Turn the picture about its middle, and the landmarks with it."""
     turned = picture.rotate(degrees, Image.Resampling.NEAREST, expand=True, fillcolor="white")
     angle = math.radians(-degrees)
     middle, new_middle = ((np.array(image.size) - 1) / 2 for image in (picture, turned))
@@ -116,7 +116,7 @@ def test_the_similarity_is_the_least_squares_one_without_shear_or_reflection(sou
 
 
 def least_squares(source, target):
-    """The four numbers of a similarity by NumPy's own solver, and the size of its linear part at the source's size."""
+    """Solve for the four numbers of a similarity by NumPy; add the size of its linear part at the source's size."""
     rows = []
     for x, y in source:
         rows += [[x, -y, 1, 0], [y, x, 0, 1]]
@@ -196,7 +196,7 @@ def test_templates_at_other_sizes():
 
 @pytest.mark.parametrize("shrink", [2, 3, 5, 8])
 def test_fine_patterns_are_averaged_when_scaled_down(shrink):
-    """A checkerboard of single pixels is grey from afar; without averaging it is not."""
+    # A checkerboard of single pixels is grey from afar; without averaging it is not.
     side = 112 * shrink
     board = (np.indices((side + 60, side + 60)).sum(axis=0) % 2 * 255).astype(np.uint8)
     landmarks = alignment.ARCFACE_112 * shrink + 13.5

@@ -43,7 +43,7 @@ def test_the_stubs_names_and_parameters_are_those_that_run():
 
 @pytest.mark.parametrize("checker", CHECKERS)
 def test_a_checker_sees_what_is_wrong_in_a_users_script_and_nothing_else(checker, tmp_path):
-    """As installed: the script lies in a folder of its own."""
+    # The script lies in a folder of its own, as if `laion_face` were installed.
     script = tmp_path / "script.py"
     script.write_bytes(SCRIPT.read_bytes())
     (tmp_path / "pyrightconfig.json").write_text('{"typeCheckingMode": "standard"}')
@@ -71,7 +71,7 @@ def test_importing_says_nothing_and_sets_up_no_logging():
 
 
 def test_a_streams_first_example_comes_without_torch(prepared):
-    """`datasets` imports it for every stream if it may; we never do."""
+    # `datasets` imports torch for every stream if it may; we never do.
     given = {"split": "train", "streaming": True, "parts": "0", "data_dir": str(prepared.data.root)}
     out, _ = run(
         f"import sys, laion_face\nds = laion_face.load_dataset('20M', **{given!r})\n"

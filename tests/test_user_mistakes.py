@@ -33,7 +33,7 @@ def run(*words, **how) -> subprocess.CompletedProcess:
 
 
 def mounting(script: str, folder: Path) -> list[list[str]]:
-    """The prefix that mounts by `script` and goes on with a command; none where this kernel does not let us."""
+    """Return the prefix that mounts by `script` and goes on with a command; none where this kernel does not let us."""
     for namespace in NAMESPACES:
         prefix = [*namespace, "sh", "-c", script, str(folder)]
         try:
@@ -45,7 +45,7 @@ def mounting(script: str, folder: Path) -> list[list[str]]:
 
 
 def says(done: subprocess.CompletedProcess, *named: str, typed_wrongly: bool = False) -> str:
-    """The one line of an error, which names all this."""
+    """Return the one line of an error, which has to name all this."""
     assert "Traceback" not in done.stderr
     assert done.returncode == 2 if typed_wrongly else done.returncode not in (0, 2), done.stdout
     errors = [line for line in done.stderr.splitlines() if line.startswith("laion-face: error: ")]
@@ -152,7 +152,7 @@ def test_a_number_of_ranks_that_is_none_is_refused(value, prepared, monkeypatch)
 
 
 def test_a_package_that_is_missing_is_named(tmp_path):
-    """Whichever packages are here: one that stands in for s3fs fails to be imported as a missing one does."""
+    # Whichever packages are here: one that stands in for s3fs fails to be imported as a missing one does.
     (tmp_path / "s3fs.py").write_text("raise ModuleNotFoundError(\"No module named 's3fs'\", name='s3fs')")
     path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
     words = (*PREPARE, "--metadata", "s3://bucket/x", "--data-dir", tmp_path / "data")
@@ -260,7 +260,7 @@ def test_status_counts_samples(prepared):
 
 @pytest.fixture(scope="module")
 def reads_only(prepared, tmp_path_factory):
-    """`reads_only(*words)`, by each way there is here: runs a command to which the copy `data` is read-only."""
+    """Give a copy of `data`, and each way there is here to run a command to which that is read-only."""
     root = tmp_path_factory.mktemp("read-only") / "data"
     shutil.copytree(prepared.data.root, root, ignore=shutil.ignore_patterns("*.lock"))
     yield DataDir(root), [lambda *words: _without_permission(root, *words), *_mounted_read_only(root)]
@@ -280,7 +280,7 @@ def _without_permission(root: Path, *words):
 
 
 def _drop_override() -> None:
-    """Modes of files do not hold root back, unless it gives up CAP_DAC_OVERRIDE (1): PR_CAPBSET_DROP (24)."""
+    """Give up CAP_DAC_OVERRIDE (1) by PR_CAPBSET_DROP (24): root is held back by modes of files only without it."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)
 
@@ -354,7 +354,7 @@ def test_what_has_to_be_written_names_the_folder(words, reads_only):
 
 
 def limited(size: int, *words) -> subprocess.CompletedProcess:
-    """A command whose files may not get larger: the full disk that everybody can have."""
+    """Run a command whose files may not get larger, as on a full disk."""
     return run(*words, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)))
 
 

@@ -1,4 +1,4 @@
-"""What is wrong is found and named; what is right is left in peace."""
+"""`verify` finds and names what is wrong, and leaves in peace what is right."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from laion_face_builder.schema import INDEX, SIDECAR_LATER
 
 
 def verified(capsys, *arguments):
-    """Exit code and lines on stdout."""
+    """Run `verify`; return its exit code and lines on stdout."""
     capsys.readouterr()
     code = cli.main(["verify", *map(str, arguments)])
     return code, capsys.readouterr().out.splitlines()
@@ -46,7 +46,7 @@ def data(prepared, tmp_path):
 
 
 def rewritten(path, change, fingerprint=None):
-    """The index part at `path` with other rows, or another fingerprint, and all the rest as `prepare` writes it."""
+    """Rewrite the index part at `path` with other rows, or another fingerprint, and the rest as `prepare` writes it."""
     fingerprint = fingerprint or read_fingerprint(path)
     table = change(pq.read_table(path).replace_schema_metadata())
     schema = stamped(INDEX, fingerprint)
@@ -65,7 +65,7 @@ def test_what_prepare_and_download_made_is_right(prepared, capsys, deep):
 
 
 def last_page_byte(path, column):
-    """The last byte of a column's data in the middle row group."""
+    """Return the place of the last byte of a column's data in the middle row group."""
     metadata = pq.read_metadata(path)
     chunk = metadata.row_group(metadata.num_row_groups // 2).column(column)
     return (
@@ -110,7 +110,7 @@ def test_rows_in_another_order_are_found(data, capsys):
 
 
 def group_of(path, row):
-    """The row group that a row lies in."""
+    """Return the row group that a row lies in."""
     metadata = pq.read_metadata(path)
     sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     return int(np.searchsorted(np.cumsum(sizes), row, side="right"))
@@ -177,7 +177,7 @@ def test_uneven_row_groups_are_found(data, capsys):
 
 
 def has_problem(capsys, data, part):
-    """The one line about an index part."""
+    """Return the problem that the one line about an index part names."""
     code, lines = verified(capsys, data.root)
     assert (code, len(lines)) == (1, 1)
     start = f"{data.index(part)}: "
@@ -338,7 +338,7 @@ def changed_manifest(folder, name, **values):
 
 
 def test_other_rows_than_the_manifest_says_are_found(published, tmp_path, capsys):
-    """A part that was written anew, in another order and with its hash and size put right."""
+    # A part that was written anew, in another order and with its hash and size put right.
     folder, name = tmp_path / "copy", "data/part-00000.parquet"
     shutil.copytree(published.folder, folder)
     path = folder / name

@@ -1,4 +1,4 @@
-"""The web in a box is what its page says: shares, fates and ceilings, and the names as clients ask for them."""
+"""The simulated web of the benchmarks has its shares, fates and ceilings, and answers names as clients ask."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 @pytest.fixture
 def box(monkeypatch):
-    """The modules of the benchmark, which are no package's."""
+    """Import the modules of the benchmark, which are no package's."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     before = set(sys.modules)
     import web_counts

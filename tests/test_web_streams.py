@@ -78,7 +78,7 @@ def prepared(hub, tmp_path_factory):
 
 @contextmanager
 def moved(prepared: DataDir, root: Path) -> Iterator[World]:
-    """The same rows at a host of their own."""
+    """Serve the same rows at a host of their own."""
     data, ids = DataDir.at(shutil.copytree(prepared.root, root)), []
     with MoodyHost() as host:
         for part in PARTS:
@@ -142,14 +142,14 @@ def test_who_wants_no_pictures_asks_for_none(world):
 
 
 def ours_in(state: Any) -> dict[str, Any]:
-    """Our own part of a state, under whatever datasets has wrapped around it."""
+    """Return our own part of a state, under whatever datasets has wrapped around it."""
     while "part" not in state:
         state = state["examples_iterable"]
     return state  # type: ignore[no-any-return]
 
 
 def moods(world: World, seed: int, failing: float) -> set[int]:
-    """Have the host be quick, slow or slower, and fail for some: gives these."""
+    """Have the host be quick, slow or slower, and fail for some samples; return these."""
     chance = random.Random(seed)
     gone = {sample_id for sample_id in world.ids if chance.random() < failing}
     world.host.moods = {
@@ -159,7 +159,7 @@ def moods(world: World, seed: int, failing: float) -> set[int]:
 
 
 def read(ds: Any, count: int) -> tuple[list[int], dict[str, Any]]:
-    """The first ids, and the state after them, as a file gives it back."""
+    """Return the first ids, and the state after them, as a file gives it back."""
     seen = ids_of(islice(iter(ds), count))
     return seen, json.loads(json.dumps(ds.state_dict()))
 
@@ -167,7 +167,7 @@ def read(ds: Any, count: int) -> tuple[list[int], dict[str, Any]]:
 @settings(deadline=None, max_examples=12)
 @given(data=st.data())
 def test_in_order_of_arrival_no_row_is_repeated_or_skipped(shared_world, data):
-    """Stop after stop, with other delays, failures, shards and orders each time."""
+    # A stream is stopped again and again, with other delays, failures, shards and orders each time.
     world, state, seen = shared_world, None, []
     on_error, ever_gone = data.draw(st.sampled_from(["null", "skip"])), set()
     for stage in range(4):
@@ -238,7 +238,7 @@ def test_in_order_of_arrival_under_what_datasets_puts_around_it(shared_world, na
 
 
 def require_the_rest(before: list[int], again: Any, whole: list[int], *, may_refuse: bool = BEFORE_5) -> None:
-    """That each comes once; or, where datasets makes batches, that nothing comes and the reason is told."""
+    """Require that each row comes once; or, where datasets makes batches, that nothing comes and the reason is told."""
     after, error = tried(again)
     if error is None:
         assert sorted(before + after) == sorted(whole)
@@ -257,7 +257,7 @@ def require_the_rest(before: list[int], again: Any, whole: list[int], *, may_ref
     ids=["batch", "map", "filter"],
 )
 def test_in_order_of_arrival_nobody_goes_on_within_a_batch_of_datasets(shared_world, make):
-    """It would throw other rows away than those that it gave; where it does not, every row comes once."""
+    # datasets would throw other rows away than those that it gave; where it does not, every row comes once.
     world = shared_world
     moods(world, 8, 0.2)
     first = make(world.stream(order="arrival", on_error="null"))

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # webdataset leaves the tars 
 
 
 def rows_read(data: DataDir) -> list[int]:
-    """The index rows of all samples that webdataset finds in the part's tars, decoded."""
+    """Return the index rows of all samples that webdataset finds in the part's tars, decoded."""
     import webdataset
 
     tars = sorted(map(str, data.tars(0).rglob("*.tar")))
@@ -77,7 +77,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Healed]:
 
 @pytest.fixture
 def healed(story: Healed, tmp_path: Path) -> Iterator[Healed]:
-    """A copy of the part for each test; the host is one for all."""
+    """Copy the part for each test; the host is one for all."""
     mine = copy.copy(story)
     mine.data = DataDir.at(tmp_path / "data")
     shutil.copytree(story.data.root, mine.data.root)
@@ -98,7 +98,7 @@ def test_a_shard_that_is_made_again_repeats_nothing_of_later_rounds(healed: Heal
 
 
 def test_what_no_round_has_any_more_is_asked_for_again(healed: Healed) -> None:
-    """A shard that left a sample to a later round takes it back when it is made again without that round."""
+    # A shard that left a sample to a later round takes it back when it is made again without that round.
     healed.lose("00001.tar")
     healed.download()
     healed.lose("retry-1/00000.tar", "00001.tar")

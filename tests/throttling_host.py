@@ -25,7 +25,7 @@ class Bucket:
         self._left, self._at = burst, now
 
     def take(self, now: float) -> bool:
-        """Whether a request at `now` is borne."""
+        """Say whether a request at `now` is within the rate."""
         self._left = min(self._burst, self._left + (now - self._at) * self._per_second)
         self._at = now
         if self._left < 1:

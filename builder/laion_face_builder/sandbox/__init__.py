@@ -1,4 +1,4 @@
-"""A miniature of everything upstream, in its true formats, served on loopback: the demo and the tests run on it.
+"""A miniature of LAION-Face's sources (Hub, metadata, picture hosts) on loopback: the demo and the tests run on it.
 
     with Sandbox.running(folder, spec=SandboxSpec(rows=300)) as box:
         subprocess.run([...], env={**os.environ, **box.environment})
@@ -88,7 +88,7 @@ class Sandbox:
     def running(
         cls, folder: Path, spec: SandboxSpec | None = None, *, hub: Hub | None = None, namespace: str | None = None
     ) -> Iterator[Sandbox]:
-        """Makes a sandbox in `folder` and serves it until the block ends.
+        """Make a sandbox in `folder` and serve it until the block ends.
 
         Args:
             hub: a running stand-in that takes the repos in; None starts one for this sandbox alone.
@@ -123,7 +123,7 @@ class Sandbox:
         return list(self.content.truth)
 
     def truth_of(self, part: int) -> list[Truth]:
-        """The rows of a part's index: entry r is row r."""
+        """Return the rows of a part's index: entry r is row r."""
         return [truth for truth in self.content.truth if truth.part == part]
 
     @property
@@ -142,12 +142,12 @@ class Sandbox:
         return environment_for(self.hub, self.folder / "home")
 
     def without_failures(self) -> list[Truth]:
-        """The index rows whose picture can be had."""
+        """Return the index rows whose picture can be fetched."""
         return [truth for truth in self.content.truth if truth.ok]
 
 
 def environment_for(hub: Hub, home: Path) -> dict[str, str]:
-    """Variables that lead huggingface_hub and datasets to `hub`, and all that they and we write into `home`."""
+    """Return variables that lead huggingface_hub and datasets to `hub`, and all that they and we write into `home`."""
     return {
         "HF_ENDPOINT": hub.url(),
         "HF_TOKEN": TOKEN,
@@ -172,7 +172,7 @@ def _files(folder: Path) -> dict[str, bytes | Path]:
 
 
 def _forbidden_file(folder: Path) -> Path:
-    """A good picture: whoever follows a file:// URL to it would take it for a success."""
+    """Write a good picture for file:// URLs to name: a client that followed one would take it for a success."""
     path = folder / "not-to-be-read.png"
     path.write_bytes(encode(draw(plan(random.Random(0), 1)), "png"))  # noqa: S311 - a drawing, no secret
     return path

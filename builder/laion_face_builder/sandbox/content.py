@@ -57,7 +57,7 @@ class Content:
     answers: dict[str, Answer] = field(repr=False)
 
     def rows_read_for(self, parts: Collection[int]) -> int:
-        """How many metadata rows have to be read for these parts: those of their files, or all."""
+        """Count the metadata rows that have to be read for these parts: those of their files, or all."""
         by_part = self.spec.world == "2021"
         wanted = {RELEASES["2021"].file_name.format(part) for part in parts} if by_part else self.files
         return sum(len(rows) for name, rows in self.files.items() if name in wanted)
@@ -75,7 +75,7 @@ class _Seat:
 
 
 def make_content(spec: SandboxSpec, hosts: Sequence[str], forbidden_file: str = "/etc/hostname") -> Content:
-    """Draws and writes up everything.
+    """Make a sandbox's content: metadata rows, what is true of the face rows, and the hosts' answers.
 
     Args:
         spec: how much of what.
@@ -99,7 +99,7 @@ def make_content(spec: SandboxSpec, hosts: Sequence[str], forbidden_file: str = 
 
 
 def id_without_metadata(part: int) -> int:
-    """An id that the list has for this part, and no metadata file has."""
+    """Return an id that the list has for this part, and no metadata file has."""
     return 10**12 * 32 + part
 
 
@@ -116,7 +116,7 @@ def _what_is_true(
 def _make_part(
     spec: SandboxSpec, part: int, hosts: Sequence[str], forbidden_file: str, answers: dict[str, Answer]
 ) -> tuple[list[Row], list[Truth]]:
-    """The part's rows in 2021, and what is true of its face rows; puts what the hosts say into `answers`."""
+    """Make the part's rows of 2021, and what is true of its face rows; put what the hosts say into `answers`."""
     rng = random.Random(f"{spec.seed}/{part}")  # noqa: S311 - variety, not secrets
     rows: list[Row] = []
     truths = []
@@ -139,7 +139,7 @@ def _make_part(
 
 
 def _deal(spec: SandboxSpec, rng: random.Random, part: int) -> list[_Seat | int]:
-    """The part's rows in order, of the faceless only the id; shares are exact, sorts equally frequent."""
+    """Return the part's rows in order, of the faceless only the id; shares are exact, kinds equally frequent."""
     count = round(spec.rows * spec.face_share)
     failing, twisted = round(count * spec.failing), round(count * spec.twisted)
     fates = [(fate, "") for fate in islice(cycle(FAILURES), failing)]
@@ -195,7 +195,7 @@ def _served(scene: Scene, kind: str, twist: str) -> tuple[bytes, tuple[int, int]
 
 
 def _answers(truth: Truth, base: str, spec: SandboxSpec) -> dict[str, Answer]:
-    """What stands under the row's path and, last, where that leads to."""
+    """Return the answer under the row's path and, last, the one that a redirect leads to."""
     path = truth.path
     data, form = truth.served, {"Content-Type": f"image/{truth.kind.partition('-')[0]}"}
     if truth.fate in ("ftp_url", "file_url"):
@@ -230,7 +230,7 @@ def _labels(rng: random.Random) -> dict[str, Any]:
 
 
 def _other_row(rng: random.Random, sample_id: int, hosts: Sequence[str]) -> Row:
-    """A row without faces: nobody has a reason to ask for its picture. One in fifty has no id."""
+    """Make a row without faces, whose picture nobody has a reason to ask for. One in fifty has no id."""
     labels = _labels(rng)
     return {
         "sample_id": None if rng.random() < 0.02 else sample_id,

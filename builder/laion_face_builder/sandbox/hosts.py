@@ -25,7 +25,7 @@ class PictureHost(LoopbackServer):
         self.answers: dict[str, Answer] = dict(answers or {})
 
     def answer(self, request: Request) -> Answer:
-        """What stands under the path, the query aside."""
+        """Return what stands under the path; the query is ignored."""
         return self.answers.get(request.path, Answer(404, b"nothing here"))
 
 
@@ -41,7 +41,7 @@ class FolderHost(LoopbackServer):
         self.listing = listing
 
     def answer(self, request: Request) -> Answer:
-        """A file, the index page of a folder, or 404."""
+        """Return a file, the index page of a folder, or 404."""
         path = (self.folder / request.path.lstrip("/")).resolve()
         if not path.is_relative_to(self.folder) or not path.exists():
             return Answer(404, b"not found")
@@ -62,7 +62,7 @@ class FolderHost(LoopbackServer):
 
 
 def nginx_index(folder: Path, path: str) -> str:
-    """The page that nginx's autoindex makes: links are whole and quoted, their texts cut after 50 characters."""
+    """Return the page of nginx's autoindex: links are whole and quoted, their texts cut after 50 characters."""
     lines = []
     for name, entry in _entries(folder):
         shown = name if len(name) <= 50 else f"{name[:47]}..>"
@@ -77,7 +77,7 @@ def nginx_index(folder: Path, path: str) -> str:
 
 
 def apache_index(folder: Path, path: str) -> str:
-    """The page that Apache's mod_autoindex makes with FancyIndexing and HTMLTable: links that sort come first."""
+    """Return the page of Apache's mod_autoindex with FancyIndexing and HTMLTable: links that sort come first."""
     heads = "".join(
         f'<th><a href="?C={key};O={"D" if key == "N" else "A"}">{title}</a></th>'
         for key, title in (("N", "Name"), ("M", "Last modified"), ("S", "Size"), ("D", "Description"))
@@ -99,7 +99,7 @@ def apache_index(folder: Path, path: str) -> str:
 
 
 def _entries(folder: Path) -> list[tuple[str, Path]]:
-    """What is in a folder by name, folders with a slash at their end."""
+    """List what is in a folder by name, folders with a slash at their end."""
     return [(f"{entry.name}/" if entry.is_dir() else entry.name, entry) for entry in sorted(folder.iterdir())]
 
 

@@ -45,13 +45,13 @@ class Hub(LoopbackServer):
         self.writing = threading.Lock()
 
     def add_repo(self, repo_id: str, files: Mapping[str, bytes | Path], *, gated: bool = False) -> HubRepo:
-        """A new dataset repo with one commit on main."""
+        """Add a new dataset repo with one commit on main."""
         self.repos[repo_id] = repo = HubRepo(repo_id, gated)
         repo.commit(files)
         return repo
 
     def answer(self, request: Request) -> Answer:
-        """What the first fitting route says."""
+        """Answer by the first route that fits."""
         if (place := self._new_place(request)) is not None:
             return Answer(307, f"Temporary Redirect. Redirecting to {place}".encode(), {"Location": place})
         for method, pattern, route in _ROUTES:
@@ -64,7 +64,7 @@ class Hub(LoopbackServer):
         return refusal(404, "NotFound", f"no such page: {request.path}")
 
     def _new_place(self, request: Request) -> str | None:
-        """Where a request for a renamed repo has to go: the same path and query under its new name, on this host.
+        """Say where a request for a renamed repo has to go: the same path and query under its new name, on this host.
 
         The Hub's own redirects are relative too, and huggingface_hub follows no others when it asks what a file is.
         """
@@ -74,30 +74,30 @@ class Hub(LoopbackServer):
         return f"{found[1]}{self.renamed[found[2]]}{found[3]}"
 
     def repo(self, repo_id: str) -> HubRepo:
-        """The repo; a 404 to the client if there is none."""
+        """Return the repo; answer the client with 404 if there is none."""
         if repo_id not in self.repos:
             raise Refused(404, "RepoNotFound", "Repository not found")
         return self.repos[repo_id]
 
     def revision(self, repo_id: str, revision: str | None) -> tuple[HubRepo, str]:
-        """The repo and the commit's sha; a 404 to the client if there is none."""
+        """Return the repo and the commit's sha; answer the client with 404 if there is none."""
         repo = self.repo(repo_id)
         if (sha := repo.sha(revision or "main")) is None:
             raise Refused(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return repo, sha
 
     def check_access(self, repo: HubRepo, request: Request) -> None:
-        """401 without a known token, 403 with one that was not granted the repo. Listings are open to all."""
+        """Refuse with 401 without a known token, with 403 if it was not granted the repo. Listings are open to all."""
         if repo.gated and repo.id not in self.tokens.get(request.token, set()):
             status = 403 if self.knows(request.token) else 401
             raise Refused(status, "GatedRepo", _NO_ACCESS.format(repo.id, repo.id))
 
     def knows(self, token: str) -> bool:
-        """Whether the token is one of ours."""
+        """Say whether the Hub knows the token."""
         return token in self.tokens or token in self.writers
 
     def check_sight(self, request: Request, repo_id: str | None) -> None:
-        """Private repos are as if they were not there: 401 without a token, 404 with one that may not see them."""
+        """Hide private repos: 401 without a known token, 404 with one that may not see them."""
         repo = self.repos.get(repo_id or "")
         if repo is None or not repo.private or request.path.startswith("/lfs/"):  # storage addresses are signed
             return
@@ -107,7 +107,7 @@ class Hub(LoopbackServer):
             raise Refused(404 if self.knows(request.token) else 401, "RepoNotFound", message)
 
     def check_write(self, request: Request, namespace: str) -> None:
-        """401 without a known token, 403 with one that may not write to `namespace`."""
+        """Refuse with 401 without a known token, with 403 if it may not write to `namespace`."""
         if not self.knows(request.token):
             message = (
                 "Invalid credentials in Authorization header" if request.token else "Invalid username or password."

@@ -16,11 +16,11 @@ class Refused(Exception):
 
 
 def refusal(status: int, code: str, message: str) -> Answer:
-    """An error as the Hub says it: a status, a code for machines and a message for people."""
+    """Return an error as the Hub says it: a status, a code for machines and a message for people."""
     headers = {"X-Error-Code": code, "X-Error-Message": message, "Content-Type": "application/json"}
     return Answer(status, json.dumps({"error": message}).encode(), headers)
 
 
 def json_answer(value: object, status: int = 200, **headers: str) -> Answer:
-    """`value` as JSON."""
+    """Return `value` as a JSON answer."""
     return Answer(status, json.dumps(value).encode(), {"Content-Type": "application/json", **headers})

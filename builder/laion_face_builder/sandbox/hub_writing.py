@@ -1,4 +1,4 @@
-"""The half of the stand-in Hub that changes something: repos, branches, LFS uploads and commits.
+"""The routes of the stand-in Hub that change something: repos, branches, LFS uploads and commits.
 
 The way of a file, as huggingface_hub goes it: `preupload` says whether it is for LFS; the LFS `batch` gives addresses
 on another host to PUT it to, at once or in parts, or says that the bytes are there already; `verify`; and one `commit`,
@@ -43,7 +43,7 @@ class Upload:
     parts: dict[int, bytes] = field(default_factory=dict, repr=False)
 
     def keep(self, content: bytes) -> None:
-        """Makes it an object of the repo, if it is what it was announced as."""
+        """Keep the bytes as an object of the repo, if they have the announced size and SHA-256."""
         if len(content) != self.size or hashlib.sha256(content).hexdigest() != self.oid:
             raise Refused(400, "BadDigest", f"The bytes are not those of object {self.oid}")
         self.repo.objects[self.oid] = content
@@ -112,7 +112,7 @@ def _batch(hub: Hub, request: Request, *, repo: str) -> Answer:
 
 
 def _actions(hub: Hub, repo: HubRepo, told: dict[str, Any]) -> dict[str, Any]:
-    """What to do with one object: nothing if its bytes are here, else where to PUT it and where to say so."""
+    """Say what to do with one object: nothing if its bytes are here, else where to PUT it and where to verify it."""
     entry = {"oid": told["oid"], "size": told["size"]}
     if told["oid"] in repo.objects:
         return entry
@@ -201,14 +201,14 @@ def _removed(tree: dict[str, HubFile], entries: list[tuple[str, dict[str, Any]]]
 
 
 def _writable(hub: Hub, request: Request, repo_id: str) -> HubRepo:
-    """The repo, if the token may write to it."""
+    """Return the repo, if the token may write to it."""
     repo = hub.repo(repo_id)
     hub.check_write(request, repo_id.partition("/")[0])
     return repo
 
 
 def _branch(repo: HubRepo, revision: str) -> str:
-    """The commit that a branch is at; only branches can be written to."""
+    """Return the commit that a branch is at; only branches can be written to."""
     if revision not in repo.branches:
         raise Refused(404, "RevisionNotFound", f"Invalid rev id: {revision}")
     return repo.branches[revision]

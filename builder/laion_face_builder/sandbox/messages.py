@@ -41,7 +41,7 @@ class Answer:
         return len(self.body) if isinstance(self.body, bytes) else self.body.stat().st_size
 
     def pieces(self) -> Iterator[bytes]:
-        """The bytes to send, in pieces."""
+        """Yield the bytes to send, in pieces."""
         start, stop = self.span or (0, self.whole)
         while True:
             for at in range(start, stop, _PIECE):
@@ -63,12 +63,12 @@ class Answer:
 
 
 def redirect(location: str, status: int = 302) -> Answer:
-    """An answer that sends the client to `location`."""
+    """Return an answer that sends the client to `location`."""
     return Answer(status, headers={"Location": location})
 
 
 def ranged(answer: Answer, wanted: str | None, if_range: str | None = None) -> Answer:
-    """`answer` cut to the one byte range that a Range header names; 416 where it begins beyond the end."""
+    """Cut `answer` to the one byte range that a Range header names; 416 where it begins beyond the end."""
     size = answer.whole
     answer = replace(answer, headers={**answer.headers, "Accept-Ranges": "bytes"})
     if not wanted or (if_range and if_range != answer.headers.get("ETag")):
@@ -135,7 +135,7 @@ class Fault:
     seen: int = 0
 
     def applied(self, answer: Answer) -> Answer:
-        """The spoiled answer."""
+        """Return the answer as the fault spoils it."""
         if self.spoil.get("status", 0) >= 400:
             return Answer(**{"body": b"planted fault", **self.spoil})
         return replace(answer, **self.spoil)

@@ -1,4 +1,4 @@
-"""Cartoon faces whose boxes and landmarks are known, drawn and encoded in the ways in which the web does it.
+"""Cartoon faces with known boxes and landmarks, drawn and encoded in the formats that the web has.
 
 Each of the five landmarks is the centre of a disc in a colour of its own, with a grey level of its own, so that
 `find_landmarks` finds it again in what a decoder gives, whatever happened to the picture on its way.
@@ -45,7 +45,7 @@ class Scene:
 
 
 def plan(rng: random.Random, faces: int) -> Scene:
-    """A picture with so many faces on a loose grid; in one of six they stick out of it."""
+    """Plan a picture with so many faces on a loose grid; in one of six they stick out of it."""
     columns = max(1, math.ceil(math.sqrt(faces)))
     lines = max(1, math.ceil(faces / columns))
     cell = rng.randint(84, 150) if faces < 3 else rng.randint(76, 96)
@@ -78,7 +78,7 @@ def _single(value: float) -> float:
 
 
 def draw(scene: Scene, *, plain: bool = False) -> Image.Image:
-    """The picture in RGB; `plain` leaves out the gradient, for formats with few colours."""
+    """Draw the picture in RGB; `plain` leaves out the gradient, for formats with few colours."""
     looks = random.Random(scene.looks)  # noqa: S311 - looks, not secrets
     light, other = ((looks.randint(185, 250), looks.randint(185, 250), looks.randint(185, 250)) for _ in range(2))
     picture = Image.new("RGB", (scene.width, scene.height), light)
@@ -106,7 +106,7 @@ def _draw_face(pen: ImageDraw.ImageDraw, face: Face, looks: random.Random) -> No
 
 
 def encode(picture: Image.Image, kind: str) -> bytes:
-    """`picture` (RGB) in the bytes of one of `KINDS`."""
+    """Encode `picture` (RGB) as one of `KINDS`."""
     form, _, variant = kind.partition("-")
     exif = Image.Exif()
     if variant.startswith("exif-"):
@@ -159,7 +159,7 @@ def _saved(picture: Image.Image, form: str, **settings: object) -> bytes:
 
 
 def find_landmarks(picture: Image.Image, box: Sequence[float]) -> np.ndarray:
-    """The centres of the five discs within `box` (in `picture`'s frame), float64[5, 2]; NaN where there is none.
+    """Find the centres of the five discs within `box` (in `picture`'s frame), float64[5, 2]; NaN where there is none.
 
     A picture without colours is searched by grey levels.
     """

@@ -1,4 +1,4 @@
-"""The plain, slow join that says what is true: which metadata rows are the index of a part, and what proves it.
+"""A plain, slow reference join: which metadata rows are the index of a part, and what proves it.
 
 It shares no code with the product, so that one can be held against the other. An id's rows are judged by its faces: a
 face fits a picture if the centre of its box lies in it, as it is or with width and height exchanged.
@@ -15,7 +15,7 @@ Faces = Sequence[Face]
 
 
 def plain_join(rows: Iterable[Row], asked: Set[int], faces: Mapping[int, Faces]) -> tuple[list[Row], dict[str, int]]:
-    """Joins one part.
+    """Join one part.
 
     Args:
         rows: of all metadata files, in the order of the files and of the rows in them.
@@ -53,7 +53,7 @@ def plain_join(rows: Iterable[Row], asked: Set[int], faces: Mapping[int, Faces])
 
 
 def _only_one(rows: Sequence[Row], faces: Faces) -> Row | None:
-    """The one row of an id: the only one there is, or the only one that can fit, if it does; else None."""
+    """Return the one row of an id: the only one there is, or the only one that can fit, if it does; else None."""
     if len(rows) == 1:
         return rows[0]
     can_fit = [row for row in rows if _fits(row, faces) in (True, None)]
@@ -61,7 +61,7 @@ def _only_one(rows: Sequence[Row], faces: Faces) -> Row | None:
 
 
 def _fits(row: Row, faces: Faces) -> bool | None:
-    """Whether all faces fit, either way up; None where the size is not known."""
+    """Say whether all faces fit, either way up; None where the size is not known."""
     if not faces:
         return True
     if row["width"] is None or row["height"] is None:
@@ -70,7 +70,7 @@ def _fits(row: Row, faces: Faces) -> bool | None:
 
 
 def _fitting(row: Row, faces: Faces) -> tuple[int, int]:
-    """How many faces fit as the size stands, and how many with width and height exchanged."""
+    """Count the faces that fit as the size stands, and those that fit with width and height exchanged."""
     width, height = row["width"], row["height"]
     return sum(face.is_in(width, height) for face in faces), sum(face.is_in(height, width) for face in faces)
 

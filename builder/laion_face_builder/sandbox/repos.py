@@ -35,23 +35,23 @@ class HubFile:
 
     @cached_property
     def sha256(self) -> str:
-        """Of the bytes: what LFS names the file by."""
+        """The SHA-256 of the bytes, by which LFS names the file."""
         return _hash_of("sha256", self.data)
 
     @cached_property
     def oid(self) -> str:
-        """What git names the file by; close enough for LFS files, whose pointer it would be of."""
+        """The bytes' id as a git blob; for an LFS file real git takes the id of its pointer."""
         return _hash_of("sha1", self.data, f"blob {self.data.whole}\0".encode())
 
     def as_json(self) -> dict[str, Any]:
-        """The entry in a listing."""
+        """Return the entry in a listing."""
         entry: dict[str, Any] = {"type": "file", "path": self.path, "size": self.data.whole, "oid": self.oid}
         if self.is_lfs:
             entry["lfs"] = {"oid": self.sha256, "size": self.data.whole, "pointerSize": 134}
         return entry
 
     def as_sibling(self) -> dict[str, Any]:
-        """The entry in the repo's info, where the Hub uses other names for the same."""
+        """Return the entry in the repo's info, where the Hub uses other names for the same."""
         entry = {"rfilename": self.path, "size": self.data.whole, "blobId": self.oid}
         lfs = {"sha256": self.sha256, "size": self.data.whole, "pointerSize": 134}
         return {**entry, "lfs": lfs} if self.is_lfs else entry
@@ -73,11 +73,11 @@ class HubRepo:
     messages: dict[str, str] = field(default_factory=dict)
 
     def commit(self, files: Mapping[str, bytes | Path], branch: str = "main") -> str:
-        """Adds or replaces files on top of `branch`; gives the new commit's sha."""
+        """Add or replace files on top of `branch`; return the new commit's sha."""
         return self.commit_files([HubFile(path, content) for path, content in files.items()], (), branch)
 
     def commit_files(self, files: Iterable[HubFile], removed: Iterable[str], branch: str) -> str:
-        """Takes the `removed` paths out of `branch`, adds or replaces `files`; gives the new commit's sha."""
+        """Take the `removed` paths out of `branch`, add or replace `files`; return the new commit's sha."""
         removed = set(removed)
         before = self.commits.get(self.branches.get(branch, ""), {})
         tree = {path: file for path, file in before.items() if path not in removed}
@@ -88,11 +88,11 @@ class HubRepo:
         return sha
 
     def sha(self, revision: str) -> str | None:
-        """The commit that a branch or a sha means."""
+        """Return the commit that a branch or a sha means."""
         return self.branches.get(revision) or (revision if revision in self.commits else None)
 
     def tree(self, revision: str) -> dict[str, HubFile]:
-        """The files of a revision by path."""
+        """Return the files of a revision by path."""
         return self.commits[self.sha(revision) or ""]
 
 

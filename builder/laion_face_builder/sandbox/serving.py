@@ -40,20 +40,20 @@ class LoopbackServer(ThreadingHTTPServer):
         self._thread = threading.Thread(target=self.serve_forever, args=(0.05,), name=type(self).__name__, daemon=True)
 
     def answer(self, request: Request) -> Answer:
-        """What `request` gets, faults aside."""
+        """Return what `request` gets, faults aside."""
         raise NotImplementedError
 
     def url(self, host: str = "127.0.0.1") -> str:
-        """The address of the root, without a slash at its end; `localhost` reaches the same server."""
+        """Return the address of the root, without a slash at its end; `localhost` reaches the same server."""
         return f"http://{host}:{self.server_port}"
 
     def start(self) -> Self:
-        """Starts to serve."""
+        """Start to serve."""
         self._thread.start()
         return self
 
     def stop(self) -> None:
-        """Stops, ends open connections, and waits for their threads."""
+        """Stop, end open connections, and wait for their threads."""
         self.stopping.set()
         self.shutdown()
         self._thread.join()
@@ -74,26 +74,26 @@ class LoopbackServer(ThreadingHTTPServer):
         take_rate: float | None = None,
         **spoil: Any,
     ) -> Fault:
-        """Makes the `calls`-th requests (from 1) for paths with `path` in them go wrong; see `Fault`."""
+        """Make the `calls`-th requests (from 1) for paths with `path` in them go wrong; see `Fault`."""
         fault = Fault(path, spoil, calls, method, unheard, take, take_rate)
         self.faults.append(fault)
         return fault
 
     def count(self, path: str = "", method: str | None = None) -> int:
-        """How many requests there were for paths with `path` in them."""
+        """Count the requests for paths with `path` in them."""
         return sum(path in request.path and method in (None, request.method) for request in self.log)
 
     def bytes_sent(self, path: str = "") -> int:
-        """How many bytes of body went out for paths with `path` in them."""
+        """Count the bytes of body that went out for paths with `path` in them."""
         return sum(request.sent for request in self.log if path in request.path)
 
     def bytes_received(self, path: str = "", method: str | None = None) -> int:
-        """How many bytes of body came in for paths with `path` in them."""
+        """Count the bytes of body that came in for paths with `path` in them."""
         fitting = (request for request in self.log if path in request.path and method in (None, request.method))
         return sum(request.received for request in fitting)
 
     def faults_of(self, request: Request) -> list[Fault]:
-        """The planted faults whose turn it is; every fault that fits counts the request."""
+        """Return the planted faults whose turn it is; every fault that fits counts the request."""
         due = []
         with self._changed:
             for fault in self.faults:
@@ -103,25 +103,25 @@ class LoopbackServer(ThreadingHTTPServer):
         return due
 
     def server_bind(self) -> None:
-        """Binds without http.server's look-up of the full host name, which can take seconds."""
+        """Bind without http.server's look-up of the full host name, which can take seconds."""
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = "127.0.0.1", self.server_address[1]
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Notes the connection before its thread starts."""
+        """Note the connection before its thread starts."""
         with self._changed:
             self.open.add(request)
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
-        """Forgets the connection."""
+        """Forget the connection."""
         super().shutdown_request(request)
         with self._changed:
             self.open.discard(request)
             self._changed.notify_all()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that hang up are everyday life; anything else is a bug of ours and is printed."""
+        """Print what is a bug of ours, but not that a client hung up."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 
@@ -155,7 +155,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(request, answer)
 
     def _take_body(self, request: Request, faults: list[Fault]) -> bool:
-        """Reads the body; False if the client went away in the middle of it, or a fault ends the connection there."""
+        """Read the body; False if the client went away in the middle of it, or a fault ends the connection there."""
         length = int(self.headers.get("Content-Length") or 0)
         stop = min([length, *(fault.take for fault in faults if fault.take is not None)])
         rate = min([fault.take_rate for fault in faults if fault.take_rate], default=None)
@@ -197,7 +197,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return _hang_up(self.connection)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing on stderr: `log` keeps the requests."""
+        """Write nothing to stderr: `log` keeps the requests."""
 
 
 def _dripping(answer: Answer) -> Iterator[bytes]:

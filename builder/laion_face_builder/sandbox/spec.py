@@ -107,12 +107,12 @@ class Face:
         return (x1 + x2) / 2, (y1 + y2) / 2
 
     def is_in(self, width: int, height: int) -> bool:
-        """Whether the middle of the box lies in a picture of that size."""
+        """Say whether the middle of the box lies in a picture of that size."""
         x, y = self.centre
         return 0 <= x <= width and 0 <= y <= height
 
     def as_dict(self) -> dict[str, Any]:
-        """As it stands in the index."""
+        """Return the face as it stands in the index."""
         return {"box": list(self.box), "landmarks": [list(point) for point in self.landmarks], "score": self.score}
 
 
@@ -151,7 +151,7 @@ class Truth:
 
     @property
     def ok(self) -> bool:
-        """Whether the picture can be had."""
+        """Whether the picture can be fetched."""
         return self.fate == "ok"
 
     @property
@@ -186,5 +186,5 @@ class Truth:
 
 
 def row_of(truth: Truth) -> Row:
-    """The metadata row that says this."""
+    """Return `truth` as a row of the metadata."""
     return {field: getattr(truth, field) for field in RELEASES["2021"].columns.values()}

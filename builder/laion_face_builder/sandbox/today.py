@@ -24,11 +24,11 @@ class _Deck:
         self.whole = len(truths)
 
     def count(self, share: float) -> int:
-        """How many rows a share of the deck is: at least one, unless it is 0."""
+        """Count the rows that a share of the deck is: at least one, unless the share is 0."""
         return max(1, round(share * self.whole)) if share else 0
 
     def take(self, count: int, fitting: Callable[[Truth], bool]) -> list[Truth]:
-        """Takes out `count` fitting rows, fewer if there are no more."""
+        """Take out `count` fitting rows, fewer if there are no more."""
         taken = [truth for truth in self.left if fitting(truth)][:count]
         self.left = [truth for truth in self.left if truth not in taken]
         return taken
@@ -37,7 +37,7 @@ class _Deck:
 def files_of_today(
     spec: SandboxSpec, parts: Mapping[int, Sequence[Row]], listed: Iterable[Truth], hosts: Sequence[str]
 ) -> dict[str, list[Row]]:
-    """The metadata files of today by their names.
+    """Return the metadata files of today by their names.
 
     Args:
         parts: the rows of 2021 by part.
@@ -69,7 +69,7 @@ class _Maker:
     hosts: Sequence[str]
 
     def stacks(self, rows: Sequence[Row], truths: Sequence[Truth]) -> list[list[Row]]:
-        """What is left of a part: each stack is one row, with those that have its key; no two go to the same file."""
+        """Return what is left of a part as stacks of rows with one key; the rows of a stack go to different files."""
         known = {truth.sample_id: truth for truth in truths}
         face_rows = self._thinned([row for row in rows if row["sample_id"] in known])
         others = self._thinned([row for row in rows if row["sample_id"] not in known])
@@ -106,7 +106,7 @@ class _Maker:
             stacks[truth.sample_id] += [{**row, "similarity": self.rng.uniform(0.3, 0.45)} for _ in range(times)]
 
     def _rivals(self) -> list[tuple[Callable[[Truth], Row], Callable[[Truth], bool]]]:
-        """The kinds of second rows that could be right as well, and for which rows each of them is made."""
+        """Return the kinds of second rows that could be right as well, and for which rows each of them is made."""
         return [
             (lambda truth: self._elsewhere(truth) | {"width": 2000, "height": 2000}, _fits),
             (self._elsewhere, lambda truth: not truth.faces),
@@ -116,13 +116,13 @@ class _Maker:
         ]
 
     def _misfit(self, truth: Truth) -> Row:
-        """Another picture's row, so small that the farthest face lies outside of it, either way up."""
+        """Make another picture's row, so small that the farthest face lies outside of it, either way up."""
         far = int(max(edge for face in truth.faces for edge in face.centre))
         width, height = (self.rng.randint(far // 2, far - 1) for _ in range(2))
         return self._elsewhere(truth) | {"width": width, "height": height}
 
     def _elsewhere(self, truth: Truth) -> Row:
-        """A row with the same key for a picture that nobody should ask for."""
+        """Make a row with the same key for a picture that nobody should ask for."""
         return row_of(truth) | {
             "url": f"{self.rng.choice(list(self.hosts))}/elsewhere/{truth.sample_id}.jpg",
             "caption": f"Not what {truth.sample_id} was",
@@ -132,7 +132,7 @@ class _Maker:
 
 
 def _fits(truth: Truth, *, exchanged: bool = False) -> bool:
-    """Whether the faces are known to lie in the picture, as it is or with width and height exchanged."""
+    """Say whether the faces are known to lie in the picture, as it is or with width and height `exchanged`."""
     if not truth.faces or truth.width is None or truth.height is None:
         return False
     size = (truth.height, truth.width) if exchanged else (truth.width, truth.height)
@@ -144,7 +144,7 @@ def _tells_swapping(truth: Truth) -> bool:
 
 
 def _hides_swapping(truth: Truth) -> bool:
-    """The faces fit either way up, the two sizes are clearly not of one shape, and the picture will come as it was."""
+    """Say whether faces fit either way up, the two sizes clearly differ in shape, and the picture comes as it was."""
     if not (_fits(truth) and _fits(truth, exchanged=True) and truth.ok) or truth.twist in ("rescaled", "reshaped"):
         return False
     sides = sorted((truth.width or 1, truth.height or 1))

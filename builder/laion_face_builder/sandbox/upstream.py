@@ -24,7 +24,7 @@ _ID_TYPES = {"int64": pa.int64(), "float64": pa.float64(), "string": pa.string()
 
 
 def write_upstream(content: Content, folder: Path) -> None:
-    """folder/laion-face/ with the id list and the detections, folder/metadata/ with the metadata."""
+    """Write the id list and the detections to folder/laion-face/, and the metadata to folder/metadata/."""
     for name in ("laion-face", "metadata"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     style = content.spec.pickles
@@ -37,7 +37,7 @@ def write_upstream(content: Content, folder: Path) -> None:
 
 
 def metadata_table(content: Content, name: str) -> pa.Table:
-    """The rows of a metadata file with its release's columns; the ids in the type that the spec asks for."""
+    """Return the rows of a metadata file with its release's columns; the ids in the type that the spec asks for."""
     release = RELEASES[content.spec.world]
     columns = {column: [row[field] for row in content.files[name]] for column, field in release.columns.items()}
     at = list(release.columns).index(release.id_column)
@@ -46,12 +46,12 @@ def metadata_table(content: Content, name: str) -> pa.Table:
 
 
 def write_metadata(path: Path, table: pa.Table, *, row_groups: int = 4) -> None:
-    """A metadata file of so many row groups."""
+    """Write a metadata file of so many row groups."""
     pq.write_table(table, path, compression="snappy", row_group_size=max(1, -(-table.num_rows // row_groups)))
 
 
 def ids_of(content: Content) -> list[list[int]]:
-    """The 32 lists of ids, unsorted; one id stands twice, one has no metadata; other parts have ids of no use."""
+    """Return the 32 lists of ids, unsorted; one id comes twice, one has no metadata; other parts have ids of no use."""
     lists = [[id_without_metadata(part), 32 * 7 + part] for part in range(32)]
     for part in content.spec.parts:
         mine = [truth.sample_id for truth in content.listed if truth.part == part]
@@ -61,7 +61,7 @@ def ids_of(content: Content) -> list[list[int]]:
 
 
 def detections_of(content: Content, part: int) -> dict[int, tuple[Face, ...]]:
-    """Faces by id. Of the rows without a face half are there with none, half are not there; one id is on no list."""
+    """Return faces by id. Half of the rows without a face have an empty entry, half have none; one id is on no list."""
     mine = [truth for truth in content.listed if truth.part == part]
     found = {truth.sample_id: truth.faces for truth in mine if truth.faces or truth.row % 2}
     first = next((truth.faces for truth in mine if truth.faces), ())
@@ -69,7 +69,7 @@ def detections_of(content: Content, part: int) -> dict[int, tuple[Face, ...]]:
 
 
 def write_ids(path: Path, lists: Sequence[Iterable[int]], style: PickleStyle | None = None) -> None:
-    """laion_face_ids.pth in the given style."""
+    """Write laion_face_ids.pth in the given style."""
     import torch
 
     style = style or PickleStyle()
@@ -87,7 +87,7 @@ def write_ids(path: Path, lists: Sequence[Iterable[int]], style: PickleStyle | N
 
 
 def write_detections(path: Path, faces: Mapping[int, Sequence[Face]], style: PickleStyle | None = None) -> None:
-    """A sample2detect_i.pth in the given style: id -> list of faces."""
+    """Write a sample2detect_i.pth in the given style: id -> list of faces."""
     style = style or PickleStyle()
     save(
         {sample_id: [_as_upstream(face, style.face) for face in each] for sample_id, each in faces.items()}, path, style
@@ -108,7 +108,7 @@ def _as_upstream(face: Face, shape: str) -> object:
 
 
 def save(value: object, path: Path, style: PickleStyle | None = None) -> None:
-    """torch.save in the style's container, with numpy's old or new names in the pickle."""
+    """Save by torch.save in the style's container, with numpy's old or new names in the pickle."""
     import torch
 
     style = style or PickleStyle()

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-_POLL_SECONDS = 0.1
+_POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)

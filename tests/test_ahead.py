@@ -112,6 +112,16 @@ def test_slow_ones_come_last_and_hold_up_nobody() -> None:
     assert [isinstance(outcome, PictureError) for _, outcome in found] == [False] * 180 + [True] * 20
 
 
+def test_silent_hosts_take_no_places_from_others() -> None:
+    # As many silent hosts as there are places: what can be had comes long before they are given up.
+    with HostileHost(address="0.0.0.0") as host, Fetcher(replace(LIMITS, timeout=60, concurrency=4)) as fetcher:
+        urls = [host.url("/silent", f"127.0.1.{n}") for n in range(1, 9)] + [host.url(f"/ok/{n}") for n in range(30)]
+        stream = arriving(urls, fetcher, url_of=same)
+        found = [next(stream)[1] for _ in range(30)]
+        stream.close()
+    assert all(isinstance(outcome, FetchedPicture) for outcome in found)
+
+
 def test_a_full_buffer_is_emptied_by_whatever_is_taken(fetcher: Fetcher) -> None:
     # The oldest picture hangs, and there is room for three: all others pass it.
     with HostileHost() as host:

@@ -101,5 +101,4 @@ class Exchanges:
         addresses = await self._resolver.resolve(host, port)
         if _LITERAL.fullmatch(host):
             return []
-        # "+": it times out like any other answer instead of staying for good.
-        return [f"+{host}:{port}:{','.join(f'[{a}]' if ':' in a else a for a in addresses)}"]
+        return [f"{host}:{port}:{','.join(f'[{a}]' if ':' in a else a for a in addresses)}"]

@@ -18,6 +18,7 @@ from laion_face_builder.fetch.hosts import Contact, Hosts
 from laion_face_builder.fetch.job import FetchedPicture, Job, JobState, Outcome, cancelled
 from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.fetch.machine import Machine
+from laion_face_builder.fetch.places import Places
 from laion_face_builder.fetch.policy import Again, Later
 from laion_face_builder.fetch.stream_queue import StreamQueue
 from laion_face_builder.fetch.vigil import Vigil
@@ -46,7 +47,7 @@ class Scheduler:
         self._lookups: set[asyncio.Task[None]] = set()
         self._vigil = Vigil(self, flights.reaches, limits.outage_patience)
         self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._flying = 0
+        self._places = Places(limits.concurrency, limits.kept_connections, self.schedule)
         self._freed: set[str] = set()
         #: Jobs under way that gave up their place in flight, and their host's connection.
         self._placeless: set[Job] = set()
@@ -78,6 +79,7 @@ class Scheduler:
         """End all jobs and wait until none is in flight."""
         self._is_stopped = True
         self._vigil.close()
+        self._places.close()
         tasks = [job.task for job in self._open if job.task is not None]
         for lookup in self._lookups:
             lookup.cancel()
@@ -90,7 +92,7 @@ class Scheduler:
     def wait_for_room(self, job: Job) -> None:
         """Let others have the place of a job whose body waits for room, and its connection to the host."""
         self._placeless.add(job)
-        self._flying -= 1
+        self._places.leave(job)
         self._hosts[job.host].leave(Contact.NONE, 0.0, self._loop.time())
         self._freed.add(job.host)
 
@@ -103,16 +105,16 @@ class Scheduler:
                 job = self._next_job()
             if job is None:
                 break
-            self._flying += 1
+            self._places.take(job)
             job.queue.flying += 1
             job.state = JobState.FLYING
             job.task = self._loop.create_task(self._fly(job))
-        if not self._flying and not self._lookups:
+        if not len(self._places) and not self._lookups:
             self._vigil.nothing_under_way()
 
     def _may_start(self) -> bool:
-        has_place = self._flying < self._limits.concurrency and len(self._lookups) < _LOOKUPS
-        return has_place and not self._is_stopped and self._vigil.may_start(self._flying + len(self._lookups))
+        has_place = self._places.has_free and len(self._lookups) < _LOOKUPS
+        return has_place and not self._is_stopped and self._vigil.may_start(len(self._places) + len(self._lookups))
 
     def _make_way(self) -> None:
         while self._freed:
@@ -125,7 +127,7 @@ class Scheduler:
     def _place(self, job: Job) -> None:
         # The connection is open still: no bound can take it away.
         self._placeless.discard(job)
-        self._flying += 1
+        self._places.take(job)
         self._hosts[job.host].busy += 1
 
     def _next_job(self) -> Job | None:
@@ -201,7 +203,7 @@ class Scheduler:
         if job in self._placeless:
             self._placeless.discard(job)
             return
-        self._flying -= 1
+        self._places.leave(job)
         if host is not None:
             self._hosts[host].leave(
                 Contact.NONE if self._vigil.is_out else landing.contact,

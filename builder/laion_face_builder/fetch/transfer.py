@@ -69,7 +69,7 @@ class Transfer:
         if pinned or self._unpinned:
             # What was pinned last goes, so that there are no more pins than handles: libcurl looks through all of them.
             self.curl.setopt(pycurl.RESOLVE, self._unpinned + pinned)
-            self._unpinned = [f"-{':'.join(pin.lstrip('+').split(':', 2)[:2])}" for pin in pinned]
+            self._unpinned = [f"-{':'.join(pin.split(':', 2)[:2])}" for pin in pinned]
 
     def clear(self) -> None:
         """Forget what has arrived, and that there was somebody to take it."""

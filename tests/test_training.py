@@ -39,6 +39,7 @@ class Said(logging.Handler):
         said.append(record.getMessage())
 
 logging.getLogger("laion_face").addHandler(Said())
+logging.getLogger("laion_face").setLevel(logging.INFO)
 dist.init_process_group("gloo")
 rank = dist.get_rank()
 model = DistributedDataParallel(torch.nn.Linear(3, 1))

@@ -599,11 +599,6 @@ def _other_filters(job: Any, folder: Path) -> list[str]:
     return ["download", "20M", "--parts", "0", "--data-dir", str(job.pictures), "--min-width", "9000"]
 
 
-def _odd_path(job: Any, folder: Path) -> list[str]:
-    shutil.copytree(job.pictures / "index", folder / "odd[1]" / "index")
-    return ["download", "20M", "--parts", "0", "--data-dir", str(folder / "odd[1]")]
-
-
 def _nobodys_pictures(job: Any, folder: Path) -> list[str]:
     (job.pictures / "images" / "part-00000.fingerprint").unlink()
     return ["download", "20M", "--parts", "0", "--data-dir", str(job.pictures)]
@@ -683,7 +678,7 @@ def _parquet(folder: Path) -> Path:
 
 REFUSALS = [
     *(_gated, _no_such_repo, _processes, _parts, _pictures_of_other_sources, _no_room, _index_of_another),
-    *(_index_without_the_part, _not_prepared, _other_filters, _odd_path, _nobodys_pictures, _bad_encoding),
+    *(_index_without_the_part, _not_prepared, _other_filters, _nobodys_pictures, _bad_encoding),
     *(_public_pictures, _nothing_to_publish, _the_other_kind, _private_folder, _public_repo),
     *(_too_long_a_preview, _bad_suffix, _nothing_to_show, _nothing_to_count, _not_a_demo),
 ]

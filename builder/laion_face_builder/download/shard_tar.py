@@ -1,7 +1,7 @@
 """Write the tar of a shard, laid out as img2dataset does, each sample in one write; tell where its pictures lie.
 
-img2dataset's own writer took seven times the CPU for the same members (420 us a picture of 46 KB against 57): it has JSON
-indented, which only Python's slow encoder does, and `tarfile` writes a second header for every time with fractions.
+img2dataset's own writer took seven times the CPU for the same members (420 us a picture of 46 KB, this 57): it has
+JSON indented, which only Python's slow encoder does, and `tarfile` writes a second header for times with fractions.
 """
 
 from __future__ import annotations

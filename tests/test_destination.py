@@ -22,7 +22,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laion_face_builder.errors import BadFile, OptionError, PublishError, StateConflict
-from laion_face_builder.publish.destination import Destination, Held, Outgoing, destination_at, missing, problems
+from laion_face_builder.publish.destination import Destination, Held, Outgoing, missing, problems
+from laion_face_builder.publish.destinations import destination_at
 from laion_face_builder.publish.folder import FolderDestination
 from laion_face_builder.publish.hub import HubDestination
 from laion_face_builder.sandbox import STRANGER, TOKEN, WRITER, Hub
@@ -443,7 +444,8 @@ def test_a_card_that_the_hub_refuses_is_a_clear_error(hub, repo, tmp_path, log):
 SENDING = """
 import sys, json
 from pathlib import Path
-from laion_face_builder.publish.destination import Outgoing, destination_at
+from laion_face_builder.publish.destination import Outgoing
+from laion_face_builder.publish.destinations import destination_at
 place = destination_at(sys.argv[1])
 files = [Outgoing(name, Path(path), size, sha256) for name, path, size, sha256 in json.loads(sys.argv[2])]
 print(place.send(files, "All"))

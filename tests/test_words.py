@@ -47,7 +47,7 @@ FLOORS = [
 ]
 GROUND = {
     *("answers", "children", "distribute", "engines", "errors", "files", "forecast", "layout", "parallel", "progress"),
-    *("progress_bar", "progress_log", "schema", "shown", "values"),
+    *("progress_bar", "progress_base", "progress_log", "schema", "shown", "values"),
 }
 
 

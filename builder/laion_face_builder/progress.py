@@ -16,12 +16,12 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import Any
 
-T = TypeVar("T")
+from laion_face_builder.progress_base import Bar as Bar  # part of this module, for its users
 
 logger = logging.getLogger("laion_face")
 
@@ -30,43 +30,6 @@ _quiet = False
 _STANDING: ContextVar[str] = ContextVar("standing", default="")
 #: Back to the line's beginning, and away with what is there.
 _ERASE = "\r\x1b[K"
-
-
-class Bar:
-    """A bar that counts what is done, and draws nothing. Use as a context manager; see `bar`."""
-
-    def __init__(self, done: int = 0) -> None:
-        self.n = done
-
-    def __enter__(self) -> Any:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def update(self, n: int = 1) -> Any:
-        """Add `n` to what is done; from any thread."""
-        self.n += n
-
-    def advance_to(self, n: int) -> None:
-        """Set what is done in all to `n`."""
-        self.update(n - self.n)
-
-    def tick(self) -> None:
-        """Show that time passes where nothing gets done for long."""
-
-    def note(self, *notes: str) -> None:
-        """Show these notes behind the counts, as many as there is room for, the first ones first."""
-
-    def counting(self, items: Iterable[T]) -> Iterator[T]:
-        """Yield the items, and count each when the next one is asked for."""
-        with self:
-            for item in items:
-                yield item
-                self.update()
-
-    def close(self) -> None:
-        """Remove the bar."""
 
 
 def set_quiet(quiet: bool) -> None:

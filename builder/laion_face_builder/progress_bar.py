@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 from tqdm.utils import disp_len, disp_trim
 
-from laion_face_builder.progress import Bar
+from laion_face_builder.progress_base import Bar
 
 #: From the richest to the poorest: the first one with room for the description, some notes and a bar is drawn.
 _DONE = "{desc}: {percentage:3.0f}%"

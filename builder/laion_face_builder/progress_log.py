@@ -15,7 +15,7 @@ from typing import Any
 
 from laion_face_builder.files import human_size
 from laion_face_builder.forecast import duration
-from laion_face_builder.progress import Bar
+from laion_face_builder.progress_base import Bar
 
 logger = logging.getLogger("laion_face")
 

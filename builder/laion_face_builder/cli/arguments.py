@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +201,9 @@ def _add_demo(subparsers: Any) -> None:
 
 
 def _add_completion(subparsers: Any) -> None:
-    command = _command(subparsers, "completion", commands.run_completion, "print a script for tab completion")
+    command = _command(
+        subparsers, "completion", partial(commands.run_completion, make_parser), "print a script for tab completion"
+    )
     command.add_argument("shell", metavar="SHELL", choices=SHELLS, help=f"your shell: {', '.join(SHELLS)}")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from laion_face_builder.errors import OptionError
 from laion_face_builder.layout import CONFIG_PARTS, DataDir
 
 if TYPE_CHECKING:
+    from laion_face_builder.cli.parsing import Parser
     from laion_face_builder.download.part import PartResult
     from laion_face_builder.forecast import Forecast
     from laion_face_builder.publish.manifest import Manifest
@@ -193,9 +194,8 @@ def run_demo(given: argparse.Namespace) -> None:
     out.document(lambda: figures)
 
 
-def run_completion(given: argparse.Namespace) -> None:
+def run_completion(make_parser: Callable[[], Parser], given: argparse.Namespace) -> None:
     """Print the completion script for a shell."""
-    from laion_face_builder.cli.arguments import make_parser
     from laion_face_builder.cli.completion import script
 
     say(script(make_parser(), given.shell))

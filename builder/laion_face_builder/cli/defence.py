@@ -45,10 +45,11 @@ class _Command:
         self._given: argparse.Namespace | None = None
 
     def run(self) -> int:
+        from laion_face_builder.cli.arguments import make_parser
         from laion_face_builder.cli.parsing import parse
 
         try:
-            self._given = given = parse(self._words)
+            self._given = given = parse(make_parser(), self._words)
         except SystemExit as ended:  # --help, --version, or what cannot be understood
             output.finish()
             return int(ended.code or 0)

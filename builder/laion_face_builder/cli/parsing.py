@@ -51,15 +51,12 @@ class Parser(argparse.ArgumentParser):
             super()._print_message(message, file)
 
 
-def parse(words: list[str]) -> argparse.Namespace:
+def parse(parser: Parser, words: list[str]) -> argparse.Namespace:
     """Parse the typed words.
 
     Raises:
         SystemExit: they are not valid, and the error has been printed; or they had --help or --version.
     """
-    from laion_face_builder.cli.arguments import make_parser
-
-    parser = make_parser()
     _refuse_unknown(parser, words)
     return parser.parse_args(words)
 

@@ -1,17 +1,17 @@
 """Where a publish goes: a folder or a dataset repo on the Hub, with one interface.
 
-    place = destination_at("owner/laion-face", private=True)
+    place = destinations.destination_at("owner/laion-face", private=True)
     place.send([Outgoing.of("data/part-00000.parquet", path)], "Add part 0")
     assert place.check(everything) == []
 
 An interrupted publish can simply be run again: what stands there whole, by size and SHA-256, is not sent again, and
-nothing half-sent is ever seen under its name. The modules `folder` and `hub` have the two places.
+nothing half-sent is ever seen under its name. The modules `folder` and `hub` have the two places;
+`destinations` chooses one.
 """
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +19,6 @@ from typing import Protocol
 
 from laion_face_builder.errors import BadFile, OptionError
 from laion_face_builder.files import sha256_of
-from laion_face_builder.upstream.tokens import Token, checked_token
-from laion_face_builder.values import absolute
-
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -143,37 +139,8 @@ class Destination(Protocol):
         ...
 
 
-def destination_at(
-    target: str, *, private: bool = False, revision: str | None = None, token: Token = None
-) -> Destination:
-    """Give the place that `target` names; nothing is requested or made yet.
-
-    Args:
-        target: a folder if it is written like one (begins with "/", "." or "~", or ends with "/") or if such a folder
-            is there; else "owner/name", a dataset on the Hub. "./owner/name" is always a folder.
-        private: a Hub repo that has to be made is made private.
-        revision: the branch on the Hub, made if need be; None means "main".
-        token: None means the one that `hf auth login` or HF_TOKEN gave, False none.
-
-    Raises:
-        OptionError: the target can be neither, or the other arguments do not go with a folder.
-    """
-    if is_folder(target):
-        given = {"--private": private, "--revision": revision, "--token": token}
-        if unfit := [name for name, value in given.items() if value]:
-            raise OptionError(f"{target} is a folder: {', '.join(unfit)} only go with a Hub id like owner/name")
-        from laion_face_builder.publish.folder import FolderDestination
-
-        return FolderDestination(absolute(target))
-    if not _HUB_ID.fullmatch(target):
-        raise OptionError(f"{target!r} is neither a Hub id (owner/name) nor a folder that is there; write ./{target}")
-    from laion_face_builder.publish.hub import HubDestination
-
-    return HubDestination(target, private=private, revision=revision or "main", token=checked_token(token))
-
-
 def is_folder(target: str) -> bool:
-    """Say whether `target` means a folder; see `destination_at`."""
+    """Say whether `target` means a folder; see `destinations`."""
     if "://" in target:  # Else a folder would be made, under a name that has the password in it.
         return False
     written_so = target.startswith((os.sep, ".", "~")) or target.endswith(("/", os.sep))

@@ -33,7 +33,7 @@ class Place:
 
     @classmethod
     def at(cls, target: str, revision: str | None = None, token: Token = None) -> Place:
-        """Give the place that `target` means, as `destination.destination_at` understands it."""
+        """Give the place that `target` means, as `destinations.destination_at` understands it."""
         if is_folder(target):
             return cls(absolute(target), None)
         return cls(None, HubRepo(target, revision, token))

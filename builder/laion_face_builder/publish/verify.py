@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from laion_face_builder.errors import NotPrepared, SourceNotFound
 from laion_face_builder.layout import DataDir
-from laion_face_builder.publish.destination import destination_at, is_folder
+from laion_face_builder.publish.destination import is_folder
+from laion_face_builder.publish.destinations import destination_at
 from laion_face_builder.publish.manifest import CARD, MANIFEST
 from laion_face_builder.publish.place import Place
 from laion_face_builder.publish.verify_data import data_problems, prepared_parts

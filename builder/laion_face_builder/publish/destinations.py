@@ -1,0 +1,39 @@
+"""Find the place that a user means: a folder, or a dataset repo on the Hub."""
+
+from __future__ import annotations
+
+import re
+
+from laion_face_builder.errors import OptionError
+from laion_face_builder.publish.destination import Destination, is_folder
+from laion_face_builder.publish.folder import FolderDestination
+from laion_face_builder.publish.hub import HubDestination
+from laion_face_builder.upstream.tokens import Token, checked_token
+from laion_face_builder.values import absolute
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+
+
+def destination_at(
+    target: str, *, private: bool = False, revision: str | None = None, token: Token = None
+) -> Destination:
+    """Give the place that `target` names; nothing is requested or made yet.
+
+    Args:
+        target: a folder if it is written like one (begins with "/", "." or "~", or ends with "/") or if such a folder
+            is there; else "owner/name", a dataset on the Hub. "./owner/name" is always a folder.
+        private: a Hub repo that has to be made is made private.
+        revision: the branch on the Hub, made if need be; None means "main".
+        token: None means the one that `hf auth login` or HF_TOKEN gave, False none.
+
+    Raises:
+        OptionError: the target can be neither, or the other arguments do not go with a folder.
+    """
+    if is_folder(target):
+        given = {"--private": private, "--revision": revision, "--token": token}
+        if unfit := [name for name, value in given.items() if value]:
+            raise OptionError(f"{target} is a folder: {', '.join(unfit)} only go with a Hub id like owner/name")
+        return FolderDestination(absolute(target))
+    if not _HUB_ID.fullmatch(target):
+        raise OptionError(f"{target!r} is neither a Hub id (owner/name) nor a folder that is there; write ./{target}")
+    return HubDestination(target, private=private, revision=revision or "main", token=checked_token(token))

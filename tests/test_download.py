@@ -45,7 +45,7 @@ from laion_face_builder.files import locked, make_fingerprint, stamped
 from laion_face_builder.images.reasons import FINAL, proxy_was_gone, short_name
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.layout import DataDir, row_group_bounds
-from laion_face_builder.progress import Bar
+from laion_face_builder.progress_base import Bar
 from laion_face_builder.sandbox import Answer, PictureHost, SandboxSpec, Truth, make_content
 from laion_face_builder.sandbox.messages import Request
 from laion_face_builder.schema import INDEX

@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from contextvars import ContextVar
 from typing import Any
 
-from laion_face_builder.progress_base import Bar as Bar  # part of this module, for its users
+from laion_face_builder.progress_base import Bar
 
 logger = logging.getLogger("laion_face")
 

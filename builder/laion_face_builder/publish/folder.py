@@ -20,6 +20,7 @@ from pathlib import Path
 from laion_face_builder import progress
 from laion_face_builder.errors import DiskError, PublishError
 from laion_face_builder.files import locked, remove_partials, sha256_of, written_whole
+from laion_face_builder.progress_base import Bar
 from laion_face_builder.publish.destination import Held, Outgoing, missing, problems
 
 _PIECE = 1 << 22
@@ -83,7 +84,7 @@ class FolderDestination:
         reading = progress.bar("check", len(same), "file").counting(same)
         return held | {name: Held(held[name].size, sha256_of(self.path / name)) for name in reading}
 
-    def _copy(self, file: Outgoing, bar: progress.Bar) -> None:
+    def _copy(self, file: Outgoing, bar: Bar) -> None:
         hasher = hashlib.sha256()
         with written_whole(self.path / file.name) as partial:
             with file.path.open("rb") as source, partial.open("wb") as copy:

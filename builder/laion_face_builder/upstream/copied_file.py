@@ -32,6 +32,7 @@ from laion_face_builder.files import (
     sha256_of,
     written_whole,
 )
+from laion_face_builder.progress_base import Bar
 from laion_face_builder.upstream.hashes import known_sha256
 from laion_face_builder.upstream.retrying import TransientError, pause
 from laion_face_builder.upstream.source_files import RemoteFile
@@ -143,7 +144,7 @@ class CopiedFile(RemoteFile):
             os.replace(incomplete, target)
         self._forget_incomplete(target)
 
-    def _fill(self, incomplete: Path, bar: progress.Bar) -> None:
+    def _fill(self, incomplete: Path, bar: Bar) -> None:
         """Fetch until the file is whole; give up after ATTEMPTS tries in a row that brought next to nothing."""
         failures = 0
         while True:
@@ -163,7 +164,7 @@ class CopiedFile(RemoteFile):
                 ) from problem
             pause(max(failures - 1, 0), problem)
 
-    def _append(self, incomplete: Path, bar: progress.Bar) -> None:
+    def _append(self, incomplete: Path, bar: Bar) -> None:
         with incomplete.open("ab") as file:
             have = file.tell()
             if self.size is None or have > self.size:  # Without a size nobody can tell whether it is whole.

@@ -2,7 +2,7 @@
 # make test      sets up and passes the tests, on the built wheel, on every version that README.md claims (most in brief)
 # make test-engines  those that need Spark and Ray, in an environment of their own
 # make versions  tries every version that can be had here, and has README.md claim what held
-# make check     lint, format and types; the forms of workflows and other YAML
+# make check     lint, format, types and imports; the forms of workflows and other YAML
 # make bench     the benchmarks that need no files of yours, in their quick forms: several minutes
 # make develop   an editable install in .venv, and one with datasets 3.6 in .venv-datasets-3.6, to develop with
 
@@ -54,6 +54,7 @@ check: $(VENV)/ready
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
 	$(VENV)/bin/yamllint --strict .github .pre-commit-config.yaml .yamllint.yaml CITATION.cff
 	$(FORM) vendor.github-workflows .github/workflows/*.yml
 	$(FORM) vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/idea.yml

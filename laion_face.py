@@ -30,13 +30,13 @@ from laion_face_builder.errors import OptionError  # From: laion-face
 from laion_face_builder.examples import report as reports  # From: laion-face
 from laion_face_builder.examples import stream  # From: laion-face
 from laion_face_builder.examples.collate import collate  # From: laion-face
-from laion_face_builder.examples.ranks import in_step  # From: laion-face
+from laion_face_builder.examples.stream import in_step  # From: laion-face
 from laion_face_builder.layout import CONFIG_PARTS  # From: laion-face
 from laion_face_builder.options import OptionFields  # From: laion-face
 from laion_face_builder.options import Options  # From: laion-face
-from laion_face_builder.examples.rows import Plan  # From: laion-face
+from laion_face_builder.examples.walk import Plan  # From: laion-face
 from laion_face_builder.examples.report import Report  # From: laion-face
-from laion_face_builder.examples.rows import Shard  # From: laion-face
+from laion_face_builder.examples.walk import Shard  # From: laion-face
 from laion_face_builder.schema import example_features  # From: laion-face
 from laion_face_builder.transforms.alignment import align_face  # From: laion-face
 from laion_face_builder.transforms.crops import crop_face  # From: laion-face

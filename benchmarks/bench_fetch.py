@@ -21,11 +21,11 @@ import picture_server
 from PIL import Image
 
 from laion_face_builder.fetch.addresses import AddressRule
-from laion_face_builder.fetch.ahead import ordered
 from laion_face_builder.fetch.cache import PictureCache
+from laion_face_builder.fetch.fetch_in_order import ordered
 from laion_face_builder.fetch.fetcher import FetchedPicture, Fetcher
 from laion_face_builder.fetch.limits import FetchLimits
-from laion_face_builder.images import pictures, quick_check
+from laion_face_builder.images import jpeg, pictures
 
 _REPEATS = 300
 
@@ -76,8 +76,8 @@ def parts(size: int) -> Iterator[tuple[str, float]]:
     """Yield each step other than the network's, and its CPU microseconds."""
     data = picture_server.picture(size)
     progressive = _progressive(data)
-    yield "quick check, baseline JPEG", microseconds(lambda: quick_check.quick(data))
-    yield "quick check, progressive JPEG", microseconds(lambda: quick_check.quick(progressive))
+    yield "quick check, baseline JPEG", microseconds(lambda: jpeg.quick(data))
+    yield "quick check, progressive JPEG", microseconds(lambda: jpeg.quick(progressive))
     yield "full check (decodes)", microseconds(lambda: pictures.inspect(data))
     yield "full check, progressive", microseconds(lambda: pictures.inspect(progressive))
     picture = pictures.inspect(data)

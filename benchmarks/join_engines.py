@@ -49,7 +49,7 @@ Engine = Callable[[Join], None]
 
 def ours_by_part(join: Join) -> None:
     """Join one part by the functions that `prepare` calls."""
-    from laion_face_builder.index.part_ids import PartIds
+    from laion_face_builder.index.ids import PartIds
     from laion_face_builder.index.staged import rows_of_part
     from laion_face_builder.parallel import cores
 
@@ -74,7 +74,7 @@ def ours_whole(join: Join) -> None:
 
 
 def _ours_stage(join: Join) -> list[Path]:
-    from laion_face_builder.index.part_ids import PartIds
+    from laion_face_builder.index.ids import PartIds
     from laion_face_builder.index.staged import stage, staged_fingerprint
     from laion_face_builder.parallel import cores, in_order
 

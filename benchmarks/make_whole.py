@@ -40,7 +40,7 @@ from make_full_part import (
 
 from laion_face_builder.files import stamped
 from laion_face_builder.index.detections import ROWS_A_GROUP, faces_fingerprint
-from laion_face_builder.index.face_columns import FaceColumns
+from laion_face_builder.index.faces import FaceColumns
 from laion_face_builder.index.ids import ids_fingerprint
 from laion_face_builder.layout import DataDir
 from laion_face_builder.schema import DETECTIONS, IDS

@@ -187,7 +187,7 @@ def published(prepared: Prepared) -> Published:
 @pytest.fixture(scope="session")
 def published_pictures(prepared: Prepared) -> Published:
     """Publish with pictures, in several files a part."""
-    from laion_face_builder.publish.image_files import Bounds
+    from laion_face_builder.publish.published_files import Bounds
 
     bounds = Bounds(row_group_bytes=300_000, row_group_rows=40, file_bytes=900_000)
     return _published(prepared, "published-pictures", with_images=True, bounds=bounds)

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from laion_face_builder import options
-from laion_face_builder.images.frames import RESIZE_MODES
+from laion_face_builder.images.geometry import RESIZE_MODES
 from laion_face_builder.images.modes import MODES
 from laion_face_builder.layout import CONFIG_PARTS
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from laion_face_builder.errors import PictureError
 from laion_face_builder.fetch.addresses import AddressRule
-from laion_face_builder.fetch.ahead import arriving, ordered
+from laion_face_builder.fetch.fetch_in_order import arriving, ordered
 from laion_face_builder.fetch.fetcher import FetchedPicture, Fetcher
 from laion_face_builder.fetch.limits import FetchLimits
 

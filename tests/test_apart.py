@@ -12,10 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from PIL import Image
 
-from laion_face_builder.children import python
 from laion_face_builder.errors import PictureError
 from laion_face_builder.images import pictures
 from laion_face_builder.images.apart import APART, DecoderProcess
+from laion_face_builder.parallel import python
 
 
 def tiff(width: int = 40, height: int = 30, **options: object) -> bytes:

@@ -21,17 +21,17 @@ from test_versions import PYTHON_36
 
 import laion_face
 from laion_face_builder import options as options_module
-from laion_face_builder.download.options import DownloadOptions
+from laion_face_builder.download.download_options import DownloadOptions
 from laion_face_builder.download.part import download_part
 from laion_face_builder.errors import NotPrepared, SourceError
-from laion_face_builder.examples import outage
+from laion_face_builder.examples import report
 from laion_face_builder.examples.loading import config_id
 from laion_face_builder.examples.report import REPORT_FILE
 from laion_face_builder.index.prepare import prepare
 from laion_face_builder.layout import DataDir
 from laion_face_builder.options import ALWAYS, DEFINES, FETCHED, NEVER, READ, OptionFields, Options, option_names
 from laion_face_builder.sandbox import PictureHost, SandboxSpec, make_content, write_upstream
-from laion_face_builder.upstream.sources import Upstream
+from laion_face_builder.sources.sources import Upstream
 
 # The rule.
 
@@ -41,7 +41,7 @@ def a_web(seed, count, silent=0.25, gone=0.1):
     rng = random.Random(seed)
     for number in range(count):
         if rng.random() < silent:
-            yield f"dead-{rng.randrange(count)}", rng.choice(sorted(outage.SILENT))
+            yield f"dead-{rng.randrange(count)}", rng.choice(sorted(report.SILENT))
         else:
             yield f"host-{number}", "http_404" if rng.random() < gone else None
 
@@ -69,13 +69,13 @@ ONE_BY_ONE = [pair for number in range(500) for pair in ((f"a-{number}", None), 
     ],
 )
 def test_a_lost_network_is_told_from_dead_hosts(asked, is_lost):
-    assert outage.lost_network(asked) is is_lost
+    assert report.is_outage(asked) is is_lost
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_rotten_web_is_no_lost_network(seed):
-    assert not outage.lost_network(a_web(seed, 20_000, silent=0.4, gone=0.3))
-    assert not any(outage.lost_network(a_web(f"{seed}/{short}", short)) for short in range(10, 300, 10))
+    assert not report.is_outage(a_web(seed, 20_000, silent=0.4, gone=0.3))
+    assert not any(report.is_outage(a_web(f"{seed}/{short}", short)) for short in range(10, 300, 10))
 
 
 @given(st.integers(0, 2000), st.integers(0, 10_000), st.integers(1, 256), st.randoms(use_true_random=False))
@@ -86,21 +86,21 @@ def test_an_outage_is_seen_from_whenever_it_begins(before, seed, in_flight, rng)
     middle = asked[max(0, before - in_flight) : before + in_flight]
     rng.shuffle(middle)
     asked[max(0, before - in_flight) : before + in_flight] = middle
-    assert outage.lost_network(asked)
+    assert report.is_outage(asked)
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.sampled_from([None, "http_404", "not_an_image", "tls"]))))
 def test_hosts_that_are_dead_throughout_are_few_however_often_they_come(asked):
     dead = [(host if reason != "tls" else f"dead-{host}", reason) for host, reason in asked]
-    assert not outage.lost_network(dead)
+    assert not report.is_outage(dead)
 
 
 def test_what_is_remembered_is_bounded():
-    listener = outage.Listener()
-    for number in range(3 * outage._REMEMBERED):
+    listener = report.Listener()
+    for number in range(3 * report._REMEMBERED):
         listener.answered(f"a-{number}")
         listener.silent(f"b-{number}")
-    assert len(listener._answered) <= outage._REMEMBERED
+    assert len(listener._answered) <= report._REMEMBERED
     assert len(listener._silent) < 10
 
 

@@ -12,7 +12,7 @@ from laion_face_builder.errors import BadFile
 from laion_face_builder.layout import CONFIG_PARTS
 from laion_face_builder.publish import card
 from laion_face_builder.publish.manifest import Entry, Manifest, index_name
-from laion_face_builder.publish.tables import EXAMPLES
+from laion_face_builder.publish.published_files import EXAMPLES
 from laion_face_builder.schema import INDEX, example_features
 
 #: The sections of the Hub's dataset card template, without the optional ones that say nothing here.

@@ -20,13 +20,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laion_face_builder import __version__, cli
-from laion_face_builder.cli import commands, os_errors, parsing
+from laion_face_builder.cli import commands, failures, parsing
 from laion_face_builder.cli.arguments import make_parser
+from laion_face_builder.cli.parsing import meant
 from laion_face_builder.cli.schemas import FORECAST, SCHEMAS
-from laion_face_builder.cli.suggest import meant
 from laion_face_builder.layout import DataDir
 from laion_face_builder.sandbox import Sandbox, SandboxSpec
-from laion_face_builder.upstream.sources import Upstream
+from laion_face_builder.sources.sources import Upstream
 
 MODULES = ("laion_face", "laion_face_builder")
 #: Programs that are started in the background of a script, as these tests may be, do not hear Ctrl-C.
@@ -293,11 +293,11 @@ def test_debug_shows_the_traceback_of_known_errors_too(tmp_path, capsys):
     assert (code, err[0], err[-1]) == (1, "Traceback (most recent call last):", plain[0])
 
 
-@pytest.mark.parametrize("number", sorted(os_errors._MEANINGS))
+@pytest.mark.parametrize("number", sorted(failures._MEANINGS))
 def test_what_the_system_refuses_names_the_file_and_the_way_out(number, tmp_path):
     error = OSError(number, os.strerror(number), str(tmp_path / "file"))
-    assert os_errors.is_explained(error)
-    line = os_errors.sentence(error, None)
+    assert failures.is_explained(error)
+    line = failures.sentence(error, None)
     assert line.startswith(f"{tmp_path}/file: ")
     assert "; " in line
     assert "\n" not in line
@@ -307,18 +307,18 @@ def test_what_the_system_refuses_names_the_file_and_the_way_out(number, tmp_path
 
 def test_an_error_that_names_no_file_is_told_with_the_fullest_place(tmp_path):
     written = SimpleNamespace(data_dir=tmp_path / "data", out=tmp_path / "out")
-    line = os_errors.sentence(OSError(errno.ENOSPC, "No space left on device"), written)
+    line = failures.sentence(OSError(errno.ENOSPC, "No space left on device"), written)
     named = line.partition(":")[0]
     assert Path(named) in (tmp_path / "data", tmp_path / "out", Path(os.environ.get("TMPDIR", "/tmp")))
 
 
 @pytest.mark.parametrize("error", [ConnectionRefusedError(111, "Connection refused"), TimeoutError("timed out")])
 def test_a_network_that_fails_is_no_file(error):
-    assert os_errors.sentence(error, None).startswith("the network: ")
+    assert failures.sentence(error, None).startswith("the network: ")
 
 
 def test_an_os_error_without_sense_is_a_mistake_of_ours():
-    assert not os_errors.is_explained(OSError("what a library says"))
+    assert not failures.is_explained(OSError("what a library says"))
 
 
 @pytest.mark.parametrize("words", [("prepare", "20M", "--parts", "0", "--data-dir"), ("demo",)])

@@ -16,8 +16,8 @@ from laion_face_builder.files import sha256_of
 from laion_face_builder.index.prepare import prepare
 from laion_face_builder.layout import DataDir
 from laion_face_builder.sandbox import FolderHost, Sandbox, SandboxSpec
-from laion_face_builder.upstream.hashes import known_sha256
-from laion_face_builder.upstream.sources import CANONICAL, Upstream
+from laion_face_builder.sources.hashes import known_sha256
+from laion_face_builder.sources.sources import CANONICAL, Upstream
 
 
 @pytest.fixture

@@ -22,10 +22,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laion_face_builder.errors import BadFile, OptionError, PublishError, StateConflict
-from laion_face_builder.publish.destination import Destination, Held, Outgoing, missing, problems
-from laion_face_builder.publish.destinations import destination_at
-from laion_face_builder.publish.folder import FolderDestination
-from laion_face_builder.publish.hub import HubDestination
+from laion_face_builder.publish.destination import destination_at
+from laion_face_builder.publish.hub_target import HubDestination
+from laion_face_builder.publish.targets import Destination, FolderDestination, Held, Outgoing, missing, problems
 from laion_face_builder.sandbox import STRANGER, TOKEN, WRITER, Hub
 
 # huggingface_hub's own call of its HTTP library.

@@ -23,11 +23,11 @@ from laion_face_builder import schema
 from laion_face_builder.errors import BadFile, NotPrepared, UnsafePickle
 from laion_face_builder.files import read_fingerprint
 from laion_face_builder.index.detections import faces_fingerprint, faces_of, read_faces, write_faces
-from laion_face_builder.index.face_columns import FaceColumns, from_items
 from laion_face_builder.index.face_stream import read_faces_of_piece
+from laion_face_builder.index.faces import FaceColumns, from_items
 from laion_face_builder.layout import DataDir
-from laion_face_builder.upstream.pickle_pieces import iter_pieces
-from laion_face_builder.upstream.pickles import load_pickle
+from laion_face_builder.torch_pickle.chunks import iter_pieces
+from laion_face_builder.torch_pickle.torch_file import load_pickle
 
 Face = tuple[np.ndarray, np.ndarray, np.float32]
 Faces = dict[int, list[Face]]

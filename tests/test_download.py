@@ -30,14 +30,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laion_face_builder.download.attempts import Attempts, Stage
 from laion_face_builder.download.part import DownloadOptions, PartResult, download_part
-from laion_face_builder.download.rounds import CARRIED, PartFiles, listed
-from laion_face_builder.download.shard_work import Sight
-from laion_face_builder.download.shards import remove_unfinished, shard_sizes
+from laion_face_builder.download.plan import CARRIED, PartFiles, listed
+from laion_face_builder.download.round import Attempts, Sight, Stage
+from laion_face_builder.download.shard_files import read_members, remove_unfinished, shard_sizes
 from laion_face_builder.download.sidecar import sidecar_made_from
-from laion_face_builder.download.tarfiles import read_members
-from laion_face_builder.download.tars import PartPictures, StoredPicture
+from laion_face_builder.download.tar_reader import PartPictures, StoredPicture
 from laion_face_builder.download.task import ShardResult
 from laion_face_builder.download.workers import Workers, environment
 from laion_face_builder.errors import DownloadError, NetworkOutage, NotPrepared, OptionError, StateConflict
@@ -45,9 +43,9 @@ from laion_face_builder.files import locked, make_fingerprint, stamped
 from laion_face_builder.images.reasons import FINAL, proxy_was_gone, short_name
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.layout import DataDir, row_group_bounds
-from laion_face_builder.progress_base import Bar
+from laion_face_builder.progress.base import Bar
 from laion_face_builder.sandbox import Answer, PictureHost, SandboxSpec, Truth, make_content
-from laion_face_builder.sandbox.messages import Request
+from laion_face_builder.sandbox.serving import Request
 from laion_face_builder.schema import INDEX
 
 SHARD = 20

@@ -22,29 +22,29 @@ from hypothesis import strategies as st
 
 from laion_face_builder import cli
 from laion_face_builder.cli.arguments import make_parser
-from laion_face_builder.demo import forecast_demo
 from laion_face_builder.download.download_forecast import forecast_part
 from laion_face_builder.download.part import DownloadOptions, download_part
-from laion_face_builder.download.rounds import PartFiles
-from laion_face_builder.download.shards import ShardFiles
+from laion_face_builder.download.plan import PartFiles
+from laion_face_builder.download.shard_files import ShardFiles
 from laion_face_builder.errors import DownloadError, OptionError
 from laion_face_builder.examples import parts as example_parts
 from laion_face_builder.forecast import Amount, Disk, Forecast, Step
 from laion_face_builder.index.copying import copy_parts
 from laion_face_builder.index.prepare import prepare
 from laion_face_builder.index.prepare_forecast import forecast_copy, forecast_prepare
+from laion_face_builder.inspect.inspect_forecast import forecast_show, forecast_stats
+from laion_face_builder.inspect.show import Sheet, show
 from laion_face_builder.layout import ALL_PARTS, DataDir
-from laion_face_builder.looks.looks_forecast import forecast_show, forecast_stats
-from laion_face_builder.looks.show import Sheet, show
 from laion_face_builder.options import OptionFields, Options
-from laion_face_builder.publish.image_files import Bounds
 from laion_face_builder.publish.manifest import MANIFEST
 from laion_face_builder.publish.publish import publish
 from laion_face_builder.publish.publish_forecast import forecast_publish
+from laion_face_builder.publish.published_files import Bounds
 from laion_face_builder.publish.request import PublishRequest
 from laion_face_builder.sandbox import STRANGER, WRITER, Sandbox, SandboxSpec
-from laion_face_builder.upstream.kinds import CANONICAL
-from laion_face_builder.upstream.sources import Upstream
+from laion_face_builder.sandbox.demo import forecast_demo
+from laion_face_builder.sources.metadata_kinds import CANONICAL
+from laion_face_builder.sources.sources import Upstream
 
 # huggingface_hub's own call of its HTTP library.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")

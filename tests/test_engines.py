@@ -20,7 +20,7 @@ from laion_face_builder.index import steps
 from laion_face_builder.index.prepare import prepare
 from laion_face_builder.layout import DataDir
 from laion_face_builder.sandbox import SandboxSpec
-from laion_face_builder.upstream.source_fsspec import filesystem_of
+from laion_face_builder.sources.fsspec_folder import filesystem_of
 
 pytestmark = pytest.mark.engines
 

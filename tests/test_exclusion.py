@@ -15,11 +15,10 @@ from hypothesis import strategies as st
 import laion_face
 from laion_face_builder import cli
 from laion_face_builder.errors import BadFile
-from laion_face_builder.index.exclusion import Exclusion
-from laion_face_builder.index.exclusion_file import entry_of, parse_exclusion, read_exclusion
+from laion_face_builder.index.exclusion import Exclusion, entry_of, parse_exclusion, read_exclusion
 from laion_face_builder.index.filters import Filters
 from laion_face_builder.index.urls import host_of
-from laion_face_builder.looks.counts import count
+from laion_face_builder.inspect.counts import count
 from laion_face_builder.options import OptionFields, Options
 
 SHA, MD5 = "aB" * 32, "0f" * 16

@@ -21,8 +21,8 @@ from hostile_host import CERTIFICATE, HostileHost
 
 from laion_face_builder.errors import OptionError, PictureError
 from laion_face_builder.fetch.addresses import AddressRule
-from laion_face_builder.fetch.answers import asked_wait
 from laion_face_builder.fetch.fetcher import Fetcher
+from laion_face_builder.fetch.http import asked_wait
 from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.fetch.opt_outs import refusal
 from laion_face_builder.options import OptionFields, Options

@@ -18,7 +18,7 @@ from laion_face_builder.errors import PictureError
 from laion_face_builder.index.prepare import prepare
 from laion_face_builder.layout import DataDir
 from laion_face_builder.sandbox import Answer, SandboxSpec
-from laion_face_builder.upstream.sources import Upstream
+from laion_face_builder.sources.sources import Upstream
 
 
 def fetching(data_dir, **options):

@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from laion_face_builder.index.filters import Filters
-from laion_face_builder.index.rows import in_batches
+from laion_face_builder.index.reader import in_batches
 from laion_face_builder.schema import INDEX
 
 f32 = np.float32

@@ -24,8 +24,7 @@ from laion_face_builder.files import FINGERPRINT_KEY, read_fingerprint, stamped
 from laion_face_builder.index import index_file
 from laion_face_builder.index.copying import copy_index
 from laion_face_builder.index.filters import Filters
-from laion_face_builder.index.foreign import Doubtful, faces_of
-from laion_face_builder.index.part_column import spans_of
+from laion_face_builder.index.index_file import Doubtful, faces_of, spans_of
 from laion_face_builder.index.published import find_published
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.layout import row_group_bounds

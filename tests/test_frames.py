@@ -11,8 +11,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from laion_face_builder.images.frames import RESIZE_MODES, Frame, Resizing, rescaled
-from laion_face_builder.sandbox.pictures import draw, encode, find_landmarks, plan
+from laion_face_builder.images.geometry import RESIZE_MODES, Frame, Resizing, rescaled
+from laion_face_builder.sandbox.cartoons import draw, encode, find_landmarks, plan
 
 #: img2dataset's own, from imghdr and from the way in which it calls albumentations.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -11,7 +11,7 @@ import pytest
 from hostile_host import HostileHost, jpeg
 
 from laion_face_builder.fetch.addresses import AddressRule
-from laion_face_builder.fetch.ahead import arriving, ordered
+from laion_face_builder.fetch.fetch_in_order import arriving, ordered
 from laion_face_builder.fetch.fetcher import FetchedPicture, Fetcher
 from laion_face_builder.fetch.limits import FetchLimits
 

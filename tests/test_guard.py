@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laion_face_builder.errors import OptionError, PictureError
-from laion_face_builder.fetch import guard
-from laion_face_builder.fetch.web_address import WebAddress
+from laion_face_builder.fetch import addresses
+from laion_face_builder.fetch.addresses import WebAddress
 
 PRIVATE_V4 = [
     "0.0.0.0", "0.1.2.3", "10.0.0.1", "100.64.0.1", "127.0.0.1", "127.255.255.254", "169.254.169.254", "172.16.0.1",
@@ -34,27 +34,27 @@ PUBLIC = [
     "address", PRIVATE_V4 + PRIVATE_V6 + ["", "localhost", "127.1", "0x7f.1", "2130706433", "[::1]"]
 )
 def test_closed_addresses(address: str) -> None:
-    assert not guard.is_public(address)
+    assert not addresses.is_public(address)
 
 
 @pytest.mark.parametrize("address", PUBLIC)
 def test_open_addresses(address: str) -> None:
-    assert guard.is_public(address)
+    assert addresses.is_public(address)
 
 
 @given(st.ip_addresses(v=4))
 def test_ipv4_open_to_us_is_global_to_python(address: ipaddress.IPv4Address) -> None:
-    if guard.is_public(str(address)):
+    if addresses.is_public(str(address)):
         assert address.is_global
         assert not address.is_multicast
     for embedded in (f"::ffff:{address}", f"64:ff9b::{address}"):
-        assert guard.is_public(embedded) == guard.is_public(str(address))
+        assert addresses.is_public(embedded) == addresses.is_public(str(address))
 
 
 @given(st.ip_addresses(v=6))
 def test_ipv6_open_to_us_is_global_unicast(address: ipaddress.IPv6Address) -> None:
     embeds = address.ipv4_mapped is not None or address in ipaddress.ip_network("64:ff9b::/96")
-    if guard.is_public(str(address)) and not embeds:
+    if addresses.is_public(str(address)) and not embeds:
         assert address in ipaddress.ip_network("2000::/3")
         assert address.is_global
 
@@ -110,13 +110,13 @@ def test_any_text_is_a_url_or_refused(text: str) -> None:
 def test_a_proxy_of_the_users_is_refused_unless_trusted(variable: str) -> None:
     environ = {variable: "http://user:word@proxy.example:3128", "no_proxy": "x"}
     with pytest.raises(OptionError, match=f"{variable} is set.*trust_proxy") as caught:
-        guard.refuse_user_proxy(environ, trust_proxy=False)
+        addresses.refuse_user_proxy(environ, trust_proxy=False)
     assert "word" not in str(caught.value)
-    assert guard.refuse_user_proxy(environ, trust_proxy=True) == environ[variable]
+    assert addresses.refuse_user_proxy(environ, trust_proxy=True) == environ[variable]
 
 
 def test_no_proxy_and_proxies_that_cannot_be_used() -> None:
-    assert guard.refuse_user_proxy({"http_proxy": "", "PATH": "x"}, trust_proxy=False) is None
-    assert guard.refuse_user_proxy({"http_proxy": "p.example:1"}, trust_proxy=True) == "http://p.example:1"
+    assert addresses.refuse_user_proxy({"http_proxy": "", "PATH": "x"}, trust_proxy=False) is None
+    assert addresses.refuse_user_proxy({"http_proxy": "p.example:1"}, trust_proxy=True) == "http://p.example:1"
     with pytest.raises(OptionError, match="socks5://"):
-        guard.refuse_user_proxy({"all_proxy": "socks5://p.example:1"}, trust_proxy=True)
+        addresses.refuse_user_proxy({"all_proxy": "socks5://p.example:1"}, trust_proxy=True)

@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laion_face_builder.errors import PictureError
-from laion_face_builder.fetch import transfer
+from laion_face_builder.fetch import curl
 from laion_face_builder.fetch.addresses import AddressRule
-from laion_face_builder.fetch.body import Body
 from laion_face_builder.fetch.fetcher import Fetcher
+from laion_face_builder.fetch.http import Body
 from laion_face_builder.fetch.limits import FetchLimits
 
 LIMITS = FetchLimits(
@@ -162,7 +162,7 @@ def test_a_fault_of_ours_is_one_pictures_failure(
         def take(self, piece: bytes) -> bool:
             raise ZeroDivisionError("a fault")
 
-    monkeypatch.setattr(transfer, "Body", Faulty)
+    monkeypatch.setattr(curl, "Body", Faulty)
     with Fetcher(LIMITS) as fetcher, caplog.at_level(logging.ERROR, "laion_face"):
         assert [reason(fetcher, host.url("/ok")) for _ in range(3)] == ["internal"] * 3
     (record,) = caplog.records

@@ -11,9 +11,9 @@ from throttling_host import ThrottlingHost
 from laion_face_builder.errors import PictureError
 from laion_face_builder.fetch import policy
 from laion_face_builder.fetch.addresses import AddressRule
-from laion_face_builder.fetch.answers import Answer
 from laion_face_builder.fetch.fetcher import Fetcher
 from laion_face_builder.fetch.hosts import Contact, Host, Hosts, HostState
+from laion_face_builder.fetch.http import Answer
 from laion_face_builder.fetch.limits import FetchLimits
 
 LOOPBACK = AddressRule(also_public=("127.0.0.0/8",))

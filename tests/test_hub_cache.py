@@ -14,8 +14,8 @@ from test_sources import parquet
 from laion_face_builder.errors import ChecksumError, SourceError, SourceNotFound
 from laion_face_builder.files import sha256_of
 from laion_face_builder.sandbox import Sandbox, SandboxSpec
-from laion_face_builder.upstream.hub_cache import CachedRepo
-from laion_face_builder.upstream.sources import ByPart, Upstream, Whole
+from laion_face_builder.sources.hub_cache import CachedRepo
+from laion_face_builder.sources.sources import ByPart, Upstream, Whole
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from laion_face_builder.errors import BadFile, UnsafePickle
 from laion_face_builder.files import read_fingerprint
 from laion_face_builder.index.ids import ids_fingerprint, read_ids, write_ids
 from laion_face_builder.layout import DataDir
-from laion_face_builder.upstream.float_lists import FloatList, load_lists, take_out
-from laion_face_builder.upstream.pickles import load_pickle
+from laion_face_builder.torch_pickle.float_lists import FloatList, load_lists, take_out
+from laion_face_builder.torch_pickle.torch_file import load_pickle
 
 INNER: dict[str, Callable[[list[int]], Any]] = {
     "ints": list,

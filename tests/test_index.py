@@ -16,11 +16,10 @@ from hypothesis import strategies as st
 from laion_face_builder.errors import BadFile, NotPrepared, OptionError, SourceNotFound
 from laion_face_builder.files import FINGERPRINT_KEY
 from laion_face_builder.index.faces import FaceTable
+from laion_face_builder.index.ids import PartIds
 from laion_face_builder.index.join import join
-from laion_face_builder.index.part_ids import PartIds
 from laion_face_builder.index.published import find_published
-from laion_face_builder.index.reader import IndexPart
-from laion_face_builder.index.rows import in_batches
+from laion_face_builder.index.reader import IndexPart, in_batches
 from laion_face_builder.index.staged import rows_of_part
 from laion_face_builder.index.writer import index_fingerprint, write_index
 from laion_face_builder.layout import row_group_bounds

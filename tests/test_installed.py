@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import laion_face_builder
-from laion_face_builder.children import python
 from laion_face_builder.layout import DataDir
+from laion_face_builder.parallel import python
 
 PACKAGE = Path(laion_face_builder.__file__).parent
 

@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 from laion_face_builder.errors import JoinRefused
 from laion_face_builder.index import staged as staging
 from laion_face_builder.index.faces import FaceTable
-from laion_face_builder.index.join import join
-from laion_face_builder.index.part_ids import PartIds
-from laion_face_builder.index.proof import Proof
+from laion_face_builder.index.ids import PartIds
+from laion_face_builder.index.join import Proof, join
 from laion_face_builder.index.staged import (
     rows_of_part,
     stage,

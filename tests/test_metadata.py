@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laion_face_builder.errors import BadFile
-from laion_face_builder.index.metadata import ROW_SCHEMA, open_metadata
-from laion_face_builder.index.metadata_columns import as_floats, as_sizes, as_text, parse_ids
+from laion_face_builder.index.metadata import ROW_SCHEMA, as_floats, as_sizes, as_text, open_metadata, parse_ids
 
 
 def write(path: Path, columns: dict[str, object], **options) -> Path:

@@ -16,8 +16,8 @@ from laion_face_builder.errors import BadFile, GatedSource, SourceError, SourceN
 from laion_face_builder.files import sha256_of
 from laion_face_builder.sandbox import STRANGER, TOKEN, Answer, FolderHost, Hub, Request, redirect
 from laion_face_builder.sandbox.serving import LoopbackServer
-from laion_face_builder.upstream.http_folder import TODAYS
-from laion_face_builder.upstream.sources import CANONICAL, CONVERTED, ByPart, Upstream, Whole, part_of
+from laion_face_builder.sources.http_folder import TODAYS
+from laion_face_builder.sources.sources import CANONICAL, CONVERTED, ByPart, Upstream, Whole, part_of
 
 WHOLE = [
     [TODAYS[0]],

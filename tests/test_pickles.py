@@ -20,8 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laion_face_builder.errors import BadFile, UnsafePickle
-from laion_face_builder.upstream.pickle_pieces import iter_dict
-from laion_face_builder.upstream.pickles import load_pickle
+from laion_face_builder.torch_pickle.chunks import iter_dict
+from laion_face_builder.torch_pickle.torch_file import load_pickle
 
 FORMATS = pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
 

@@ -23,8 +23,8 @@ from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.index.writer import proof_path
 from laion_face_builder.layout import DataDir
 from laion_face_builder.sandbox import FolderHost, Sandbox, SandboxSpec
-from laion_face_builder.sandbox.releases import RELEASES
-from laion_face_builder.upstream.sources import Upstream
+from laion_face_builder.sandbox.spec import RELEASES
+from laion_face_builder.sources.sources import Upstream
 
 CHILD = """
 import sys

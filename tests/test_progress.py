@@ -18,8 +18,8 @@ from terminal import Screen, run_in_terminal
 from tqdm.utils import disp_len
 
 from laion_face_builder import progress
-from laion_face_builder.progress_bar import DrawnBar, fitted, shortened
-from laion_face_builder.progress_log import LoggedBar
+from laion_face_builder.progress.drawn import DrawnBar, fitted, shortened
+from laion_face_builder.progress.logged import LoggedBar
 from laion_face_builder.sandbox import Sandbox, SandboxSpec
 
 PARTS = (0, 2)

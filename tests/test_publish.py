@@ -26,14 +26,13 @@ from laion_face_builder.index.prepare import prepare
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.layout import DataDir
 from laion_face_builder.publish.card import split_card
-from laion_face_builder.publish.image_files import Bounds, PartExamples
 from laion_face_builder.publish.manifest import Manifest
 from laion_face_builder.publish.publish import publish
+from laion_face_builder.publish.published_files import EXAMPLES, Bounds, PartExamples, writer_of
 from laion_face_builder.publish.request import PublishRequest, options_of
-from laion_face_builder.publish.tables import EXAMPLES, writer_of
 from laion_face_builder.sandbox import SandboxSpec
 from laion_face_builder.schema import INDEX
-from laion_face_builder.upstream.sources import Upstream
+from laion_face_builder.sources.sources import Upstream
 
 SMALL = Bounds(row_group_bytes=300_000, row_group_rows=40, file_bytes=900_000)
 

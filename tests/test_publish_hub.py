@@ -13,8 +13,8 @@ import pytest
 
 from laion_face_builder import cli
 from laion_face_builder.errors import StateConflict
-from laion_face_builder.publish.image_files import Bounds
 from laion_face_builder.publish.publish import publish
+from laion_face_builder.publish.published_files import Bounds
 from laion_face_builder.publish.request import PublishRequest
 from laion_face_builder.sandbox import WRITER
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from laion_face_builder.errors import PictureError
 from laion_face_builder.images import pictures
-from laion_face_builder.images.quick_check import quick
+from laion_face_builder.images.jpeg import quick
 
 
 def drawing(width: int, height: int, mode: str = "RGB") -> Image.Image:

@@ -17,7 +17,7 @@ import laion_face
 from laion_face_builder import cli
 from laion_face_builder.cli import arguments, commands
 from laion_face_builder.errors import NotPrepared
-from laion_face_builder.examples.commands import command
+from laion_face_builder.examples.parts import command
 from laion_face_builder.options import OptionFields, Options
 from laion_face_builder.sandbox import SandboxSpec
 

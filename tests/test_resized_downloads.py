@@ -29,13 +29,13 @@ import laion_face
 from laion_face_builder import cli
 from laion_face_builder.download.blur import blurred, boxes_to_blur
 from laion_face_builder.download.part import DownloadOptions, download_part
-from laion_face_builder.download.tars import PartPictures
+from laion_face_builder.download.tar_reader import PartPictures
 from laion_face_builder.errors import NotPrepared, OptionError, PictureError, StateConflict
 from laion_face_builder.files import make_fingerprint, stamped
-from laion_face_builder.images.frames import Resizing
+from laion_face_builder.images.geometry import Resizing
 from laion_face_builder.layout import DataDir, row_group_bounds
 from laion_face_builder.sandbox import Answer, PictureHost, find_landmarks
-from laion_face_builder.sandbox.pictures import Scene, draw, encode, plan
+from laion_face_builder.sandbox.cartoons import Scene, draw, encode, plan
 from laion_face_builder.schema import EXAMPLE_COLUMNS, INDEX
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # in img2dataset's way of calling albumentations

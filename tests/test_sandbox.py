@@ -19,9 +19,8 @@ from huggingface_hub import HfApi, HfFileSystem, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from PIL import Image, ImageOps
 
-from laion_face_builder.demo import run_demo
 from laion_face_builder.errors import OptionError
-from laion_face_builder.preview import contact_sheet, showable
+from laion_face_builder.inspect.contact_sheet import contact_sheet, showable
 from laion_face_builder.sandbox import (
     FAILURES,
     RELEASES,
@@ -34,7 +33,8 @@ from laion_face_builder.sandbox import (
     find_landmarks,
     make_content,
 )
-from laion_face_builder.sandbox.pictures import KINDS
+from laion_face_builder.sandbox.cartoons import KINDS
+from laion_face_builder.sandbox.demo import run_demo
 from laion_face_builder.sandbox.plain_join import plain_join
 from laion_face_builder.sandbox.upstream import METADATA_NAME, metadata_table, write_detections, write_ids
 

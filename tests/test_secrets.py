@@ -25,16 +25,16 @@ from laion_face_builder.errors import LaionFaceError, OptionError, SourceError
 from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.layout import DataDir
 from laion_face_builder.options import OptionFields, Options
-from laion_face_builder.publish.place import Place
 from laion_face_builder.publish.publish import publish
 from laion_face_builder.publish.request import PublishRequest
-from laion_face_builder.publish.verify import verify
+from laion_face_builder.publish.targets import Place
 from laion_face_builder.sandbox import TOKEN, WRITER, Answer, FolderHost, SandboxSpec, redirect
 from laion_face_builder.sandbox.serving import LoopbackServer
 from laion_face_builder.shown import bare, harmless, hushed, shown
-from laion_face_builder.upstream import source_url
-from laion_face_builder.upstream.sources import Upstream
-from laion_face_builder.upstream.tokens import checked_token
+from laion_face_builder.sources import url
+from laion_face_builder.sources.hub import checked_token
+from laion_face_builder.sources.sources import Upstream
+from laion_face_builder.verify.verify import verify
 
 #: In every secret of these tests; no file and no line may have it, in whatever spelling.
 NEEDLE = "S3NT1NEL"
@@ -91,7 +91,7 @@ def place(tmp_path, monkeypatch):
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(source_url, "TIMEOUT", 0.5)
+    monkeypatch.setattr(url, "TIMEOUT", 0.5)
     return tmp_path
 
 
@@ -416,7 +416,7 @@ def test_a_password_goes_along_to_the_same_host_and_to_no_other(sandbox, place):
 def test_the_command_that_is_named_has_no_secret(place):
     given = OptionFields(parts="0", source_repo=f"./{NEEDLE.lower()}", metadata=f"http://{LOGIN}host/x?sig={NEEDLE}")
     options = Options.of("20M", given, place / "data", GOOD_TOKEN)
-    from laion_face_builder.examples.commands import command
+    from laion_face_builder.examples.parts import command
 
     typed = shlex.split(command("prepare", options, [0]))
     assert typed[typed.index("--metadata") + 1] == "http://***@host/x?***"

@@ -8,8 +8,7 @@ import webdataset  # type: ignore[import-untyped,unused-ignore]  # it has no typ
 from hypothesis import given
 from hypothesis import strategies as st
 
-from laion_face_builder.download.shard_tar import ShardTar
-from laion_face_builder.download.tarfiles import read_members
+from laion_face_builder.download.shard_files import ShardTar, read_members
 
 SECONDS = 1_700_000_000
 SAMPLES = st.lists(

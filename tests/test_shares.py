@@ -10,9 +10,8 @@ from test_spread_download import SHARDS, Web, require_all, web_of
 
 from laion_face_builder import cli
 from laion_face_builder.download import workers
-from laion_face_builder.download.part import download_part
-from laion_face_builder.download.rounds import PartFiles
-from laion_face_builder.download.share import Share, download_share
+from laion_face_builder.download.part import Share, download_part, download_share
+from laion_face_builder.download.plan import PartFiles
 from laion_face_builder.download.sidecar import PartResult
 from laion_face_builder.download.workers import Workers
 from laion_face_builder.errors import DownloadError, OptionError

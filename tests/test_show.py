@@ -13,10 +13,10 @@ from PIL import Image
 
 from laion_face_builder import cli
 from laion_face_builder.errors import OptionError
-from laion_face_builder.looks.html import link, page
-from laion_face_builder.looks.sheet import THUMBNAIL, sheet
-from laion_face_builder.looks.show import Sheet
-from laion_face_builder.preview import contact_sheet
+from laion_face_builder.inspect.contact_sheet import contact_sheet
+from laion_face_builder.inspect.html import link, page
+from laion_face_builder.inspect.sheet import THUMBNAIL, sheet
+from laion_face_builder.inspect.show import Sheet
 from laion_face_builder.transforms.drawing import POINTS, SURE, UNSURE
 
 LANDMARKS = [[30.0, 40.0], [60.0, 40.0], [45.0, 55.0], [33.0, 70.0], [57.0, 70.0]]

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from test_download import make_host, stored, wait_until, write_index
 
-from laion_face_builder.download.rounds import PartFiles
-from laion_face_builder.download.tarfiles import read_members
+from laion_face_builder.download.plan import PartFiles
+from laion_face_builder.download.shard_files import read_members
 from laion_face_builder.layout import DataDir
 from laion_face_builder.sandbox import Truth
 

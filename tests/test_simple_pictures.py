@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, features
 
 from laion_face_builder.download.blur import MOST_PIXELS
-from laion_face_builder.download.options import DownloadOptions
+from laion_face_builder.download.download_options import DownloadOptions
 from laion_face_builder.download.reencoding import stored
 from laion_face_builder.errors import PictureError
 from laion_face_builder.images import modes, pictures

@@ -13,7 +13,7 @@ from laion_face_builder.errors import BadFile, ChecksumError, GatedSource, Optio
 from laion_face_builder.files import sha256_of
 from laion_face_builder.sandbox import STRANGER, TOKEN, Answer, FolderHost, Request, Sandbox, SandboxSpec
 from laion_face_builder.sandbox.serving import LoopbackServer
-from laion_face_builder.upstream.sources import CANONICAL, CONVERTED, Upstream, Whole, part_of
+from laion_face_builder.sources.sources import CANONICAL, CONVERTED, Upstream, Whole, part_of
 
 
 def parquet(path: Path, rows: int = 10) -> Path:
@@ -133,7 +133,7 @@ def test_what_a_kill_left_of_a_note_is_removed(sandbox: Sandbox, tmp_path):
 
 
 def test_small_files_outside_lfs_are_checked_by_gits_hash(sandbox: Sandbox, tmp_path):
-    from laion_face_builder.upstream.source_hub import HubRepo
+    from laion_face_builder.sources.hub import HubRepo
 
     file = HubRepo(sandbox.repo).file("README.md")
     assert file.version.startswith("git:")
@@ -201,8 +201,8 @@ def test_a_revision_is_resolved_once_and_pins_the_files(sandbox: Sandbox, tmp_pa
 
 
 def test_an_unreachable_hub_is_one_line(tmp_path):
-    from laion_face_builder.upstream.retrying import LOOKUPS
-    from laion_face_builder.upstream.source_url import look_up_url
+    from laion_face_builder.sources.retrying import LOOKUPS
+    from laion_face_builder.sources.url import look_up_url
 
     with FolderHost(tmp_path) as host:
         address = host.url()
@@ -309,7 +309,7 @@ def test_http_goes_on_after_a_cut(web, tmp_path):
 
 
 def test_http_that_never_ends_well_gives_up_and_keeps_what_came(web, tmp_path, monkeypatch):
-    monkeypatch.setattr("laion_face_builder.upstream.copied_file.ATTEMPTS", 2)
+    monkeypatch.setattr("laion_face_builder.sources.copied_file.ATTEMPTS", 2)
     web.plant(".parquet", calls=range(1, 99), cut_after=1000)
     file = Upstream(metadata_place=web.url()).metadata(0)
     with pytest.raises(SourceError, match="gave up after 2 tries"):
@@ -332,7 +332,7 @@ class PlainHost(LoopbackServer):
         self.path, self.ranges = path, ranges
 
     def answer(self, request: Request) -> Answer:
-        from laion_face_builder.sandbox.messages import ranged
+        from laion_face_builder.sandbox.serving import ranged
 
         if not request.path.endswith(self.path.name):
             return Answer(404)

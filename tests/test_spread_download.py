@@ -15,14 +15,14 @@ from test_spread_prepare import kill_executor
 from laion_face_builder import cli
 from laion_face_builder.download import cluster
 from laion_face_builder.download.cluster import Cluster
-from laion_face_builder.download.make_shard import make_shard
 from laion_face_builder.download.part import download_part
+from laion_face_builder.download.shard_worker import make_shard
 from laion_face_builder.download.task import ShardTask
 from laion_face_builder.download.workers import Died, Done, Failed
 from laion_face_builder.errors import DiskError, NotPrepared, OptionError, StateConflict
 from laion_face_builder.layout import DataDir
 from laion_face_builder.sandbox import PictureHost, Truth
-from laion_face_builder.upstream import kept
+from laion_face_builder.sources import data_store
 
 ROWS, SHARDS = 150, 3
 #: The worker that finds this folder dies, and leaves a file there.
@@ -82,14 +82,14 @@ def deadly_do(task: ShardTask) -> object:
     """Do a task as a worker does, but die once at shard 1, with the tar sent and nothing else."""
     mark = Path(os.environ[DEADLY]) / "sent"
     if task.place.shard == 1 and not mark.exists():
-        real = kept.send
+        real = data_store.send
 
         def send(data: DataDir, path: Path) -> None:
             real(data, path)
             mark.touch()
             kill_executor()
 
-        kept.send = send
+        data_store.send = send
     return cluster._do(task)
 
 
@@ -166,7 +166,7 @@ def test_a_retry_at_an_address(web: Web) -> None:
 
 def test_a_worker_that_dies_while_it_sends_leaves_a_shard_that_is_made_again(web: Web, monkeypatch) -> None:
     (task, *_) = tasks_of(web, monkeypatch)
-    real, sent = kept.send, []
+    real, sent = data_store.send, []
 
     def send(data: DataDir, path: Path) -> None:
         real(data, path)
@@ -175,7 +175,7 @@ def test_a_worker_that_dies_while_it_sends_leaves_a_shard_that_is_made_again(web
             raise DiskError("it ended here")
 
     with monkeypatch.context() as patch:
-        patch.setattr(kept, "send", send)
+        patch.setattr(data_store, "send", send)
         with pytest.raises(DiskError):
             make_shard(task)
     assert sent == ["00000.tar", "00000.parquet"]

@@ -13,8 +13,8 @@ from laion_face_builder.index import steps
 from laion_face_builder.index.prepare import prepare
 from laion_face_builder.layout import DataDir
 from laion_face_builder.sandbox import Sandbox, SandboxSpec
-from laion_face_builder.upstream import kept
-from laion_face_builder.upstream.sources import Upstream
+from laion_face_builder.sources import data_store
+from laion_face_builder.sources.sources import Upstream
 
 #: The worker that finds this file dies, and leaves another one.
 DEADLY = "LAION_FACE_TEST_DEADLY"
@@ -142,19 +142,19 @@ def test_other_commands_take_folders_only():
 
 
 def test_what_is_not_there_is_said(tmp_path):
-    with kept.at_work(DataDir.kept_at(tmp_path.as_uri())) as data:
-        assert not kept.has(data, data.ids(0))
-        assert kept.fingerprint(data, data.ids(0)) is None
-        assert kept.below(data, data.staging) == {}
+    with data_store.at_work(DataDir.kept_at(tmp_path.as_uri())) as data:
+        assert not data_store.has(data, data.ids(0))
+        assert data_store.fingerprint(data, data.ids(0)) is None
+        assert data_store.below(data, data.staging) == {}
         with pytest.raises(SourceNotFound, match=r"part-00000.parquet: there is no such file"):
-            kept.bring(data, data.ids(0))
+            data_store.bring(data, data.ids(0))
         assert not data.ids(0).exists()
 
 
 def test_an_address_that_may_not_be_written_is_said(tmp_path):
-    with kept.at_work(DataDir.kept_at((tmp_path / "there").as_uri())) as data:
+    with data_store.at_work(DataDir.kept_at((tmp_path / "there").as_uri())) as data:
         data.ids(0).parent.mkdir()
         data.ids(0).touch()
         (tmp_path / "there").write_text("a file is in its way")
         with pytest.raises((DiskError, SourceNotFound)):
-            kept.send(data, data.ids(0))
+            data_store.send(data, data.ids(0))

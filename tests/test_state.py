@@ -29,7 +29,7 @@ from laion_face_builder.examples.state import FORGETS_RESUMED, FORMAT, IN_ORDER
 from laion_face_builder.index.prepare import prepare
 from laion_face_builder.layout import DataDir
 from laion_face_builder.sandbox import Answer, Sandbox, SandboxSpec, Truth
-from laion_face_builder.upstream.sources import Upstream
+from laion_face_builder.sources.sources import Upstream
 
 PARTS = (0, 2)
 HERE = tuple(map(int, datasets.__version__.split(".")[:2]))

@@ -19,10 +19,9 @@ import laion_face
 from laion_face_builder import cli
 from laion_face_builder.errors import OptionError
 from laion_face_builder.index.urls import host_of
-from laion_face_builder.looks import plots
-from laion_face_builder.looks.counts import count, hosts_of
-from laion_face_builder.looks.stats import as_json, lines, stats_page
-from laion_face_builder.looks.tallies import EDGES, OTHER_HOSTS, PartStats, Spread
+from laion_face_builder.inspect import plots
+from laion_face_builder.inspect.counts import EDGES, OTHER_HOSTS, PartStats, Spread, count, hosts_of
+from laion_face_builder.inspect.stats import as_json, lines, stats_page
 from laion_face_builder.options import OptionFields, Options
 
 f32 = np.float32

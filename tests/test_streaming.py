@@ -17,7 +17,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 import laion_face
 from laion_face_builder.errors import NotPrepared
-from laion_face_builder.examples.rows import shards_per_part_for
+from laion_face_builder.examples.walk import shards_per_part_for
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ from PIL import Image
 
 import laion_face
 from laion_face_builder.files import make_fingerprint, stamped
-from laion_face_builder.images.frames import Frame, Resizing, Size, centres_lie_in, is_swapped
+from laion_face_builder.images.geometry import Frame, Resizing, Size, centres_lie_in, is_swapped
 from laion_face_builder.layout import DataDir, row_group_bounds
 from laion_face_builder.sandbox import Answer, PictureHost
 from laion_face_builder.schema import INDEX

@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from laion_face_builder.download.check import CHECKED, CheckJob, check_tar, whole_number
+from laion_face_builder.download.shard_files import read_members
 from laion_face_builder.download.sidecar import CheckedTar, assemble, result_of, write_sidecar
-from laion_face_builder.download.tarfiles import read_members
-from laion_face_builder.download.tars import PartPictures, StoredPicture
+from laion_face_builder.download.tar_reader import PartPictures, StoredPicture
 from laion_face_builder.errors import BadFile, NotPrepared, StateConflict
 from laion_face_builder.files import digest, make_fingerprint, stamped
 from laion_face_builder.images.pictures import MAX_PIXELS

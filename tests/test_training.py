@@ -16,7 +16,7 @@ import laion_face
 from laion_face_builder.index.prepare import prepare
 from laion_face_builder.layout import DataDir
 from laion_face_builder.sandbox import Answer, SandboxSpec
-from laion_face_builder.upstream.sources import Upstream
+from laion_face_builder.sources.sources import Upstream
 
 SHARDS = 8
 #: What all scripts begin with: two ranks, a stream, a loader, a model, and a place for what each rank found out.

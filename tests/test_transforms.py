@@ -12,10 +12,10 @@ from PIL import Image
 import laion_face
 from laion_face_builder.errors import LaionFaceError, TransformError
 from laion_face_builder.sandbox import find_landmarks
-from laion_face_builder.sandbox.pictures import draw, plan
+from laion_face_builder.sandbox.cartoons import draw, plan
 from laion_face_builder.transforms import alignment
+from laion_face_builder.transforms.affine import MOST_PIXELS_A_SIDE
 from laion_face_builder.transforms.drawing import POINTS, SURE, UNSURE
-from laion_face_builder.transforms.moved import MOST_PIXELS_A_SIDE
 
 seeds = st.integers(0, 10_000)
 quick = settings(deadline=None, max_examples=40)

@@ -17,11 +17,11 @@ from laion_face_builder.files import read_fingerprint, sha256_of, stamped
 from laion_face_builder.index.writer import open_writer as index_writer
 from laion_face_builder.index.writer import proof_path
 from laion_face_builder.layout import DataDir, row_group_bounds
-from laion_face_builder.publish.destinations import destination_at
+from laion_face_builder.publish.destination import destination_at
 from laion_face_builder.publish.manifest import MANIFEST
-from laion_face_builder.publish.place import Place
-from laion_face_builder.publish.verify_place import place_problems
+from laion_face_builder.publish.targets import Place
 from laion_face_builder.schema import INDEX, SIDECAR_LATER
+from laion_face_builder.verify.verify import place_problems
 
 
 def verified(capsys, *arguments):

@@ -32,7 +32,7 @@ from laion_face_builder.errors import OptionError, StateConflict
 from laion_face_builder.index.prepare import prepare
 from laion_face_builder.layout import DataDir
 from laion_face_builder.sandbox import Sandbox, SandboxSpec
-from laion_face_builder.upstream.sources import Upstream
+from laion_face_builder.sources.sources import Upstream
 
 PARTS = (0, 2)
 BEFORE_5 = int(datasets.__version__.partition(".")[0]) < 5

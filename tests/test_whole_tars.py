@@ -19,12 +19,12 @@ from test_download import OPTIONS as QUICK
 from test_download import make_host, stored, write_index
 
 from laion_face_builder.download.part import PartResult, download_part
-from laion_face_builder.download.rounds import PartFiles
-from laion_face_builder.download.shards import ShardFiles
+from laion_face_builder.download.plan import PartFiles
+from laion_face_builder.download.shard_files import ShardFiles
 from laion_face_builder.files import put_in_place
 from laion_face_builder.layout import DataDir
-from laion_face_builder.publish.verify_pictures import picture_problems
 from laion_face_builder.sandbox import Answer
+from laion_face_builder.verify.verify_data import picture_problems
 
 #: No picture is slow here; the machine may be.
 OPTIONS = replace(QUICK, timeout=60.0)

@@ -41,29 +41,9 @@ def test_every_command_in_the_readme_exists(command, capsys):
     assert "usage: laion-face" in capsys.readouterr().out
 
 
-FLOORS = [
-    *("ground", "upstream", "index", "images", "transforms", "options", "fetch", "download", "examples"),
-    "publish",
-]
-GROUND = {
-    *("answers", "children", "distribute", "engines", "errors", "files", "forecast", "layout", "parallel", "progress"),
-    *("progress_bar", "progress_base", "progress_log", "schema", "shown", "values"),
-}
-
-
-def test_imports_go_up_the_floors_only():
-    package = ROOT / "builder" / "laion_face_builder"
-    wrong = []
-    for path in package.rglob("*.py"):
-        here = floor(path.relative_to(package).with_suffix("").parts[0])
-        for found in re.findall(r"^ *from laion_face_builder\.(\w+)", path.read_text(encoding="utf-8"), re.MULTILINE):
-            if here in FLOORS and (floor(found) not in FLOORS or FLOORS.index(floor(found)) > FLOORS.index(here)):
-                wrong.append(f"{path.relative_to(package)} imports {found}")
-    assert wrong == []
-
-
-def floor(name):
-    return "ground" if name in GROUND else name
+def test_no_two_modules_have_one_name():
+    modules = [path.stem for path in (ROOT / "builder" / "laion_face_builder").rglob("*.py") if path.stem[0] != "_"]
+    assert sorted(modules) == sorted(set(modules))
 
 
 def test_the_readmes_tables_are_those_of_the_code():

@@ -15,16 +15,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from laion_face_builder.errors import OptionError
-from laion_face_builder.images.frames import RESIZE_MODES, Resizing
+from laion_face_builder.images.geometry import RESIZE_MODES, Resizing
 from laion_face_builder.images.modes import MODES
 from laion_face_builder.images.pictures import MAX_PIXELS
-from laion_face_builder.index.exclusion import Exclusion
-from laion_face_builder.index.exclusion_file import exclusion_of, read_exclusion
+from laion_face_builder.index.exclusion import Exclusion, exclusion_of, read_exclusion
 from laion_face_builder.index.filters import Filters
 from laion_face_builder.layout import CONFIG_PARTS, ROW_GROUPS, DataDir, parse_parts
 from laion_face_builder.shown import ShownFields
-from laion_face_builder.upstream.sources import Upstream
-from laion_face_builder.upstream.tokens import Token, checked_token
+from laion_face_builder.sources.hub import Token, checked_token
+from laion_face_builder.sources.sources import Upstream
 from laion_face_builder.values import Range, absolute, as_written, place
 
 ALWAYS, FETCHED, READ, NEVER = "always", "fetched", "read", "never"

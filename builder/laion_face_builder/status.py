@@ -15,7 +15,7 @@ from laion_face_builder.errors import BadFile
 from laion_face_builder.files import human_size
 from laion_face_builder.index.writer import proof_path
 from laion_face_builder.layout import DataDir
-from laion_face_builder.upstream import kept
+from laion_face_builder.sources import data_store
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class PartStatus:
         Raises:
             BadFile: a file of ours cannot be read.
         """
-        tars = [size for path, size in kept.below(data, data.tars(part)).items() if path.suffix == ".tar"]
+        tars = [size for path, size in data_store.below(data, data.tars(part)).items() if path.suffix == ".tar"]
         return cls(
             part,
             _rows(data, data.ids(part)),
@@ -67,7 +67,7 @@ def lines(data: DataDir, parts: Iterable[int]) -> Iterator[str]:
     yield _columns("part", heads) + "  usable samples"
     prepared = 0
     for part in parts:
-        with kept.at_work(data) as here:
+        with data_store.at_work(data) as here:
             status = PartStatus.of(here, part)
         prepared += status.rows is not None
         yield _line(status)
@@ -79,7 +79,7 @@ def lines(data: DataDir, parts: Iterable[int]) -> Iterator[str]:
 
 def as_json(data: DataDir, parts: Iterable[int]) -> dict[str, Any]:
     """Return the status of the parts for programs; shares are numbers between 0 and 1."""
-    with kept.at_work(data) as here:
+    with data_store.at_work(data) as here:
         return {"data_dir": data.where, "parts": [asdict(PartStatus.of(here, part)) for part in parts]}
 
 
@@ -111,18 +111,18 @@ def _percent(share: float | None) -> str:
 
 
 def _rows(data: DataDir, path: Path) -> int | None:
-    if not kept.has(data, path):
+    if not data_store.has(data, path):
         return None
-    with kept.opened(data, path) as source:
+    with data_store.opened(data, path) as source:
         return int(pq.read_metadata(source).num_rows)
 
 
 def _proof(data: DataDir, part: int) -> dict[str, Any] | None:
     path = proof_path(data.index(part))
-    if not kept.has(data, data.index(part)) or not kept.has(data, path):
+    if not data_store.has(data, data.index(part)) or not data_store.has(data, path):
         return None
     try:
-        return dict(json.loads(kept.bring(data, path).read_text(encoding="utf-8")))
+        return dict(json.loads(data_store.bring(data, path).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise BadFile(
             path,
@@ -133,9 +133,9 @@ def _proof(data: DataDir, part: int) -> dict[str, Any] | None:
 
 
 def _pictures(data: DataDir, sidecar: Path) -> dict[str, int] | None:
-    if not kept.has(data, sidecar):
+    if not data_store.has(data, sidecar):
         return None
-    counts = pc.value_counts(pq.read_table(kept.bring(data, sidecar), columns=["status"])["status"]).to_pylist()
+    counts = pc.value_counts(pq.read_table(data_store.bring(data, sidecar), columns=["status"])["status"]).to_pylist()
     return {item["values"]: item["counts"] for item in sorted(counts, key=lambda item: -item["counts"])}
 
 

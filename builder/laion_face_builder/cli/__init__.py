@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         if is_own:
             ending.take_over_signals()
-        from laion_face_builder.cli.defence import guarded
+        from laion_face_builder.cli.failures import guarded
 
         return guarded(list(sys.argv[1:] if arguments is None else arguments), is_own_process=is_own)
     except KeyboardInterrupt:

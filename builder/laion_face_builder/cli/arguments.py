@@ -230,7 +230,7 @@ def _command(subparsers: Any, name: str, run: Any, text: str) -> argparse.Argume
 
 
 def _add_debug(parser: argparse.ArgumentParser) -> None:
-    """Add --debug, which may stand before and after the command: `defence` looks for it among the words."""
+    """Add --debug, which may stand before and after the command: `failures` looks for it among the words."""
     parser.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks of errors")
 
 

@@ -135,7 +135,7 @@ def run_publish(given: argparse.Namespace) -> None:
 
 def run_verify(given: argparse.Namespace) -> int:
     """Print what is wrong with a place; return 1 if anything is."""
-    from laion_face_builder.publish.verify import verify
+    from laion_face_builder.verify.verify import verify
 
     out = Output(given.format)
     place = given.place or str(DataDir.at(given.data_dir).root)
@@ -151,9 +151,9 @@ def run_verify(given: argparse.Namespace) -> int:
 
 def run_show(given: argparse.Namespace) -> None:
     """Draw a contact sheet."""
-    from laion_face_builder.looks.looks_forecast import forecast_show
-    from laion_face_builder.looks.show import Sheet, show
-    from laion_face_builder.looks.typed import as_typed, to_look_at
+    from laion_face_builder.inspect.command_line import as_typed, to_look_at
+    from laion_face_builder.inspect.inspect_forecast import forecast_show
+    from laion_face_builder.inspect.show import Sheet, show
 
     out = Output(given.format)
     wanted = Sheet(given.out, given.count, given.columns, f"{as_typed('show', vars(given))} --count {given.count}")
@@ -167,10 +167,10 @@ def run_show(given: argparse.Namespace) -> None:
 
 def run_stats(given: argparse.Namespace) -> None:
     """Count, print the numbers and write the page."""
-    from laion_face_builder.looks.counts import count
-    from laion_face_builder.looks.looks_forecast import forecast_stats
-    from laion_face_builder.looks.stats import as_json, lines, write_page
-    from laion_face_builder.looks.typed import as_typed, to_look_at
+    from laion_face_builder.inspect.command_line import as_typed, to_look_at
+    from laion_face_builder.inspect.counts import count
+    from laion_face_builder.inspect.inspect_forecast import forecast_stats
+    from laion_face_builder.inspect.stats import as_json, lines, write_page
 
     out = Output(given.format)
     options = to_look_at(options_of(given), given.parts)
@@ -185,7 +185,7 @@ def run_stats(given: argparse.Namespace) -> None:
 
 def run_demo(given: argparse.Namespace) -> None:
     """Run the demo."""
-    from laion_face_builder.demo import forecast_demo, run_demo
+    from laion_face_builder.sandbox.demo import forecast_demo, run_demo
 
     if given.dry_run:
         return _foretell(forecast_demo(given.folder), given)

@@ -7,8 +7,8 @@ import argparse
 import shtab
 
 from laion_face_builder.cli.parsing import Parser
-from laion_face_builder.download.options import ENCODE_FORMATS
-from laion_face_builder.images.frames import RESIZE_MODES
+from laion_face_builder.download.download_options import ENCODE_FORMATS
+from laion_face_builder.images.geometry import RESIZE_MODES
 from laion_face_builder.options import IMAGE_MODES, NSFW_VALUES, ON_ERROR, ON_SIZE_CHANGE
 
 #: Options and positional arguments that are names of folders or files.

@@ -1,16 +1,54 @@
-"""Write data to stdout in the format that is asked for, and errors to stderr, even if the streams are broken."""
+"""Write data to stdout in the format that is asked for, and errors to stderr, even if the streams are broken.
+
+With `--format quiet` the messages on stderr are silenced.
+"""
 
 from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import sys
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
+from typing import Any, TextIO, cast
 
+from laion_face_builder import progress
 from laion_face_builder.shown import hushed
+
+logger = logging.getLogger("laion_face")
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Let only errors be printed to stderr: no messages, no progress bars, no warnings of libraries."""
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    progress.set_quiet(True)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(cast(TextIO, _NoTerminal(sys.stderr))):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        progress.set_quiet(False)
+        logger.setLevel(before)
+
+
+class _NoTerminal:
+    """Stderr that says it is no terminal, so that libraries draw no progress bars either."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def isatty(self) -> bool:
+        return False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
 
 FORMATS = ("human", "json", "quiet")
 #: Characters of an error: room for three of the longest paths that Linux has, since users need them whole.

@@ -27,13 +27,13 @@ import pyarrow.parquet as pq
 
 from laion_face_builder import progress
 from laion_face_builder.download.check import CheckJob
-from laion_face_builder.download.rounds import opened_index
+from laion_face_builder.download.plan import opened_index
 from laion_face_builder.download.sidecar import CheckedTar, assemble, write_sidecar
 from laion_face_builder.download.workers import Failed, Workers
 from laion_face_builder.errors import BadFile, NotPrepared
 from laion_face_builder.files import Fingerprint, digest, disk_errors, locked, make_fingerprint, read_fingerprint
 from laion_face_builder.images import reasons
-from laion_face_builder.images.frames import Resizing
+from laion_face_builder.images.geometry import Resizing
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.layout import DataDir
 from laion_face_builder.parallel import cores

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 
 from laion_face_builder.errors import PictureError
 from laion_face_builder.images import modes, pictures, reasons
-from laion_face_builder.images.frames import Face, Size
+from laion_face_builder.images.geometry import Face, Size
 
 #: As img2dataset's default.
 JPEG_QUALITY = 95

@@ -23,11 +23,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from laion_face_builder.download.blur import BOXES_COLUMN
-from laion_face_builder.download.shards import ShardFiles, pictures_in, require_whole
-from laion_face_builder.download.tarfiles import Member, read_members
+from laion_face_builder.download.shard_files import Member, ShardFiles, pictures_in, read_members, require_whole
 from laion_face_builder.errors import BadFile, PictureError
 from laion_face_builder.files import read_fingerprint, stamped, written_whole
-from laion_face_builder.images import frames, pictures, reasons
+from laion_face_builder.images import geometry, pictures, reasons
 
 #: One sample of a tar. `id` is the index row in our own downloads, the sample id in adopted ones.
 CHECKED = pa.schema(
@@ -169,7 +168,7 @@ class _Sample:
 
     id: int
     message: str | None = None
-    fetched: frames.Size | None = None
+    fetched: geometry.Size | None = None
     sha256: str | None = None
     is_lost: bool = False
 
@@ -180,7 +179,7 @@ class _Sample:
         if number is None:
             return None
         fetched, original = _size(values, "original_"), _size(values, "laion_")
-        fits = fetched is not None and original is not None and frames.rescaled(original, fetched) is not None
+        fits = fetched is not None and original is not None and geometry.rescaled(original, fetched) is not None
         lost = bool(values.get(BOXES_COLUMN)) and not fits
         return cls(number, values.get("error_message"), fetched, values.get("sha256"), lost)
 
@@ -192,7 +191,7 @@ class _Sample:
         return {"fetched_width": self.fetched[0], "fetched_height": self.fetched[1], "fetched_sha256": sha256}
 
 
-def _size(values: Mapping[str, Any], prefix: str) -> frames.Size | None:
+def _size(values: Mapping[str, Any], prefix: str) -> geometry.Size | None:
     width, height = (whole_number(values.get(prefix + name)) for name in ("width", "height"))
     return (width, height) if width and height and min(width, height) > 0 else None
 

@@ -22,9 +22,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from laion_face_builder.download.rounds import PartFiles
-from laion_face_builder.download.shards import ShardFiles, pictures_in, remove_half_written
-from laion_face_builder.download.tarfiles import Member, read_members
+from laion_face_builder.download.plan import PartFiles
+from laion_face_builder.download.shard_files import Member, ShardFiles, pictures_in, read_members, remove_half_written
 from laion_face_builder.files import put_in_place
 from laion_face_builder.images import reasons
 

@@ -9,17 +9,9 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from laion_face_builder.download.options import DownloadOptions
-from laion_face_builder.download.part import (
-    bytes_of,
-    check_space,
-    claimed,
-    has_plan,
-    rounds_in_all,
-    sidecar_table,
-)
-from laion_face_builder.download.round import Round
-from laion_face_builder.download.rounds import (
+from laion_face_builder.download.download_options import DownloadOptions
+from laion_face_builder.download.part import bytes_of, check_space, claimed, has_plan, rounds_in_all, sidecar_table
+from laion_face_builder.download.plan import (
     PartFiles,
     RowFilters,
     Rows,
@@ -29,14 +21,15 @@ from laion_face_builder.download.rounds import (
     rows_to_fetch,
     rows_to_retry,
 )
+from laion_face_builder.download.round import Round
 from laion_face_builder.download.sidecar import CheckedTar
 from laion_face_builder.errors import LaionFaceError
-from laion_face_builder.fetch.guard import refuse_user_proxy
+from laion_face_builder.fetch.addresses import refuse_user_proxy
 from laion_face_builder.files import Fingerprint
 from laion_face_builder.forecast import Amount, Deed, Disk, Forecast, Step
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.layout import DataDir
-from laion_face_builder.upstream import kept
+from laion_face_builder.sources import data_store
 
 
 @dataclass(frozen=True)
@@ -110,7 +103,7 @@ def forecast_part(
         NotPrepared, StateConflict, OptionError, BadFile: as `download_part` before it fetches anything.
     """
     options = options or DownloadOptions()
-    with kept.at_work(data) as here, opened_index(here, part, index) as rows:
+    with data_store.at_work(data) as here, opened_index(here, part, index) as rows:
         refuse_user_proxy(os.environ, options.trust_proxy)
         files = PartFiles(here, part)
         made_with = claimed(files, rows, options, filters)
@@ -123,8 +116,8 @@ def forecast_part(
                 rounds.append(one)
         except LaionFaceError as error:
             refusal = error
-        begun = kept.has(here, here.images_fingerprint(part))
-        is_there = kept.has(here, here.sidecar(part))
+        begun = data_store.has(here, here.images_fingerprint(part))
+        is_there = data_store.has(here, here.sidecar(part))
     return PartForecast(part, len(plan), len(rows_to_fetch(plan)), is_read, begun, is_there, tuple(rounds), refusal)
 
 
@@ -132,7 +125,7 @@ def _plan(
     files: PartFiles, index: IndexPart, made_with: Fingerprint, options: DownloadOptions, filters: RowFilters | None
 ) -> pa.ChunkedArray:
     if has_plan(files, made_with):
-        return pq.read_table(kept.bring(files.data, files.plan))["status"]
+        return pq.read_table(data_store.bring(files.data, files.plan))["status"]
     return pa.chunked_array(planned(index, filters, options.blur_faces), pa.string())
 
 
@@ -171,7 +164,7 @@ class _Rounds:
         """Return the rows of a round; None if it is new, and the rounds before it are not finished."""
         if not number:
             return rows_to_fetch(self.plan)
-        if kept.brought(self.files.data, self.files.round(number)):
+        if data_store.brought(self.files.data, self.files.round(number)):
             return rows_of_round(self.files, number)
         if tars is None:
             return None

@@ -1,8 +1,15 @@
 """Download the pictures of one part: the plan, the rounds, the sidecar.
 
-Workers of ours fetch them and write them as img2dataset does; what is done is judged by the files alone (see `rounds`
-for them, and `shards` for when a shard counts). A download that was killed anywhere goes on where it was: the plan and
+Workers of ours fetch them and write them as img2dataset does; what is done is judged by the files alone (see `plan` for
+them, and `shard_files` for when a shard counts). A download that was killed anywhere goes on where it was: the plan and
 the rounds are fixed before anything is fetched, whole shards are kept, everything else is made again.
+
+Several jobs that see the same DATA_DIR, such as a Slurm array's, can each download a share of a part's shards.
+
+    laion-face download 20M --parts 0 --data-dir laion-face --shards 3/16     # the shards 3, 19, 35 …
+
+Each job makes its own, whatever the others do, and a job that is run again makes what is missing of its own. A download
+without `--shards` comes last: it makes all that is missing, and the sidecar; meanwhile no other job may run.
 """
 
 from __future__ import annotations
@@ -10,7 +17,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
+from collections import Counter
 from contextlib import suppress
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +28,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from laion_face_builder.download.cleaning import clean_tars, finish_cleaning
-from laion_face_builder.download.options import DownloadOptions
-from laion_face_builder.download.round import Round
-from laion_face_builder.download.rounds import (
+from laion_face_builder.download.download_options import DownloadOptions
+from laion_face_builder.download.plan import (
     PartFiles,
     RowFilters,
     Rows,
@@ -30,6 +39,7 @@ from laion_face_builder.download.rounds import (
     write_plan,
     write_round,
 )
+from laion_face_builder.download.round import Round
 from laion_face_builder.download.sidecar import (
     CheckedTar,
     PartResult,
@@ -40,7 +50,7 @@ from laion_face_builder.download.sidecar import (
     write_sidecar,
 )
 from laion_face_builder.errors import BadFile, DownloadError, OptionError, StateConflict
-from laion_face_builder.fetch.guard import refuse_user_proxy
+from laion_face_builder.fetch.addresses import refuse_user_proxy
 from laion_face_builder.files import (
     Fingerprint,
     canonical_json,
@@ -56,12 +66,10 @@ from laion_face_builder.files import (
 from laion_face_builder.images import reasons
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.layout import DataDir
-from laion_face_builder.upstream import kept
+from laion_face_builder.sources import data_store
 
 __all__ = ["DownloadOptions", "PartResult", "download_part"]
-
 logger = logging.getLogger("laion_face")
-
 #: Mean over the pictures that are asked for, dead links included; LAION-Face's authors count 2 TB for 50 million.
 _BYTES_A_SAMPLE = 60_000
 
@@ -100,7 +108,7 @@ def download_part(
     if clean and data.address is not None:
         raise OptionError(f"{data.where}: only tars in a folder can be cleaned: copy them here first")
     waiting = f"part {part:05d}: another process downloads it; waiting for that"
-    with kept.at_work(data) as here:
+    with data_store.at_work(data) as here:
         refuse_user_proxy(os.environ, options.trust_proxy)
         files = PartFiles(here, part)
         with opened_index(here, part, index) as rows, locked(here.images_fingerprint(part), waiting):
@@ -139,7 +147,7 @@ def _rounds(
 
 def _is_complete(files: PartFiles, number: int, options: DownloadOptions, made_with: Fingerprint) -> bool:
     """Say whether this round was finished before: then the sidecar that matters is the one with it."""
-    if not kept.brought(files.data, files.round(number)):
+    if not data_store.brought(files.data, files.round(number)):
         return False
     return not Round(files, number, rows_of_round(files, number), options, made_with).missing
 
@@ -147,18 +155,18 @@ def _is_complete(files: PartFiles, number: int, options: DownloadOptions, made_w
 def withdraw_sidecar(files: PartFiles, missing: list[str]) -> None:
     """Remove the sidecar if it names tars that are about to be made again: its offsets would be wrong."""
     sidecar = files.data.sidecar(files.part)
-    if not kept.brought(files.data, sidecar):
+    if not data_store.brought(files.data, sidecar):
         return
     named = pq.read_table(sidecar, columns=["tar"], read_dictionary=["tar"])["tar"].unique().to_pylist()
     if not {*missing}.isdisjoint(named):
         logger.warning("%s: withdrawn until tars that have gone or changed are downloaded again", sidecar)
         sidecar.unlink()
-        kept.remove_afar(files.data, sidecar)
+        data_store.remove_afar(files.data, sidecar)
 
 
 def _rows(files: PartFiles, number: int, made_with: Fingerprint) -> Rows:
     """Return the rows of a round; those of a new round are all that failed so far and may still come."""
-    if number and not kept.brought(files.data, files.round(number)):
+    if number and not data_store.brought(files.data, files.round(number)):
         rows = rows_to_retry(pq.read_table(files.data.sidecar(files.part), columns=["status"])["status"])
         if not len(rows):
             return rows
@@ -168,16 +176,16 @@ def _rows(files: PartFiles, number: int, made_with: Fingerprint) -> Rows:
 
 def _write_sidecar(files: PartFiles, index: IndexPart, made_with: Fingerprint, tars: list[CheckedTar]) -> None:
     path = files.data.sidecar(files.part)
-    if kept.brought(files.data, path) and sidecar_made_from(path) == made_from(tars):
+    if data_store.brought(files.data, path) and sidecar_made_from(path) == made_from(tars):
         return
     how = {name: made_with[name] for name in ("resize", "blur_faces") if name in made_with}
     fingerprint = make_fingerprint(
         "sidecar", part=files.part, index=made_with["index"], images=digest(made_with), **how
     )
     sample_ids = index.read(0, index.num_rows, ["sample_id"])["sample_id"]
-    table = sidecar_table(sample_ids, pq.read_table(kept.bring(files.data, files.plan))["status"], tars)
+    table = sidecar_table(sample_ids, pq.read_table(data_store.bring(files.data, files.plan))["status"], tars)
     write_sidecar(path, table, fingerprint, tars)
-    kept.send(files.data, path)
+    data_store.send(files.data, path)
 
 
 def sidecar_table(sample_ids: pa.ChunkedArray, plan: pa.ChunkedArray, tars: list[CheckedTar]) -> pa.Table:
@@ -202,7 +210,7 @@ def begun(files: PartFiles, index: IndexPart, options: DownloadOptions, filters:
     if not path.exists():
         with written_whole(path) as partial:
             partial.write_text(canonical_json(wanted) + "\n", encoding="utf-8")
-        kept.send(files.data, path)
+        data_store.send(files.data, path)
     if not has_plan(files, wanted):
         write_plan(files, index, filters, _plan_fingerprint(wanted), options.blur_faces)
     return wanted
@@ -228,9 +236,9 @@ def claimed(files: PartFiles, index: IndexPart, options: DownloadOptions, filter
     )
     path = files.data.images_fingerprint(files.part)
     folder = files.data.tars(files.part)
-    if kept.brought(files.data, path):
+    if data_store.brought(files.data, path):
         _require_same(files, json.loads(canonical_json(wanted)))
-    elif kept.below(files.data, folder):
+    elif data_store.below(files.data, folder):
         raise StateConflict(
             f"{folder}: there are files, but nothing says what they were made with. Move the folder away, or use it as "
             "it is with images=FOLDER."
@@ -257,7 +265,7 @@ def _require_same(files: PartFiles, wanted: Fingerprint) -> None:
 
 def has_plan(files: PartFiles, made_with: Fingerprint) -> bool:
     """Say whether this download's plan is there."""
-    return kept.fingerprint(files.data, files.plan) == _plan_fingerprint(made_with)
+    return data_store.fingerprint(files.data, files.plan) == _plan_fingerprint(made_with)
 
 
 def _plan_fingerprint(made_with: Fingerprint) -> Fingerprint:
@@ -295,3 +303,73 @@ def check_space(files: PartFiles, samples: int, options: DownloadOptions) -> Non
             f"{folder}: about {human_size(needed)} needed, {human_size(free)} free. Choose a larger disk, fewer parts "
             "or stricter filters, or set ignore_space."
         )
+
+
+@dataclass(frozen=True)
+class Share:
+    """Every `of`th shard, from `number` on."""
+
+    number: int
+    of: int
+
+    @classmethod
+    def parse(cls, text: str) -> Share:
+        """Parse a share such as "3/16".
+
+        Raises:
+            OptionError: `text` is not of that form.
+        """
+        found = re.fullmatch(r"\s*(\d{1,9})\s*/\s*(\d{1,9})\s*", text, re.ASCII)
+        number, of = map(int, found.groups()) if found else (0, 0)
+        if not number < of:
+            raise OptionError(
+                f"shards={text!r}: expected I/N, from 0/N to N-1/N, such as 3/16 for the shards 3, 19, 35 …"
+            )
+        return cls(number, of)
+
+    def __contains__(self, shard: object) -> bool:
+        return isinstance(shard, int) and shard % self.of == self.number
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+
+def download_share(
+    data: DataDir,
+    part: int,
+    share: Share,
+    options: DownloadOptions,
+    filters: RowFilters | None = None,
+    *,
+    index: IndexPart | None = None,
+) -> PartResult:
+    """Download this share of a part's first round; return what has become of it. No sidecar is written.
+
+    Raises:
+        NotPrepared, StateConflict, DownloadError, NetworkOutage, DiskError, OptionError: as `part.download_part`.
+    """
+    waiting = f"part {part:05d}: another process downloads it; waiting for that"
+    with data_store.at_work(data) as here:
+        refuse_user_proxy(os.environ, options.trust_proxy)
+        files = PartFiles(here, part)
+        with opened_index(here, part, index) as rows:
+            with locked(here.images_fingerprint(part), waiting):
+                made_with = begun(files, rows, options, filters)
+                whole = Round(files, 0, rows_of_round(files, 0), options, made_with)
+                withdraw_sidecar(files, whole.missing_tars(share))
+            check_space(files, whole.samples_of(whole.missing_of(share)), options)
+            with disk_errors(here.tars(part)):
+                whole.run(rows, share)
+            result = _result(whole, share)
+    logger.info("part %05d, shards %s: %s", part, share, result)
+    return result
+
+
+def _result(whole: Round, share: Share) -> PartResult:
+    failures: Counter[str] = Counter()
+    size = 0
+    for result in whole.results(share):
+        failures.update(result.statuses)
+        size += result.bytes
+    samples, ok = failures.total(), failures.pop(reasons.OK, 0)
+    return PartResult(samples, ok, 0, failures, size, 0)

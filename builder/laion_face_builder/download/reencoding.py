@@ -11,10 +11,10 @@ from functools import lru_cache
 from typing import Any
 
 from laion_face_builder.download.blur import BOXES_COLUMN, MOST_PIXELS, quiet_albumentations
-from laion_face_builder.download.options import DownloadOptions
+from laion_face_builder.download.download_options import DownloadOptions
 from laion_face_builder.errors import PictureError
 from laion_face_builder.images import modes, reasons
-from laion_face_builder.images.frames import Size, rescaled
+from laion_face_builder.images.geometry import Size, rescaled
 from laion_face_builder.images.pictures import Picture
 from laion_face_builder.images.structure import check_pixels
 
@@ -52,7 +52,7 @@ def stored(picture: Picture, values: Mapping[str, Any], options: DownloadOptions
 
     Args:
         picture: as it was fetched.
-        values: its row of `rounds.listed`.
+        values: its row of `plan.listed`.
         options: say whether it is resized or blurred.
 
     Raises:

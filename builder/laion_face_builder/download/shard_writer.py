@@ -24,8 +24,7 @@ import pyarrow.parquet as pq
 
 from laion_face_builder.download.check import CHECKED, DETAIL_CHARACTERS
 from laion_face_builder.download.reencoding import Stored
-from laion_face_builder.download.shard_tar import ShardTar
-from laion_face_builder.download.shards import ShardFiles
+from laion_face_builder.download.shard_files import ShardFiles, ShardTar
 from laion_face_builder.download.task import ShardTask
 from laion_face_builder.errors import PictureError
 from laion_face_builder.files import put_in_place, stamped, written_whole
@@ -78,7 +77,7 @@ class ShardWriter:
 
         Args:
             position: in the shard.
-            values: as `rounds.listed` has them.
+            values: as `plan.listed` has them.
             end: what is kept of it, or why nothing is.
         """
         digits = math.ceil(math.log10(self._task.options.samples_per_shard))

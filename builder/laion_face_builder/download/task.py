@@ -16,14 +16,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from laion_face_builder.download.check import CheckJob
-from laion_face_builder.download.options import DownloadOptions
-from laion_face_builder.download.rounds import PartFiles
-from laion_face_builder.download.shards import ShardFiles
+from laion_face_builder.download.download_options import DownloadOptions
+from laion_face_builder.download.plan import PartFiles
+from laion_face_builder.download.shard_files import ShardFiles
 from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.files import make_fingerprint
 from laion_face_builder.images import reasons
 from laion_face_builder.index.reader import IndexPart
-from laion_face_builder.upstream import kept
+from laion_face_builder.sources import data_store
 
 #: Samples of a shard from one position to before another.
 Span = tuple[int, int]
@@ -63,8 +63,8 @@ class ShardPlace:
             files: the shard's files while they lie elsewhere; those in place if None.
         """
         files, data = files or self.files, self.part.data
-        stats = files.stats_digest() if kept.brought(data, files.stats) else None
-        tar_bytes = kept.size(data, files.tar)
+        stats = files.stats_digest() if data_store.brought(data, files.stats) else None
+        tar_bytes = data_store.size(data, files.tar)
         if stats is None or tar_bytes is None:
             return None
         where = {"images": self.images, "round": self.round, "shard": self.shard, "max_pixels": self.max_pixels}
@@ -81,7 +81,7 @@ class ShardPlace:
     def is_finished(self) -> bool:
         """Whether the shard's rows of the sidecar are there, made from the stats and the tar that lie beside them."""
         job = self.check_job()
-        return job is not None and kept.brought(self.part.data, Path(job.out)) and job.is_done
+        return job is not None and data_store.brought(self.part.data, Path(job.out)) and job.is_done
 
     def renew(self) -> None:
         """Fetch anew what a worker has just sent to the address; in a folder it is there already."""
@@ -89,7 +89,7 @@ class ShardPlace:
             rows = self.part.checked_tar(self.round, self.shard)
             for copy in (self.files.stats, rows):
                 copy.unlink(missing_ok=True)
-            kept.bring(self.part.data, rows)
+            data_store.bring(self.part.data, rows)
 
     def result(self) -> ShardResult:
         """Return what has become of the shard, by its rows of the sidecar, which have to be there."""
@@ -143,9 +143,9 @@ class ShardTask:
     probe: Span | None = None
 
     def run(self, report: Report) -> ShardResult:
-        """Make the shard with `make_shard`, which is imported only here, since it is heavy."""
+        """Make the shard with `shard_worker`, which is imported only here, since it is heavy."""
         # OpenCV reads its own bound when it is imported; what it decodes has been checked against ours before.
         os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(self.options.max_pixels)
-        from laion_face_builder.download.make_shard import make_shard
+        from laion_face_builder.download.shard_worker import make_shard
 
         return make_shard(self, report)

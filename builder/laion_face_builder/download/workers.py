@@ -25,8 +25,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Generic, Protocol, TypeVar
 
-from laion_face_builder.children import python
 from laion_face_builder.errors import DownloadError
+from laion_face_builder.parallel import python
 
 logger = logging.getLogger("laion_face")
 

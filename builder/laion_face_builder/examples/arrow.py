@@ -24,7 +24,7 @@ from filelock import Timeout
 from laion_face_builder.errors import LaionFaceError, NotPrepared, SourceError
 from laion_face_builder.examples import report
 from laion_face_builder.examples.report import Report
-from laion_face_builder.examples.rows import Plan
+from laion_face_builder.examples.walk import Plan
 from laion_face_builder.options import Options
 
 logger = logging.getLogger("laion_face")

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from laion_face_builder.download.blur import blurred
-from laion_face_builder.download.tars import PartPictures, StoredPicture
+from laion_face_builder.download.tar_reader import PartPictures, StoredPicture
 from laion_face_builder.errors import PictureError
 from laion_face_builder.examples.report import Tally
 from laion_face_builder.fetch.fetcher import FetchedPicture
 from laion_face_builder.images import modes, pictures, reasons
-from laion_face_builder.images.frames import Frame, Size, frame_of, is_swapped, rescaled
-from laion_face_builder.index.rows import RowBatch
+from laion_face_builder.images.geometry import Frame, Size, frame_of, is_swapped, rescaled
+from laion_face_builder.index.reader import RowBatch
 from laion_face_builder.options import Options
 from laion_face_builder.schema import BLURRED_COLUMN, example_columns
 

@@ -13,7 +13,7 @@ import datasets
 from laion_face_builder.errors import DiskError, LaionFaceError, NetworkOutage, OptionError
 from laion_face_builder.examples import parts, ready, report
 from laion_face_builder.examples.arrow import REPORT_KEY
-from laion_face_builder.examples.rows import shards_per_part_for, world_size
+from laion_face_builder.examples.walk import shards_per_part_for, world_size
 from laion_face_builder.files import digest, disk_error, is_of_writing
 from laion_face_builder.layout import CONFIG_PARTS
 from laion_face_builder.options import Options, refuse_unknown

@@ -1,13 +1,17 @@
 """Open a part: its index rows, and its pictures on disk or on the web.
 
 What is prepared is used as it is, without a request upstream; only `laion-face prepare` looks for newer sources.
-Opening a part makes nothing: `ready` makes what is missing, when a dataset is loaded.
+Opening a part makes nothing: `ready` makes what is missing, when a dataset is loaded, and error messages
+have the shell command that makes it, ready to be typed.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+import os
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,24 +19,74 @@ from typing import TYPE_CHECKING, Any
 
 from laion_face_builder import progress
 from laion_face_builder.download.adopt import part_folder
-from laion_face_builder.download.tars import PartPictures
+from laion_face_builder.download.tar_reader import PartPictures
 from laion_face_builder.errors import NotPrepared, OptionError, StateConflict
-from laion_face_builder.examples.commands import command, listed
 from laion_face_builder.files import digest, read_fingerprint
 from laion_face_builder.forecast import Forecast
+from laion_face_builder.index.exclusion import Exclusion
 from laion_face_builder.index.published import PublishedPart, find_published
 from laion_face_builder.index.reader import IndexPart
-from laion_face_builder.options import IMAGE_MODES, Options
-from laion_face_builder.upstream import kept
-from laion_face_builder.upstream.tokens import Token
+from laion_face_builder.options import IMAGE_MODES, OptionFields, Options
+from laion_face_builder.shown import shown
+from laion_face_builder.sources import data_store
+from laion_face_builder.sources.hub import Token
 
 if TYPE_CHECKING:
     from laion_face_builder.download.part import DownloadOptions, PartResult
 
+#: Which options each command takes besides CONFIG, --parts and --data-dir, by their groups.
+_GROUPS = {"prepare": ("source",), "download": ("source", "filter", "resize", "transfer")}
+
+
+def command(name: str, options: Options, parts: Sequence[int]) -> str:
+    """Give `laion-face prepare 20M --parts 0,2 --data-dir …` for just these sources, filters and sizes.
+
+    Tokens are left out. Where an address has a password, there is *** for the user to fill in.
+
+    Args:
+        name: "prepare" or "download".
+        options: of the dataset that lacks something.
+        parts: which of its parts lack it.
+    """
+    words = ["laion-face", name, options.config, "--parts", listed(parts), "--data-dir", options.data.where]
+    values = _values(options)
+    for spec in dataclasses.fields(OptionFields):
+        value = values.get(spec.name, spec.default)
+        if spec.metadata["group"] in _GROUPS[name] and value != spec.default:
+            words += [f"--{spec.name.replace('_', '-')}", *([] if value is True else [_typed(value)])]
+    return shlex.join(words)
+
+
+def listed(parts: Sequence[int]) -> str:
+    """Give "0,2" for parts 0 and 2, as --parts takes them."""
+    return ",".join(map(str, parts))
+
+
+def _values(options: Options) -> Mapping[str, Any]:
+    upstream, size = options.upstream, options.resizing
+    return {
+        "source_repo": upstream.source_repo,
+        "source_revision": upstream.source_revision,
+        "metadata": os.fspath(upstream.metadata_place),
+        "index": options.index,
+        "resize_mode": size.mode,
+        "image_size": size.size,
+        "resize_only_if_bigger": size.only_if_bigger,
+        "blur_faces": options.blur_faces,
+        **vars(options.filters),
+        **vars(options.transfer),
+    }
+
+
+def _typed(value: object) -> str:
+    if isinstance(value, Exclusion):
+        return value.name if os.path.isabs(value.name) else "FILE_WITH_THESE"
+    return ",".join(value) if isinstance(value, tuple) else shown(str(value))
+
+
 #: About what one picture takes of the disk, and how many rows a part of the real set has (50 million over 32 parts).
 BYTES_A_PICTURE = 60_000
 ROWS_A_PART = 1_560_000
-
 #: The sidecars of an adopted folder (images=FOLDER), by part.
 Adopted = Mapping[int, Path]
 
@@ -54,7 +108,7 @@ class OpenPart:
 
 def is_prepared(options: Options, part: int) -> bool:
     """Say whether the part's rows can be read without anything being made."""
-    return options.index is not None or kept.has(options.data, options.data.index(part))
+    return options.index is not None or data_store.has(options.data, options.data.index(part))
 
 
 @contextmanager
@@ -154,9 +208,8 @@ def download(
     Raises:
         OptionError: no such number of rounds, or no such share; NotPrepared: a part has no index.
     """
-    from laion_face_builder.download.options import RETRY_FAILED
-    from laion_face_builder.download.part import download_part
-    from laion_face_builder.download.share import Share, download_share
+    from laion_face_builder.download.download_options import RETRY_FAILED
+    from laion_face_builder.download.part import Share, download_part, download_share
 
     RETRY_FAILED.check("retry_failed", retry_failed)
     share = None if shards is None else Share.parse(shards)
@@ -195,7 +248,7 @@ def forecast_download(options: Options, how: DownloadOptions, retry_failed: int 
 
 def _index_of(options: Options, part: int) -> IndexPart:
     if options.index is None:
-        return IndexPart.open(kept.place(options.data, options.data.index(part)))
+        return IndexPart.open(data_store.place(options.data, options.data.index(part)))
     token = options.upstream.token
     return IndexPart.open(_published(options.index, part, token), token)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from laion_face_builder.download.adopt import part_folder
 from laion_face_builder.errors import NotPrepared
 from laion_face_builder.examples import parts
-from laion_face_builder.examples.commands import command, listed
+from laion_face_builder.examples.parts import command, listed
 from laion_face_builder.files import disk_free, human_size
 from laion_face_builder.options import IMAGE_MODES, Options
 

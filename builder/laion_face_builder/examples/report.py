@@ -4,6 +4,13 @@ Each process that generates examples keeps one tally file in the report's folder
 the end, so that `report(ds)` adds up whatever DataLoader workers or `num_proc` children have done so far.
 
 REPORT_FOLDER/PID-RANDOM.json  {"rows": 120, "filtered": 20, "excluded": 2, "yielded": 70, "failed": {"timeout": 30}, …}
+
+A run that lost its network must not become an Arrow cache; its failures tell (`is_outage`). When the network falls
+silent, the fetcher notices and waits, and no picture fails (`fetch.network`). This module finds the outages that the
+fetcher takes for answers: a proxy or firewall that refuses everything, a resolver or sign-in page that answers for
+every host, a run with one host only. About a quarter of LAION's pictures are gone, often with their hosts; that is
+normal, and a cache of the rest is right. The two differ in the order of the rows: dead hosts stand among living ones,
+while in an outage all are silent for a stretch.
 """
 
 from __future__ import annotations
@@ -18,16 +25,76 @@ import time
 import uuid
 import weakref
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from laion_face_builder import progress
-from laion_face_builder.examples.outage import SILENT, Listener
 from laion_face_builder.index.urls import host_of
 
-logger = logging.getLogger("laion_face")
+#: Failures without an answer from the host: what a lost network, a broken resolver or a sign-in page look like.
+SILENT = frozenset(
+    {"dns", "refused", "unreachable", "connection", "timeout", "reset", "tls", "private_address", "http_511"}
+)
+#: What one answer outweighs. A stretch only adds up where more than three quarters of its pictures meet silence.
+ANSWER_WEIGHS = 3
+#: How much silence is an outage: a tenth of the pictures, but no fewer than 10, for which a quarter of dead links does
+#: not suffice once in a million stretches, and no more than 50.
+FEWEST, MOST = 10, 50
+#: So many hosts that answered are remembered, the latest.
+_REMEMBERED = 10_000
 
+
+class Listener:
+    """Counts, picture by picture, which hosts answered: one process's share of a run, in order."""
+
+    def __init__(self) -> None:
+        self._asked = 0
+        self._sum = self._most = 0
+        self._silent: set[str] = set()
+        self._answered: dict[str, None] = {}
+
+    def answered(self, host: str) -> None:
+        """Count a picture whose host answered, even with 404."""
+        self._asked += 1
+        self._sum = max(0, self._sum - ANSWER_WEIGHS)
+        if not self._sum:
+            self._silent.clear()
+        self._answered.pop(host, None)
+        self._answered[host] = None
+        if len(self._answered) > _REMEMBERED:
+            del self._answered[next(iter(self._answered))]
+
+    def silent(self, host: str) -> None:
+        """Count a picture whose host did not answer.
+
+        A host counts once a stretch, so that all pictures of one dead host count as one; a host that answered before
+        counts each time, since it is not the picture's address that is wrong.
+        """
+        self._asked += 1
+        if self._most >= MOST:
+            return
+        if host not in self._silent or host in self._answered:
+            self._silent.add(host)
+            self._sum += 1
+            self._most = max(self._most, self._sum)
+
+    @property
+    def lost_network(self) -> bool:
+        """Whether a stretch was silent for too long."""
+        return self._most >= min(MOST, max(FEWEST, self._asked // 10))
+
+
+def is_outage(asked: Iterable[tuple[str, str | None]]) -> bool:
+    """Say whether pictures, in the order asked for, show an outage: (host, why it failed or None if it came)."""
+    listener = Listener()
+    for host, reason in asked:
+        (listener.silent if reason in SILENT else listener.answered)(host)
+    return listener.lost_network
+
+
+logger = logging.getLogger("laion_face")
 #: The name under which a finished report lies beside the Arrow files.
 REPORT_FILE = "laion_face_report.json"
 #: Failures by host: so many hosts are kept at most, those with the fewest failures are put together.
@@ -213,7 +280,7 @@ def read(folder: Path) -> Report:
 
 
 def lost_network(folder: Path) -> bool:
-    """Say whether any process that has a tally in `folder` lost its network; see `outage`."""
+    """Say whether any process that has a tally in `folder` lost its network; see `is_outage`."""
     return any(json.loads(file.read_text(encoding="utf-8"))["lost_network"] for file in folder.glob("*-*.json"))
 
 

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from laion_face_builder.errors import PictureError
 from laion_face_builder.fetch import open_files, policy
 from laion_face_builder.fetch.cache import PictureCache
-from laion_face_builder.fetch.exchange import Exchanges
+from laion_face_builder.fetch.curl import Exchanges
 from laion_face_builder.fetch.hosts import Contact
 from laion_face_builder.fetch.job import FetchedPicture, Job, Outcome
 from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.fetch.names import NoAnswer, Resolver
 from laion_face_builder.fetch.open_files import NoFiles
 from laion_face_builder.fetch.policy import Again, Course, Later
-from laion_face_builder.images import pictures, quick_check
+from laion_face_builder.images import jpeg, pictures
 
 #: Threads each for what would hold up the loop: pictures that need a full decode, and the cache's files.
 _HELPERS = 2
@@ -182,7 +182,7 @@ class Flights:
         return Landing(step, contact, began, error.reason, is_heard=is_heard, before=before)
 
     async def _checked(self, job: Job, data: bytes) -> FetchedPicture:
-        picture = quick_check.quick(data, max_pixels=self._limits.max_pixels)
+        picture = jpeg.quick(data, max_pixels=self._limits.max_pixels)
         if picture is None:
             picture = await self._loop.run_in_executor(self._helpers, self._inspect, data)
         job.grow(len(data) - job.size)  # it may have come packed

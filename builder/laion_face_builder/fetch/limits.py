@@ -15,8 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from laion_face_builder.errors import OptionError
-from laion_face_builder.fetch.addresses import AddressRule
-from laion_face_builder.fetch.guard import refuse_user_proxy
+from laion_face_builder.fetch.addresses import AddressRule, refuse_user_proxy
 from laion_face_builder.fetch.opt_outs import OPT_OUT
 from laion_face_builder.options import Transfer
 

@@ -22,9 +22,8 @@ from queue import SimpleQueue
 
 from laion_face_builder.errors import PictureError
 from laion_face_builder.fetch import open_files
-from laion_face_builder.fetch.addresses import is_public
+from laion_face_builder.fetch.addresses import check_port, is_public
 from laion_face_builder.fetch.open_files import NoFiles
-from laion_face_builder.fetch.web_address import check_port
 
 Lookup = Callable[[str], Sequence[str]]
 

@@ -2,19 +2,45 @@
 
 A fetch is a row of exchanges. After each one these functions say: here are the bytes, or go on there and then, or
 (`PictureError`) give up. They know no sockets and no clock, so that every rule can be read and tried on its own.
+
+Our own bugs in the middle of a fetch are counted as that picture's failure and logged once; they never end a stream.
 """
 
 from __future__ import annotations
 
+import logging
 import random
+import traceback
 from dataclasses import dataclass, field
 
 from laion_face_builder.errors import PictureError
-from laion_face_builder.fetch.answers import Answer, asked_wait
+from laion_face_builder.fetch.addresses import WebAddress
+from laion_face_builder.fetch.http import Answer, asked_wait
 from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.fetch.names import NoAnswer
 from laion_face_builder.fetch.opt_outs import refusal
-from laion_face_builder.fetch.web_address import WebAddress
+from laion_face_builder.images.reasons import INTERNAL
+
+_LOG = logging.getLogger("laion_face")
+#: Where faults were found that have been told of. One place would fill the log.
+_TOLD: set[tuple[str, str]] = set()
+
+
+def counted(error: Exception, url: str) -> PictureError:
+    """Return the failure that `error` is counted as; log the first of each kind and place with its traceback."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    kind = type(error).__name__
+    if (kind, place) not in _TOLD:
+        _TOLD.add((kind, place))
+        _LOG.error(
+            "a fault of laion_face, please report it; such pictures are counted as %r: %s",
+            INTERNAL,
+            url[:500],
+            exc_info=error,
+        )
+    return PictureError(INTERNAL, f"{kind}: {str(error)[:200]}")
+
 
 #: What can pass. Everything else is the same however often it is asked for.
 PASSING = frozenset({"timeout", "reset", "refused", "unreachable", "connection", "incomplete", "http_408"})

@@ -2,6 +2,8 @@
 
 Two threads meet here without a lock: `arrived`, the queues and every job belong to the fetcher's thread, `taken` and
 `head` to the consumer's. Each is written by one side alone, and reading a number is atomic.
+
+The open streams of one fetcher share its bounds: each has its part, and all together no more than the whole.
 """
 
 from __future__ import annotations
@@ -9,18 +11,53 @@ from __future__ import annotations
 import heapq
 import math
 import os
+import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING
 
 from laion_face_builder.fetch.job import FetchedPicture, Job, JobState, Ticket, refuse_in_child
-from laion_face_builder.fetch.sharing import OpenQueues
+
+if TYPE_CHECKING:
+    pass
+
+
+class OpenQueues:
+    """The queues of the streams that are open now. Any thread may read; the list is replaced whole, under a lock."""
+
+    def __init__(self) -> None:
+        self._queues: tuple[StreamQueue, ...] = ()
+        self._lock = threading.RLock()  # a stream may be dropped wherever Python collects garbage
+
+    def add(self, queue: StreamQueue) -> None:
+        """Add a queue: from now on the others leave it its part."""
+        with self._lock:
+            self._queues = (*self._queues, queue)
+
+    def remove(self, queue: StreamQueue) -> None:
+        """Remove a queue, which leaves its part to the others."""
+        with self._lock:
+            self._queues = tuple(other for other in self._queues if other is not queue)
+
+    def part_of(self, amount: float) -> float:
+        """Return what one queue may have of an amount that is for all."""
+        return amount / max(1, len(self._queues))
+
+    @property
+    def held(self) -> int:
+        """Bytes of all queues that are arriving or wait to be taken."""
+        return sum(queue.held for queue in self._queues)
+
+    @property
+    def expected(self) -> float:
+        """Those bytes, with what is still to come of the jobs in flight."""
+        return sum(queue.held + queue.flying * queue.expected for queue in self._queues)
+
 
 #: What a picture may weigh as long as none of the queue has come in.
 _FIRST_GUESS = 100_000.0
-
-
 #: Ends some jobs of a queue, or (None) all of them and the queue.
 _End = Callable[["StreamQueue", "list[Job] | None"], None]
 _Wake = Callable[[], None]

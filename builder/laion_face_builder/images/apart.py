@@ -21,9 +21,9 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from laion_face_builder.children import python
 from laion_face_builder.errors import PictureError
 from laion_face_builder.images.reasons import CRASHED_DECODER, SLOW_DECODE
+from laion_face_builder.parallel import python
 
 #: Lengths of the object and of the bytes.
 LENGTHS = struct.Struct("<QQ")

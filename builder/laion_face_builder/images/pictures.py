@@ -18,12 +18,11 @@ from typing import IO, TYPE_CHECKING, TypeAlias
 from PIL import Image, ImageFile
 
 from laion_face_builder.errors import PictureError
-from laion_face_builder.images import containers
+from laion_face_builder.images import orientation
 from laion_face_builder.images.apart import APART, is_decoded_apart
-from laion_face_builder.images.directories import check_exif, exif_of
 from laion_face_builder.images.reasons import TOO_MUCH_MEMORY
 from laion_face_builder.images.strict_pillow import STRICT
-from laion_face_builder.images.structure import check_pixels, check_structure
+from laion_face_builder.images.structure import check_exif, check_pixels, check_structure, exif_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -116,7 +115,7 @@ def neutral(data: bytes) -> bytes:
     Raises:
         PictureError: it cannot be opened after all.
     """
-    if not containers.may_be_turned(data):
+    if not orientation.may_be_turned(data):
         return data
     return APART.rewritten("neutral", data) if is_decoded_apart(data) else neutral_here(data)
 
@@ -127,7 +126,7 @@ def neutral_here(data: bytes) -> bytes:
         if _is_upright(data):
             return data
         for keep_metadata in (True, False):
-            changed = containers.without_orientation(data, keep_metadata=keep_metadata)
+            changed = orientation.without_orientation(data, keep_metadata=keep_metadata)
             if changed is not None and _is_upright(changed):
                 return changed
         return _rewritten(data)
@@ -164,10 +163,10 @@ def _is_upright(data: bytes) -> bool:
 def _orientation(image: ImageFile.ImageFile) -> int:
     """Return `Picture.orientation`, by asking exactly what `datasets.Image()` asks."""
     try:
-        if image.format == "TIFF" and containers.ORIENTATION_TAG in getattr(image, "tag_v2", ()):
+        if image.format == "TIFF" and orientation.ORIENTATION_TAG in getattr(image, "tag_v2", ()):
             return 1
         check_exif(exif_of(image.info))
-        return _TURNS.get(image.getexif().get(containers.ORIENTATION_TAG), 1)
+        return _TURNS.get(image.getexif().get(orientation.ORIENTATION_TAG), 1)
     except PictureError:
         raise
     except Exception:  # Pillow's EXIF reader raises anything on broken blocks, also from inside `datasets`

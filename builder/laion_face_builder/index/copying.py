@@ -19,14 +19,14 @@ from laion_face_builder.files import (
     stamped,
     written_whole,
 )
-from laion_face_builder.index.plan import has_pictures
+from laion_face_builder.index.prepare_plan import has_pictures
 from laion_face_builder.index.published import find_published
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.index.writer import open_writer, proof_path
 from laion_face_builder.layout import DataDir, row_group_bounds
 from laion_face_builder.schema import INDEX
 from laion_face_builder.shown import shown
-from laion_face_builder.upstream.tokens import Token
+from laion_face_builder.sources.hub import Token
 
 logger = logging.getLogger("laion_face")
 

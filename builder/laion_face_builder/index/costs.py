@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from laion_face_builder.errors import LaionFaceError
 from laion_face_builder.files import disk_free, human_size
-from laion_face_builder.index.plan import PartPlan
+from laion_face_builder.index.prepare_plan import PartPlan
 from laion_face_builder.index.staged import is_staged, staged_file, staging_folder
 from laion_face_builder.layout import ALL_PARTS, DataDir
-from laion_face_builder.upstream.kinds import CONVERTED
-from laion_face_builder.upstream.source_files import RemoteFile
+from laion_face_builder.sources.copied_file import RemoteFile
+from laion_face_builder.sources.metadata_kinds import CONVERTED
 
 logger = logging.getLogger("laion_face")
 

@@ -26,11 +26,11 @@ from laion_face_builder.files import (
     stamped,
     written_whole,
 )
-from laion_face_builder.index.face_columns import FaceColumns, from_items
 from laion_face_builder.index.face_stream import read_faces_of_piece
+from laion_face_builder.index.faces import FaceColumns, from_items
 from laion_face_builder.layout import ALL_PARTS, DataDir
 from laion_face_builder.schema import DETECTIONS
-from laion_face_builder.upstream.pickle_pieces import PIECE_SIZE, iter_pieces
+from laion_face_builder.torch_pickle.chunks import PIECE_SIZE, iter_pieces
 from laion_face_builder.values import Range
 
 log = logging.getLogger("laion_face")

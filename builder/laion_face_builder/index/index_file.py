@@ -1,4 +1,16 @@
-"""Read one file with rows of the index by row range, whether this project or another program wrote it."""
+"""Read one file with rows of the index by row range, whether this project or another program wrote it.
+
+Rows that another program saved last are turned into those of `schema.INDEX` again. Polars, DuckDB, pandas and
+`datasets` keep the values, but write them as other types: wider numbers, dictionaries, lists of any kind where ours are
+of a fixed size, null where a picture has no face. Nothing is guessed: what has no one meaning is refused with its row.
+
+Faces are taken down to plain numbers and built anew, never cast: what pyarrow (21 to 26) casts a slice of lists to is a
+fixed-size list of fixed-size lists that begins inside its parent's values, and `filter` and `take` of that give values
+of other rows, without an error. In what is built here every inner array begins at 0, so a list column of it can be
+sliced, filtered, taken and joined like any other.
+
+Where a file has several parts, the column `part` tells a part's rows, mostly by the statistics of row groups.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +18,220 @@ import bisect
 import functools
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from laion_face_builder.files import FINGERPRINT_KEY, Fingerprint
-from laion_face_builder.index.batches import Cursor
-from laion_face_builder.index.foreign import REQUIRED, Doubtful, as_index, faces_of, stored_columns
-from laion_face_builder.index.parquet_at import ParquetAt
-from laion_face_builder.index.part_column import Known, Spans, known_parts, spans_of
+from laion_face_builder.index.faces import FaceColumns, flat_columns
+from laion_face_builder.index.parquet_at import Cursor, ParquetAt
 from laion_face_builder.layout import row_group_bounds
-from laion_face_builder.schema import INDEX
-from laion_face_builder.upstream.tokens import Token
+from laion_face_builder.schema import FACE, INDEX
+from laion_face_builder.sources.hub import Token
+
+#: Columns that are worked out from `faces`: never read from a foreign file, which may have lost or changed it.
+DERIVED = ("n_faces", "max_face_score", "max_face_size")
+#: The columns that a file has to have.
+REQUIRED = tuple(name for name in INDEX.names if name not in DERIVED)
+#: Columns without which a row belongs nowhere.
+_NEVER_NULL = ("sample_id", "part")
+_SHAPES: dict[str, tuple[int, ...]] = {"box": (4,), "landmarks": (5, 2), "score": ()}
+
+
+class Doubtful(ValueError):
+    """Values that cannot be read in one way only; `row` is the row's place in what was given, if it is one row."""
+
+    def __init__(self, found: str, row: int | None = None) -> None:
+        self.found, self.row = found, row
+        super().__init__(found)
+
+
+def stored_columns(names: Sequence[str]) -> list[str]:
+    """Return the columns of a foreign file that are needed to have the index's columns `names`."""
+    wanted = [name if name not in DERIVED else "faces" for name in names]
+    return list(dict.fromkeys(wanted))
+
+
+def as_index(batch: pa.RecordBatch, names: Sequence[str]) -> pa.RecordBatch:
+    """Return the index's columns `names`, in its own types, of a foreign file's rows with `stored_columns(names)`.
+
+    Raises:
+        Doubtful: a value cannot be one of the index's, a face is not whole, or a row has no sample_id or part.
+    """
+    columns: dict[str, pa.Array] = {}
+    for name in stored_columns(names):
+        column = batch.column(batch.schema.get_field_index(name))
+        columns[name] = faces_of(column) if name == "faces" else _cast(column, INDEX.field(name))
+    if any(name in DERIVED for name in names):
+        columns |= zip(DERIVED, flat_columns(columns["faces"]), strict=True)
+    return pa.record_batch([columns[name] for name in names], schema=pa.schema([INDEX.field(name) for name in names]))
+
+
+def faces_of(column: pa.Array) -> pa.ListArray:
+    """Return lists of faces of any kind as `schema.FACES`, in arrays of their own; null is no faces.
+
+    Raises:
+        Doubtful: a face, or a number of it, is missing, or there are not as many as there have to be.
+    """
+    counts = _lengths(column)
+    owners = np.cumsum(counts)
+
+    def row_of(face: int) -> int:
+        return int(np.searchsorted(owners, face, side="right"))
+
+    if not len(owners) or not owners[-1]:
+        numbers = {name: np.empty((0, *shape), np.float32) for name, shape in _SHAPES.items()}
+    else:
+        numbers = _numbers_of(column.flatten(), row_of)
+    ids = np.zeros(len(counts), np.int64)
+    faces: pa.ListArray = FaceColumns(ids, counts, numbers["box"], numbers["landmarks"], numbers["score"]).as_arrow()[1]
+    return faces
+
+
+def _numbers_of(faces: pa.Array, row_of: Callable[[int], int]) -> dict[str, npt.NDArray[np.float32]]:
+    """Return box float32[m, 4], landmarks float32[m, 5, 2] and score float32[m] of m faces."""
+    _refuse_null(faces, "face", 1, row_of)
+    if not pa.types.is_struct(faces.type):
+        raise Doubtful(f"faces that are {faces.type}")
+    missing = [field.name for field in FACE if faces.type.get_field_index(field.name) < 0]
+    if missing:
+        raise Doubtful(f"faces without {', '.join(missing)}")
+    return {name: _stacked(faces.field(name), name, row_of) for name in _SHAPES}
+
+
+def _stacked(values: pa.Array, name: str, row_of: Callable[[int], int]) -> npt.NDArray[np.float32]:
+    """Return the numbers `name` of m faces: float32[m, …]."""
+    count, each = len(values), 1
+    for size in _SHAPES[name]:
+        _refuse_null(values, name, each, row_of)
+        wrong = np.flatnonzero(_lengths(values) != size)
+        if len(wrong):
+            found = int(_lengths(values)[wrong[0]])
+            raise Doubtful(f"{name} of {found} where {size} are needed", row_of(int(wrong[0]) // each))
+        values, each = values.flatten(), each * size
+    _refuse_null(values, name, each, row_of)
+    numbers = np.asarray(_casted(values, pa.float32(), name).to_numpy(zero_copy_only=False))
+    wrong = np.flatnonzero(~np.isfinite(numbers))
+    if len(wrong):
+        raise Doubtful(f"{name} with {numbers[wrong[0]]}", row_of(int(wrong[0]) // each))
+    return numbers.reshape(count, *_SHAPES[name])
+
+
+def _lengths(lists: pa.Array) -> npt.NDArray[np.int64]:
+    """Return the length of each list, int64[n], 0 where there is no list."""
+    if pa.types.is_null(lists.type):
+        return np.zeros(len(lists), np.int64)
+    try:
+        lengths = pc.fill_null(pc.list_value_length(lists), 0)
+    except pa.ArrowNotImplementedError as error:
+        raise Doubtful(f"{lists.type} where lists are needed") from error
+    return np.asarray(lengths.to_numpy(zero_copy_only=False), np.int64)
+
+
+def _refuse_null(values: pa.Array, name: str, each: int, row_of: Callable[[int], int]) -> None:
+    """Raise Doubtful if a value is null; a face has `each` of the values."""
+    if values.null_count:
+        first = int(np.argmax(values.is_null().to_numpy(zero_copy_only=False)))
+        raise Doubtful(
+            "a face that is null" if name == "face" else f"a face whose {name} is null", row_of(first // each)
+        )
+
+
+def _cast(column: pa.Array, field: pa.Field) -> pa.Array:
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_floating(column.type) and pa.types.is_integer(field.type):
+        # Whole numbers with nulls: pandas has them as floats with NaN.
+        column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
+    column = _casted(column, field.type, field.name)
+    if field.name in _NEVER_NULL and column.null_count:
+        raise Doubtful(f"no {field.name}", _first_null(column))
+    return column
+
+
+def _first_null(column: pa.Array) -> int:
+    return int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
+
+
+def _casted(column: pa.Array, kind: pa.DataType, name: str) -> pa.Array:
+    try:
+        return column if column.type == kind else column.cast(kind)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise Doubtful(f"column {name} of type {column.type}: {' '.join(str(error).split())[:200]}") from error
+
+
+#: int64[k, 2]: first row and the row after the last of runs of rows, ascending.
+Spans = npt.NDArray[np.int64]
+#: The least and the greatest part in a row group; None if its statistics do not say it for every row.
+Known = tuple[int, int] | None
+
+
+def known_parts(metadata: pq.FileMetaData) -> list[Known]:
+    """Return what the statistics say of the column `part` in each row group."""
+    return [_known(metadata.row_group(group)) for group in range(metadata.num_row_groups)]
+
+
+def may_hold(known: Iterable[Known], part: int) -> bool:
+    """Tell whether a file with these row groups can have rows of the part."""
+    return any(one is None or one[0] <= part <= one[1] for one in known)
+
+
+def holds_only(known: Iterable[Known], part: int) -> bool:
+    """Tell whether all rows of a file with these row groups are certainly the part's."""
+    return all(one == (part, part) for one in known)
+
+
+def spans_of(
+    part: int,
+    bounds: Sequence[tuple[int, int]],
+    known: Sequence[Known],
+    read: Callable[[int, int], npt.NDArray[np.int16]],
+) -> Spans:
+    """Find the runs of the part's rows.
+
+    Args:
+        bounds: first row and the row after the last of each row group.
+        known: what the statistics say of each row group.
+        read: (first row, row after the last) -> the column; asked for row groups of several parts only.
+    """
+    spans: list[Spans] = [np.empty((0, 2), np.int64)]
+    for (start, stop), one in zip(bounds, known, strict=True):
+        if not may_hold([one], part):
+            continue
+        spans.append(np.array([[start, stop]]) if one == (part, part) else start + _runs(read(start, stop) == part))
+    return _merged(np.concatenate(spans))
+
+
+def _known(group: pq.RowGroupMetaData) -> Known:
+    for number in range(group.num_columns):
+        column = group.column(number)
+        if column.path_in_schema == "part":
+            found = column.statistics
+            if found is None or not found.has_min_max or found.null_count:
+                return None
+            low, high = found.min, found.max
+            return (int(low), int(high)) if isinstance(low, int) and isinstance(high, int) else None
+    return None
+
+
+def _runs(chosen: npt.NDArray[np.bool_]) -> Spans:
+    edges = np.flatnonzero(np.diff(chosen.astype(np.int8), prepend=0, append=0))
+    return edges.reshape(-1, 2).astype(np.int64)
+
+
+def _merged(spans: Spans) -> Spans:
+    """Join runs that touch, so that there are as few as can be."""
+    if len(spans) < 2:
+        return spans
+    apart = spans[1:, 0] != spans[:-1, 1]
+    starts, stops = spans[np.append(True, apart), 0], spans[np.append(apart, True), 1]
+    return np.stack([starts, stops], axis=1)
+
 
 #: Row groups of more rows are read in batches of so many.
 ROWS_AT_ONCE = 1 << 14
@@ -91,7 +301,7 @@ class IndexFile:
     def read(self, start: int, stop: int, names: Sequence[str]) -> pa.Table:
         """Read rows start … stop, which are in the file, as in `schema.INDEX`.
 
-        The table may be sliced, filtered, taken from and joined with others: see `foreign`.
+        The table may be sliced, filtered, taken from and joined with others: see the module.
 
         Raises:
             BadFile: not rows of an index; SourceError: a remote file does not answer.

@@ -18,13 +18,13 @@ from laion_face_builder.errors import WorkerDied
 from laion_face_builder.files import locked, locked_if_free, remove_partials
 from laion_face_builder.index import steps
 from laion_face_builder.index.costs import Costs
-from laion_face_builder.index.plan import PartPlan, plan_parts
+from laion_face_builder.index.prepare_plan import PartPlan, plan_parts
 from laion_face_builder.index.staged import staging_folder, written_by_now
 from laion_face_builder.index.steps import Contents, MakeIds, MakePart, StageFile, Steps
 from laion_face_builder.layout import DataDir
 from laion_face_builder.parallel import cores, in_order
-from laion_face_builder.upstream import kept
-from laion_face_builder.upstream.sources import Upstream
+from laion_face_builder.sources import data_store
+from laion_face_builder.sources.sources import Upstream
 from laion_face_builder.values import Range
 
 logger = logging.getLogger("laion_face")
@@ -64,7 +64,7 @@ def prepare(
         LaionFaceError: the disk has no room.
     """
     side_by_side = at_once(processes)
-    with kept.at_work(data) as here:
+    with data_store.at_work(data) as here:
         plans = plan_parts(here, parts, upstream)
         jobs = [plan for plan in plans if not plan.is_done]
         for job in jobs:
@@ -181,8 +181,8 @@ class _Crew:
 
 def _free_staged(data: DataDir) -> None:
     """Remove staged rows of parts that are all written; those of a pass that can go on for more parts stay."""
-    if not kept.below(data, data.staging):
+    if not data_store.below(data, data.staging):
         return
     with locked_if_free(data.staging) as is_ours:
-        for folder in written_by_now(data, lambda part: kept.has(data, data.index(part))) if is_ours else ():
-            kept.remove(data, folder)
+        for folder in written_by_now(data, lambda part: data_store.has(data, data.index(part))) if is_ours else ():
+            data_store.remove(data, folder)

@@ -11,13 +11,13 @@ from laion_face_builder.forecast import Amount, Deed, Disk, Forecast, Step
 from laion_face_builder.index.copying import CopyPlan
 from laion_face_builder.index.costs import Costs
 from laion_face_builder.index.ids import lacks_ids
-from laion_face_builder.index.plan import PartPlan, Passed, changes, look_up_parts
 from laion_face_builder.index.prepare import at_once
+from laion_face_builder.index.prepare_plan import PartPlan, Passed, changes, look_up_parts
 from laion_face_builder.index.staged import written_by_now
 from laion_face_builder.layout import ALL_PARTS, DataDir
-from laion_face_builder.upstream import kept
-from laion_face_builder.upstream.copied_file import CopiedFile
-from laion_face_builder.upstream.sources import Upstream
+from laion_face_builder.sources import data_store
+from laion_face_builder.sources.copied_file import CopiedFile
+from laion_face_builder.sources.sources import Upstream
 
 
 def forecast_prepare(
@@ -35,7 +35,7 @@ def forecast_prepare(
     Raises:
         OptionError, SourceError, BadFile: as `prepare` before it fetches anything.
     """
-    with kept.at_work(data) as here:
+    with data_store.at_work(data) as here:
         return _forecast(here, parts, upstream, discard_sources, at_once(processes))
 
 
@@ -121,7 +121,9 @@ def _deed(plan: PartPlan) -> tuple[Deed, str]:
         if lacks
     }
     # Fingerprints are only looked up for files that are there: sources may have to be hashed for them.
-    wanted = {name: getattr(plan, f"{name}_fingerprint") for name, path in lacking.items() if kept.has(data, path)}
+    wanted = {
+        name: getattr(plan, f"{name}_fingerprint") for name, path in lacking.items() if data_store.has(data, path)
+    }
     why = "; ".join(f"{name}: {_why(data, path, wanted.get(name))}" for name, path in lacking.items())
     if not lacking:
         return "used as it is", ""
@@ -131,7 +133,7 @@ def _deed(plan: PartPlan) -> tuple[Deed, str]:
 
 
 def _why(data: DataDir, path: Path, wanted: Fingerprint | None) -> str:
-    ours = kept.fingerprint(data, path)
+    ours = data_store.fingerprint(data, path)
     if ours is None:
         return "not there"
     if wanted is None:
@@ -152,7 +154,7 @@ def _also(data: DataDir, jobs: Sequence[PartPlan]) -> list[Step]:
 def _freed(data: DataDir, jobs: Sequence[PartPlan]) -> list[Path]:
     """List the staging folders whose parts are all written in the end."""
     written = {job.part for job in jobs}
-    return written_by_now(data, lambda part: part in written or kept.has(data, data.index(part)))
+    return written_by_now(data, lambda part: part in written or data_store.has(data, data.index(part)))
 
 
 def _discarded(data: DataDir, plans: Sequence[PartPlan]) -> list[Step]:

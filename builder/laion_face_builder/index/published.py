@@ -15,15 +15,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from laion_face_builder.errors import BadFile, SourceError, SourceNotFound
-from laion_face_builder.index.index_file import IndexFile
-from laion_face_builder.index.part_column import Known, holds_only, may_hold
+from laion_face_builder.index.index_file import IndexFile, Known, holds_only, may_hold
 from laion_face_builder.shown import ShownFields, bare, shown
-from laion_face_builder.upstream.http_folder import linked
-from laion_face_builder.upstream.source_fsspec import list_fsspec
-from laion_face_builder.upstream.source_hub import HubRepo
-from laion_face_builder.upstream.source_url import check_address, joined_url
-from laion_face_builder.upstream.sources import hub_id
-from laion_face_builder.upstream.tokens import Token
+from laion_face_builder.sources.fsspec_folder import list_fsspec
+from laion_face_builder.sources.http_folder import linked
+from laion_face_builder.sources.hub import HubRepo, Token
+from laion_face_builder.sources.sources import hub_id
+from laion_face_builder.sources.url import check_address, joined_url
 from laion_face_builder.values import absolute
 
 #: As `datasets` names the files of a split; newer and older versions put a hash behind it.

@@ -21,10 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from laion_face_builder.files import Fingerprint, digest, make_fingerprint, stamped, written_whole
+from laion_face_builder.index.ids import PartIds
 from laion_face_builder.index.metadata import ROW_SCHEMA, open_metadata
-from laion_face_builder.index.part_ids import PartIds
 from laion_face_builder.layout import ALL_PARTS, DataDir
-from laion_face_builder.upstream import kept
+from laion_face_builder.sources import data_store
 
 #: The columns that wait: an index row without its part's number and faces.
 STAGED = pa.schema([("part", pa.int16()), ("sample_id", pa.int64()), *ROW_SCHEMA])
@@ -41,9 +41,9 @@ def staged_fingerprint(ids: str, parts: Sequence[int], metadata: str) -> Fingerp
 
 def is_staged(data: DataDir, target: Path, ids: str, parts: Sequence[int], metadata: Callable[[], str | None]) -> bool:
     """Tell whether the rows of a metadata file wait already; its content is asked of `metadata` only if some do."""
-    if not kept.has(data, target) or (content := metadata()) is None:
+    if not data_store.has(data, target) or (content := metadata()) is None:
         return False
-    return kept.fingerprint(data, target) == staged_fingerprint(ids, parts, content)
+    return data_store.fingerprint(data, target) == staged_fingerprint(ids, parts, content)
 
 
 def staged_file(folder: Path, number: int) -> Path:
@@ -53,7 +53,7 @@ def staged_file(folder: Path, number: int) -> Path:
 
 def staging_folders(data: DataDir) -> list[Path]:
     """Name the folders in which rows wait."""
-    return sorted({path.parent for path in kept.below(data, data.staging) if _NAME.fullmatch(path.parent.name)})
+    return sorted({path.parent for path in data_store.below(data, data.staging) if _NAME.fullmatch(path.parent.name)})
 
 
 def written_by_now(data: DataDir, is_written: Callable[[int], bool]) -> list[Path]:
@@ -115,7 +115,7 @@ def staged_rows(data: DataDir, files: Sequence[Path], part: int) -> pa.Table:
     tables = []
     for path in files:
         with (
-            kept.opened(data, path) as source,
+            data_store.opened(data, path) as source,
             # From afar a row group comes in one request; here there is nothing to gather.
             pq.ParquetFile(source, pre_buffer=source is not path, page_checksum_verification=True) as file,
         ):

@@ -20,22 +20,14 @@ from laion_face_builder import progress
 from laion_face_builder.files import locked, remove_partials
 from laion_face_builder.index.detections import write_faces
 from laion_face_builder.index.faces import FaceTable
-from laion_face_builder.index.ids import write_ids
+from laion_face_builder.index.ids import PartIds, write_ids
 from laion_face_builder.index.join import join
-from laion_face_builder.index.part_ids import PartIds
-from laion_face_builder.index.plan import PartPlan
-from laion_face_builder.index.staged import (
-    is_staged,
-    rows_of_part,
-    stage,
-    staged_file,
-    staged_fingerprint,
-    staged_rows,
-)
+from laion_face_builder.index.prepare_plan import PartPlan
+from laion_face_builder.index.staged import is_staged, rows_of_part, stage, staged_file, staged_fingerprint, staged_rows
 from laion_face_builder.index.writer import proof_path, write_index
 from laion_face_builder.layout import ALL_PARTS, DataDir
-from laion_face_builder.upstream import kept
-from laion_face_builder.upstream.source_files import RemoteFile
+from laion_face_builder.sources import data_store
+from laion_face_builder.sources.copied_file import RemoteFile
 
 logger = logging.getLogger("laion_face")
 
@@ -99,7 +91,7 @@ class MakeIds(Steps):
                 parts = sorted(ALL_PARTS, key=lambda part: part in asked)
                 write_ids(path, data, parts, content)
                 for part in parts:
-                    kept.send(data, data.ids(part))
+                    data_store.send(data, data.ids(part))
             self.free([self.job.id_list])
         return {self.job.id_list.name: content}
 
@@ -134,7 +126,7 @@ class StageFile(Steps):
             with progress.nth("file", self.number + 1, len(self.job.metadata.files)):
                 path, content = self.read(self.file)
             stage(target, path, lookup(self.data, ids, self.parts), staged_fingerprint(ids, self.parts, content))
-            kept.send(self.data, target)
+            data_store.send(self.data, target)
         content = self.job.content(self.file) or ""
         self.free([self.file])
         return {self.file.name: content}
@@ -166,7 +158,7 @@ class MakePart(Steps):
             if job.lacks_faces:
                 path, content = self.read(job.detections)
                 write_faces(path, data, part, content)
-                kept.send(data, data.faces(part))
+                data_store.send(data, data.faces(part))
             self.free([job.detections])
             if job.lacks_index:
                 rows = self._rows()
@@ -183,7 +175,7 @@ class MakePart(Steps):
             return staged_rows(data, [staged_file(data.staging / self.staged, file) for file in files], job.part)
         path, _ = self.read(job.metadata.files[0])
         job.refuse_conflict()
-        return rows_of_part(path, PartIds.read({job.part: kept.bring(data, data.ids(job.part))}), self.threads)
+        return rows_of_part(path, PartIds.read({job.part: data_store.bring(data, data.ids(job.part))}), self.threads)
 
     def _write_index(self, rows: pa.Table) -> None:
         data, part, fingerprint = self.data, self.job.part, self.job.index_fingerprint
@@ -191,12 +183,12 @@ class MakePart(Steps):
         target, proof = data.index(part), proof_path(data.index(part))
         for path in (target, proof):
             remove_partials(path.parent, path.name)
-        faces = FaceTable.read(kept.bring(data, data.faces(part)), wanted=np.unique(rows["sample_id"].to_numpy()))
-        joined = join(part, pq.read_metadata(kept.bring(data, data.ids(part))).num_rows, rows, faces)
+        faces = FaceTable.read(data_store.bring(data, data.faces(part)), wanted=np.unique(rows["sample_id"].to_numpy()))
+        joined = join(part, pq.read_metadata(data_store.bring(data, data.ids(part))).num_rows, rows, faces)
         joined.proof.refuse_wrong(self.job.metadata.where)
         write_index(target, joined, fingerprint)
         for path in (proof, target):  # The proof first, so that no part is without one.
-            kept.send(data, path)
+            data_store.send(data, path)
         logger.info("%s", joined.proof)
         for doubt in joined.proof.warnings():
             logger.warning("%s", doubt)
@@ -207,7 +199,7 @@ class MakePart(Steps):
 
 def run_apart(step: Steps) -> Contents:
     """Run a step in a process, and maybe on a machine, of its own."""
-    with kept.at_work(step.data) as data:
+    with data_store.at_work(step.data) as data:
         return replace(step, job=replace(step.job, data=data)).run()
 
 
@@ -226,7 +218,7 @@ def lookup(data: DataDir, ids: str, parts: Sequence[int]) -> PartIds:
     with _known_lock:
         if key not in _known:
             _known.clear()
-            _known[key] = PartIds.read({part: kept.bring(data, data.ids(part)) for part in parts})
+            _known[key] = PartIds.read({part: data_store.bring(data, data.ids(part)) for part in parts})
         return _known[key]
 
 

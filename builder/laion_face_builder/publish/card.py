@@ -17,7 +17,7 @@ from laion_face_builder.errors import BadFile
 from laion_face_builder.files import human_size
 from laion_face_builder.layout import CONFIG_PARTS
 from laion_face_builder.publish.manifest import PREVIEW, Manifest
-from laion_face_builder.publish.tables import EXAMPLES
+from laion_face_builder.publish.published_files import EXAMPLES
 from laion_face_builder.schema import INDEX
 
 #: In dataset_card.md: what is published takes its place.

@@ -17,14 +17,12 @@ from laion_face_builder.files import human_size
 from laion_face_builder.options import Options
 from laion_face_builder.publish.card import card_of
 from laion_face_builder.publish.croissant import croissant_of
-from laion_face_builder.publish.destination import Destination, Held, Outgoing, is_folder
-from laion_face_builder.publish.destinations import destination_at
-from laion_face_builder.publish.making import made_examples, made_index, made_preview
+from laion_face_builder.publish.destination import destination_at
 from laion_face_builder.publish.manifest import CARD, CROISSANT, MANIFEST, PREVIEW_FILE, Entry, Manifest, is_ours
-from laion_face_builder.publish.place import Place
-from laion_face_builder.publish.preview_files import check_preview
+from laion_face_builder.publish.published_files import check_preview
 from laion_face_builder.publish.request import PublishRequest, check_rights, check_room, options_of
-from laion_face_builder.publish.staging import Staging
+from laion_face_builder.publish.staging import Staging, made_examples, made_index, made_preview
+from laion_face_builder.publish.targets import Destination, Held, Outgoing, Place, is_folder
 from laion_face_builder.values import absolute
 
 logger = logging.getLogger("laion_face")

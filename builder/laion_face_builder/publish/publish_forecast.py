@@ -14,9 +14,6 @@ from laion_face_builder.forecast import Amount, Disk, Forecast, Step
 from laion_face_builder.images import reasons
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.options import Options
-from laion_face_builder.publish.destination import Destination, Held, Outgoing, is_folder
-from laion_face_builder.publish.image_files import examples_fingerprint
-from laion_face_builder.publish.making import known_examples, known_index, known_preview
 from laion_face_builder.publish.manifest import (
     CARD,
     CROISSANT,
@@ -27,8 +24,6 @@ from laion_face_builder.publish.manifest import (
     examples_name,
     index_name,
 )
-from laion_face_builder.publish.place import Place
-from laion_face_builder.publish.preview_files import pictured_parts
 from laion_face_builder.publish.publish import (
     Holdings,
     address,
@@ -39,9 +34,11 @@ from laion_face_builder.publish.publish import (
     stale_of,
     texts_about,
 )
+from laion_face_builder.publish.published_files import examples_fingerprint, pictured_parts
 from laion_face_builder.publish.request import PublishRequest
-from laion_face_builder.publish.staging import Staging
-from laion_face_builder.upstream.hashes import git_hash_of
+from laion_face_builder.publish.staging import Staging, known_examples, known_index, known_preview
+from laion_face_builder.publish.targets import Destination, Held, Outgoing, Place, is_folder
+from laion_face_builder.sources.hashes import git_hash_of
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,10 @@ from laion_face_builder.errors import LaionFaceError, NotPrepared, OptionError
 from laion_face_builder.files import human_size
 from laion_face_builder.layout import ALL_PARTS, DataDir
 from laion_face_builder.options import OptionFields, Options
-from laion_face_builder.publish.destination import is_folder
-from laion_face_builder.publish.image_files import Bounds
 from laion_face_builder.publish.manifest import Kind
-from laion_face_builder.publish.preview_files import MOST_ROWS
-from laion_face_builder.upstream.tokens import Token
+from laion_face_builder.publish.published_files import MOST_ROWS, Bounds
+from laion_face_builder.publish.targets import is_folder
+from laion_face_builder.sources.hub import Token
 from laion_face_builder.values import Range
 
 logger = logging.getLogger("laion_face")

@@ -9,9 +9,9 @@ FOLDER/
   not-to-be-read.png   what some file:// URLs name
   home/                where `box.environment` sends every cache
 
-`spec` says what it is made of and what is known of each row; `pictures` draws; `content` makes the rows of 2021 and
-the hosts' answers; `today` makes today's metadata of those rows; `plain_join` says what the indexes are; `upstream`
-writes the files, named as in `releases`; `hub` serves `repos` and `hosts` the rest, by way of `messages` and `serving`.
+`spec` says what it is made of and what is known of each row; `cartoons` draws; `content` makes the rows of 2021 and the
+hosts' answers; `today` makes today's metadata of those rows; `plain_join` says what the indexes are; `upstream` writes
+the files; `stand_in_hub` serves `hub_repos` and `picture_hosts` the rest, by way of `serving`; `demo` runs it all.
 """
 
 from __future__ import annotations
@@ -22,13 +22,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from laion_face_builder.sandbox.cartoons import draw, encode, find_landmarks, plan
 from laion_face_builder.sandbox.content import Content, make_content
-from laion_face_builder.sandbox.hosts import FolderHost, PictureHost
-from laion_face_builder.sandbox.hub import Hub
-from laion_face_builder.sandbox.messages import Answer, Request, redirect
-from laion_face_builder.sandbox.pictures import draw, encode, find_landmarks, plan
-from laion_face_builder.sandbox.releases import RELEASES, Release
-from laion_face_builder.sandbox.spec import FAILURES, TWISTS, Face, PickleStyle, SandboxSpec, Truth
+from laion_face_builder.sandbox.picture_hosts import FolderHost, PictureHost
+from laion_face_builder.sandbox.serving import Answer, Request, redirect
+from laion_face_builder.sandbox.spec import FAILURES, RELEASES, TWISTS, Face, PickleStyle, Release, SandboxSpec, Truth
+from laion_face_builder.sandbox.stand_in_hub import Hub
 from laion_face_builder.sandbox.upstream import write_upstream
 
 __all__ = [

@@ -10,11 +10,10 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
-from laion_face_builder.sandbox.messages import Answer, redirect
-from laion_face_builder.sandbox.pictures import KINDS, Scene, draw, encode, plan
+from laion_face_builder.sandbox.cartoons import KINDS, Scene, draw, encode, plan
 from laion_face_builder.sandbox.plain_join import plain_join
-from laion_face_builder.sandbox.releases import RELEASES, Row
-from laion_face_builder.sandbox.spec import FAILURES, TWISTS, SandboxSpec, Truth, row_of
+from laion_face_builder.sandbox.serving import Answer, redirect
+from laion_face_builder.sandbox.spec import FAILURES, RELEASES, TWISTS, Row, SandboxSpec, Truth, row_of
 from laion_face_builder.sandbox.today import files_of_today
 
 _CAPTIONS = (

@@ -20,12 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from laion_face_builder.sandbox.hub_answers import Refused, json_answer
-from laion_face_builder.sandbox.messages import Answer, Request
-from laion_face_builder.sandbox.repos import HubFile, HubRepo
+from laion_face_builder.sandbox.hub_repos import HubFile, HubRepo, Refused, json_answer
+from laion_face_builder.sandbox.serving import Answer, Request
 
 if TYPE_CHECKING:
-    from laion_face_builder.sandbox.hub import Hub
+    from laion_face_builder.sandbox.stand_in_hub import Hub
 
 #: Size from which the Hub wants a file in LFS, whatever its name.
 _REGULAR_AT_MOST = 10 * 1000 * 1000

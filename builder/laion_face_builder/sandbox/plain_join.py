@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Set
 
-from laion_face_builder.sandbox.releases import Row
-from laion_face_builder.sandbox.spec import Face
+from laion_face_builder.sandbox.spec import Face, Row
 
 Faces = Sequence[Face]
 

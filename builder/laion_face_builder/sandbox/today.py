@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, cycle, islice
 
-from laion_face_builder.sandbox.releases import RELEASES, Row
-from laion_face_builder.sandbox.spec import SandboxSpec, Truth, row_of
+from laion_face_builder.sandbox.spec import RELEASES, Row, SandboxSpec, Truth, row_of
 
 
 class _Deck:

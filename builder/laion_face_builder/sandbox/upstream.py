@@ -14,8 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from laion_face_builder.sandbox.content import Content, id_without_metadata
-from laion_face_builder.sandbox.releases import RELEASES
-from laion_face_builder.sandbox.spec import Face, PickleStyle
+from laion_face_builder.sandbox.spec import RELEASES, Face, PickleStyle
 
 METADATA_NAME = RELEASES["2021"].file_name
 IDS_NAME = "laion_face_ids.pth"

@@ -7,8 +7,16 @@ from typing import Any
 import numpy as np
 
 from laion_face_builder.errors import TransformError
-from laion_face_builder.transforms.moved import Floats, Transformed, checked_landmarks, checked_size, moved_points
-from laion_face_builder.transforms.pixels import Picture, Pixels, opened
+from laion_face_builder.transforms.affine import (
+    Floats,
+    Picture,
+    Pixels,
+    Transformed,
+    checked_landmarks,
+    checked_size,
+    moved_points,
+    opened,
+)
 
 #: Left eye, right eye, nose, left and right mouth corner, pixels of a picture 112 x 112: what ArcFace models are
 #: trained on. Source: deepinsight/insightface, python-package/insightface/utils/face_align.py, `arcface_src`.

@@ -9,18 +9,20 @@ from typing import Any
 import numpy as np
 
 from laion_face_builder.errors import TransformError
-from laion_face_builder.transforms.alignment import align_face, template_points
-from laion_face_builder.transforms.moved import (
+from laion_face_builder.transforms.affine import (
     Face,
     Floats,
+    Picture,
+    Pixels,
     Transformed,
     checked_box,
     checked_landmarks,
     checked_size,
     moved_face,
     moved_points,
+    opened,
 )
-from laion_face_builder.transforms.pixels import Picture, Pixels, opened
+from laion_face_builder.transforms.alignment import align_face, template_points
 
 #: A crop may reach far outside of the picture, as boxes are not clipped; but not over more source pixels than this.
 MOST_PIXELS = 64_000_000

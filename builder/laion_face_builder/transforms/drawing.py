@@ -9,8 +9,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from laion_face_builder.transforms.moved import Face, checked_box, checked_landmarks
-from laion_face_builder.transforms.pixels import Picture, opened
+from laion_face_builder.transforms.affine import Face, Picture, checked_box, checked_landmarks, opened
 
 Colour = tuple[int, int, int]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont

@@ -1,0 +1,143 @@
+"""A contact sheet: pictures with boxes and landmarks drawn, captions and counts under them."""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import lru_cache
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from laion_face_builder.errors import TransformError
+from laion_face_builder.images.modes import to_rgb
+from laion_face_builder.transforms.affine import moved_face
+from laion_face_builder.transforms.drawing import SURE, UNSURE, Marker
+
+Example = dict[str, Any]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+_CARD, _PICTURE, _TEXT, _GAP, _HEAD = 264, 224, 76, 16, 56
+_PAGE, _PAPER, _LINE, _MAT = (242, 242, 239), (255, 255, 255), (218, 218, 214), (232, 233, 236)
+_INK, _FAINT = (34, 36, 40), (118, 122, 130)
+_ENLARGED_AT_MOST = 2.0
+
+
+def contact_sheet(examples: Sequence[Example], columns: int = 4) -> Image.Image:
+    """Draw one RGB picture with a card for each example.
+
+    Args:
+        examples: dicts with image (a PIL picture of any mode, or None; a smaller copy will do), width and height of the
+            whole picture, faces (dicts of box, landmarks, score in the whole picture's frame), caption, faces_aligned.
+            Boxes that may not fit are drawn in amber.
+        columns: cards in a row.
+    """
+    lines = max(1, math.ceil(len(examples) / columns))
+    height = _PICTURE + _TEXT
+    size = (columns * (_CARD + _GAP) + _GAP, _HEAD + lines * (height + _GAP))
+    sheet = Image.new("RGB", size, _PAGE)
+    ImageDraw.Draw(sheet).text((_GAP, 16), _title(examples), fill=_INK, font=_font(20))
+    for number, example in enumerate(examples):
+        left = _GAP + number % columns * (_CARD + _GAP)
+        top = _HEAD + number // columns * (height + _GAP)
+        sheet.paste(_card(example), (left, top))
+    return sheet
+
+
+def _title(examples: Sequence[Example]) -> str:
+    faces = sum(len(example["faces"]) for example in examples)
+    pictures = sum(example["image"] is not None for example in examples)
+    return f"{_counted(len(examples), 'example')}, {_counted(pictures, 'picture')}, {_counted(faces, 'face')}"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
+
+
+def _card(example: Example) -> Image.Image:
+    card = Image.new("RGB", (_CARD, _PICTURE + _TEXT), _PAPER)
+    pen = ImageDraw.Draw(card)
+    pen.rectangle((0, 0, _CARD - 1, _PICTURE), fill=_MAT)
+    if example["image"] is None:
+        pen.text((_CARD / 2, _PICTURE / 2), "no picture", fill=_FAINT, font=_font(15), anchor="mm")
+    else:
+        _place_picture(card, example)
+    pen.rectangle((0, 0, card.width - 1, card.height - 1), outline=_LINE)
+    for number, line in enumerate(_wrapped(showable(example["caption"] or "(no caption)"), _font(14), _CARD - 20)):
+        pen.text((10, _PICTURE + 8 + 19 * number), line, fill=_INK, font=_font(14))
+    pen.text((10, _PICTURE + 52), _facts(example), fill=_FAINT, font=_font(12))
+    return card
+
+
+def _facts(example: Example) -> str:
+    facts = [_counted(len(example["faces"]), "face")]
+    if example["image"] is not None:
+        facts.append(f"{example['width']} x {example['height']}")
+        if not example.get("faces_aligned", True):
+            facts.append("not aligned")
+    return "  |  ".join(facts)
+
+
+def _place_picture(card: Image.Image, example: Example) -> None:
+    picture = to_rgb(example["image"])
+    width, height = example["width"], example["height"]
+    scale = min(_CARD / width, _PICTURE / height, _ENLARGED_AT_MOST)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    left, top = (_CARD - size[0]) // 2, (_PICTURE - size[1]) // 2
+    card.paste(picture.resize(size, Image.Resampling.LANCZOS), (left, top))
+    # Boxes may stick out of the picture: they are drawn over the mat too, but not over the text.
+    area = card.crop((0, 0, _CARD, _PICTURE))
+    pen = ImageDraw.Draw(area)
+    marker = Marker(pen, SURE if example.get("faces_aligned", True) else UNSURE, _font(11))
+    to_card = np.array([[scale, 0, left], [0, scale, top]])
+    for face in example["faces"]:
+        with suppress(TransformError):  # a box without area cannot be drawn; the count under the picture has it
+            marker.draw(moved_face(face, to_card), _CARD)
+    card.paste(area, (0, 0))
+
+
+def showable(text: str) -> str:
+    """Return `text` in one line. What the font lacks becomes its letter without accents, or the name of its script."""
+    pieces = []
+    for script, run in groupby(_without_accents(" ".join(text.split())), key=_script_if_missing):
+        pieces.append(f"<{script}>" if script else "".join(run))
+    return re.sub(r"(<\w+>)(\s*\1)+", r"\1", "".join(pieces))
+
+
+def _without_accents(text: str) -> str:
+    """Remove accents, but only from letters that the font does not have."""
+    return "".join(unicodedata.normalize("NFKD", one)[0] if _script_if_missing(one) == "latin" else one for one in text)
+
+
+@lru_cache(maxsize=4096)
+def _script_if_missing(character: str) -> str:
+    """Return "" if the font has the character, else the first word of a letter's Unicode name: its script."""
+    if character.isascii() or bytes(_font(14).getmask(character)) != bytes(_font(14).getmask("\U0010ffff")):
+        return ""
+    is_letter = unicodedata.category(character)[0] in "LM"
+    return re.split(r"\W", unicodedata.name(character, "sign"))[0].lower() if is_letter else "sign"
+
+
+def _wrapped(text: str, font: Font, width: int, lines: int = 2) -> list[str]:
+    """Wrap `text` into at most `lines` lines of at most `width` pixels; what is left over ends in an ellipsis."""
+    wrapped: list[str] = []
+    rest = text
+    while rest and len(wrapped) < lines:
+        fits = next(n for n in range(len(rest), 0, -1) if n == 1 or font.getlength(rest[:n]) <= width)
+        cut = rest.rfind(" ", 0, fits + 1) if fits < len(rest) else fits
+        cut = cut if cut > fits // 2 else fits
+        wrapped.append(rest[:cut].strip())
+        rest = rest[cut:].strip()
+    if rest:
+        wrapped[-1] = wrapped[-1][:-2].rstrip() + "..."
+    return wrapped
+
+
+@lru_cache
+def _font(size: int) -> Font:
+    return ImageFont.load_default(size=size)

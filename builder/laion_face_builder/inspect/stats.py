@@ -1,0 +1,199 @@
+"""`laion-face stats`: the counts as a table, as JSON, and as a self-contained page with plots."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from laion_face_builder.files import human_size, written_whole
+from laion_face_builder.inspect import plots
+from laion_face_builder.inspect.counts import OTHER_HOSTS, Kept, Stats
+from laion_face_builder.inspect.html import escaped, page, table
+
+MOST_SHOWN = 15
+#: Name in `counts.EDGES`, title, unit, and what is counted.
+_SPREADS = (
+    ("faces a picture", "Faces per picture", "faces in the picture", "samples"),
+    ("face size", "Face size", "short side of the box, pixels", "faces"),
+    ("score", "Detection score", "score", "faces"),
+    ("picture size", "Picture size", "short side of the original, pixels", "samples"),
+)
+_STYLE = """
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); gap: 1rem; margin: 1.4rem 0; }
+.tile { background: var(--paper); border: 1px solid var(--line); border-radius: 8px; padding: .9rem 1.1rem; }
+.tile b { display: block; font-size: 1.55rem; line-height: 1.25; font-variant-numeric: tabular-nums; }
+.tile span { color: var(--faint); font-size: .9rem; }
+.plots { columns: 2 26rem; column-gap: 1rem; }
+figure { margin: 0 0 1rem; break-inside: avoid;
+  background: var(--paper); border: 1px solid var(--line); border-radius: 8px; padding: 1rem 1.1rem; }
+figcaption { font-weight: 600; margin-bottom: .5rem; }
+figure svg { display: block; width: 100%; height: auto; }
+details { margin: 1rem 0; } summary { cursor: pointer; color: var(--faint); }
+"""
+
+
+def lines(stats: Stats) -> Iterator[str]:
+    """Yield the lines of the table for a terminal."""
+    total, filters = stats.total, stats.options.filters.as_dict()
+    chosen = ", ".join(f"{name}={v:g}" if isinstance(v, float) else f"{name}={v}" for name, v in filters.items())
+    yield f"{stats.options.config}, parts {','.join(map(str, stats.options.parts))}; {chosen or 'no filter'}"
+    yield f"\n{'':28}{'all':>15}{'kept':>15}{'share':>9}"
+    for _, name, both, show in _figures(stats):
+        yield f"{name:28}{show(both.all):>15}{show(both.kept):>15}{both.share:>9.1%}"
+    if stats.options.filters.exclude is not None:
+        yield f"{'on the exclusion list':28}{total.excluded:>15,}"
+    for key, title, unit, of in _SPREADS:
+        yield f"\n{title} ({unit}): {of}"
+        yield from (f"  {label:26}{every:>15,.0f}{kept:>15,.0f}" for label, every, kept in total.spreads[key].bins)
+    if not total.asked:
+        yield f"\n{_why_no_pictures(stats)}"
+        return
+    yield f"\n{'Usable pictures, of kept':28}{'asked for':>15}{'usable':>15}{'share':>9}"
+    yield f"{'all parts':28}{total.asked:>15,}{total.usable:>15,}{total.usable / total.asked:>9.1%}"
+    for part, (asked, usable) in stats.by_part.items():
+        yield f"{f'part {part}':28}{asked:>15,}{usable:>15,}{usable / asked:>9.1%}"
+    yield "\nWhy the others failed"
+    yield from (f"  {reason:26}{number:>15,}" for reason, number in total.reasons.most_common())
+    yield f"\n{'Hosts with the most pictures':38}{'asked for':>15}{'usable':>15}"
+    yield from (f"  {host:36}{asked:>15,}{usable:>15,}" for host, asked, usable in _hosts(stats))
+
+
+def as_json(stats: Stats) -> dict[str, Any]:
+    """Give everything as plain values; of the hosts only those that are shown."""
+    total = stats.total
+    return {
+        "config": stats.options.config,
+        "parts": list(stats.options.parts),
+        "filters": stats.options.filters.as_dict(),
+        **{key: {"all": round(both.all), "kept": round(both.kept)} for key, _, both, _ in _figures(stats)},
+        "excluded": total.excluded,
+        "spreads": {
+            key: [{"bin": label, "all": int(every), "kept": int(kept)} for label, every, kept in spread.bins]
+            for key, spread in total.spreads.items()
+        },
+        "asked": total.asked,
+        "usable": total.usable,
+        "failed": dict(total.reasons.most_common()),
+        "by_part": {part: {"asked": asked, "usable": usable} for part, (asked, usable) in stats.by_part.items()},
+        "hosts": [{"host": host, "asked": asked, "usable": usable} for host, asked, usable in _hosts(stats)],
+    }
+
+
+def write_page(file: Path, stats: Stats, command: str) -> None:
+    """Write the page to `file`."""
+    with written_whole(file) as partial:
+        partial.write_text(stats_page(stats, command), encoding="utf-8", errors="replace")
+
+
+def stats_page(stats: Stats, command: str) -> str:
+    """Make the page.
+
+    Args:
+        command: what the page was made with, shown in it.
+    """
+    filtered = not stats.options.filters.is_empty
+    spreads = [
+        plots.spread_plot(title, unit, of, stats.total.spreads[key], is_filtered=filtered)
+        for key, title, unit, of in _SPREADS
+    ]
+    numbers = stats.options.parts
+    parts = f"part{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
+    listed = "" if stats.options.filters.exclude is None else f" {stats.total.excluded:,} are on the exclusion list."
+    head = [
+        "<header><h1>LAION-Face in numbers</h1>",
+        f"<p>Config {stats.options.config}, {parts}.{listed}</p>\n<pre>$ {escaped(command)}</pre></header>",
+    ]
+    body = [*head, _tiles(stats), "<h2>Faces and pictures</h2>", _drawn(spreads), _spread_tables(stats)]
+    return page("LAION-Face in numbers", [*body, "<h2>What became of the pictures</h2>", *_pictures(stats)], _STYLE)
+
+
+def _pictures(stats: Stats) -> Iterator[str]:
+    total = stats.total
+    if not total.asked:
+        yield f'<p class="empty">{escaped(_why_no_pictures(stats))}</p>'
+        return
+    kept = "" if stats.options.filters.is_empty else " of kept samples"
+    reasons, hosts = total.reasons.most_common(MOST_SHOWN), _hosts(stats)
+    at_these = sum(asked for _, asked, _ in hosts) / total.asked
+    yield (
+        f"<p>{total.usable:,} of {total.asked:,} pictures{kept} can be used ({total.usable / total.asked:.1%}). "
+        f"The hosts below have {at_these:.1%} of them all.</p>"
+    )
+    yield _drawn([*_reason_plots(reasons), _part_plot(stats), _host_plot(hosts)])
+    yield "<details><summary>The numbers as tables</summary>"
+    yield table(("part", "asked for", "usable"), ((part, *map(_number, both)) for part, both in stats.by_part.items()))
+    yield table(("reason", "samples"), ((reason, _number(number)) for reason, number in total.reasons.most_common()))
+    yield table(("host", "asked for", "usable"), ((host, _number(a), _number(u)) for host, a, u in hosts))
+    yield "</details>"
+
+
+def _why_no_pictures(stats: Stats) -> str:
+    if stats.total.pictures.all:
+        return "No picture of a sample that is kept was asked for."
+    return "No pictures have been downloaded here yet: run laion-face download, then this again."
+
+
+def _reason_plots(reasons: list[tuple[str, int]]) -> Iterator[plots.Plot]:
+    if reasons:
+        failed = [number for _, number in reasons]
+        yield plots.bars("Why pictures failed", "samples", [why for why, _ in reasons], [0] * len(failed), failed)
+
+
+def _part_plot(stats: Stats) -> plots.Plot:
+    rates = [usable / asked for asked, usable in stats.by_part.values()]
+    return plots.shares("Usable pictures by part (link rot)", "part", list(map(str, stats.by_part)), rates)
+
+
+def _host_plot(hosts: list[tuple[str, int, int]]) -> plots.Plot:
+    names, usable = [host for host, _, _ in hosts], [good for _, _, good in hosts]
+    bad = [asked - good for _, asked, good in hosts]
+    return plots.bars("Hosts with the most pictures", "samples", names, usable, bad)
+
+
+def _tiles(stats: Stats) -> str:
+    tiles = []
+    filtered = not stats.options.filters.is_empty
+    for _, name, both, show in _figures(stats):
+        below = f"{name}, of {show(both.all)} ({both.share:.1%})" if filtered else name
+        tiles.append(f'<div class="tile"><b>{show(both.kept)}</b><span>{below}</span></div>')
+    about = (
+        "Index bytes are compressed, a sample having its row group's average. Picture bytes are the number of samples, "
+        f"times {human_size(stats.bytes_a_picture)} a picture: "
+        + ("the average of those that are here." if stats.total.pictures.all else "what such pictures usually have.")
+    )
+    return f'<div class="tiles">{"".join(tiles)}</div>\n<p class="faint">{escaped(about)}</p>'
+
+
+def _drawn(shown: Iterable[plots.Plot]) -> str:
+    figures = (f"<figure><figcaption>{escaped(plot.title)}</figcaption>\n{plot.svg}</figure>" for plot in shown)
+    return f'<div class="plots">\n{"".join(figures)}\n</div>'
+
+
+def _spread_tables(stats: Stats) -> str:
+    pieces = ["<details><summary>The numbers as tables</summary>"]
+    for key, title, unit, of in _SPREADS:
+        rows = ((label, _number(every), _number(kept)) for label, every, kept in stats.total.spreads[key].bins)
+        pieces += [f"<h3>{title}</h3>", table((unit, f"{of}, all", "kept"), rows)]
+    return "\n".join([*pieces, "</details>"])
+
+
+def _figures(stats: Stats) -> Iterator[tuple[str, str, Kept, Any]]:
+    """Yield each figure: its key, its name, its numbers of everything and of what is kept, and how to write them."""
+    total, size = stats.total, stats.bytes_a_picture
+    yield "samples", "samples", total.samples, _number
+    yield "faces", "faces", total.faces, _number
+    yield "index_bytes", "index", total.index_bytes, human_size
+    yield "picture_bytes", "pictures, about", Kept(total.samples.all * size, total.samples.kept * size), human_size
+
+
+def _hosts(stats: Stats) -> list[tuple[str, int, int]]:
+    total = stats.total
+    named = [(host, asked) for host, asked in total.hosts.most_common(MOST_SHOWN + 1) if host != OTHER_HOSTS]
+    return [(host, asked, total.usable_hosts[host]) for host, asked in named[:MOST_SHOWN]]
+
+
+def _number(value: float | np.number[Any]) -> str:
+    return f"{value:,.0f}"

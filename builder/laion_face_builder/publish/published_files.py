@@ -1,0 +1,337 @@
+"""Write the files that are published: the index, examples with their pictures, and a small preview of both.
+
+Files are written as the Hub's viewer needs them: with a page index and content-defined chunks (a page of 100 rows is
+read without the rest of the row group, and a changed file is uploaded as its changed chunks), row groups in bounds, and
+page checksums, by which `laion-face verify` finds a flipped bit.
+
+The index is published as the very bytes of the prepared file, unless they must change: if rows are excluded, or if the
+file lacks what the Hub's viewer needs, as files of older versions do. Then the file is written anew, row group by row
+group, with the same schema and kind of fingerprint.
+
+Examples with pictures are those that `load_dataset` would give, in files of bounded size. Rows keep the index's order.
+A row whose picture failed, is excluded or no longer decodes has a null image, as with on_error="null"; every other
+picture is decoded once right before it is written. Where a file ends depends on nothing but the row that it starts
+with, so that a publish that was killed goes on behind its last whole file, byte for byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from laion_face_builder import progress
+from laion_face_builder.errors import BadFile, NotPrepared, PictureError
+from laion_face_builder.examples import parts
+from laion_face_builder.examples.example import Example, Row
+from laion_face_builder.examples.report import Tally
+from laion_face_builder.examples.walk import Plan, Position, Shard, Step, walk
+from laion_face_builder.files import Fingerprint, make_fingerprint, read_fingerprint, sha256_of, stamped, written_whole
+from laion_face_builder.images import pictures
+from laion_face_builder.index.faces import flat_columns
+from laion_face_builder.index.filters import Filters
+from laion_face_builder.index.reader import IndexPart
+from laion_face_builder.layout import row_group_bounds
+from laion_face_builder.options import Options
+from laion_face_builder.publish.manifest import Entry
+from laion_face_builder.schema import EXAMPLE_COLUMNS, INDEX
+
+_IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
+_OWN = {
+    "image": _IMAGE,
+    "original_width": INDEX.field("width").type,
+    "original_height": INDEX.field("height").type,
+    "faces_aligned": pa.bool_(),
+}
+#: The columns that are derived from `faces`.
+FLAT = ("n_faces", "max_face_score", "max_face_size")
+#: A published table with pictures: an example's columns, and the flat ones of its faces. A missing picture is a null.
+EXAMPLES = pa.schema([pa.field(name, _OWN.get(name) or INDEX.field(name).type) for name in (*EXAMPLE_COLUMNS, *FLAT)])
+#: The viewer scans whole row groups of at most 300 MB.
+MOST_ROW_GROUP_BYTES = 300_000_000
+#: pyarrow's default would make pages of pictures that have 20 MB.
+_ROWS_A_PAGE_OF_PICTURES = 16
+
+
+def writer_of(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """Open a writer with all that the viewer needs; zstd finds out by itself that pictures are compressed already."""
+    pictures = {"write_batch_size": _ROWS_A_PAGE_OF_PICTURES} if "image" in schema.names else {}
+    return pq.ParquetWriter(
+        path,
+        schema,
+        compression="zstd",
+        write_page_index=True,
+        use_content_defined_chunking=True,
+        write_page_checksum=True,
+        **pictures,
+    )
+
+
+def measured(path: Path, name: str, part: int, rows: tuple[int, int]) -> Entry:
+    """Read the whole file and make its entry for the manifest.
+
+    Args:
+        name: under which the file is published.
+        rows: first and stop of the index rows that it covers.
+
+    Raises:
+        BadFile: it cannot be read, or has no fingerprint.
+    """
+    fingerprint = read_fingerprint(path)
+    hasher, arrow_bytes = hashlib.sha256(), 0
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group)
+                arrow_bytes += table.nbytes
+                hasher.update(ids_bytes(table["sample_id"]))
+            count, groups = file.metadata.num_rows, file.num_row_groups
+    except (pa.ArrowInvalid, OSError, KeyError) as error:
+        raise BadFile(
+            path,
+            found=" ".join(str(error).split())[:200],
+            expected="a whole Parquet file",
+            way_out="Move it away and run `laion-face prepare` again.",
+        ) from error
+    size = path.stat().st_size
+    return Entry(
+        name, part, count, *rows, groups, size, arrow_bytes, sha256_of(path), hasher.hexdigest(), fingerprint or {}
+    )
+
+
+def ids_bytes(column: pa.ChunkedArray | pa.Array) -> bytes:
+    """Give sample ids as their digest takes them: little-endian int64, a null as -1."""
+    values = column.fill_null(-1).to_numpy()
+    return np.ascontiguousarray(values).astype("<i8").tobytes()
+
+
+def viewer_faults(path: Path) -> list[str]:
+    """List what keeps the Hub's viewer from reading the file page by page; [] if nothing does. Read only the footer."""
+    metadata = pq.read_metadata(path)
+    faults = []
+    for group in range(metadata.num_row_groups):
+        row_group = metadata.row_group(group)
+        if row_group.total_byte_size > MOST_ROW_GROUP_BYTES:
+            faults.append(f"row group {group} has {row_group.total_byte_size} bytes, {MOST_ROW_GROUP_BYTES} are most")
+        columns = [row_group.column(number) for number in range(row_group.num_columns)]
+        without = [column.path_in_schema for column in columns if not column.has_offset_index]
+        if without:
+            faults.append(f"row group {group} has no page index for {', '.join(without)}")
+    return faults
+
+
+logger = logging.getLogger("laion_face")
+
+
+def published_fingerprint(index: IndexPart, filters: Filters) -> Fingerprint:
+    """Give the prepared part's own fingerprint, with the filters if rows are left out."""
+    return index.fingerprint if filters.is_empty else {**index.fingerprint, "filters": filters.as_dict()}
+
+
+def is_publishable(path: Path, filters: Filters) -> bool:
+    """Say whether the prepared file can be published as it is."""
+    return filters.is_empty and not viewer_faults(path)
+
+
+def write_published(target: Path, index: IndexPart, filters: Filters) -> None:
+    """Write those rows of the part that pass the filters to `target`. At most two row groups are in memory.
+
+    Raises:
+        BadFile: the index cannot be read.
+    """
+    schema = stamped(INDEX, published_fingerprint(index, filters))
+    columns = filters.columns
+    kept = [
+        int(filters.mask(index.read(*bound, columns)).sum()) if columns else bound[1] - bound[0]
+        for bound in index.row_groups
+    ]
+    if filters.exclude is not None:
+        logger.info("%s: %d of %d rows are left out", target.name, index.num_rows - sum(kept), index.num_rows)
+    with written_whole(target) as partial, writer_of(partial, schema) as writer:
+        for table in _cut(_passing(index, filters), row_group_bounds(sum(kept))):
+            writer.write_table(table.cast(schema), row_group_size=max(table.num_rows, 1))
+
+
+def _passing(index: IndexPart, filters: Filters) -> Iterator[pa.Table]:
+    for start, stop in index.row_groups:
+        table = index.read(start, stop)
+        yield table if filters.is_empty else table.filter(pa.array(filters.mask(table)))
+
+
+def _cut(tables: Iterator[pa.Table], bounds: list[tuple[int, int]]) -> Iterator[pa.Table]:
+    """Yield the same rows, cut at `bounds`."""
+    held = INDEX.empty_table()
+    for start, stop in bounds:
+        while held.num_rows < stop - start:
+            held = pa.concat_tables([held, next(tables)])
+        yield held.slice(0, stop - start).combine_chunks()
+        held = held.slice(stop - start)
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How large row groups and files may get: bytes of pictures, rows. A file ends with the row group that fills it."""
+
+    row_group_bytes: int = 100_000_000
+    row_group_rows: int = 1000
+    file_bytes: int = 1_000_000_000
+
+
+def examples_fingerprint(options: Options, part: int, bounds: Bounds) -> Fingerprint:
+    """Give the fingerprint of what the published files of a part with pictures are made from."""
+    made_from = parts.identity(options, part)
+    how = {"filters": options.filters.as_dict(), "on_size_change": options.on_size_change}
+    return make_fingerprint("examples", part=part, **made_from, **how, bounds=asdict(bounds))
+
+
+@dataclass(frozen=True)
+class Group:
+    """One row group: a table as `EXAMPLES`, and the index row after its last."""
+
+    table: pa.Table
+    stop: int
+
+    @property
+    def size(self) -> int:
+        """Size as Arrow, in bytes, nearly all of them pictures."""
+        return int(self.table.nbytes)
+
+
+class PartExamples:
+    """The rows of a part from `first` on, to be written into one file after the other.
+
+    Args:
+        first: an index row; rows before it are not read.
+        rows: how many rows the index part has.
+    """
+
+    def __init__(self, options: Options, part: int, first: int, rows: int, bounds: Bounds) -> None:
+        self._part, self._rows, self._bounds = part, rows, bounds
+        steps = example_steps(options, part, first)
+        self._groups = _groups(steps, rows, bounds, options.transfer.max_pixels)
+        self._next = next(self._groups, None)
+
+    @property
+    def done(self) -> bool:
+        """Whether all rows are written."""
+        return self._next is None
+
+    def write(self, path: Path, fingerprint: Fingerprint) -> int:
+        """Write the next file and give the index row after its last."""
+        schema = stamped(EXAMPLES, fingerprint)
+        size, stop = 0, self._rows
+        with written_whole(path) as partial, writer_of(partial, schema) as writer:
+            while self._next is not None and size < self._bounds.file_bytes:
+                group, self._next = self._next, next(self._groups, None)
+                if group.table.num_rows:
+                    writer.write_table(group.table.cast(schema), row_group_size=group.table.num_rows)
+                size, stop = size + group.size, group.stop
+        return stop
+
+
+def example_steps(options: Options, part: int, first: int) -> Iterator[Step]:
+    """Yield the part's rows from `first` on, as steps that can make examples."""
+    plan = Plan(replace(options, parts=(part,), on_error="null"), None)
+    yield from walk(plan, [Shard(part, 0, 1)], Position(0, first), Tally(None))
+
+
+def checked_example(row: Row, max_pixels: int) -> Example | None:
+    """Make the row's example; None if the filters drop it. A picture that is broken, or turned by EXIF, is left out."""
+    example = row.example()
+    if example is None or example["image"] is None or row.batch is None:
+        return example
+    try:
+        found = pictures.inspect(example["image"]["bytes"], max_pixels=max_pixels)
+        if found.orientation == 1:
+            return example
+        raise PictureError("turned", f"orientation {found.orientation}")
+    except PictureError as error:
+        logger.warning("sample %d: published without its picture: %s", example["sample_id"], error)
+        return row.maker.without_picture(row.batch[row.place])
+
+
+def as_table(examples: list[Example]) -> pa.Table:
+    """Put `examples` into a table as `EXAMPLES`; the flat columns are computed from the faces in these rows."""
+    columns: dict[str, Any] = {
+        name: pa.array([example[name] for example in examples], EXAMPLES.field(name).type)
+        for name in EXAMPLES.names
+        if name not in FLAT
+    }
+    columns |= zip(FLAT, flat_columns(columns["faces"]), strict=True)
+    return pa.table(columns, schema=EXAMPLES)
+
+
+def _groups(steps: Iterator[Step], rows: int, bounds: Bounds, max_pixels: int) -> Iterator[Group]:
+    """Yield row groups within bounds; at least one, so that a part without rows is a file too."""
+    held: list[Example] = []
+    size, stop = 0, 0
+    for step in _with_progress(steps, rows):
+        example = checked_example(step.row, max_pixels)
+        if example is not None:
+            weight = len(example["image"]["bytes"]) if example["image"] else 0
+            if held and (size + weight > bounds.row_group_bytes or len(held) >= bounds.row_group_rows):
+                yield Group(as_table(held), stop)
+                held, size = [], 0
+            held.append(example)
+            size += weight
+        stop = step.row.number + 1
+    yield Group(as_table(held), rows)
+
+
+def _with_progress(steps: Iterator[Step], rows: int) -> Iterator[Step]:
+    with progress.bar("pictures", rows, "row") as bar:
+        for step in steps:
+            bar.advance_to(step.row.number + 1)
+            yield step
+
+
+MOST_ROWS = 1000
+_ROWS_A_GROUP = 100
+
+
+def check_preview(options: Options) -> None:
+    """Check that there are pictures to show.
+
+    Raises:
+        NotPrepared: no part has pictures.
+    """
+    if not pictured_parts(options):
+        raise NotPrepared(
+            f"{options.data.root}: no part has pictures to show. Run `laion-face download` first, or drop --preview"
+        )
+
+
+def pictured_parts(options: Options) -> list[int]:
+    """List those of the parts that have pictures on disk."""
+    return [part for part in options.parts if options.data.sidecar(part).exists()]
+
+
+def preview_fingerprint(options: Options, rows: int) -> Fingerprint:
+    """Give the fingerprint of what the preview is made from."""
+    made_from = {str(part): parts.identity(options, part) for part in pictured_parts(options)}
+    return make_fingerprint("preview", rows=rows, parts=made_from, filters=options.filters.as_dict())
+
+
+def write_preview(path: Path, options: Options, rows: int, fingerprint: Fingerprint) -> None:
+    """Write the first `rows` examples that have a picture; fewer if there are no more."""
+    schema = stamped(EXAMPLES, fingerprint)
+    examples = itertools.islice(_pictured(options, pictured_parts(options)), rows)
+    with written_whole(path) as partial, writer_of(partial, schema) as writer:
+        while held := list(itertools.islice(examples, _ROWS_A_GROUP)):
+            writer.write_table(as_table(held).cast(schema), row_group_size=len(held))
+
+
+def _pictured(options: Options, chosen: Sequence[int]) -> Iterator[Example]:
+    for part in chosen:
+        for step in example_steps(options, part, 0):
+            example = checked_example(step.row, options.transfer.max_pixels)
+            if example is not None and example["image"] is not None:
+                yield example

@@ -1,0 +1,1 @@
+"""Verify what is prepared, downloaded and published: whatever is wrong, a line each."""

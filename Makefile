@@ -15,6 +15,9 @@ FORM := $(VENV)/bin/check-jsonschema --quiet --builtin-schema
 BENCHES := "bench_first_example.py --runs 1" "bench_transforms.py --seconds 0.5 --repeats 1" \
   "bench_fetch.py --seconds 2 --latency 0.1" "bench_stream.py --seconds 1 --repeats 1 --only stream"
 
+# Commands are started by the hundred: what they import is compiled once, not by each of them.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-engines java versions check bench develop browser clean
 
 demo:

@@ -18,6 +18,9 @@ T = TypeVar("T")
 
 _POLL_SECONDS = 0.5
 
+# What is measured is not the compiler: without bytecode each start of Python would compile all that it imports.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 
 @dataclass(frozen=True)
 class Used:

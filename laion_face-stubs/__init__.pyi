@@ -20,7 +20,7 @@ _Picture = TypeVar("_Picture", Image.Image, NDArray[np.uint8])
 _Face: TypeAlias = Mapping[str, Any]
 _Floats: TypeAlias = NDArray[np.float64]
 
-# options: written by `python tests/stubs.py`
+# options: written by `python tests/support/stubs.py`
 
 _Config: TypeAlias = Literal["20M", "50M"]
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from core_tests import DATASETS36_MODULES, is_brief, is_core
 
 from laion_face_builder.layout import DataDir
 from laion_face_builder.sandbox import (
@@ -35,6 +34,7 @@ from laion_face_builder.sandbox import (
 )
 from laion_face_builder.sandbox.content import Content
 from laion_face_builder.sandbox.serving import LoopbackServer
+from tests.support.core_tests import DATASETS36_MODULES, is_brief, is_core
 
 assert "huggingface_hub" not in sys.modules, "HF_ENDPOINT would come too late"
 # A shell starts what runs in its background with Ctrl-C ignored, and children would inherit that.

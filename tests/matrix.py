@@ -157,8 +157,11 @@ def built(uv: Uv) -> Iterator[Built]:
         (wheel,), (sdist,) = work.glob("dist/*.whl"), work.glob("dist/*.tar.gz")
         with tarfile.open(sdist) as archive:
             archive.extractall(work)
+        tree = work / sdist.name.removesuffix(".tar.gz")
+        # pytest puts the folder of the package `tests` on the path: what is imported has to be what is installed.
+        (tree / "laion_face.py").unlink()
         (work / "empty").mkdir()
-        yield Built(wheel, work / sdist.name.removesuffix(".tar.gz"), work)
+        yield Built(wheel, tree, work)
 
 
 def run(command: Sequence[str], **how: Any) -> None:

@@ -18,7 +18,7 @@ PARENT = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from laion_face_builder.distribute import each
-import test_distribute
+from tests import test_distribute
 
 if __name__ == "__main__":
     for done in each(test_distribute.wait_for_ever, sys.argv[2:], workers=2):
@@ -128,7 +128,7 @@ def wait_or_square(task):
 
 def test_workers_end_with_a_killed_parent(tmp_path):
     paths = [tmp_path / "1", tmp_path / "2"]
-    command = [sys.executable, "-c", PARENT, str(Path(__file__).parent), *map(str, paths)]
+    command = [sys.executable, "-c", PARENT, str(Path(__file__).parents[1]), *map(str, paths)]
     parent = subprocess.Popen(command)
     while not all(path.exists() and path.read_text() for path in paths):
         assert parent.poll() is None

@@ -7,10 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_distribute import kill_if_odd, kill_once, square
-from test_download import OPTIONS
-from test_spread_download import deadly_do, require_all, require_one_death, web_of
-from test_spread_prepare import DEADLY, deadly_run, made, upstream
 
 from laion_face_builder.distribute import each
 from laion_face_builder.download import cluster
@@ -21,6 +17,10 @@ from laion_face_builder.index.prepare import prepare
 from laion_face_builder.layout import DataDir
 from laion_face_builder.sandbox import SandboxSpec
 from laion_face_builder.sources.fsspec_folder import filesystem_of
+from tests.download.test_download import OPTIONS
+from tests.download.test_spread_download import deadly_do, require_all, require_one_death, web_of
+from tests.index.test_spread_prepare import DEADLY, deadly_run, made, upstream
+from tests.test_distribute import kill_if_odd, kill_once, square
 
 pytestmark = pytest.mark.engines
 
@@ -34,7 +34,7 @@ def surroundings(tmp_path_factory):
     server.start()
     host, port = server.get_host_and_port()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
         patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             patch.setenv(name, "of-nobody")

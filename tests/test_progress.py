@@ -14,13 +14,13 @@ import threading
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from terminal import Screen, run_in_terminal
 from tqdm.utils import disp_len
 
 from laion_face_builder import progress
 from laion_face_builder.progress.drawn import DrawnBar, fitted, shortened
 from laion_face_builder.progress.logged import LoggedBar
 from laion_face_builder.sandbox import Sandbox, SandboxSpec
+from tests.support.terminal import Screen, run_in_terminal
 
 PARTS = (0, 2)
 #: A bar with its end: counts, a time or a percentage.

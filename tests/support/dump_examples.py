@@ -1,0 +1,31 @@
+"""Prints the examples of a prepared folder as JSON lines, by whatever way this version of datasets has.
+
+python tests/support/dump_examples.py DATA_DIR CACHE_DIR stream|table
+"""
+
+import hashlib
+import json
+import sys
+
+import datasets
+
+import laion_face
+
+
+def load(data_dir: str, cache_dir: str, streaming: bool) -> object:
+    options = {"parts": "0,2", "data_dir": data_dir, "cache_dir": cache_dir, "streaming": streaming, "split": "train"}
+    if int(datasets.__version__.split(".")[0]) < 4:
+        return datasets.load_dataset(laion_face.__file__, "20M", trust_remote_code=True, **options)
+    return laion_face.load_dataset("20M", **options)
+
+
+def line(example: dict) -> str:
+    image = example["image"]
+    pixels = hashlib.sha256(image.convert("RGBA").tobytes()).hexdigest()
+    return json.dumps({**example, "image": [image.size, image.mode, pixels]})
+
+
+if __name__ == "__main__":
+    print(datasets.__version__)
+    for example in load(sys.argv[1], sys.argv[2], sys.argv[3] == "stream"):
+        print(line(example))

@@ -24,9 +24,9 @@ def test_nothing_but_our_names_is_installed():
 
 
 def test_children_are_started_in_one_place_only():
-    # The place is `children.python`, which isolates them. A PYTHONPATH once put a backport before the standard library.
+    # The place is `parallel.python`, which isolates them. A PYTHONPATH once put a backport before the standard library.
     for file in PACKAGE.rglob("*.py"):
-        if file.name != "children.py":
+        if file.name != "parallel.py":
             assert not re.search(r"sys\.executable|PYTHONPATH|PYTHONSAFEPATH", file.read_text(encoding="utf-8")), file
 
 

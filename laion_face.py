@@ -15,7 +15,6 @@ if __name__ == "__main__":  # python -m laion_face; before the imports, which ta
     raise SystemExit(main())
 
 import dataclasses
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from laion_face_builder.errors import LaionFaceError  # From: laion-face
 from laion_face_builder.errors import OptionError  # From: laion-face
 from laion_face_builder.examples import report as reports  # From: laion-face
 from laion_face_builder.examples import stream  # From: laion-face
+from laion_face_builder.examples._compat import HookedBuilder  # From: laion-face
 from laion_face_builder.examples.collate import collate  # From: laion-face
 from laion_face_builder.examples.stream import in_step  # From: laion-face
 from laion_face_builder.layout import CONFIG_PARTS  # From: laion-face
@@ -86,7 +86,7 @@ class LaionFaceConfig(OptionFields, datasets.BuilderConfig):
         return loading.config_id(self.options())
 
 
-class LaionFace(datasets.GeneratorBasedBuilder):
+class LaionFace(HookedBuilder):
     """The builder of configs 20M and 50M, one split: train.
 
     Creating one touches no file. `as_streaming_dataset` and `download_and_prepare` make what is missing in data_dir.
@@ -112,8 +112,6 @@ class LaionFace(datasets.GeneratorBasedBuilder):
     def _generate_examples(self, shards: list[Shard], plan: Plan) -> Any:
         yield from stream.examples(plan, shards)
 
-    # What follows takes over where datasets would resume, filter and count less exactly than failures need.
-
     # Validated once a call: an exclusion list that changes meanwhile changes nothing.
     _options: Options | None = None
     _report_folder: Path | None = None
@@ -121,18 +119,6 @@ class LaionFace(datasets.GeneratorBasedBuilder):
 
     def _plan(self) -> Plan:
         return Plan(self._options or self.config.options(self.token), self._report_folder, self._adopted or {})
-
-    def _create_builder_config(self, config_name: str | None = None, custom_features: Any = None, **given: Any) -> Any:
-        progress.talk_unless_configured()
-        loading.check_call(config_name, custom_features, given)
-        return super()._create_builder_config(config_name, custom_features, **given)
-
-    def _get_examples_iterable_for_split(self, split_generator: Any) -> stream.ExampleStream:
-        return stream.ExampleStream(**split_generator.gen_kwargs)
-
-    def _as_streaming_dataset_single(self, splits_generator: Any, *args: Any) -> datasets.IterableDataset:
-        rows = super()._as_streaming_dataset_single(splits_generator, *args)
-        return loading.noted(rows, self._report_folder)
 
     def as_streaming_dataset(self, *args: Any, **kwargs: Any) -> Any:
         """Prepare the parts that are not yet there, then give the stream(s). Iterating these prepares nothing."""
@@ -146,22 +132,32 @@ class LaionFace(datasets.GeneratorBasedBuilder):
         """Prepare the parts that are not yet there, then write the Arrow files."""
         self._options = self.config.options(self.token)
         self._adopted = loading.make_ready(self._options, streaming=False)
-        self.config_id = loading.config_id(self._options, self._adopted)
-        self._cache_dir = self._output_dir = self._build_cache_dir()
+        folder = self._use_cache(loading.config_id(self._options, self._adopted))
         self._report_folder = reports.new_folder()
-        self.info.splits = self.info.size_in_bytes = None  # datasets would hold this call to what an earlier one made
-        arrow.discard_unfit(self._cache_dir, self.dataset_name, self._options)
+        arrow.discard_unfit(folder, self.dataset_name, self._options)
         super().download_and_prepare(*args, **kwargs)
 
-    def _download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
-        arrow.emptied(self._output_dir)
-        super()._download_and_prepare(*args, **kwargs)
-        arrow.keep(self._plan(), self._output_dir)
+    def _before_config(self, name: str | None, features: Any, given: dict[str, Any]) -> None:
+        progress.talk_unless_configured()
+        loading.check_call(name, features, given)
 
-    def _as_dataset(self, split: Any = datasets.Split.TRAIN, in_memory: bool = False) -> datasets.Dataset:
-        is_empty = not self.info.splits.total_num_examples
-        made = arrow.empty(self.info, split) if is_empty else super()._as_dataset(split, in_memory)
-        return arrow.noted(made, self._output_dir)
+    def _stream_of(self, **kwargs: Any) -> stream.ExampleStream:
+        return stream.ExampleStream(**kwargs)
+
+    def _stream_made(self, rows: datasets.IterableDataset) -> datasets.IterableDataset:
+        return loading.noted(rows, self._report_folder)
+
+    def _before_writing(self, folder: str) -> None:
+        arrow.emptied(folder)
+
+    def _after_writing(self, folder: str) -> None:
+        arrow.keep(self._plan(), folder)
+
+    def _empty(self, split: Any) -> datasets.Dataset:
+        return arrow.empty(self.info, split)
+
+    def _dataset_made(self, dataset: datasets.Dataset, folder: str) -> datasets.Dataset:
+        return arrow.noted(dataset, folder)
 
 
 def load_dataset(name: str | None = None, **options: Any) -> Any:
@@ -195,5 +191,4 @@ def __dir__() -> list[str]:
     return [*__all__, "__version__"]
 
 
-logging.getLogger("laion_face").addHandler(logging.NullHandler())
 __version__ = laion_face_builder.__version__

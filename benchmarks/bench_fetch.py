@@ -23,9 +23,10 @@ from PIL import Image
 from laion_face_builder.fetch.addresses import AddressRule
 from laion_face_builder.fetch.cache import PictureCache
 from laion_face_builder.fetch.fetch_in_order import ordered
-from laion_face_builder.fetch.fetcher import FetchedPicture, Fetcher
+from laion_face_builder.fetch.fetcher import Fetcher
 from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.images import jpeg, pictures
+from laion_face_builder.images.pictures import Picture
 
 _REPEATS = 300
 
@@ -49,7 +50,7 @@ def stream(port: int, given: argparse.Namespace, concurrency: int) -> tuple[floa
             next(found)
         before, begun, done = resource.getrusage(resource.RUSAGE_SELF), time.monotonic(), 0
         while time.monotonic() < begun + given.seconds:
-            done += isinstance(next(found)[1], FetchedPicture)
+            done += isinstance(next(found)[1], Picture)
         after, took = resource.getrusage(resource.RUSAGE_SELF), time.monotonic() - begun
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return done / took, 1e6 * cpu / max(done, 1)

@@ -11,7 +11,6 @@ is tried again (by Spark as often as the session says).
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -19,17 +18,16 @@ from typing import Generic, TypeVar, cast
 
 from laion_face_builder.engines import ENGINES
 from laion_face_builder.errors import OptionError, WorkerDied
+from laion_face_builder.log import logger
 
 T = TypeVar("T")
 U = TypeVar("U")
-
-logger = logging.getLogger("laion_face")
 
 DISTRIBUTORS = tuple(ENGINES)
 
 
 @dataclass(frozen=True)
-class Done(Generic[T, U]):
+class FinishedTask(Generic[T, U]):
     """A task that has ended.
 
     Attributes:
@@ -54,20 +52,20 @@ class Done(Generic[T, U]):
 
 def each(
     function: Callable[[T], U], tasks: Iterable[T], *, distributor: str = "processes", workers: int | None = None
-) -> Iterator[Done[T, U]]:
-    """Run the tasks as `Workers.each` does, on workers for them alone; closing the iterator ends what is under way.
+) -> Iterator[FinishedTask[T, U]]:
+    """Run the tasks as `TaskPool.each` does, on workers for them alone; closing the iterator ends what is under way.
 
     Args:
-        distributor, workers: as for `Workers`.
+        distributor, workers: as for `TaskPool`.
 
     Raises:
         OptionError: there is no such distributor, or it is not installed.
     """
-    with Workers(distributor, workers) as crew:
+    with TaskPool(distributor, workers) as crew:
         yield from crew.each(function, tasks)
 
 
-class Workers:
+class TaskPool:
     """The workers that run tasks until the `with` block ends; what is under way then is ended.
 
     Args:
@@ -85,7 +83,7 @@ class Workers:
         self._engine = ENGINES[distributor](workers)
         self._threads = ThreadPoolExecutor(self._engine.workers, thread_name_prefix="laion-face-tasks")
 
-    def __enter__(self) -> Workers:
+    def __enter__(self) -> TaskPool:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -93,7 +91,7 @@ class Workers:
         self._engine.stop()
         self._threads.shutdown()
 
-    def each(self, function: Callable[[T], U], tasks: Iterable[T]) -> Iterator[Done[T, U]]:
+    def each(self, function: Callable[[T], U], tasks: Iterable[T]) -> Iterator[FinishedTask[T, U]]:
         """Yield every task once it has ended, whichever ends first, and log here what `function` logged in its worker.
 
         No more tasks are taken from `tasks` than are at work.
@@ -115,15 +113,15 @@ class Workers:
         """How many tasks are at work at the same time."""
         return self._engine.workers
 
-    def submit(self, function: Callable[[T], U], task: T) -> Future[Done[T, U]]:
+    def submit(self, function: Callable[[T], U], task: T) -> Future[FinishedTask[T, U]]:
         """Run one task as soon as a worker is free. The future raises only if no worker can call the function."""
         return self._threads.submit(self._done, function, task)
 
-    def _done(self, function: Callable[[T], U], task: T) -> Done[T, U]:
+    def _done(self, function: Callable[[T], U], task: T) -> FinishedTask[T, U]:
         try:
             answer = self._engine.run(function, task)
         except WorkerDied as error:
-            return Done(task, None, error)
+            return FinishedTask(task, None, error)
         for level, text in answer.said:
             logger.log(level, "%s", text)
-        return Done(task, answer.value, answer.error)
+        return FinishedTask(task, answer.value, answer.error)

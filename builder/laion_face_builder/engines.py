@@ -20,13 +20,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 from laion_face_builder.errors import LaionFaceError, OptionError, WorkerDied
+from laion_face_builder.log import logger
 from laion_face_builder.parallel import cores, interpreter
-
-logger = logging.getLogger("laion_face")
 
 
 @dataclass(frozen=True)
-class Answer:
+class TaskResult:
     """A worker's answer: the function's value or its error, and what it logged (`said`: levels and lines)."""
 
     value: Any
@@ -34,14 +33,14 @@ class Answer:
     said: list[tuple[int, str]]
 
 
-def answered(call: tuple[Callable[[Any], Any], Any]) -> Answer:
+def answered(call: tuple[Callable[[Any], Any], Any]) -> TaskResult:
     """Call a function with its task; return its value or the exception that it raised."""
     function, task = call
     with _noted() as said:
         try:
-            return Answer(function(task), None, said)
+            return TaskResult(function(task), None, said)
         except Exception as error:  # It is the caller's, who may know what to do with it.
-            return Answer(None, _portable(error), said)
+            return TaskResult(None, _portable(error), said)
 
 
 def _portable(error: Exception) -> Exception:
@@ -86,7 +85,7 @@ class Engine(Protocol):
 
     workers: int
 
-    def run(self, function: Callable[[Any], Any], task: Any) -> Answer:
+    def run(self, function: Callable[[Any], Any], task: Any) -> TaskResult:
         """Have a worker run the task, and wait for its answer.
 
         Raises:
@@ -110,7 +109,7 @@ class Processes:
         self._started: list[_Process] = []
         self._is_stopped = False
 
-    def run(self, function: Callable[[Any], Any], task: Any) -> Answer:
+    def run(self, function: Callable[[Any], Any], task: Any) -> TaskResult:
         """Implement `Engine.run`."""
         for _ in range(TRIES):
             process = self._process()
@@ -152,14 +151,14 @@ class _Process:
         self._process.start()
         its_end.close()
 
-    def run(self, function: Callable[[Any], Any], task: Any) -> Answer:
+    def run(self, function: Callable[[Any], Any], task: Any) -> TaskResult:
         """Have the process run the task, and wait for its answer.
 
         Raises:
             EOFError, ConnectionError: the process ended first.
         """
         self._connection.send((function, task))
-        return cast(Answer, self._connection.recv())
+        return cast(TaskResult, self._connection.recv())
 
     def kill(self) -> None:
         self._process.kill()
@@ -186,7 +185,7 @@ class Spark:
         self._group = f"laion-face-{uuid.uuid4().hex[:8]}"
         self.workers = workers or self._context.defaultParallelism
 
-    def run(self, function: Callable[[Any], Any], task: Any) -> Answer:
+    def run(self, function: Callable[[Any], Any], task: Any) -> TaskResult:
         """Implement `Engine.run`."""
         self._context.setJobGroup(self._group, "laion-face", interruptOnCancel=True)
         try:
@@ -195,7 +194,7 @@ class Spark:
             if "PythonException" in f"{type(error).__name__}: {error}":
                 raise _not_callable("pyspark", error) from error
             raise WorkerDied(f"Spark gave it up: {_first_line(error)}") from error
-        return cast(Answer, answer)
+        return cast(TaskResult, answer)
 
     def stop(self) -> None:
         """Implement `Engine.stop`."""
@@ -224,13 +223,13 @@ class Ray:
         self._lock = threading.Lock()
         self.workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
 
-    def run(self, function: Callable[[Any], Any], task: Any) -> Answer:
+    def run(self, function: Callable[[Any], Any], task: Any) -> TaskResult:
         """Implement `Engine.run`."""
         with self._lock:
             reference = self._call.remote((function, task))
             self._running.add(reference)
         try:
-            return cast(Answer, self._ray.get(reference))
+            return cast(TaskResult, self._ray.get(reference))
         except (self._ray.exceptions.RayTaskError, self._ray.exceptions.RaySystemError) as error:
             raise _not_callable("ray", error) from error
         except self._ray.exceptions.RayError as error:

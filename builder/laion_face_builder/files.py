@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import logging
 import os
 import shutil
 import uuid
@@ -24,6 +23,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from laion_face_builder.errors import BadFile, DiskError
+from laion_face_builder.log import logger
 
 FINGERPRINT_KEY = b"laion_face.fingerprint"
 #: Raised when the layout of any of our files changes: older files are then rebuilt.
@@ -168,9 +168,13 @@ def _free(folder: Path) -> str:
     return f"{human_size(shutil.disk_usage(folder).free)} free at {folder}"
 
 
-def remove_partials(folder: Path, name: str = "") -> None:
-    """Remove what killed writers left in `folder`, or of its file `name`. Call it only while holding the lock."""
-    for partial in folder.glob(f".{name}*.partial"):
+def remove_partials(folder: Path, name: str = "", kind: str = "partial") -> None:
+    """Remove what killed writers left in `folder`, or of its file `name`. Call it only while holding the lock.
+
+    Args:
+        kind: how their names end; "incomplete" is what a download goes on from.
+    """
+    for partial in folder.glob(f".{name}*.{kind}"):
         with suppress(OSError):  # In a folder that may only be read it is in nobody's way.
             partial.unlink(missing_ok=True)
 
@@ -193,7 +197,7 @@ def locked(path: Path, waiting: str | None = None) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         if waiting is not None:
-            logging.getLogger("laion_face").warning("%s", waiting)
+            logger.warning("%s", waiting)
         lock.acquire()
     except OSError as error:
         _require_unwritable(Path(lock.lock_file), error)

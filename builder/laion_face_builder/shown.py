@@ -2,14 +2,13 @@
 
 Addresses carry secrets: `http://user:password@host/`, `?X-Amz-Signature=…`. They are kept as given where they are
 used, and go through `shown` or `bare` wherever they are put into words or names. The words of others (libraries,
-servers) go through `hushed`; so does every error of ours, as the last thing that happens to its text, and every line
-that is logged as "laion_face". The cause of an error of ours goes through `harmless`: tracebacks have its words.
+servers) go through `short` or `hushed`; so does every error of ours, as the last thing that happens to its text, and
+every line that is logged (`log`). The cause of an error of ours goes through `harmless`: tracebacks have its words.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import logging
 import re
 from collections.abc import Iterator
 
@@ -51,9 +50,15 @@ def hushed(text: str) -> str:
     return text
 
 
-def in_one_line(error: BaseException | str, most: int = 300) -> str:
-    """Return an error or a text in one line, first hushed and then cut: half a secret would not be recognised."""
-    return " ".join(hushed(str(error)).split())[:most]
+def short(said: object, most: int = 300) -> str:
+    """Return an error or a text in one line, first hushed and then cut: half a secret would not be recognised.
+
+    An error without words is called by its type.
+    """
+    text = hushed(" ".join(str(said).split()))
+    if not text and isinstance(said, BaseException):
+        return type(said).__name__
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def shown(address: str) -> str:
@@ -108,21 +113,3 @@ class ShownFields:
 
 def _said(value: object) -> str:
     return repr(shown(value)) if isinstance(value, str) else hushed(repr(value))
-
-
-class _Hushing(logging.Filter):
-    """A log filter that hushes lines: the last thing that happens to a line before anybody sees it."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Take the secrets out of the text, and out of the traceback that comes with it; let every line pass."""
-        text = record.getMessage()
-        if (clean := hushed(text)) != text:
-            record.msg, record.args = clean, None
-        if record.exc_info:
-            trace = logging.Formatter().formatException(record.exc_info)
-            if (clean := hushed(trace)) != trace:
-                record.exc_text, record.exc_info = clean, None
-        return True
-
-
-logging.getLogger("laion_face").addFilter(_Hushing())

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from laion_face_builder.errors import BadFile
 from laion_face_builder.files import human_size
+from laion_face_builder.images.reasons import Reason
 from laion_face_builder.index.writer import proof_path
 from laion_face_builder.layout import DataDir
 from laion_face_builder.sources import data_store
@@ -142,6 +143,6 @@ def _pictures(data: DataDir, sidecar: Path) -> dict[str, int] | None:
 def _usable(pictures: dict[str, int] | None) -> str:
     if pictures is None:
         return "-"
-    failed = [f"{reason} {count:,}" for reason, count in pictures.items() if reason != "ok"]
+    failed = [f"{reason} {count:,}" for reason, count in pictures.items() if reason != Reason.OK]
     shown = f" ({', '.join(failed[:4])})" if failed else ""
-    return f"{pictures.get('ok', 0):,} of {sum(pictures.values()):,}{shown}"
+    return f"{pictures.get(Reason.OK, 0):,} of {sum(pictures.values()):,}{shown}"

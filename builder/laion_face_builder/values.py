@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from laion_face_builder.errors import OptionError
-from laion_face_builder.shown import hushed
+from laion_face_builder.shown import short
 
 #: Characters of a value that a message shows.
-_MOST_SHOWN = 300
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,7 @@ class Range:
 
 def as_written(value: object) -> str:
     """Return a value in one short line, as Python writes it."""
-    text = hushed(" ".join(repr(value).split()))
-    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
+    return short(repr(value))
 
 
 def absolute(path: str | os.PathLike[str]) -> Path:

@@ -25,7 +25,8 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 import laion_face
 from laion_face_builder.errors import StateConflict
-from laion_face_builder.examples.state import FORGETS_RESUMED, FORMAT, IN_ORDER
+from laion_face_builder.examples._compat import FORGETS_RESUMED
+from laion_face_builder.examples.state import FORMAT, IN_ORDER
 from laion_face_builder.index.prepare import prepare
 from laion_face_builder.layout import DataDir
 from laion_face_builder.sandbox import Answer, Sandbox, SandboxSpec, Truth

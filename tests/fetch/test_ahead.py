@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from laion_face_builder.errors import PictureError
 from laion_face_builder.fetch.addresses import AddressRule
 from laion_face_builder.fetch.fetch_in_order import arriving, ordered
-from laion_face_builder.fetch.fetcher import FetchedPicture, Fetcher
+from laion_face_builder.fetch.fetcher import Fetcher
 from laion_face_builder.fetch.limits import FetchLimits
+from laion_face_builder.images.pictures import Picture
 from tests.support.hostile_host import HostileHost
 
 LIMITS = FetchLimits(timeout=1.0, retries=0, per_host=64, concurrency=32, allow=AddressRule(allow_private=True))
@@ -98,7 +99,7 @@ def test_a_host_that_hangs_does_not_hold_up_what_is_behind_it() -> None:
         assert first.reason == "timeout"
         # Everything behind it was asked for while it hung.
         assert host.asked.total() == 301
-        assert all(isinstance(outcome, FetchedPicture) for _, outcome in stream)
+        assert all(isinstance(outcome, Picture) for _, outcome in stream)
 
 
 def test_slow_ones_come_last_and_hold_up_nobody() -> None:
@@ -108,7 +109,7 @@ def test_slow_ones_come_last_and_hold_up_nobody() -> None:
         items = [None if n % 10 == 5 else url for n, url in enumerate(urls)]
         found = list(arriving(items, fetcher, url_of=lambda url: url, lookahead=64))
     assert sum(outcome is None for _, outcome in found) == 20
-    assert sum(isinstance(outcome, FetchedPicture) for _, outcome in found) == 160
+    assert sum(isinstance(outcome, Picture) for _, outcome in found) == 160
     assert [isinstance(outcome, PictureError) for _, outcome in found] == [False] * 180 + [True] * 20
 
 
@@ -119,7 +120,7 @@ def test_silent_hosts_take_no_places_from_others() -> None:
         stream = arriving(urls, fetcher, url_of=same)
         found = [next(stream)[1] for _ in range(30)]
         stream.close()
-    assert all(isinstance(outcome, FetchedPicture) for outcome in found)
+    assert all(isinstance(outcome, Picture) for outcome in found)
 
 
 def test_a_full_buffer_is_emptied_by_whatever_is_taken(fetcher: Fetcher) -> None:
@@ -128,7 +129,7 @@ def test_a_full_buffer_is_emptied_by_whatever_is_taken(fetcher: Fetcher) -> None
         urls = [host.url("/silent"), *(host.url(f"/sized/{n}?bytes=100000") for n in range(40))]
         found = list(arriving(urls, fetcher, url_of=same, max_buffer_bytes=300_000))
         assert host.asked.total() < 60
-    assert [isinstance(outcome, FetchedPicture) for _, outcome in found] == [True] * 40 + [False]
+    assert [isinstance(outcome, Picture) for _, outcome in found] == [True] * 40 + [False]
 
 
 def test_who_takes_little_asks_for_little(host: HostileHost, fetcher: Fetcher, either: Callable[..., Any]) -> None:
@@ -202,7 +203,7 @@ def test_what_is_held_stays_below_its_bound(fetcher: Fetcher, either: Callable[.
         assert highest <= 1_000_000
         assert host.asked.total() < 30
         # Nothing hangs: the rest comes as it is taken.
-        assert sum(isinstance(outcome, FetchedPicture) for _, outcome in stream) == 49
+        assert sum(isinstance(outcome, Picture) for _, outcome in stream) == 49
         assert held.held == 0
 
 
@@ -221,7 +222,7 @@ def test_two_streams_of_one_fetcher_never_block_each_other(either: Callable[...,
         one = either(urls, fetcher, url_of=same, max_buffer_bytes=50_000)
         other = either(urls, fetcher, url_of=same, max_buffer_bytes=50_000)
         found = [outcome for pair in zip(one, other, strict=True) for _, outcome in pair]
-        assert sum(isinstance(outcome, FetchedPicture) for outcome in found) == 120
+        assert sum(isinstance(outcome, Picture) for outcome in found) == 120
 
 
 def test_an_error_of_the_items_comes_in_its_place(
@@ -232,7 +233,7 @@ def test_an_error_of_the_items_comes_in_its_place(
         raise OSError("the index is gone")
 
     stream = either(items(), fetcher, url_of=same)
-    assert [isinstance(next(stream)[1], FetchedPicture) for _ in range(3)] == [True] * 3
+    assert [isinstance(next(stream)[1], Picture) for _ in range(3)] == [True] * 3
     with pytest.raises(OSError, match="the index is gone"):
         next(stream)
 

@@ -63,8 +63,7 @@ def our_threads() -> set[threading.Thread]:
 def test_a_picture_comes_as_it_is(host: HostileHost, fetcher: Fetcher) -> None:
     found = fetcher.submit(host.url("/ok")).result(10)
     assert found.data == host.picture
-    picture = found.picture
-    assert (picture.format, picture.width, picture.height, picture.orientation) == ("JPEG", 48, 32, 1)
+    assert (found.format, found.width, found.height, found.orientation) == ("JPEG", 48, 32, 1)
     assert len(found.sha256) == 64
     assert "compatible; laion-face; +https://" in host.agents[-1]
 

@@ -11,8 +11,9 @@ import pytest
 
 from laion_face_builder.fetch.addresses import AddressRule
 from laion_face_builder.fetch.fetch_in_order import arriving, ordered
-from laion_face_builder.fetch.fetcher import FetchedPicture, Fetcher
+from laion_face_builder.fetch.fetcher import Fetcher
 from laion_face_builder.fetch.limits import FetchLimits
+from laion_face_builder.images.pictures import Picture
 from tests.support.hostile_host import HostileHost, jpeg
 
 LIMITS = FetchLimits(timeout=2.0, retries=0, per_host=8, concurrency=8, allow=AddressRule(allow_private=True))
@@ -51,7 +52,7 @@ def test_who_comes_late_gets_past_those_that_wait(either: Callable[..., Any]) ->
     with HostileHost() as host, Fetcher(replace(LIMITS, timeout=20, retries=1, per_host=2, concurrency=2)) as fetcher:
         urls = [host.url("/fails-once/x?code=503&after=1"), *(host.url(f"/sized/{n}?bytes=900000") for n in range(10))]
         found = dict(either(urls, fetcher, url_of=same, max_buffer_bytes=700_000))
-        assert all(isinstance(outcome, FetchedPicture) for outcome in found.values())
+        assert all(isinstance(outcome, Picture) for outcome in found.values())
         assert found[urls[0]].data == jpeg()
         assert host.asked.total() == len(urls) + 1
 
@@ -65,4 +66,4 @@ def test_dropping_a_stream_whose_bodies_wait_leaves_nothing(either: Callable[...
         stream.close()
         # Every place and every connection is free again.
         again = list(either(urls, fetcher, url_of=same, max_buffer_bytes=10**9))
-        assert {type(outcome) for _, outcome in again} == {FetchedPicture}
+        assert {type(outcome) for _, outcome in again} == {Picture}

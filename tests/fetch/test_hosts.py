@@ -11,7 +11,7 @@ from laion_face_builder.fetch import policy
 from laion_face_builder.fetch.addresses import AddressRule
 from laion_face_builder.fetch.fetcher import Fetcher
 from laion_face_builder.fetch.hosts import Contact, Host, Hosts, HostState
-from laion_face_builder.fetch.http import Answer
+from laion_face_builder.fetch.http import Response
 from laion_face_builder.fetch.limits import FetchLimits
 from tests.support.hostile_host import HostileHost
 from tests.support.throttling_host import ThrottlingHost
@@ -215,27 +215,27 @@ def test_hosts_have_nothing_to_do_with_each_other_and_old_ones_are_forgotten() -
 # What it costs a picture.
 
 
-def refused(course: policy.Course, now: float, status: int = 429, after: bytes = b"5") -> object:
-    return policy.after_answer(course, Answer(status, [b"Retry-After: " + after], b""), LIMITS, now)
+def refused(progress: policy.FetchProgress, now: float, status: int = 429, after: bytes = b"5") -> object:
+    return policy.after_answer(progress, Response(status, [b"Retry-After: " + after], b""), LIMITS, now)
 
 
 @pytest.mark.parametrize(("status", "after"), [(429, b"5"), (429, b""), (503, b"5")])
 def test_a_refusal_takes_neither_a_try_nor_time(status: int, after: bytes) -> None:
-    course = policy.Course("http://a.example/1.jpg")
+    progress = policy.FetchProgress("http://a.example/1.jpg")
     for number in range(12):
-        step = refused(course, 5.0 * number, status, after)
-        assert step == policy.Later(float(after or 0))
-    assert (course.tries, course.spent, course.share(LIMITS)) == (0, 0.0, 15.0)
+        step = refused(progress, 5.0 * number, status, after)
+        assert step == policy.Throttled(float(after or 0))
+    assert (progress.tries, progress.spent, progress.share(LIMITS)) == (0, 0.0, 15.0)
     with pytest.raises(PictureError, match=f"http_{status}"):
-        refused(course, 61.0, status, after)
+        refused(progress, 61.0, status, after)
 
 
 def test_503_without_a_word_is_a_try() -> None:
-    course = policy.Course("http://a.example/1.jpg")
-    assert isinstance(refused(course, 0.0, 503, b""), policy.Again)
-    assert course.tries == 1
+    progress = policy.FetchProgress("http://a.example/1.jpg")
+    assert isinstance(refused(progress, 0.0, 503, b""), policy.Retry)
+    assert progress.tries == 1
     with pytest.raises(PictureError, match="http_503"):
-        refused(course, 1.0, 503, b"")
+        refused(progress, 1.0, 503, b"")
 
 
 # The same on loopback.

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from laion_face_builder.fetch.machine import Machine, Share
+from laion_face_builder.fetch.machine import HostSlots, Machine
 from tests.support.hostile_host import HostileHost, message
 
 
@@ -36,7 +36,7 @@ def machines() -> Iterator[list[Machine]]:
 needs_locks = pytest.mark.skipif(sys.platform != "linux", reason="locks of open files are Linux's")
 
 
-def grown(share: Share, count: int, now: float = 0.0) -> int:
+def grown(share: HostSlots, count: int, now: float = 0.0) -> int:
     share.grow(count, now)
     return share.held
 

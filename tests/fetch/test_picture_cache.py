@@ -237,7 +237,7 @@ def test_the_second_epoch_asks_for_nothing(tmp_path: Path) -> None:
             with Fetcher(LIMITS, PictureCache(tmp_path)) as fetcher:
                 tickets = [fetcher.submit(host.url(f"/ok/{number}")) for number in range(20)]
                 assert {ticket.result(10).data for ticket in tickets} == {host.picture}
-                assert {ticket.result().picture.width for ticket in tickets} == {48}
+                assert {ticket.result().width for ticket in tickets} == {48}
                 # Found again where a redirect leads elsewhere, too.
                 assert fetcher.submit(host.url("/chain/2")).result(10).data == host.picture
         assert host.asked.total() == 20 + 3

@@ -27,7 +27,7 @@ from laion_face_builder.layout import DataDir
 from laion_face_builder.options import OptionFields, Options
 from laion_face_builder.publish.publish import publish
 from laion_face_builder.publish.request import PublishRequest
-from laion_face_builder.publish.targets import Place
+from laion_face_builder.publish.targets import PublishedPlace
 from laion_face_builder.sandbox import TOKEN, WRITER, Answer, FolderHost, SandboxSpec, redirect
 from laion_face_builder.sandbox.serving import LoopbackServer
 from laion_face_builder.shown import bare, harmless, hushed, shown
@@ -593,7 +593,7 @@ def test_publish_and_verify_do_not_tell_the_token(hub, published, place, nothing
     with pytest.raises(LaionFaceError) as caught:
         list(verify(target, token=GOOD_TOKEN).problems)
     nothing_told(caught.value)
-    assert told(repr(Place.at(target, token=GOOD_TOKEN))) == []
+    assert told(repr(PublishedPlace.at(target, token=GOOD_TOKEN))) == []
 
 
 # -- the user's own proxy ---------------------------------------------------------------------------------------------

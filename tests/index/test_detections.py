@@ -302,8 +302,6 @@ def test_written_once_and_again_for_another_source(tmp_path: Path) -> None:
     write_faces(pth, data, 2, "v1")
     assert data.faces(2).read_bytes() == first
     assert [path.name for path in data.root.rglob("*.partial")] == [".part-00003.parquet.0.partial"]
-    pth.unlink()
-    write_faces(pth, data, 2, "v1")
     write_faces(save(make_faces([8]), pth), data, 2, "v2")
     assert pq.read_table(data.faces(2))["sample_id"].to_pylist() == [8]
 

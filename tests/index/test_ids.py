@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from laion_face_builder import schema
 from laion_face_builder.errors import BadFile, UnsafePickle
 from laion_face_builder.files import read_fingerprint
-from laion_face_builder.index.ids import ids_fingerprint, read_ids, write_ids
+from laion_face_builder.index.ids import ids_fingerprint, lacks_ids, read_ids, write_ids
 from laion_face_builder.layout import DataDir
 from laion_face_builder.torch_pickle.float_lists import FloatList, load_lists, take_out
 from laion_face_builder.torch_pickle.torch_file import load_pickle
@@ -118,16 +118,16 @@ def test_only_what_is_missing_or_from_elsewhere_is_written(tmp_path: Path) -> No
     data = DataDir.at(tmp_path / "data")
     pth = save(thirty_two({0: [1], 1: [2]}), tmp_path / "a.pth")
     write_ids(pth, data, [0, 1], "v1")
-    before = [data.ids(part).stat().st_mtime_ns for part in (0, 1)]
+    assert [lacks_ids(data, part, "v1") for part in (0, 1, 2)] == [False, False, True]
+    assert lacks_ids(data, 0, "v2")
+    assert lacks_ids(data, 0, None), "a source that is not known yet"
     whole = data.ids(1).read_bytes()
     (data.root / "ids" / ".part-00001.parquet.0.partial").write_bytes(b"left by a kill")
     data.ids(1).unlink()
-    write_ids(pth, data, [0, 1], "v1")
+    assert [lacks_ids(data, part, "v1") for part in (0, 1)] == [False, True]
+    write_ids(pth, data, [1], "v1")
     assert data.ids(1).read_bytes() == whole
-    assert data.ids(0).stat().st_mtime_ns == before[0]
     assert not list(data.root.rglob("*.partial"))
-    pth.unlink()
-    write_ids(pth, data, [0, 1], "v1")  # nothing to do: the source is not even opened
     write_ids(save(thirty_two({0: [9]}), pth), data, [0], "v2")
     assert read_ids(data.ids(0)).tolist() == [9]
 

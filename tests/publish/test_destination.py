@@ -24,7 +24,14 @@ from hypothesis import strategies as st
 from laion_face_builder.errors import BadFile, OptionError, PublishError, StateConflict
 from laion_face_builder.publish.destination import destination_at
 from laion_face_builder.publish.hub_target import HubDestination
-from laion_face_builder.publish.targets import Destination, FolderDestination, Held, Outgoing, missing, problems
+from laion_face_builder.publish.targets import (
+    Destination,
+    FolderDestination,
+    OutgoingFile,
+    PublishedFile,
+    missing,
+    problems,
+)
 from laion_face_builder.sandbox import STRANGER, TOKEN, WRITER, Hub
 
 # huggingface_hub's own call of its HTTP library.
@@ -38,18 +45,18 @@ def noise(size: int, seed: int = 0) -> bytes:
     return random.Random(seed).randbytes(size)
 
 
-def written(folder: Path, contents: dict[str, bytes]) -> list[Outgoing]:
+def written(folder: Path, contents: dict[str, bytes]) -> list[OutgoingFile]:
     for name, content in contents.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
-    return [Outgoing.of(name, folder / name) for name in contents]
+    return [OutgoingFile.of(name, folder / name) for name in contents]
 
 
 CONTENTS = {"README.md": CARD, "data/part-00000.parquet": noise(50_000, 1), "data/part-00002.parquet": noise(30_000, 2)}
 
 
 @pytest.fixture
-def files(tmp_path) -> list[Outgoing]:
+def files(tmp_path) -> list[OutgoingFile]:
     return written(tmp_path / "out", CONTENTS)
 
 
@@ -89,32 +96,32 @@ def log(hub) -> None:
 # --- what is to be sent ---
 
 held_files = st.dictionaries(
-    st.sampled_from("abcd"), st.builds(Held, st.integers(0, 2), st.sampled_from(["0" * 64, "1" * 64, None]))
+    st.sampled_from("abcd"), st.builds(PublishedFile, st.integers(0, 2), st.sampled_from(["0" * 64, "1" * 64, None]))
 )
 wanted_files = st.dictionaries(st.sampled_from("abcd"), st.tuples(st.integers(0, 2), st.sampled_from("01")))
 
 
 @given(wanted_files, held_files)
 def test_what_is_sent_is_exactly_the_difference(wanted, held):
-    files = [Outgoing(name, Path(name), size, digit * 64) for name, (size, digit) in wanted.items()]
+    files = [OutgoingFile(name, Path(name), size, digit * 64) for name, (size, digit) in wanted.items()]
     left = missing(files, held)
     same = {name for name, there in held.items() if wanted.get(name) == (there.size, (there.sha256 or "x")[0])}
     assert {file.name for file in left} == wanted.keys() - same
     assert [line.partition(":")[0] for line in problems(files, held)] == [file.name for file in left]
-    then = held | {file.name: Held(file.size, file.sha256) for file in left}
+    then = held | {file.name: PublishedFile(file.size, file.sha256) for file in left}
     assert missing(files, then) == []
     assert problems(files, then) == []
 
 
 def test_two_files_of_one_name_are_refused():
     with pytest.raises(OptionError, match=r"under one name: data/x\.parquet"):
-        missing([Outgoing("data/x.parquet", Path(name), 1, "0" * 64) for name in "ab"], {})
+        missing([OutgoingFile("data/x.parquet", Path(name), 1, "0" * 64) for name in "ab"], {})
 
 
 @pytest.mark.parametrize("name", ["", "/x", "../x", "a/../../x", "a//b", ".gitattributes", "a/.lock", "a\\b", "a/"])
 def test_a_name_that_leads_elsewhere_is_refused(name, tmp_path):
     with pytest.raises(OptionError, match="no name of a published file"):
-        Outgoing(name, tmp_path, 0, "0" * 64)
+        OutgoingFile(name, tmp_path, 0, "0" * 64)
 
 
 @pytest.mark.parametrize("target", ["{}", "{}/not there yet", "./owner/name", ".", "owner/", "here/too"])
@@ -201,7 +208,7 @@ def test_what_was_sent_can_be_checked_when_the_local_files_are_gone(tmp_path, re
         file.path.unlink()
     assert place.check(files) == []
     assert place.send(files, "Again") == 0
-    other = Outgoing(files[1].name, files[1].path, files[1].size, "0" * 64)
+    other = OutgoingFile(files[1].name, files[1].path, files[1].size, "0" * 64)
     assert place.check([other]) == [f"{other.name}: found SHA-256 {files[1].sha256}, expected SHA-256 {'0' * 64}"]
 
 
@@ -263,7 +270,7 @@ def test_what_is_there_is_not_sent_again(hub, repo, files, log):
     assert destination_at(repo).send(files, "All") == 0
     assert hub.count(method="PUT") == hub.count(method="POST") == 0
     files[2].path.write_bytes(b"changed")
-    changed = [*files[:2], Outgoing.of(files[2].name, files[2].path)]
+    changed = [*files[:2], OutgoingFile.of(files[2].name, files[2].path)]
     assert destination_at(repo).send(changed, "One") == len(b"changed")
     assert puts(hub) == [len(b"changed")]
     assert list(hub.repos[repo].messages.values()) == ["All", "One"]
@@ -443,16 +450,16 @@ def test_a_card_that_the_hub_refuses_is_a_clear_error(hub, repo, tmp_path, log):
 SENDING = """
 import sys, json
 from pathlib import Path
-from laion_face_builder.publish.destination import Outgoing
+from laion_face_builder.publish.destination import OutgoingFile
 from laion_face_builder.publish.destinations import destination_at
 place = destination_at(sys.argv[1])
-files = [Outgoing(name, Path(path), size, sha256) for name, path, size, sha256 in json.loads(sys.argv[2])]
+files = [OutgoingFile(name, Path(path), size, sha256) for name, path, size, sha256 in json.loads(sys.argv[2])]
 print(place.send(files, "All"))
 assert place.check(files) == []
 """
 
 
-def sending(target: str, files: list[Outgoing], **more: str) -> subprocess.Popen[str]:
+def sending(target: str, files: list[OutgoingFile], **more: str) -> subprocess.Popen[str]:
     told = json.dumps([(file.name, str(file.path), file.size, file.sha256) for file in files])
     shown = {name: value for name, value in os.environ.items() if name != "HF_HUB_DISABLE_PROGRESS_BARS"}
     environment = shown | {"PYTHONPATH": os.pathsep.join(sys.path)} | more
@@ -499,7 +506,7 @@ def test_killed_in_a_copy_the_folder_has_whole_files_and_then_all(tmp_path, file
     place = tmp_path / "place"
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    first, stuck = files[1], Outgoing(files[2].name, pipe, files[2].size, files[2].sha256)
+    first, stuck = files[1], OutgoingFile(files[2].name, pipe, files[2].size, files[2].sha256)
     process = sending(str(place), [first, stuck])
     with pipe.open("wb") as writer:
         writer.write(CONTENTS[stuck.name][:10_000])

@@ -19,7 +19,7 @@ from laion_face_builder.index.writer import proof_path
 from laion_face_builder.layout import DataDir, row_group_bounds
 from laion_face_builder.publish.destination import destination_at
 from laion_face_builder.publish.manifest import MANIFEST
-from laion_face_builder.publish.targets import Place
+from laion_face_builder.publish.targets import PublishedPlace
 from laion_face_builder.schema import INDEX, SIDECAR_LATER
 from laion_face_builder.verify.verify import place_problems
 
@@ -299,7 +299,7 @@ def test_what_was_published_is_right(copy, capsys):
 
 
 def problems_of(folder):
-    return list(place_problems(Place.at(str(folder)), destination_at(str(folder)), deep=False))
+    return list(place_problems(PublishedPlace.at(str(folder)), destination_at(str(folder)), deep=False))
 
 
 @settings(max_examples=25, deadline=None)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 from laion_face_builder.cli.output import Output, say
 from laion_face_builder.errors import OptionError
 from laion_face_builder.layout import CONFIG_PARTS, DataDir
+from laion_face_builder.log import logger
 
 if TYPE_CHECKING:
     from laion_face_builder.cli.parsing import Parser
     from laion_face_builder.download.part import PartResult
     from laion_face_builder.forecast import Forecast
     from laion_face_builder.publish.manifest import Manifest
-
-logger = logging.getLogger("laion_face")
 
 
 def options_of(given: argparse.Namespace, *, anywhere: bool = False) -> Any:

@@ -24,7 +24,7 @@ from laion_face_builder.cli import ending, output
 from laion_face_builder.cli.output import OutputFailed
 from laion_face_builder.errors import LaionFaceError
 from laion_face_builder.layout import DataDir
-from laion_face_builder.shown import hushed
+from laion_face_builder.shown import hushed, short
 
 if TYPE_CHECKING:
     import argparse
@@ -175,6 +175,6 @@ class _Command:
         if isinstance(error, OSError) and is_explained(error):
             return 1, sentence(error, self._given)
         return MISTAKE_OF_OURS, (
-            f"something went wrong that should not: {type(error).__name__}: {output.one_line(str(error))} - run it "
+            f"something went wrong that should not: {type(error).__name__}: {short(error, output.LONGEST)} - run it "
             "again with --debug for the traceback, and report that to the project"
         )

@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from typing import Any, TextIO, cast
 
 from laion_face_builder import progress
-from laion_face_builder.shown import hushed
-
-logger = logging.getLogger("laion_face")
+from laion_face_builder.log import logger
+from laion_face_builder.shown import short
 
 
 @contextmanager
@@ -52,7 +51,7 @@ class _NoTerminal:
 
 FORMATS = ("human", "json", "quiet")
 #: Characters of an error: room for three of the longest paths that Linux has, since users need them whole.
-_LONGEST = 16_000
+LONGEST = 16_000
 
 
 class OutputFailed(Exception):
@@ -111,13 +110,7 @@ def finish() -> None:
 def complain(message: str) -> None:
     """Write an error to stderr in one line; do nothing if stderr is closed."""
     with suppress(OSError, ValueError, AttributeError):
-        print(f"laion-face: error: {one_line(message)}", file=sys.stderr, flush=True)
-
-
-def one_line(text: str) -> str:
-    """Give the text in one line, without passwords, signatures and tokens, and shortened if it is very long."""
-    text = hushed(" ".join(text.split()))
-    return text if len(text) <= _LONGEST else text[:_LONGEST] + " …"
+        print(f"laion-face: error: {short(message, LONGEST)}", file=sys.stderr, flush=True)
 
 
 def survive_any_encoding() -> None:

@@ -13,7 +13,6 @@ re-encoded pictures are welcome: sizes come from the bytes, and the size before 
 from __future__ import annotations
 
 import hashlib
-import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,13 +31,12 @@ from laion_face_builder.download.sidecar import CheckedTar, assemble, write_side
 from laion_face_builder.download.workers import Failed, Workers
 from laion_face_builder.errors import BadFile, NotPrepared
 from laion_face_builder.files import Fingerprint, digest, disk_errors, locked, make_fingerprint, read_fingerprint
-from laion_face_builder.images import reasons
 from laion_face_builder.images.geometry import Resizing
+from laion_face_builder.images.reasons import Reason
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.layout import DataDir
+from laion_face_builder.log import logger
 from laion_face_builder.parallel import cores
-
-logger = logging.getLogger("laion_face")
 
 _ENDS_BYTES = 16 << 10
 _NAMED_PART = re.compile(r"(?:split_|part-)(\d+)")
@@ -64,7 +62,7 @@ class _Tar:
 
 
 @dataclass(frozen=True)
-class _How:
+class _CheckSettings:
     """How tars are checked. Only what differs from the default goes into fingerprints: older passes stay good."""
 
     max_pixels: int
@@ -100,7 +98,7 @@ def adopted(
         index_digest = digest(rows.fingerprint)
         state = (data, part, index_digest, max_pixels, resizing, *tars)
         if state not in _KNOWN or not _KNOWN[state].exists():
-            _KNOWN[state] = _sidecar(tars, data, part, rows, _How(max_pixels, resizing))
+            _KNOWN[state] = _sidecar(tars, data, part, rows, _CheckSettings(max_pixels, resizing))
         return place, _KNOWN[state]
 
 
@@ -112,7 +110,7 @@ def unseen(folder: Path, data: DataDir, part: int, *, max_pixels: int, resizing:
     """
     _, tars = _tars_of(folder, part)
     kept = data.root / "adopted" / "tars"
-    jobs = [_job(tar, tar.probe(), kept, _How(max_pixels, resizing)) for tar in tars]
+    jobs = [_job(tar, tar.probe(), kept, _CheckSettings(max_pixels, resizing)) for tar in tars]
     return [tar.path for tar, job in zip(tars, jobs, strict=True) if not job.is_done]
 
 
@@ -150,7 +148,7 @@ def _tars(place: Path) -> Iterator[_Tar]:
         yield _Tar(path, path.relative_to(place).as_posix(), state.st_size, state.st_mtime_ns)
 
 
-def _sidecar(tars: list[_Tar], data: DataDir, part: int, index: IndexPart, how: _How) -> Path:
+def _sidecar(tars: list[_Tar], data: DataDir, part: int, index: IndexPart, how: _CheckSettings) -> Path:
     probes = [tar.probe() for tar in tars]
     fingerprint = make_fingerprint(
         "adopted", part=part, index=digest(index.fingerprint), tars=digest(probes), **how.for_sidecar()
@@ -172,7 +170,7 @@ def _is_current(sidecar: Path, fingerprint: Fingerprint) -> bool:
     return found is not None and {**found, "pictures": None} == {**fingerprint, "pictures": None}
 
 
-def _checked(tars: list[_Tar], probes: list[str], folder: Path, how: _How) -> list[CheckedTar]:
+def _checked(tars: list[_Tar], probes: list[str], folder: Path, how: _CheckSettings) -> list[CheckedTar]:
     """Check the tars that have not been checked before; leave out those that cannot be read."""
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [_job(tar, probe, folder, how) for tar, probe in zip(tars, probes, strict=True)]
@@ -191,7 +189,7 @@ def _checked(tars: list[_Tar], probes: list[str], folder: Path, how: _How) -> li
     return [CheckedTar(tar.name, Path(job.out)) for tar, job in zip(tars, jobs, strict=True) if tar.name not in skipped]
 
 
-def _job(tar: _Tar, probe: str, folder: Path, how: _How) -> CheckJob:
+def _job(tar: _Tar, probe: str, folder: Path, how: _CheckSettings) -> CheckJob:
     fingerprint = make_fingerprint("checked", tar=probe, **how.for_pass())
     out = folder / f"{digest(fingerprint, 32)}.parquet"
     return CheckJob(str(tar.path), str(out), "sample_id", None, how.max_pixels, fingerprint)
@@ -199,10 +197,10 @@ def _job(tar: _Tar, probe: str, folder: Path, how: _How) -> CheckJob:
 
 def _joined(checked: list[CheckedTar], index: IndexPart, part: int, place: Path) -> pa.Table:
     sample_ids = index.read(0, index.num_rows, ["sample_id"])["sample_id"]
-    without = pa.chunked_array([pa.array([reasons.NOT_DOWNLOADED] * index.num_rows, pa.string())])
+    without = pa.chunked_array([pa.array([Reason.NOT_DOWNLOADED] * index.num_rows, pa.string())])
     table = assemble(sample_ids, np.asarray(sample_ids.to_numpy(), dtype=np.int64), checked, without)
     held = sum(pq.read_metadata(tar.file).num_rows for tar in checked)
-    found = pc.sum(pc.not_equal(table["status"], reasons.NOT_DOWNLOADED)).as_py() or 0
+    found = pc.sum(pc.not_equal(table["status"], Reason.NOT_DOWNLOADED)).as_py() or 0
     logger.info("%s: %d of its %d samples are in part %d", place, found, held, part)
     if index.num_rows and not found:
         raise NotPrepared(

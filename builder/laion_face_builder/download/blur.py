@@ -6,7 +6,7 @@ and eyes and mouth can still be seen. So one more box goes along, 10/3 as large 
 itself, and makes sigma what it should be.
 
 In a picture of another aspect than the one in which the faces were found it would blur something else: such pictures
-have to be left out (`reasons.CANNOT_BLUR`).
+have to be left out (`Reason.CANNOT_BLUR`).
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from laion_face_builder.errors import PictureError
-from laion_face_builder.images import modes, pictures, reasons
+from laion_face_builder.images import modes, pictures
 from laion_face_builder.images.geometry import Face, Size
+from laion_face_builder.images.reasons import Reason
 
 #: As img2dataset's default.
 JPEG_QUALITY = 95
@@ -97,10 +98,10 @@ def blurred(data: bytes, faces: Sequence[Face], within: Size, size: Size) -> byt
 
     shares = _shares(np.array([face["box"] for face in faces]), within)
     if shares is None or size[0] * size[1] > MOST_PIXELS:
-        raise PictureError(reasons.CANNOT_BLUR, f"{size[0]} x {size[1]}, {len(faces)} boxes")
+        raise PictureError(Reason.CANNOT_BLUR, f"{size[0]} x {size[1]}, {len(faces)} boxes")
     pixels = _decoded(data)
     if pixels.shape[1::-1] != size:
-        raise PictureError(reasons.CANNOT_BLUR, f"OpenCV sees {pixels.shape[1::-1]}, expected {size}")
+        raise PictureError(Reason.CANNOT_BLUR, f"OpenCV sees {pixels.shape[1::-1]}, expected {size}")
     with _untouched_random():
         changed = _blurrer()(pixels, shares.tolist())
     written = cv2.imencode(".jpg", changed, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
@@ -116,7 +117,7 @@ def _decoded(data: bytes) -> Pixels:
 
     pixels = cv2.imdecode(np.frombuffer(modes.simple(data), np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None:
-        raise PictureError(reasons.CANNOT_BLUR, "OpenCV cannot decode it")
+        raise PictureError(Reason.CANNOT_BLUR, "OpenCV cannot decode it")
     return np.asarray(pixels)
 
 

@@ -26,7 +26,8 @@ from laion_face_builder.download.blur import BOXES_COLUMN
 from laion_face_builder.download.shard_files import Member, ShardFiles, pictures_in, read_members, require_whole
 from laion_face_builder.errors import BadFile, PictureError
 from laion_face_builder.files import read_fingerprint, stamped, written_whole
-from laion_face_builder.images import geometry, pictures, reasons
+from laion_face_builder.images import geometry, pictures
+from laion_face_builder.images.reasons import Reason, proxy_was_gone, short_name
 
 #: One sample of a tar. `id` is the index row in our own downloads, the sample id in adopted ones.
 CHECKED = pa.schema(
@@ -115,7 +116,7 @@ def _require_proxy(path: Path, samples: Mapping[str, _Sample]) -> None:
 
     Earlier versions fetched through a proxy, which a kill ended a moment before img2dataset.
     """
-    if any(reasons.proxy_was_gone(sample.message) for sample in samples.values()):
+    if any(proxy_was_gone(sample.message) for sample in samples.values()):
         raise BadFile(
             path,
             found="failures without the guarding proxy",
@@ -140,9 +141,9 @@ def _row(tar: int, sample: _Sample, picture: Member | None, max_pixels: int) -> 
     if picture is None:
         if sample.message is None:
             return row | {"status": "missing_in_tar", "detail": "a success without a picture"}
-        return row | {"status": reasons.short_name(sample.message), "detail": sample.message[:DETAIL_CHARACTERS]}
+        return row | {"status": short_name(sample.message), "detail": sample.message[:DETAIL_CHARACTERS]}
     if sample.is_lost:
-        return row | {"status": reasons.CANNOT_BLUR, "detail": f"boxes do not fit the fetched {sample.fetched}"}
+        return row | {"status": Reason.CANNOT_BLUR, "detail": f"boxes do not fit the fetched {sample.fetched}"}
     data = os.pread(tar, picture.length, picture.offset)
     row |= {"offset": picture.offset, "length": picture.length, "sha256": hashlib.sha256(data).hexdigest()}
     try:
@@ -150,7 +151,7 @@ def _row(tar: int, sample: _Sample, picture: Member | None, max_pixels: int) -> 
     except PictureError as error:
         return row | {"status": error.reason, "detail": error.detail[:DETAIL_CHARACTERS]}
     size = {"width": seen.width, "height": seen.height}
-    row |= size | {"status": reasons.OK, "format": seen.format, "orientation": seen.orientation}
+    row |= size | {"status": Reason.OK, "format": seen.format, "orientation": seen.orientation}
     return row | sample.fetched_columns(row["sha256"])
 
 

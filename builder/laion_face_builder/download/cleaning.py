@@ -11,7 +11,6 @@ FOLDER/
 from __future__ import annotations
 
 import json
-import logging
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -25,9 +24,8 @@ import pyarrow.parquet as pq
 from laion_face_builder.download.plan import PartFiles
 from laion_face_builder.download.shard_files import Member, ShardFiles, pictures_in, read_members, remove_half_written
 from laion_face_builder.files import put_in_place
-from laion_face_builder.images import reasons
-
-logger = logging.getLogger("laion_face")
+from laion_face_builder.images.reasons import Reason
+from laion_face_builder.log import logger
 
 
 def clean_tars(files: PartFiles) -> int:
@@ -74,7 +72,7 @@ def _rewrite(shard: ShardFiles, unwanted: Iterable[str], statuses: pa.ChunkedArr
     table = pq.read_table(shard.parquet)
     rows = dict(zip(table["key"].to_pylist(), table["row"].to_pylist(), strict=True))
     ends = [statuses[rows[key]].as_py() for key in unwanted]
-    why = {key: reasons.IN_ANOTHER_ROUND if end == reasons.OK else end for key, end in zip(unwanted, ends, strict=True)}
+    why = {key: Reason.IN_ANOTHER_ROUND if end == Reason.OK else end for key, end in zip(unwanted, ends, strict=True)}
     _copy_tar(shard.tar, made.tar, why)
     pq.write_table(_failed(table, why), made.parquet)
     made.stats.write_text(json.dumps(_counted(json.loads(shard.stats.read_bytes()), why), indent=4), encoding="utf-8")

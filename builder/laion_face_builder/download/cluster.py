@@ -29,8 +29,8 @@ class Cluster(Generic[C]):
     """
 
     def __init__(self, distributor: str, count: int | None) -> None:
-        self._workers = distribute.Workers(distributor, count)
-        self._calls: dict[Future[distribute.Done[C, Any]], C] = {}
+        self._workers = distribute.TaskPool(distributor, count)
+        self._calls: dict[Future[distribute.FinishedTask[C, Any]], C] = {}
 
     def __enter__(self) -> Cluster[C]:
         return self
@@ -63,7 +63,7 @@ def _do(call: Call) -> Any:
     return call.run(lambda _: None)
 
 
-def _event(call: C, done: distribute.Done[C, Any]) -> Event[C]:
+def _event(call: C, done: distribute.FinishedTask[C, Any]) -> Event[C]:
     error = done.error
     if error is None:
         return Done(call, done.value)

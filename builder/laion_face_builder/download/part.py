@@ -15,7 +15,6 @@ without `--shards` comes last: it makes all that is missing, and the sidecar; me
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 from collections import Counter
@@ -63,13 +62,13 @@ from laion_face_builder.files import (
     remove_partials,
     written_whole,
 )
-from laion_face_builder.images import reasons
+from laion_face_builder.images.reasons import Reason
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.layout import DataDir
+from laion_face_builder.log import logger
 from laion_face_builder.sources import data_store
 
 __all__ = ["DownloadOptions", "PartResult", "download_part"]
-logger = logging.getLogger("laion_face")
 #: Mean over the pictures that are asked for, dead links included; LAION-Face's authors count 2 TB for 50 million.
 _BYTES_A_SAMPLE = 60_000
 
@@ -191,7 +190,7 @@ def _write_sidecar(files: PartFiles, index: IndexPart, made_with: Fingerprint, t
 def sidecar_table(sample_ids: pa.ChunkedArray, plan: pa.ChunkedArray, tars: list[CheckedTar]) -> pa.Table:
     """Return the part's sidecar, as these tars give it."""
     rows = np.arange(len(plan), dtype=np.int64)
-    return assemble(sample_ids, rows, tars, pc.fill_null(plan, reasons.NOT_DOWNLOADED))
+    return assemble(sample_ids, rows, tars, pc.fill_null(plan, Reason.NOT_DOWNLOADED))
 
 
 def bytes_of(samples: int) -> int:
@@ -278,8 +277,7 @@ def _remove_leftovers(files: PartFiles) -> None:
     if files.checked.is_dir():
         remove_partials(files.checked)
     folder = files.data.tars(files.part)
-    for partial in folder.parent.glob(f".{folder.name}.*.partial"):
-        partial.unlink(missing_ok=True)
+    remove_partials(folder.parent, f"{folder.name}.")
     with suppress(OSError):  # Shares leave it empty, since others may be about to write there.
         (folder / "_tmp").rmdir()
 
@@ -371,5 +369,5 @@ def _result(whole: Round, share: Share) -> PartResult:
     for result in whole.results(share):
         failures.update(result.statuses)
         size += result.bytes
-    samples, ok = failures.total(), failures.pop(reasons.OK, 0)
+    samples, ok = failures.total(), failures.pop(Reason.OK, 0)
     return PartResult(samples, ok, 0, failures, size, 0)

@@ -31,7 +31,7 @@ from laion_face_builder.download.blur import BOXES_COLUMN, boxes_to_blur
 from laion_face_builder.errors import NotPrepared, PictureError
 from laion_face_builder.fetch.addresses import WebAddress
 from laion_face_builder.files import Fingerprint, stamped, written_whole
-from laion_face_builder.images import reasons
+from laion_face_builder.images.reasons import FINAL, Reason
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.layout import DataDir
 from laion_face_builder.shown import shown
@@ -156,10 +156,10 @@ def planned(index: IndexPart, filters: RowFilters | None, blur_faces: bool = Fal
         table = index.read(start, stop)
         keep = np.ones(stop - start, dtype=bool) if filters is None else filters.mask(table)
         urls = zip(table["url"].to_pylist(), keep, strict=True)
-        status = pa.array([_url_status(url) if kept else reasons.FILTERED for url, kept in urls], pa.string())
+        status = pa.array([_url_status(url) if kept else Reason.FILTERED for url, kept in urls], pa.string())
         if blur_faces:
             lost = pc.and_(pc.is_null(boxes_to_blur(table)), pc.is_null(status))
-            status = pc.if_else(lost, reasons.CANNOT_BLUR, status)
+            status = pc.if_else(lost, Reason.CANNOT_BLUR, status)
         yield status
 
 
@@ -194,7 +194,7 @@ def rows_to_fetch(plan: pa.ChunkedArray) -> Rows:
 
 def rows_to_retry(statuses: pa.ChunkedArray) -> Rows:
     """Return the index rows, int64[n], that failed so far, by the sidecar's `statuses`, and may still come."""
-    settled = pc.is_in(statuses, value_set=pa.array([reasons.OK, *reasons.FINAL]))
+    settled = pc.is_in(statuses, value_set=pa.array([Reason.OK, *FINAL]))
     return np.flatnonzero(pc.invert(settled).to_numpy())
 
 

@@ -13,9 +13,10 @@ from typing import Any
 from laion_face_builder.download.blur import BOXES_COLUMN, MOST_PIXELS, quiet_albumentations
 from laion_face_builder.download.download_options import DownloadOptions
 from laion_face_builder.errors import PictureError
-from laion_face_builder.images import modes, reasons
+from laion_face_builder.images import modes
 from laion_face_builder.images.geometry import Size, rescaled
 from laion_face_builder.images.pictures import Picture
+from laion_face_builder.images.reasons import Reason, short_name
 from laion_face_builder.images.structure import check_pixels
 
 #: What Pillow calls the formats that img2dataset encodes in.
@@ -64,14 +65,14 @@ def stored(picture: Picture, values: Mapping[str, Any], options: DownloadOptions
     boxes = values.get(BOXES_COLUMN)
     original = (values["laion_width"] or 0, values["laion_height"] or 0)
     if boxes and rescaled(original, size) is None:
-        raise PictureError(reasons.CANNOT_BLUR, f"boxes do not fit the fetched {size}")
+        raise PictureError(Reason.CANNOT_BLUR, f"boxes do not fit the fetched {size}")
     # The resizer checks the size only after OpenCV has decoded the picture.
     check_pixels(size, _most_pixels(options))
     simple = modes.simple(picture.data)
     with _ONE_AT_A_TIME:
         data, width, height, fetched_width, fetched_height, message = resizer(options)(io.BytesIO(simple), boxes)
     if message is not None:
-        raise PictureError(reasons.short_name(message), message)
+        raise PictureError(short_name(message), message)
     fetched, new = (fetched_width, fetched_height), hashlib.sha256(data).hexdigest()
     return Stored(data, _FORMATS[options.encode_format], (width, height), 1, new, fetched, sha256)
 

@@ -10,7 +10,6 @@ until the one sample is found; the shard is then made without it.
 
 from __future__ import annotations
 
-import logging
 from collections import Counter, deque
 from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,8 +29,9 @@ from laion_face_builder.download.task import ShardPlace, ShardResult, ShardTask,
 from laion_face_builder.download.workers import Died, Done, Event, Failed, Workers
 from laion_face_builder.errors import DownloadError
 from laion_face_builder.files import Fingerprint, digest, human_size
-from laion_face_builder.images import reasons
+from laion_face_builder.images.reasons import Reason
 from laion_face_builder.index.reader import IndexPart
+from laion_face_builder.log import logger
 
 #: Searches without a result, after which a shard is given up.
 _MOST_VAIN = 3
@@ -98,7 +98,6 @@ class Attempts:
             self.stage = Stage.ALONE
 
 
-logger = logging.getLogger("laion_face")
 _POLL_SECONDS = 0.5
 _REASONS_SHOWN = 3
 Crew = Workers[ShardTask] | Cluster[ShardTask]
@@ -135,7 +134,7 @@ class Sight:
         for result in self._results.values():
             failures.update(result.statuses)
         done = failures.total()
-        good = failures.pop(reasons.OK, 0)
+        good = failures.pop(Reason.OK, 0)
         named = [f"{reason} {count:,}" for reason, count in failures.most_common(_REASONS_SHOWN)]
         size = human_size(sum(result.bytes for result in self._results.values()))
         self._bar.advance_to(done)

@@ -29,9 +29,10 @@ from laion_face_builder.download.shard_writer import ShardWriter
 from laion_face_builder.download.task import Report, ShardResult, ShardTask
 from laion_face_builder.errors import BadFile, NetworkOutage, PictureError
 from laion_face_builder.fetch.fetch_in_order import arriving
-from laion_face_builder.fetch.fetcher import FetchedPicture, Fetcher
+from laion_face_builder.fetch.fetcher import Fetcher
 from laion_face_builder.fetch.limits import FetchLimits
-from laion_face_builder.images import reasons
+from laion_face_builder.images.pictures import Picture
+from laion_face_builder.images.reasons import Reason
 from laion_face_builder.sources import data_store
 
 #: Bounds for each shard: bytes of pictures that wait to be written, and rows asked for ahead of the last one written.
@@ -43,7 +44,7 @@ _REPORT_SECONDS = 1.0
 _MAKING = threading.Lock()
 #: If no host answered for any of at least so many samples, the network is at fault.
 _ENOUGH = 8
-_HELD = PictureError(reasons.IN_ANOTHER_ROUND)
+_HELD = PictureError(Reason.IN_ANOTHER_ROUND)
 Sample = tuple[int, dict[str, Any]]
 
 
@@ -105,9 +106,7 @@ def _samples(table: Any) -> Iterator[Sample]:
     return enumerate(rows)
 
 
-def _fetched(
-    task: ShardTask, samples: Iterator[Sample]
-) -> Iterator[tuple[Sample, FetchedPicture | PictureError | None]]:
+def _fetched(task: ShardTask, samples: Iterator[Sample]) -> Iterator[tuple[Sample, Picture | PictureError | None]]:
     with _MAKING:
         engine = _engine(task.limits)
     left_out = {*task.left_out, *task.held}
@@ -128,14 +127,14 @@ def _fetched(
 
 
 def _end_of(
-    found: FetchedPicture | PictureError | None, values: dict[str, Any], options: DownloadOptions
+    found: Picture | PictureError | None, values: dict[str, Any], options: DownloadOptions
 ) -> Stored | PictureError:
     if found is None:
-        return PictureError(reasons.CRASHED_DECODER, "ended the process each time it was looked at")
+        return PictureError(Reason.CRASHED_DECODER, "ended the process each time it was looked at")
     if isinstance(found, PictureError):
         return found
     try:
-        return stored(found.picture, values, options)
+        return stored(found, values, options)
     except PictureError as error:
         return error.with_traceback(None)
 
@@ -164,7 +163,7 @@ class _Tally:
 
     def count(self, end: Stored | PictureError, url: str) -> None:
         """Count a sample and what became of it."""
-        reason = end.reason if isinstance(end, PictureError) else reasons.OK
+        reason = end.reason if isinstance(end, PictureError) else Reason.OK
         self.result.statuses[reason] += 1
         size = len(end.data) if isinstance(end, Stored) else 0
         self.result = ShardResult(self.result.statuses, self.result.bytes + size)
@@ -179,7 +178,7 @@ class _Tally:
 
         The engine itself waits for a network that falls silent; this is about a resolver that gives wrong answers.
         """
-        asked = self.result.samples - self.result.statuses[reasons.IN_ANOTHER_ROUND]
+        asked = self.result.samples - self.result.statuses[Reason.IN_ANOTHER_ROUND]
         if self._unanswered.total() == asked >= _ENOUGH:
             said = ", ".join(f"{reason} {count:,}" for reason, count in self._unanswered.most_common())
             raise NetworkOutage(
@@ -190,9 +189,9 @@ class _Tally:
 
 def _is_unanswered(reason: str, url: str) -> bool:
     """Say whether no host answered: wrong DNS, as before a hotel's login page, gives private addresses."""
-    if reason == "private_address":
+    if reason == Reason.PRIVATE_ADDRESS:
         return not _is_address(urlsplit(url).hostname or "")
-    return reason in ("dns", "unreachable")
+    return reason in (Reason.DNS, Reason.UNREACHABLE)
 
 
 def _is_address(host: str) -> bool:

@@ -28,7 +28,7 @@ from laion_face_builder.download.shard_files import ShardFiles, ShardTar
 from laion_face_builder.download.task import ShardTask
 from laion_face_builder.errors import PictureError
 from laion_face_builder.files import put_in_place, stamped, written_whole
-from laion_face_builder.images import reasons
+from laion_face_builder.images.reasons import Reason, Whose
 
 #: Digits of a shard's number, as img2dataset's default.
 _SHARD_DIGITS = 5
@@ -41,13 +41,7 @@ _ADDED = (
     ("sha256", pa.string()),
 )
 #: Failures of pictures that were fetched; they count as failed_to_resize.
-_OF_PICTURES = frozenset(
-    {
-        *("not_an_image", "truncated", "undecodable", "too_many_pixels"),
-        *(reasons.CANNOT_BLUR, reasons.CRASHED_DECODER),
-        *(reasons.TOO_MUCH_METADATA, reasons.SLOW_DECODE, reasons.TOO_MUCH_MEMORY),
-    }
-)
+_OF_PICTURES = frozenset(reason for reason in Reason if reason.whose is Whose.PICTURES)
 
 
 class ShardWriter:
@@ -160,7 +154,7 @@ class _Table:
 def _sidecar_row(end: Stored | PictureError) -> dict[str, Any]:
     if isinstance(end, PictureError):
         return {"status": end.reason, "detail": end.detail[:DETAIL_CHARACTERS]}
-    row = {"status": reasons.OK, "format": end.format, "orientation": end.orientation, "sha256": end.sha256}
+    row = {"status": Reason.OK, "format": end.format, "orientation": end.orientation, "sha256": end.sha256}
     row |= {"width": end.size[0], "height": end.size[1]}
     if end.sha256 == end.fetched_sha256:
         return row

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from laion_face_builder.download.check import CHECKED
 from laion_face_builder.files import Fingerprint, digest, human_size, stamped, written_whole
-from laion_face_builder.images import reasons
+from laion_face_builder.images.reasons import Reason
 from laion_face_builder.layout import row_group_bounds
 from laion_face_builder.schema import SIDECAR
 
@@ -92,14 +92,14 @@ def assemble(sample_ids: pa.ChunkedArray, keys: Ids, tars: Sequence[CheckedTar],
         without: string[n]: the status of rows that are in no tar.
     """
     found, names = _stacked(tars)
-    winners = _winners(found["id"].to_numpy(), pc.equal(found["status"], reasons.OK).to_numpy())
+    winners = _winners(found["id"].to_numpy(), pc.equal(found["status"], Reason.OK).to_numpy())
     at = np.searchsorted(winners.ids, keys)
     inside = at < len(winners.ids)
     inside[inside] = winners.ids[at[inside]] == keys[inside]
     position = np.zeros(len(keys), dtype=np.int64)
     position[inside] = winners.positions[at[inside]]
     taken = found.append_column("tar", names).take(pa.array(position, mask=~inside))
-    is_ok = pc.fill_null(pc.equal(taken["status"], reasons.OK), False)
+    is_ok = pc.fill_null(pc.equal(taken["status"], Reason.OK), False)
     columns = {name: taken[name] for name in SIDECAR.names if name != "sample_id"}
     columns["status"] = pc.coalesce(taken["status"], without)
     for name in ("tar", "offset", "length"):
@@ -110,7 +110,7 @@ def assemble(sample_ids: pa.ChunkedArray, keys: Ids, tars: Sequence[CheckedTar],
 def rows_held(tars: Sequence[CheckedTar]) -> Ids:
     """Return the ids of the usable pictures in these tars, int64[n]."""
     found, _ = _stacked(tars)
-    usable = found.filter(pc.equal(found["status"], reasons.OK))
+    usable = found.filter(pc.equal(found["status"], Reason.OK))
     return np.asarray(usable["id"].to_numpy(), dtype=np.int64)
 
 
@@ -139,7 +139,7 @@ def _winners(ids: Ids, ok: np.ndarray[Any, np.dtype[np.bool_]]) -> _Winners:
 
 def content_digest(table: pa.Table) -> str:
     """Return a digest of a sidecar's usable pictures: their sample ids and the SHA-256s of their bytes, in order."""
-    usable = table.filter(pc.equal(table["status"], reasons.OK))
+    usable = table.filter(pc.equal(table["status"], Reason.OK))
     hasher = hashlib.sha256(np.ascontiguousarray(usable["sample_id"].to_numpy()).astype("<i8").tobytes())
     for batch in usable.select(["sha256"]).to_batches(max_chunksize=10_000):
         hasher.update("".join(batch["sha256"].to_pylist()).encode())
@@ -161,5 +161,5 @@ def result_of(sidecar: Path, rounds: int) -> PartResult:
     """Return the counts of a sidecar; `rounds` retry rounds were done."""
     table = pq.read_table(sidecar, columns=["status", "length"])
     failures = Counter({row["values"]: row["counts"] for row in pc.value_counts(table["status"]).to_pylist()})
-    ok, filtered = failures.pop(reasons.OK, 0), failures.pop(reasons.FILTERED, 0)
+    ok, filtered = failures.pop(Reason.OK, 0), failures.pop(Reason.FILTERED, 0)
     return PartResult(table.num_rows, ok, filtered, failures, pc.sum(table["length"]).as_py() or 0, rounds)

@@ -19,11 +19,11 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from laion_face_builder.download.adopt import adopted
-from laion_face_builder.errors import NotPrepared, StateConflict
+from laion_face_builder.errors import NotPrepared, PictureError, StateConflict
 from laion_face_builder.files import Fingerprint, digest, read_fingerprint
-from laion_face_builder.images import reasons
 from laion_face_builder.images.geometry import Resizing, Size
-from laion_face_builder.images.pictures import MAX_PIXELS
+from laion_face_builder.images.pictures import MAX_PIXELS, Picture
+from laion_face_builder.images.reasons import Reason
 from laion_face_builder.index.reader import IndexPart, index_fingerprint_at
 from laion_face_builder.layout import DataDir
 from laion_face_builder.schema import SIDECAR_LATER
@@ -63,6 +63,18 @@ class StoredPicture:
     sha256: str = ""
     fetched: Size | None = None
     fetched_sha256: str = ""
+
+    @property
+    def picture(self) -> Picture:
+        """The picture.
+
+        Raises:
+            PictureError: there is none; the reason is `status`.
+        """
+        if self.data is None:
+            raise PictureError(self.status)
+        known = (self.sha256, self.fetched, self.fetched_sha256)
+        return Picture(self.data, self.format, self.width, self.height, self.orientation, *known)
 
 
 class PartPictures:
@@ -220,16 +232,16 @@ class PartPictures:
                 os.posix_fadvise(self._descriptor(tar), offset, length, os.POSIX_FADV_WILLNEED)
 
     def _stored(self, row: Row, data: bytes | str | None) -> StoredPicture:
-        if row["status"] != reasons.OK:
+        if row["status"] != Reason.OK:
             return StoredPicture(row["status"])
         if isinstance(data, str):
             return StoredPicture(data)
         if data is not None and len(data) < row["length"]:
-            return StoredPicture("tar_cut")
+            return StoredPicture(Reason.TAR_CUT)
         width, height, fetched_sha256 = (row.get(name) for name in SIDECAR_LATER)
         fetched = (width, height) if width is not None and height is not None else None
         return StoredPicture(
-            reasons.OK,
+            Reason.OK,
             data,
             row["format"],
             row["width"],
@@ -245,9 +257,9 @@ class PartPictures:
         try:
             return os.pread(self._descriptor(tar), length, offset)
         except FileNotFoundError:
-            return "tar_missing"
+            return Reason.TAR_MISSING
         except OSError:
-            return "tar_unreadable"
+            return Reason.TAR_UNREADABLE
 
     def _descriptor(self, tar: str) -> int:
         descriptor = self._tars.pop(tar, None)
@@ -260,7 +272,7 @@ class PartPictures:
 
 
 def _ok(row: Row) -> bool:
-    return bool(row["status"] == reasons.OK)
+    return bool(row["status"] == Reason.OK)
 
 
 def _place(row: Row) -> tuple[str, int, int]:

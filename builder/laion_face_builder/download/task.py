@@ -21,7 +21,7 @@ from laion_face_builder.download.plan import PartFiles
 from laion_face_builder.download.shard_files import ShardFiles
 from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.files import make_fingerprint
-from laion_face_builder.images import reasons
+from laion_face_builder.images.reasons import Reason
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.sources import data_store
 
@@ -95,7 +95,7 @@ class ShardPlace:
         """Return what has become of the shard, by its rows of the sidecar, which have to be there."""
         table = pq.read_table(self.part.checked_tar(self.round, self.shard), columns=["status", "length"])
         counts = {row["values"]: row["counts"] for row in pc.value_counts(table["status"]).to_pylist()}
-        usable = table.filter(pc.equal(table["status"], reasons.OK))
+        usable = table.filter(pc.equal(table["status"], Reason.OK))
         return ShardResult(Counter(counts), pc.sum(usable["length"]).as_py() or 0)
 
 

@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from laion_face_builder.errors import LaionFaceError
+from laion_face_builder.log import logger
 
 _POLL_SECONDS = 1.0
 
@@ -53,7 +54,6 @@ def main() -> None:
     sys.modules["torch"] = None  # type: ignore[assignment]  # how Python is told that there is no such module
     parent, connection = os.getppid(), Connection(int(sys.argv[1]))
     line = _Line(connection)
-    logger = logging.getLogger("laion_face")
     logger.addHandler(line)
     logger.setLevel(logging.INFO)
     logger.propagate = False

@@ -9,7 +9,6 @@ the lock file open, so that whoever comes next can wait until the last of them h
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 import signal
 import socket
@@ -26,9 +25,8 @@ from types import TracebackType
 from typing import IO, Any, Generic, Protocol, TypeVar
 
 from laion_face_builder.errors import DownloadError
+from laion_face_builder.log import logger
 from laion_face_builder.parallel import python
-
-logger = logging.getLogger("laion_face")
 
 _LOCK_SECONDS = 60.0
 _POLL_SECONDS = 0.2

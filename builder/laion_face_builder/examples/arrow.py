@@ -11,23 +11,20 @@ FOLDER/
 
 from __future__ import annotations
 
-import logging
 import shutil
 from pathlib import Path
 from typing import Any
 
 import datasets
 from datasets.arrow_reader import ArrowReader
-from datasets.utils._filelock import FileLock
 from filelock import Timeout
 
 from laion_face_builder.errors import LaionFaceError, NotPrepared, SourceError
-from laion_face_builder.examples import report
+from laion_face_builder.examples import _compat, report
 from laion_face_builder.examples.report import Report
 from laion_face_builder.examples.walk import Plan
+from laion_face_builder.log import logger
 from laion_face_builder.options import Options
-
-logger = logging.getLogger("laion_face")
 
 REPORT_KEY = "laion_face_report"
 _INFO_FILE = "dataset_info.json"
@@ -41,7 +38,7 @@ def discard_unfit(folder: str, dataset_name: str, options: Options) -> None:
     if "://" in folder:
         return
     Path(folder).parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(f"{folder}_builder.lock")  # datasets' own
+    lock = _compat.lock_of_cache(folder)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -145,5 +142,5 @@ def empty(info: datasets.DatasetInfo, split: Any) -> datasets.Dataset:
 def noted(dataset: datasets.Dataset, folder: str) -> datasets.Dataset:
     """Note in `dataset` where its report is, if it is held in memory; otherwise its files lead there."""
     if not dataset.cache_files:
-        dataset.info.download_checksums = {REPORT_KEY: folder}
+        _compat.note(dataset, REPORT_KEY, folder)
     return dataset

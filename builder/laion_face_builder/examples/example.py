@@ -7,22 +7,21 @@ resumed stream repeats and skips nothing whatever fails then or now; only the se
 from __future__ import annotations
 
 import functools
-import logging
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from laion_face_builder.download.blur import blurred
-from laion_face_builder.download.tar_reader import PartPictures, StoredPicture
+from laion_face_builder.download.tar_reader import PartPictures
 from laion_face_builder.errors import PictureError
 from laion_face_builder.examples.report import Tally
-from laion_face_builder.fetch.fetcher import FetchedPicture
-from laion_face_builder.images import modes, pictures, reasons
+from laion_face_builder.images import modes, pictures
 from laion_face_builder.images.geometry import Frame, Size, frame_of, is_swapped, rescaled
+from laion_face_builder.images.pictures import Picture
+from laion_face_builder.images.reasons import Reason
 from laion_face_builder.index.reader import RowBatch
+from laion_face_builder.log import logger
 from laion_face_builder.options import Options
 from laion_face_builder.schema import BLURRED_COLUMN, example_columns
-
-logger = logging.getLogger("laion_face")
 
 Example = dict[str, Any]
 
@@ -54,7 +53,7 @@ class Row(NamedTuple):
             return None
         return self.batch.urls[self.place] or ""
 
-    def example(self, fetched: FetchedPicture | PictureError | None = None) -> Example | None:
+    def example(self, fetched: Picture | PictureError | None = None) -> Example | None:
         """Make the example; None if the row is filtered or its picture failed. The tally counts the row either way.
 
         Args:
@@ -85,9 +84,7 @@ class ExampleMaker:
     is_fetched: bool
     tally: Tally
 
-    def example(
-        self, number: int, values: Example, fetched: FetchedPicture | PictureError | None = None
-    ) -> Example | None:
+    def example(self, number: int, values: Example, fetched: Picture | PictureError | None = None) -> Example | None:
         """Make the example of row `number` with these values; see `Row.example`."""
         self._listen(values, fetched)
         try:
@@ -98,20 +95,18 @@ class ExampleMaker:
         self.tally.yielded()
         return example
 
-    def _listen(self, values: Example, fetched: FetchedPicture | PictureError | None) -> None:
+    def _listen(self, values: Example, fetched: Picture | PictureError | None) -> None:
         if isinstance(fetched, PictureError):
             self.tally.heard(values["url"], fetched.reason)
         elif fetched is not None and not fetched.is_kept:
             self.tally.heard(values["url"], None)
 
-    def _picture(
-        self, number: int, fetched: FetchedPicture | PictureError | None
-    ) -> StoredPicture | FetchedPicture | None:
+    def _picture(self, number: int, fetched: Picture | PictureError | None) -> Picture | None:
         if isinstance(fetched, PictureError):
             raise fetched
         if fetched is not None:
             return fetched
-        return self.pictures.get(number) if self.pictures is not None else None
+        return self.pictures.get(number).picture if self.pictures is not None else None
 
     def _failed(self, values: Example, error: PictureError) -> Example | None:
         self.tally.failed(error.reason, values["url"])
@@ -119,34 +114,32 @@ class ExampleMaker:
             raise PictureError(error.reason, f"{error.detail or 'no picture'} ({values['url']})") from error
         return self.without_picture(values) if self.options.on_error == "null" else None
 
-    def _with_picture(self, values: Example, stored: StoredPicture | FetchedPicture) -> Example:
-        if stored.data is None:
-            raise PictureError(stored.status)
-        self._refuse_excluded(stored)
-        values = self._put_right(values, stored)
-        frame = self._frame(values, stored)
-        placed, aligned = self._placed(values, stored, frame)
+    def _with_picture(self, values: Example, picture: Picture) -> Example:
+        self._refuse_excluded(picture)
+        values = self._put_right(values, picture)
+        frame = self._frame(values, picture)
+        placed, aligned = self._placed(values, picture, frame)
         return self._filled(
             values,
-            image={"bytes": self._data(values, stored, frame), "path": None},
+            image={"bytes": self._data(values, picture, frame), "path": None},
             faces=placed.faces(values["faces"]),
-            width=stored.width,
-            height=stored.height,
+            width=picture.width,
+            height=picture.height,
             faces_aligned=aligned,
         )
 
-    def _refuse_excluded(self, stored: StoredPicture | FetchedPicture) -> None:
+    def _refuse_excluded(self, picture: Picture) -> None:
         exclude = self.options.filters.exclude
         if exclude is None:
             return
-        fetched = stored.fetched_sha256 if isinstance(stored, StoredPicture) else ""
-        sha256s = (stored.sha256, fetched) if exclude.sha256s else ()
-        if exclude.names_picture(stored.data or b"", sha256s):
-            raise PictureError("excluded")
+        fetched = picture.fetched_sha256
+        sha256s = (picture.sha256, fetched) if exclude.sha256s else ()
+        if exclude.names_picture(picture.data, sha256s):
+            raise PictureError(Reason.EXCLUDED)
         if fetched and exclude.md5s:
             _say_that_md5s_miss(exclude.name)
 
-    def _put_right(self, values: Example, stored: StoredPicture | FetchedPicture) -> Example:
+    def _put_right(self, values: Example, picture: Picture) -> Example:
         """Exchange width and height if the picture shows that the metadata has them swapped.
 
         All later steps, and original_width and original_height, then fit the picture that the faces were found in.
@@ -154,63 +147,61 @@ class ExampleMaker:
         width, height = values["width"], values["height"]
         if width is None or height is None:
             return values
-        if not is_swapped((width, height), self._given(stored), values["faces"]):
+        if not is_swapped((width, height), self._given(picture), values["faces"]):
             return values
         return {**values, "width": height, "height": width}
 
-    def _given(self, stored: StoredPicture | FetchedPicture) -> Size:
+    def _given(self, picture: Picture) -> Size:
         """Give width and height of the picture that the host sent, as far as they are known."""
-        fetched = stored.fetched if isinstance(stored, StoredPicture) and self._is_resized else None
-        return fetched or (stored.width, stored.height)
+        fetched = picture.fetched if self._is_resized else None
+        return fetched or (picture.width, picture.height)
 
-    def _frame(self, values: Example, stored: StoredPicture | FetchedPicture) -> Frame | None:
+    def _frame(self, values: Example, picture: Picture) -> Frame | None:
         """Give the frame that moves points from the original picture to this one; None if it is not known."""
         width, height = values["width"], values["height"]
         if width is None or height is None:
             return None
-        now = (stored.width, stored.height)
-        if isinstance(stored, StoredPicture) and self.pictures is not None:
-            return frame_of((width, height), stored.fetched, self.pictures.resizing, now)
+        now = (picture.width, picture.height)
+        if self.pictures is not None:
+            return frame_of((width, height), picture.fetched, self.pictures.resizing, now)
         return rescaled((width, height), now)
 
-    def _placed(
-        self, values: Example, stored: StoredPicture | FetchedPicture, frame: Frame | None
-    ) -> tuple[Frame, bool]:
+    def _placed(self, values: Example, picture: Picture, frame: Frame | None) -> tuple[Frame, bool]:
         """Give the frame that moves the faces, as on_size_change says, and whether they are then known to fit."""
         width, height = values["width"], values["height"]
         if width is None or height is None:
             return Frame(), False
-        now = self._given(stored)
+        now = self._given(picture)
         if (width, height) != now and self.options.on_size_change == "keep":
             return Frame(), False
         if frame is None and self.options.on_size_change == "drop":
-            raise PictureError("size_changed", f"{width}x{height} is now {now[0]}x{now[1]}")
+            raise PictureError(Reason.SIZE_CHANGED, f"{width}x{height} is now {now[0]}x{now[1]}")
         return (frame, True) if frame is not None else (Frame(), False)
 
     @property
     def _is_resized(self) -> bool:
         return self.pictures is not None and bool(self.pictures.resizing)
 
-    def _data(self, values: Example, stored: StoredPicture | FetchedPicture, frame: Frame | None) -> bytes:
+    def _data(self, values: Example, picture: Picture, frame: Frame | None) -> bytes:
         """Give the bytes to yield: with a neutral EXIF orientation, and blurred and in one colour mode if asked for."""
-        data = self._upright(values, stored, frame)
+        data = self._upright(values, picture, frame)
         return data if self.options.mode is None else modes.in_mode(data, self.options.mode)
 
-    def _upright(self, values: Example, stored: StoredPicture | FetchedPicture, frame: Frame | None) -> bytes:
-        data = stored.data or b""
+    def _upright(self, values: Example, picture: Picture, frame: Frame | None) -> bytes:
+        data = picture.data
         if self.options.blur_faces and values["faces"]:
             if frame is None:
-                raise PictureError(reasons.CANNOT_BLUR, "the faces may be elsewhere in this picture")
+                raise PictureError(Reason.CANNOT_BLUR, "the faces may be elsewhere in this picture")
             if self.pictures is None or not self.pictures.are_blurred:
-                return self._blurred(values, stored, frame)
-        return pictures.neutral(data) if stored.orientation != 1 else data
+                return self._blurred(values, picture, frame)
+        return pictures.neutral(data) if picture.orientation != 1 else data
 
-    def _blurred(self, values: Example, stored: StoredPicture | FetchedPicture, frame: Frame) -> bytes:
+    def _blurred(self, values: Example, picture: Picture, frame: Frame) -> bytes:
         faces, within = values["faces"], (values["width"], values["height"])
-        now = (stored.width, stored.height)
+        now = (picture.width, picture.height)
         if self._is_resized:  # else img2dataset would do it by the original's boxes
             faces, within = frame.faces(faces), now
-        return blurred(stored.data or b"", faces, within, now)
+        return blurred(picture.data, faces, within, now)
 
     def without_picture(self, values: Example) -> Example:
         """Make the example of a row whose picture is missing: image None, faces in the original frame."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,14 +10,13 @@ from typing import Any
 import datasets
 
 from laion_face_builder.errors import DiskError, LaionFaceError, NetworkOutage, OptionError
-from laion_face_builder.examples import parts, ready, report
+from laion_face_builder.examples import _compat, parts, ready, report
 from laion_face_builder.examples.arrow import REPORT_KEY
 from laion_face_builder.examples.walk import shards_per_part_for, world_size
 from laion_face_builder.files import digest, disk_error, is_of_writing
 from laion_face_builder.layout import CONFIG_PARTS
+from laion_face_builder.log import logger
 from laion_face_builder.options import Options, refuse_unknown
-
-logger = logging.getLogger("laion_face")
 
 #: Arguments of `datasets.load_dataset` that make no sense here, and what to use instead.
 REFUSED = {
@@ -133,7 +131,7 @@ def check_ranks(options: Options) -> None:
 
 def noted(stream: datasets.IterableDataset, report_folder: Path | None) -> datasets.IterableDataset:
     """Note in `stream` where its report is, so that it is still known after `.map` and the like."""
-    stream.info.download_checksums = {REPORT_KEY: str(report_folder)}
+    _compat.note(stream, REPORT_KEY, str(report_folder))
     return stream
 
 
@@ -145,9 +143,8 @@ def report_of(dataset: Any) -> report.Report:
     """
     if isinstance(dataset, dict):
         dataset = next(iter(dataset.values()))
-    checksums = getattr(getattr(dataset, "info", None), "download_checksums", None) or {}
-    if REPORT_KEY in checksums:
-        return report.read(Path(checksums[REPORT_KEY]))
+    if noted_folder := _compat.noted(dataset, REPORT_KEY):
+        return report.read(Path(noted_folder))
     for file in getattr(dataset, "cache_files", None) or []:
         folder = Path(file["filename"]).parent
         if (folder / report.REPORT_FILE).exists():

@@ -6,7 +6,6 @@ downloads is imported, so that the first example of a stream comes soon.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,9 +14,8 @@ from laion_face_builder.errors import NotPrepared
 from laion_face_builder.examples import parts
 from laion_face_builder.examples.parts import command, listed
 from laion_face_builder.files import disk_free, human_size
+from laion_face_builder.log import logger
 from laion_face_builder.options import IMAGE_MODES, Options
-
-logger = logging.getLogger("laion_face")
 
 
 def make_ready(options: Options, *, streaming: bool) -> parts.Adopted:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import atexit
 import json
-import logging
 import os
 import shutil
 import tempfile
@@ -31,11 +30,16 @@ from pathlib import Path
 from typing import Any
 
 from laion_face_builder import progress
+from laion_face_builder.images.reasons import Reason, http
 from laion_face_builder.index.urls import host_of
+from laion_face_builder.log import logger
 
 #: Failures without an answer from the host: what a lost network, a broken resolver or a sign-in page look like.
 SILENT = frozenset(
-    {"dns", "refused", "unreachable", "connection", "timeout", "reset", "tls", "private_address", "http_511"}
+    {
+        *(Reason.DNS, Reason.REFUSED, Reason.UNREACHABLE, Reason.CONNECTION, Reason.TIMEOUT, Reason.RESET, Reason.TLS),
+        *(Reason.PRIVATE_ADDRESS, http(511)),
+    }
 )
 #: What one answer outweighs. A stretch only adds up where more than three quarters of its pictures meet silence.
 ANSWER_WEIGHS = 3
@@ -94,7 +98,6 @@ def is_outage(asked: Iterable[tuple[str, str | None]]) -> bool:
     return listener.lost_network
 
 
-logger = logging.getLogger("laion_face")
 #: The name under which a finished report lies beside the Arrow files.
 REPORT_FILE = "laion_face_report.json"
 #: Failures by host: so many hosts are kept at most, those with the fewest failures are put together.

@@ -1,10 +1,11 @@
 """The state of a stream: what it holds, and which streams can resume from it.
 
-A state names the last index row that is done, whatever became of it, and the course that led there. A course in the
-index's own order, read as a whole, can be resumed under any shards_per_part: what is left are the rows after that one.
-In order of arrival rows beyond it are done, too: the state names them, and a stream of either order leaves them out.
-Any other course can only be resumed as it was: other parts, another share, another order or number of shards are
-refused by name. Filters and the treatment of failed pictures may change: they decide about rows that are still to come.
+A state names the last index row that is done, whatever became of it, and the sequence of shards that led there. One
+in the index's own order, read as a whole, can be resumed under any shards_per_part: what is left are the rows after
+that one. In order of arrival rows beyond it are done, too: the state names them, and a stream of either order leaves
+them out. Any other sequence can only be resumed as it was: other parts, another share, another order or number of
+shards are refused by name. Filters and the treatment of failed pictures may change: they decide about rows that are
+still to come.
 
 A state is flat and of plain values, for `datasets` nests it in its own, copies it, and loads it key by key over that of
 the new stream.
@@ -18,21 +19,20 @@ stream's state. The ranges become text only when the state is copied: they chang
 
 from __future__ import annotations
 
-import logging
 from bisect import bisect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import datasets
-
 from laion_face_builder.errors import StateConflict
-from laion_face_builder.examples.walk import Plan, Position, RowMark, Shard, Step
+from laion_face_builder.examples._compat import FORGETS_RESUMED, VERSION, State
+from laion_face_builder.examples.walk import MarkedRow, Plan, Position, RowMark, Shard
 from laion_face_builder.files import digest
+from laion_face_builder.log import logger
 
 
 @dataclass(slots=True)
-class _Run:
+class _RowRun:
     """Rows of one part that follow each other in the walk and are done: their places in the walk, and both ends."""
 
     start: int
@@ -40,7 +40,7 @@ class _Run:
     first: RowMark
     last: RowMark
 
-    def goes_on_with(self, other: _Run) -> bool:
+    def goes_on_with(self, other: _RowRun) -> bool:
         """Say whether `other` begins where this run ends."""
         here, there = self.last, other.first
         return self.stop == other.start and (here.part, here.row + 1) == (there.part, there.row)
@@ -76,9 +76,9 @@ class DoneRows:
         self._under_way: dict[int, int] = {}
         self._pulled = self._low = 0
         self._starts: list[int] = []
-        self._runs: list[_Run] = []
+        self._runs: list[_RowRun] = []
 
-    def still_to_do(self, steps: Iterable[Step]) -> Iterator[Step]:
+    def still_to_do(self, steps: Iterable[MarkedRow]) -> Iterator[MarkedRow]:
         """Give those of `steps` that an earlier stream has not done.
 
         Raises:
@@ -92,7 +92,7 @@ class DoneRows:
                 self._under_way[step.key] = number
                 yield step
 
-    def finish(self, step: Step) -> None:
+    def finish(self, step: MarkedRow) -> None:
         """Mark a step that `still_to_do` gave as done."""
         self._finish(self._under_way.pop(step.key), step.mark)
 
@@ -118,7 +118,7 @@ class DoneRows:
 
     def _finish(self, number: int, mark: RowMark) -> None:
         if number != self._low:
-            self._insert(_Run(number, number + 1, mark, mark))
+            self._insert(_RowRun(number, number + 1, mark, mark))
             return
         self._low += 1
         while self._runs and self._starts[0] == self._low:
@@ -127,7 +127,7 @@ class DoneRows:
             self._low, mark = run.stop, run.last
         self._note(mark)
 
-    def _insert(self, run: _Run) -> None:
+    def _insert(self, run: _RowRun) -> None:
         at = bisect(self._starts, run.start)
         if at < len(self._runs) and run.goes_on_with(self._runs[at]):
             after = self._runs.pop(at)
@@ -159,19 +159,15 @@ def _read(text: str) -> Iterator[tuple[int, int, int, int]]:
             yield part, rows, int(first), int(last or first)
 
 
-logger = logging.getLogger("laion_face")
 #: Version of the state's form. The first had no number: it counted shards, and rows in the shard. The second had no
 #: `beyond`.
 FORMAT = 3
 _READ = (2, FORMAT)
 IN_ORDER = "that of the index"
-#: Once a stream is resumed, datasets 5.0 keeps a state that nothing is written into any more.
-FORGETS_RESUMED = datasets.__version__.startswith("5.0.")
-State = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Course:
+class ShardSequence:
     """Which shards a stream goes through, in which order.
 
     Attributes:
@@ -187,15 +183,15 @@ class Course:
     order: str
 
     @classmethod
-    def of(cls, plan: Plan, shards: Sequence[Shard], share: str) -> Course:
-        """Give the course of a stream over `shards`."""
+    def of(cls, plan: Plan, shards: Sequence[Shard], share: str) -> ShardSequence:
+        """Give the sequence of a stream over `shards`."""
         count = shards[0].of if shards else plan.options.shards_per_part
         whole = [Shard(part, number, count) for part in plan.options.parts for number in range(count)]
         order = IN_ORDER if list(shards) == whole else digest([list(vars(shard).values()) for shard in shards])[:12]
         return cls(",".join(map(str, plan.options.parts)), share, count, order)
 
     def require(self, made: State) -> None:
-        """Refuse a state whose course this one cannot resume.
+        """Refuse a state whose sequence this one cannot resume.
 
         Raises:
             StateConflict: names what differs, and both values.
@@ -225,7 +221,7 @@ def _conflict(name: str, made: Any, here: Any, way_out: str) -> StateConflict:
     )
 
 
-def new_state(kind: str, course: Course) -> State:
+def new_state(kind: str, sequence: ShardSequence) -> State:
     """Make the state of a stream of class `kind` that has not begun.
 
     `part`, `row`, `sample_id`, `rows`: the last row up to which all are done, see `RowMark`. `beyond`: rows after it
@@ -236,7 +232,7 @@ def new_state(kind: str, course: Course) -> State:
     return {
         "type": kind,
         "format": FORMAT,
-        **asdict(course),
+        **asdict(sequence),
         **dict.fromkeys(RowMark._fields),
         "beyond": "",
         "yielded": 0,
@@ -306,21 +302,21 @@ def note(state: State, done: RowMark) -> None:
     state.update(done._asdict(), shard_idx=None, shard_example_idx=None)
 
 
-def position(state: State, course: Course, shards: Sequence[Shard]) -> Position:
+def position(state: State, sequence: ShardSequence, shards: Sequence[Shard]) -> Position:
     """Find where a stream over `shards` goes on from `state`.
 
     Raises:
         StateConflict: it cannot; the message says why.
     """
-    course.require(state)
+    sequence.require(state)
     if FORGETS_RESUMED and (state["part"], state["shard_idx"]) != (None, None):
         logger.warning(
             "datasets %s cannot say where a resumed stream is: a state taken from now on leads to the beginning. "
             "Use datasets 5.1 or newer.",
-            datasets.__version__,
+            VERSION,
         )
     if state["shard_idx"] is not None:
-        return _earlier(state, course, shards)
+        return _earlier(state, sequence, shards)
     if state["part"] is None:
         return Position()
     done = RowMark(**{name: state[name] for name in RowMark._fields})
@@ -331,7 +327,7 @@ def position(state: State, course: Course, shards: Sequence[Shard]) -> Position:
     raise StateConflict(f"state of a stream: there is no row {done.row} in part {done.part} of {done.rows} rows.")
 
 
-def _earlier(state: State, course: Course, shards: Sequence[Shard]) -> Position:
+def _earlier(state: State, sequence: ShardSequence, shards: Sequence[Shard]) -> Position:
     """Find where to go on from a state of an earlier version, which does not say what it was made with.
 
     Raises:
@@ -347,7 +343,7 @@ def _earlier(state: State, course: Course, shards: Sequence[Shard]) -> Position:
         logger.warning(
             "The stream's state is of an earlier version and does not say what it was made with: it is taken to be "
             "parts=%s, shards_per_part=%d.",
-            course.parts,
-            course.shards_per_part,
+            sequence.parts,
+            sequence.shards_per_part,
         )
     return Position(place, rows)

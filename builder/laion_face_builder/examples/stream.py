@@ -14,25 +14,24 @@ torch takes seconds to import, and reading examples does not need it: it is impo
 from __future__ import annotations
 
 import functools
-import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from functools import partial
 from typing import Any, TypeVar
 
 import pyarrow as pa
 from datasets import Features
-from datasets.iterable_dataset import SkipExamplesIterable, _BaseExamplesIterable
 
 from laion_face_builder.examples import state
+from laion_face_builder.examples._compat import ExamplesIterable, State
 from laion_face_builder.examples.example import Example
 from laion_face_builder.examples.report import Tally
-from laion_face_builder.examples.state import Beyond, Course, DoneRows, State
+from laion_face_builder.examples.state import Beyond, DoneRows, ShardSequence
 from laion_face_builder.examples.walk import Plan, Position, Shard, fetched, walk
+from laion_face_builder.log import logger
 from laion_face_builder.options import ARRIVAL_ORDER
 from laion_face_builder.schema import example_columns, example_features
 
-logger = logging.getLogger("laion_face")
 Batch = TypeVar("Batch")
 
 
@@ -108,11 +107,7 @@ def _say_what_is_left(steps: int, having: int, group: Any) -> None:
         )
 
 
-#: Whether datasets would pass Arrow tables on under .skip() and the like: some versions then skip other rows.
-_PASSES_TABLES_ON = hasattr(SkipExamplesIterable, "_iter_arrow")
-
-
-class ExampleStream(_BaseExamplesIterable):  # type: ignore[misc]  # datasets has no types that mypy could follow
+class ExampleStream(ExamplesIterable):
     """Keys and examples of the rows of `shards` that pass the filters, in the order that the options name.
 
     A picture is {"bytes", "path"}.
@@ -121,9 +116,6 @@ class ExampleStream(_BaseExamplesIterable):  # type: ignore[misc]  # datasets ha
     those of `.decode(False)`, which is then free; a dataset that decodes gets its pictures decoded. `is_typed` stays
     False: datasets 3.6 cannot filter typed iterables.
     """
-
-    # datasets asks for it when iteration ends; there are no threads of Arrow's to wait for.
-    _sleep_on_threads_shutdown = False
 
     def __init__(self, plan: Plan, shards: Sequence[Shard], share: str = "") -> None:
         super().__init__()
@@ -143,16 +135,7 @@ class ExampleStream(_BaseExamplesIterable):  # type: ignore[misc]  # datasets ha
         """Features of the examples as they are yielded: pictures are not decoded."""
         return _features_of(self._plan, decode=False)
 
-    @property
-    def iter_arrow(self) -> Callable[[], Iterator[tuple[int, pa.Table]]] | None:
-        """A function that yields tables of one row, for older versions of datasets, which make batches of every stream.
-
-        Without it they would infer a batch's types from its rows, and fail where one has a null and the next has none.
-        Later versions make batches only of streams that offer tables, and then replay more of them after a resume.
-        """
-        return None if _PASSES_TABLES_ON else self._iter_arrow
-
-    def _iter_arrow(self) -> Iterator[tuple[int, pa.Table]]:
+    def _tables(self) -> Iterator[tuple[int, pa.Table]]:
         schema = _features_of(self._plan, decode=True).arrow_schema
         for key, example in self:
             yield key, pa.Table.from_pylist([example], schema=schema)
@@ -195,7 +178,7 @@ class ExampleStream(_BaseExamplesIterable):  # type: ignore[misc]  # datasets ha
         the right state, and then goes back to one that it was handed by `state_dict`, the stream stays where it is, and
         gives as many empty examples first.
         """
-        here = self._state_dict
+        here = self.live_state
         has_begun = here is not None and (here["part"] is not None or here["beyond"] != "")
         is_ahead = here is not None and has_begun and here["yielded"] >= state_dict.get("yielded", 0)
         if here is None or not is_ahead or not state_dict.get("is_replayed"):
@@ -211,23 +194,23 @@ class ExampleStream(_BaseExamplesIterable):  # type: ignore[misc]  # datasets ha
             self._count()
             yield -1, nothing
 
-    def _init_state_dict(self) -> State:
+    def _begun(self, before: State | None) -> State:
         self._to_replay = 0
-        before = None if self._has_begun else self._state_dict
+        if self._has_begun:
+            before = None
         self._has_begun = False
-        self._state_dict: State | None = state.LiveState(state.new_state(type(self).__name__, self._course()), before)
-        return self._state_dict
+        return state.LiveState(state.new_state(type(self).__name__, self._sequence()), before)
 
-    def _course(self) -> Course:
-        return Course.of(self._plan, self._shards, self._share)
+    def _sequence(self) -> ShardSequence:
+        return ShardSequence.of(self._plan, self._shards, self._share)
 
     def _start(self) -> Position:
-        if self._state_dict is None:
+        if (here := self.live_state) is None:
             return Position()
         self._has_begun = True
-        state.require_no_return(self._state_dict, self._by_arrival)
-        start = state.position(self._state_dict, self._course(), self._shards)
-        self._state_dict.update(is_replayed=False, format=state.FORMAT)
+        state.require_no_return(here, self._by_arrival)
+        start = state.position(here, self._sequence(), self._shards)
+        here.update(is_replayed=False, format=state.FORMAT)
         return start
 
     @property
@@ -236,7 +219,7 @@ class ExampleStream(_BaseExamplesIterable):  # type: ignore[misc]  # datasets ha
         return options.ahead.order == ARRIVAL_ORDER and options.images in ("auto", "fetch")
 
     def _done_rows(self) -> DoneRows:
-        here = self._state_dict
+        here = self.live_state
         if here is None:
             return DoneRows("", lambda _: None)
         done = DoneRows(str(here["beyond"]), partial(state.note, here))
@@ -244,8 +227,8 @@ class ExampleStream(_BaseExamplesIterable):  # type: ignore[misc]  # datasets ha
         return done
 
     def _count(self) -> None:
-        if self._state_dict is not None:
-            self._state_dict["yielded"] += 1
+        if (here := self.live_state) is not None:
+            here["yielded"] += 1
 
 
 def _features_of(plan: Plan, *, decode: bool) -> Features:

@@ -22,8 +22,9 @@ from laion_face_builder.examples.example import INDEX_COLUMNS, ExampleMaker, Row
 from laion_face_builder.examples.report import Tally
 from laion_face_builder.fetch.cache import PictureCache
 from laion_face_builder.fetch.fetch_in_order import arriving, ordered
-from laion_face_builder.fetch.fetcher import FetchedPicture, shared_fetcher
+from laion_face_builder.fetch.fetcher import shared_fetcher
 from laion_face_builder.fetch.limits import FetchLimits
+from laion_face_builder.images.pictures import Picture
 from laion_face_builder.index.reader import IndexPart, RowBatch, in_batches
 from laion_face_builder.layout import ROW_GROUPS
 from laion_face_builder.options import INDEX_ORDER, Options
@@ -107,7 +108,7 @@ class Position(NamedTuple):
     after: RowMark | None = None
 
 
-class Step(NamedTuple):
+class MarkedRow(NamedTuple):
     """One row, its key in the dataset, and its mark."""
 
     mark: RowMark
@@ -116,10 +117,10 @@ class Step(NamedTuple):
 
 
 #: A row and its picture, why there is none, or None if it is not fetched.
-Fetched = tuple[Step, FetchedPicture | PictureError | None]
+Fetched = tuple[MarkedRow, Picture | PictureError | None]
 
 
-def walk(plan: Plan, shards: Sequence[Shard], start: Position, tally: Tally) -> Generator[Step, None, None]:
+def walk(plan: Plan, shards: Sequence[Shard], start: Position, tally: Tally) -> Generator[MarkedRow, None, None]:
     """Yield every index row of `shards` from `start` on. Files are open only while this generator lives.
 
     Raises:
@@ -138,7 +139,7 @@ def walk(plan: Plan, shards: Sequence[Shard], start: Position, tally: Tally) -> 
                 first = _resumed(start, part.index, first, stop)
             for number, batch, at, named, sample_id in _rows(plan.options, part.index, first, stop):
                 mark = RowMark(shard.part, number, sample_id, part.index.num_rows)
-                yield Step(mark, (shard.part << 40) + number, Row(maker, number, batch, at, named))
+                yield MarkedRow(mark, (shard.part << 40) + number, Row(maker, number, batch, at, named))
 
 
 def _resumed(start: Position, index: IndexPart, first: int, stop: int) -> int:
@@ -185,7 +186,7 @@ def _places(table: pa.Table) -> Iterator[tuple[RowBatch, int]]:
     return ((batch, place) for batch in in_batches(table) for place in range(len(batch)))
 
 
-def fetched(plan: Plan, steps: Iterator[Step], order: str = INDEX_ORDER) -> Generator[Fetched, None, None]:
+def fetched(plan: Plan, steps: Iterator[MarkedRow], order: str = INDEX_ORDER) -> Generator[Fetched, None, None]:
     """Yield `steps` with their pictures, or the reasons why there is none; None where the picture is not fetched.
 
     A thread fetches, from the first picture that is needed until this generator ends or is dropped; all such generators

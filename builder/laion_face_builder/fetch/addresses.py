@@ -26,6 +26,7 @@ from urllib.parse import quote, unquote, urljoin, urlsplit
 import idna
 
 from laion_face_builder.errors import OptionError, PictureError
+from laion_face_builder.images.reasons import Reason
 
 _CLOSED_V4 = tuple(
     map(
@@ -177,7 +178,7 @@ class WebAddress:
         try:
             return _of(_tidy(text))
         except ValueError as error:  # `urlsplit`'s, and what no codec can encode
-            raise PictureError("bad_url", str(error)[:200]) from None
+            raise PictureError(Reason.BAD_URL, str(error)[:200]) from None
 
     def follow(self, location: bytes) -> WebAddress:
         """Return the address that a Location header leads to from here.
@@ -192,7 +193,7 @@ class WebAddress:
             text = _tidy(_BEYOND_ASCII.sub(lambda found: b"%%%02X" % ord(found[0]), location).decode("ascii"))
             return _of(urljoin(self.url, text))
         except ValueError as error:
-            raise PictureError("bad_url", str(error)[:200]) from None
+            raise PictureError(Reason.BAD_URL, str(error)[:200]) from None
 
 
 def check_port(port: int) -> None:
@@ -202,13 +203,13 @@ def check_port(port: int) -> None:
         PictureError: "bad_url".
     """
     if not 0 < port < 65536 or (port < 1024 and port not in _LOW_PORTS):
-        raise PictureError("bad_url", f"port {port} is not one that web servers use")
+        raise PictureError(Reason.BAD_URL, f"port {port} is not one that web servers use")
 
 
 def _tidy(text: str) -> str:
     text = text.strip(_BLANKS).replace("\t", "")
     if _CONTROLS.search(text):
-        raise PictureError("bad_url", "control characters in the address")
+        raise PictureError(Reason.BAD_URL, "control characters in the address")
     return text
 
 
@@ -216,9 +217,9 @@ def _of(text: str) -> WebAddress:
     parts = urlsplit(text)
     scheme, host = parts.scheme.lower(), parts.hostname
     if scheme not in _PORTS:
-        raise PictureError("bad_url", f"{scheme or 'no scheme'}: expected http or https")
+        raise PictureError(Reason.BAD_URL, f"{scheme or 'no scheme'}: expected http or https")
     if not host or "@" in parts.netloc or "\\" in parts.netloc:
-        raise PictureError("bad_url", "expected a plain host without a user name")
+        raise PictureError(Reason.BAD_URL, "expected a plain host without a user name")
     is_literal = "[" in parts.netloc
     host = _ipv6(host) if is_literal else _ascii_name(host)
     port = _PORTS[scheme] if parts.port is None else parts.port
@@ -236,7 +237,7 @@ def _of(text: str) -> WebAddress:
 
 def _ipv6(host: str) -> str:
     if "%" in host:
-        raise PictureError("bad_url", f"{host[:80]!r} names an interface of this machine")
+        raise PictureError(Reason.BAD_URL, f"{host[:80]!r} names an interface of this machine")
     return str(IPv6Address(host))
 
 
@@ -257,9 +258,9 @@ def _ascii_name(host: str) -> str:
         host = _punycode(host)
     host = host.lower()
     if not host or _NOT_IN_HOST.search(host) or len(host) > _MOST_OF_A_NAME:
-        raise PictureError("bad_url", f"{host[:80]!r} is not a host name")
+        raise PictureError(Reason.BAD_URL, f"{host[:80]!r} is not a host name")
     if any(not 0 < len(label) < 64 for label in host.removesuffix(".").split(".")):
-        raise PictureError("bad_url", f"{host[:80]!r}: a part of it is empty or too long")
+        raise PictureError(Reason.BAD_URL, f"{host[:80]!r}: a part of it is empty or too long")
     return host
 
 

@@ -18,7 +18,6 @@ its host serves again by then, and an opt-out that was lifted; and the report wo
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import struct
 import threading
@@ -30,8 +29,7 @@ from pathlib import Path
 
 from laion_face_builder.errors import OptionError
 from laion_face_builder.images.pictures import Picture
-
-_LOG = logging.getLogger("laion_face")
+from laion_face_builder.log import logger
 
 MARKER = "laion-face-cache"
 _MAGIC = b"LFpic\0\0\1"
@@ -119,7 +117,7 @@ class PictureCache:
     def _look_at(self, error: OSError) -> None:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and not self._is_read_only:
             self._is_read_only = True
-            _LOG.warning(
+            logger.warning(
                 "cache_images: %s can only be read (%s): nothing new is kept there", self.folder, error.strerror
             )
 

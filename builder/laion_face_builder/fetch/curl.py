@@ -28,28 +28,28 @@ import pycurl
 from laion_face_builder.errors import PictureError
 from laion_face_builder.fetch import open_files
 from laion_face_builder.fetch.curl_loop import CurlLoop
-from laion_face_builder.fetch.http import Answer, Body
+from laion_face_builder.fetch.http import Body, Response
 from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.fetch.names import Resolver
 from laion_face_builder.fetch.open_files import NoFiles
-from laion_face_builder.images.reasons import BAD_RESPONSE, TLS_INCOMPLETE_CHAIN
+from laion_face_builder.images.reasons import Reason
 
 #: As curl/curl.h has them; pycurl gives them no names. The second is said of endless header lines.
 _WEIRD_SERVER_REPLY, _TOO_LARGE = 8, 100
 _NAMES = {
-    pycurl.E_URL_MALFORMAT: "bad_url",
-    pycurl.E_COULDNT_RESOLVE_HOST: "dns",
-    pycurl.E_COULDNT_RESOLVE_PROXY: "dns",
-    pycurl.E_OPERATION_TIMEDOUT: "timeout",
-    pycurl.E_SSL_ISSUER_ERROR: "tls",
-    pycurl.E_PARTIAL_FILE: "incomplete",
-    pycurl.E_FILESIZE_EXCEEDED: "too_large",
-    pycurl.E_SEND_ERROR: "reset",
-    pycurl.E_GOT_NOTHING: "reset",
+    pycurl.E_URL_MALFORMAT: Reason.BAD_URL,
+    pycurl.E_COULDNT_RESOLVE_HOST: Reason.DNS,
+    pycurl.E_COULDNT_RESOLVE_PROXY: Reason.DNS,
+    pycurl.E_OPERATION_TIMEDOUT: Reason.TIMEOUT,
+    pycurl.E_SSL_ISSUER_ERROR: Reason.TLS,
+    pycurl.E_PARTIAL_FILE: Reason.INCOMPLETE,
+    pycurl.E_FILESIZE_EXCEEDED: Reason.TOO_LARGE,
+    pycurl.E_SEND_ERROR: Reason.RESET,
+    pycurl.E_GOT_NOTHING: Reason.RESET,
     # HTTP of before 1.0, or no HTTP at all; a NUL in a header.
-    pycurl.E_UNSUPPORTED_PROTOCOL: BAD_RESPONSE,
-    _WEIRD_SERVER_REPLY: BAD_RESPONSE,
-    _TOO_LARGE: "too_large",
+    pycurl.E_UNSUPPORTED_PROTOCOL: Reason.BAD_RESPONSE,
+    _WEIRD_SERVER_REPLY: Reason.BAD_RESPONSE,
+    _TOO_LARGE: Reason.TOO_LARGE,
 }
 _UNREACHABLE = (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EADDRNOTAVAIL)
 #: OpenSSL's X509_V_ERR_UNABLE_TO_GET_ISSUER_CERT, …_LOCALLY and X509_V_ERR_UNABLE_TO_VERIFY_LEAF_SIGNATURE: nobody
@@ -69,21 +69,21 @@ def name_of(curl: pycurl.Curl, number: int) -> str:
     if number == pycurl.E_COULDNT_CONNECT:
         return _of_connecting(curl.getinfo(pycurl.OS_ERRNO))
     if number == pycurl.E_PEER_FAILED_VERIFICATION:
-        return TLS_INCOMPLETE_CHAIN if curl.getinfo(pycurl.SSL_VERIFYRESULT) in _NO_ISSUER else "tls"
+        return Reason.TLS_INCOMPLETE_CHAIN if curl.getinfo(pycurl.SSL_VERIFYRESULT) in _NO_ISSUER else Reason.TLS
     if number == pycurl.E_SSL_CONNECT_ERROR:
         said = curl.errstr().lower()
-        return "reset" if any(words in said for words in _BROKE_OFF) else "tls"
+        return Reason.RESET if any(words in said for words in _BROKE_OFF) else Reason.TLS
     if number == pycurl.E_RECV_ERROR:
         # libcurl's word for broken chunks, too, and for headers beyond its own bounds: then no system call has failed.
         is_broken = curl.getinfo(pycurl.OS_ERRNO) or "ssl" in curl.errstr().lower()
-        return "reset" if is_broken else BAD_RESPONSE
-    return _NAMES.get(number, "other")
+        return Reason.RESET if is_broken else Reason.BAD_RESPONSE
+    return _NAMES.get(number, Reason.OTHER)
 
 
 def _of_connecting(reason: int) -> str:
     if reason == errno.ECONNREFUSED:
-        return "refused"
-    return "unreachable" if reason in _UNREACHABLE else "connection"
+        return Reason.REFUSED
+    return Reason.UNREACHABLE if reason in _UNREACHABLE else Reason.CONNECTION
 
 
 #: Taken from the socket at once. Larger pieces mean fewer returns into Python.
@@ -102,7 +102,7 @@ class Intake(Protocol):
         """Keep, after `grow` returned False, what to call once there is room."""
 
 
-class Transfer:
+class CurlTransfer:
     """A curl handle with its options set once; used for one exchange after the other.
 
     Args:
@@ -111,7 +111,7 @@ class Transfer:
         hold: called when there is no room for more; it has to see to it that nothing arrives from then on.
     """
 
-    def __init__(self, limits: FetchLimits, opened: Callable[[], None], hold: Callable[[Transfer], None]) -> None:
+    def __init__(self, limits: FetchLimits, opened: Callable[[], None], hold: Callable[[CurlTransfer], None]) -> None:
         self._limits, self._opened, self._hold = limits, opened, hold
         #: Counts exchanges: what was meant for one must not reach the next.
         self.exchange = 0
@@ -157,7 +157,7 @@ class Transfer:
             self._failure = error
             return True
 
-    def answer(self, number: int) -> Answer:
+    def answer(self, number: int) -> Response:
         """Return the answer that arrived.
 
         Args:
@@ -172,13 +172,13 @@ class Transfer:
             if number in _WANT_FILES and open_files.are_gone():
                 raise NoFiles
             raise PictureError(name_of(self.curl, number), self.curl.errstr() or f"libcurl's error {number}")
-        return Answer(int(self.curl.getinfo(pycurl.RESPONSE_CODE)), self._headers, self._body.finish())
+        return Response(int(self.curl.getinfo(pycurl.RESPONSE_CODE)), self._headers, self._body.finish())
 
     def _on_connect(self, _purpose: int, where: tuple[int, int, int, tuple[object, ...]]) -> socket.socket | int:
         family, kind, protocol, address = where
         host = str(address[0])
         if not self._limits.allow(host):
-            self._failure = PictureError("private_address", f"the host is at {host}")
+            self._failure = PictureError(Reason.PRIVATE_ADDRESS, f"the host is at {host}")
             return int(pycurl.SOCKET_BAD)
         try:
             handed = _Handed(family, kind, protocol)
@@ -193,7 +193,9 @@ class Transfer:
     def _on_header(self, line: bytes) -> int | None:
         self._header_size += len(line)
         if self._header_size > self._limits.max_header_bytes:
-            self._failure = PictureError("too_large", f"more than {self._limits.max_header_bytes} bytes of headers")
+            self._failure = PictureError(
+                Reason.TOO_LARGE, f"more than {self._limits.max_header_bytes} bytes of headers"
+            )
             return 0
         if line.startswith(b"HTTP/"):
             self._headers = []  # of an interim answer
@@ -260,9 +262,9 @@ class Exchanges:
     def __init__(self, limits: FetchLimits, resolver: Resolver) -> None:
         self._limits, self._resolver = limits, resolver
         self._curls = CurlLoop(limits.kept_connections, limits.max_wire_bytes, hears_of_sockets=limits.proxy is None)
-        self._idle: list[Transfer] = []
+        self._idle: list[CurlTransfer] = []
 
-    async def get(self, url: str, host: str, port: int, seconds: float, intake: Intake) -> Answer:
+    async def get(self, url: str, host: str, port: int, seconds: float, intake: Intake) -> Response:
         """Ask for `url` and return the answer, read whole. While there is no room for it, its time stands still.
 
         Args:
@@ -278,7 +280,7 @@ class Exchanges:
                 "truncated", "other".
         """
         pinned = [] if self._limits.proxy else await self._pinned(host, port)
-        transfer = self._idle.pop() if self._idle else Transfer(self._limits, self._curls.socket_opened, self._hold)
+        transfer = self._idle.pop() if self._idle else CurlTransfer(self._limits, self._curls.socket_opened, self._hold)
         transfer.prepare(url, pinned, intake)
         number = await self._curls.perform(transfer.curl, seconds)
         while number == 0 and transfer.is_behind:
@@ -306,11 +308,11 @@ class Exchanges:
         """Return what a forked child must never free, as `CurlLoop.inherited`."""
         return [*self._curls.inherited(), *self._idle]
 
-    def _hold(self, transfer: Transfer) -> None:
+    def _hold(self, transfer: CurlTransfer) -> None:
         self._curls.hold(transfer.curl)
         transfer.intake.hold(partial(self._go_on, transfer, transfer.exchange))
 
-    def _go_on(self, transfer: Transfer, exchange: int) -> None:
+    def _go_on(self, transfer: CurlTransfer, exchange: int) -> None:
         if exchange != transfer.exchange or not self._curls.is_under_way(transfer.curl):
             return  # it has ended meanwhile
         if transfer.drain():

@@ -14,11 +14,12 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Generic, TypeVar
 
 from laion_face_builder.errors import PictureError
-from laion_face_builder.fetch.fetcher import FetchedPicture, Fetcher, Stream, Ticket
+from laion_face_builder.fetch.fetcher import Fetcher, Stream, Ticket
+from laion_face_builder.images.pictures import Picture
 
 Item = TypeVar("Item")
 #: A picture, why there is none, or None for an item without an address.
-Outcome = FetchedPicture | PictureError | None
+Outcome = Picture | PictureError | None
 
 #: Items pulled at once: one wake-up of the fetcher for all of them.
 _BATCH = 64
@@ -83,7 +84,7 @@ def arriving(
         stream.close()
 
 
-def _outcome(stream: Stream, ticket: Ticket) -> FetchedPicture | PictureError:
+def _outcome(stream: Stream, ticket: Ticket) -> Picture | PictureError:
     try:
         return stream.take(ticket)
     except PictureError as error:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import logging
 import os
 import threading
 import weakref
@@ -24,13 +23,13 @@ from laion_face_builder.fetch import open_files
 from laion_face_builder.fetch.cache import PictureCache
 from laion_face_builder.fetch.curl_loop import WORKING
 from laion_face_builder.fetch.flight import Flights
-from laion_face_builder.fetch.job import FetchedPicture, Job, Ticket, cancelled
+from laion_face_builder.fetch.job import Job, Ticket, cancelled
 from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.fetch.machine import Machine
 from laion_face_builder.fetch.scheduler import Scheduler
 from laion_face_builder.fetch.stream_queue import OpenQueues, StreamQueue
-
-_LOG = logging.getLogger("laion_face")
+from laion_face_builder.images.pictures import Picture
+from laion_face_builder.log import logger
 
 
 class FetchThread:
@@ -114,7 +113,7 @@ class FetchThread:
         try:
             self._loop.run_until_complete(self._main())
         except Exception:
-            _LOG.exception("the fetcher's thread failed")
+            logger.exception("the fetcher's thread failed")
             raise
         finally:
             self._stop = self._ended = True
@@ -165,7 +164,7 @@ class FetchThread:
             self._scheduler.accept(jobs)
 
 
-__all__ = ["FetchedPicture", "Fetcher", "Ticket", "shared_fetcher"]
+__all__ = ["Fetcher", "Ticket", "shared_fetcher"]
 
 
 class Fetcher:
@@ -295,7 +294,7 @@ class Stream:
         """
         return self._queue.next_done(oldest)
 
-    def take(self, ticket: Ticket) -> FetchedPicture:
+    def take(self, ticket: Ticket) -> Picture:
         """Wait for the picture of a ticket: the next in order, or one of `next_done`. Raises as `Ticket.result`."""
         return self._queue.take(ticket)
 

@@ -10,19 +10,20 @@ import copy
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from laion_face_builder.errors import PictureError
 from laion_face_builder.fetch import open_files, policy
 from laion_face_builder.fetch.cache import PictureCache
 from laion_face_builder.fetch.curl import Exchanges
 from laion_face_builder.fetch.hosts import Contact
-from laion_face_builder.fetch.job import FetchedPicture, Job, Outcome
+from laion_face_builder.fetch.job import Job, Outcome
 from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.fetch.names import NoAnswer, Resolver
 from laion_face_builder.fetch.open_files import NoFiles
-from laion_face_builder.fetch.policy import Again, Course, Later
+from laion_face_builder.fetch.policy import FetchProgress, Retry, Throttled
 from laion_face_builder.images import jpeg, pictures
+from laion_face_builder.images.reasons import Reason, Whose, http
 
 #: Threads each for what would hold up the loop: pictures that need a full decode, and the cache's files.
 _HELPERS = 2
@@ -31,9 +32,9 @@ _LOOKUP_PAUSE = 0.5
 
 
 #: Failures in which nobody says anything.
-_SILENCE = frozenset({"timeout", "unreachable"})
+_SILENCE = frozenset({Reason.TIMEOUT, Reason.UNREACHABLE})
 #: Failures in which nobody was asked.
-_OURS = frozenset({"bad_url", "private_address", "connection"})
+_OURS = frozenset(reason for reason in Reason if reason.whose is Whose.OURS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +51,13 @@ class Landing:
         before: how far the fetch had come before a step that failed.
     """
 
-    step: Outcome | Again | Later
+    step: Outcome | Retry | Throttled
     contact: Contact = Contact.NONE
     began: float = 0.0
     reason: str = ""
     wait: float = 0.0
     is_heard: bool = False
-    before: Course | None = None
+    before: FetchProgress | None = None
 
 
 class Flights:
@@ -83,10 +84,10 @@ class Flights:
 
     async def look_in_cache(self, job: Job) -> Landing:
         """Look for the picture in the cache; if it is not there, the network is the next step."""
-        job.course.has_begun = True
-        kept = await self._loop.run_in_executor(self._cache_threads, self._from_cache, job.course.origin)
+        job.progress.has_begun = True
+        kept = await self._loop.run_in_executor(self._cache_threads, self._from_cache, job.progress.origin)
         if kept is None:
-            return Landing(Again(job.course.origin))
+            return Landing(Retry(job.progress.origin))
         job.grow(len(kept.data))
         return Landing(kept)
 
@@ -111,10 +112,10 @@ class Flights:
 
     async def exchange(self, job: Job) -> Landing:
         """Ask the host once, and check what it gives."""
-        course, began, job.waited = job.course, time.monotonic(), 0.0
-        if (seconds := course.share(self._limits)) <= 0:
-            return Landing(PictureError("timeout", f"{self._limits.timeout:g} s are over"))
-        before = copy.copy(course)
+        progress, began, job.waited = job.progress, time.monotonic(), 0.0
+        if (seconds := progress.share(self._limits)) <= 0:
+            return Landing(PictureError(Reason.TIMEOUT, f"{self._limits.timeout:g} s are over"))
+        before = copy.copy(progress)
         try:
             return await self._exchange(job, seconds, began)
         except (NoFiles, OSError) as error:
@@ -123,23 +124,23 @@ class Flights:
             return Landing(NoFiles(), Contact.NONE, began, before=before)
 
     async def _exchange(self, job: Job, seconds: float, began: float) -> Landing:
-        course = job.course
+        progress = job.progress
         try:
-            answer = await self._exchanges.get(course.url, job.host, job.port, seconds, job)
+            answer = await self._exchanges.get(progress.url, job.host, job.port, seconds, job)
         except NoFiles:
             raise
         except PictureError as error:
             return self._failed(job, error, began)
         contact = Contact.THROTTLED if answer.status in policy.THROTTLING else Contact.ANSWERED
         now = time.monotonic()
-        course.spent += now - began - job.waited
+        progress.spent += now - began - job.waited
         try:
-            found = policy.after_answer(course, answer, self._limits, now)
+            found = policy.after_answer(progress, answer, self._limits, now)
             step = await self._checked(job, found) if isinstance(found, bytes) else found
         except PictureError as error:
             return Landing(error, contact, began, error.reason, is_heard=True)
-        wait = step.pause if isinstance(step, Later) else 0.0
-        return Landing(step, contact, began, f"http_{answer.status}", wait, is_heard=True)
+        wait = step.pause if isinstance(step, Throttled) else 0.0
+        return Landing(step, contact, began, http(answer.status), wait, is_heard=True)
 
     async def reaches(self, host: str, port: int) -> bool:
         """Say whether anybody answers at `host`, be it with a refusal; ask for a connection and nothing else."""
@@ -171,32 +172,32 @@ class Flights:
 
     def _failed(self, job: Job, error: PictureError, began: float) -> Landing:
         job.queue.learn(job.size)
-        before = copy.copy(job.course)
-        job.course.spent += time.monotonic() - began - job.waited
+        before = copy.copy(job.progress)
+        job.progress.spent += time.monotonic() - began - job.waited
         is_silent = error.reason in _SILENCE or isinstance(error, NoAnswer)
         contact = Contact.SILENT if is_silent else Contact.NONE
         is_heard = job.size > 0 if is_silent else error.reason not in _OURS
-        step: PictureError | Again = error
+        step: PictureError | Retry = error
         with suppress(PictureError):
-            step = policy.after_failure(job.course, error, self._limits)
+            step = policy.after_failure(job.progress, error, self._limits)
         return Landing(step, contact, began, error.reason, is_heard=is_heard, before=before)
 
-    async def _checked(self, job: Job, data: bytes) -> FetchedPicture:
+    async def _checked(self, job: Job, data: bytes) -> pictures.Picture:
         picture = jpeg.quick(data, max_pixels=self._limits.max_pixels)
         if picture is None:
             picture = await self._loop.run_in_executor(self._helpers, self._inspect, data)
         job.grow(len(data) - job.size)  # it may have come packed
         job.queue.learn(len(data))
         if self._cache is not None:
-            await self._loop.run_in_executor(self._cache_threads, self._cache.put, job.course.origin, picture)
-        return FetchedPicture(picture)
+            await self._loop.run_in_executor(self._cache_threads, self._cache.put, job.progress.origin, picture)
+        return picture
 
     def _inspect(self, data: bytes) -> pictures.Picture:
         return pictures.inspect(data, max_pixels=self._limits.max_pixels)
 
-    def _from_cache(self, url: str) -> FetchedPicture | None:
+    def _from_cache(self, url: str) -> pictures.Picture | None:
         kept = self._cache.get(url) if self._cache is not None else None
         limits = self._limits
         if kept is None or len(kept.data) > limits.max_bytes or kept.width * kept.height > limits.max_pixels:
             return None
-        return FetchedPicture(kept, is_kept=True)
+        return replace(kept, is_kept=True)

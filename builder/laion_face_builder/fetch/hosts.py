@@ -16,7 +16,8 @@ from enum import Enum
 from typing import Generic, TypeVar
 
 from laion_face_builder.errors import PictureError
-from laion_face_builder.fetch.machine import Machine, Share
+from laion_face_builder.fetch.machine import HostSlots, Machine
+from laion_face_builder.images.reasons import http
 
 Job = TypeVar("Job")
 
@@ -66,7 +67,9 @@ class Host(Generic[Job]):
         share: of the connections that all processes of this machine have to it; None if there are no others.
     """
 
-    def __init__(self, name: str, most: int, patience: float, longest_wait: float, share: Share | None = None) -> None:
+    def __init__(
+        self, name: str, most: int, patience: float, longest_wait: float, share: HostSlots | None = None
+    ) -> None:
         self.state = HostState.OPEN
         self.waiting: deque[Job] = deque()
         self.busy = 0
@@ -189,7 +192,7 @@ class Host(Generic[Job]):
         if began >= self._cut_at:
             self._cut(now)
             self._refusals += 1
-        if not wait and reason != "http_429":
+        if not wait and reason != http(429):
             return  # 503 alone may be about this one picture
         if self._throttled_since is None:
             self._throttled_since = now

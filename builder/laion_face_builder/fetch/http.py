@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
 from laion_face_builder.errors import PictureError
-from laion_face_builder.images.reasons import BAD_RESPONSE, CONTENT_CODING
+from laion_face_builder.images.reasons import Reason
 
 _WHOLE_RANGE = re.compile(r"bytes\s+0-(\d{1,18})/(\d{1,18})\s*")
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Response:
     """One HTTP answer, its body read whole.
 
     Attributes:
@@ -118,7 +118,7 @@ class Body:
         if self._arrived > self._max_bytes:
             raise self._too_large()
         if self._count > _MOST_PIECES + self._arrived // _BYTES_A_PIECE:
-            raise PictureError(BAD_RESPONSE, f"{self._arrived} bytes in {self._count} chunks")
+            raise PictureError(Reason.BAD_RESPONSE, f"{self._arrived} bytes in {self._count} chunks")
         if self._packed is None:
             return self._keep(piece)
         self._packed += piece
@@ -154,7 +154,7 @@ class Body:
         if self._packed and self._unpacker is None:
             self.drain()  # it is shorter than what was waited for
         if self._unpacker is not None and not self._unpacker.eof:
-            raise PictureError("truncated", "the packed body ends early")
+            raise PictureError(Reason.TRUNCATED, "the packed body ends early")
         return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
 
     def _choose(self, start: bytes) -> zlib._Decompress | None:
@@ -163,7 +163,7 @@ class Body:
         if start.startswith(b"\x1f\x8b"):
             return zlib.decompressobj(16 + zlib.MAX_WBITS)
         if self._coding not in ("gzip", "x-gzip", "deflate"):
-            raise PictureError(CONTENT_CODING, f"{self._coding}, which was not asked for")
+            raise PictureError(Reason.CONTENT_CODING, f"{self._coding}, which was not asked for")
         if int.from_bytes(start[:2], "big") % 31 == 0 and start[0] & 15 == 8:
             return zlib.decompressobj()
         # "deflate" has meant both, with zlib's header and without one.
@@ -173,7 +173,7 @@ class Body:
         try:
             piece = unpacker.decompress(self._packed or b"", _STEP)
         except zlib.error as error:
-            raise PictureError(CONTENT_CODING, f"{self._coding}: {error}") from None
+            raise PictureError(Reason.CONTENT_CODING, f"{self._coding}: {error}") from None
         self._packed = unpacker.unconsumed_tail
         self._is_cut = len(piece) == _STEP  # all may be in, and not yet out
         return self._keep(piece)
@@ -186,4 +186,4 @@ class Body:
         return self._grow(len(piece))
 
     def _too_large(self) -> PictureError:
-        return PictureError("too_large", f"more than {self._max_bytes} bytes")
+        return PictureError(Reason.TOO_LARGE, f"more than {self._max_bytes} bytes")

@@ -13,57 +13,17 @@ import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from contextlib import suppress
-from dataclasses import dataclass
 from enum import Enum
-from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from laion_face_builder.fetch.policy import Course
+from laion_face_builder.fetch.policy import FetchProgress
 from laion_face_builder.images.pictures import Picture
 
 if TYPE_CHECKING:
     from laion_face_builder.fetch.stream_queue import StreamQueue
 
 
-@dataclass(frozen=True, slots=True)
-class FetchedPicture:
-    """A picture that was fetched, or kept from an earlier epoch (`is_kept`), and decodes."""
-
-    picture: Picture
-    is_kept: bool = False
-
-    @property
-    def data(self) -> bytes:
-        """The bytes as they came."""
-        return self.picture.data
-
-    @property
-    def status(self) -> str:
-        """Always "ok", the status of a usable picture in a tar."""
-        return "ok"
-
-    @property
-    def width(self) -> int:
-        """Width of the stored picture, pixels."""
-        return self.picture.width
-
-    @property
-    def height(self) -> int:
-        """Height of the stored picture, pixels."""
-        return self.picture.height
-
-    @property
-    def orientation(self) -> int:
-        """The EXIF orientation; see `pictures.Picture`."""
-        return self.picture.orientation
-
-    @property
-    def sha256(self) -> str:
-        """SHA-256 of the bytes, in hex; worked out when asked for."""
-        return sha256(self.data).hexdigest()
-
-
-Outcome = FetchedPicture | BaseException
+Outcome = Picture | BaseException
 
 
 class Ticket:
@@ -83,7 +43,7 @@ class Ticket:
         """Say whether `result` would answer at once."""
         return self._outcome is not None
 
-    def result(self, timeout: float | None = None) -> FetchedPicture:
+    def result(self, timeout: float | None = None) -> Picture:
         """Wait for the picture, and return it.
 
         Args:
@@ -96,7 +56,7 @@ class Ticket:
         """
         if self._outcome is None:
             self._wait(timeout)
-        if isinstance(self._outcome, FetchedPicture):
+        if isinstance(self._outcome, Picture):
             return self._outcome
         raise self._outcome or cancelled()
 
@@ -150,13 +110,13 @@ class Job:
     """One picture on its way from its stream's queue to its ticket."""
 
     __slots__ = (
-        *("_go_on", "_waits_since", "course", "has_address", "host", "number", "port", "queue", "size", "state"),
+        *("_go_on", "_waits_since", "has_address", "host", "number", "port", "progress", "queue", "size", "state"),
         *("task", "ticket", "timer", "waited"),
     )
 
     def __init__(self, queue: StreamQueue, number: int, url: str) -> None:
         self.queue, self.number = queue, number
-        self.course = Course(url)
+        self.progress = FetchProgress(url)
         self.host, self.port = "", 0
         self.has_address = False
         self.size = 0

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import logging
 import os
 import random
 import stat
@@ -28,7 +27,8 @@ from collections import deque
 from contextlib import suppress
 from pathlib import Path
 
-_LOG = logging.getLogger("laion_face")
+from laion_face_builder.log import logger
+
 _FILES = 16
 #: Bytes of a host. The last one says that somebody waits.
 _RANGE = 1 << 14
@@ -59,14 +59,14 @@ class Machine:
         except OSError as error:
             self._do_without(error)
 
-    def share(self, host: str, most: int) -> Share:
+    def share(self, host: str, most: int) -> HostSlots:
         """Return this thread's share of what a host is asked at a time; it has no slots yet.
 
         Args:
             host: its name.
             most: requests to it at a time, of all processes together.
         """
-        return Share(self, zlib.crc32(host.encode("utf-8", "replace")), most)
+        return HostSlots(self, zlib.crc32(host.encode("utf-8", "replace")), most)
 
     def close(self) -> None:
         """Close the files, and with them let go of every lock unless the parent of this process has them open."""
@@ -111,10 +111,10 @@ class Machine:
 
     def _do_without(self, error: OSError) -> None:
         self.close()
-        _LOG.debug("per_host holds for each process by itself, not for all of this machine: %s", error)
+        logger.debug("per_host holds for each process by itself, not for all of this machine: %s", error)
 
 
-class Share:
+class HostSlots:
     """A fetcher's slots of one host: as many requests as it may have under way."""
 
     def __init__(self, machine: Machine, host: int, most: int) -> None:

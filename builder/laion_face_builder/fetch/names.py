@@ -24,6 +24,7 @@ from laion_face_builder.errors import PictureError
 from laion_face_builder.fetch import open_files
 from laion_face_builder.fetch.addresses import check_port, is_public
 from laion_face_builder.fetch.open_files import NoFiles
+from laion_face_builder.images.reasons import Reason
 
 Lookup = Callable[[str], Sequence[str]]
 
@@ -156,7 +157,7 @@ class Resolver:
         # Several may wait for the same question: one giving up must not end it. `asyncio.wait_for`, besides, forgets a
         # cancellation that comes together with the answer, before Python 3.12.
         if not (await asyncio.wait([question], timeout=self._timeout))[0]:
-            raise NoAnswer("dns", f"{name}: no answer within {self._timeout:g} s")
+            raise NoAnswer(Reason.DNS, f"{name}: no answer within {self._timeout:g} s")
         return question.result()
 
     def _work(self, name: str, question: asyncio.Future[_Answer]) -> None:
@@ -167,7 +168,7 @@ class Resolver:
         except (NoAnswer, NoFiles) as error:
             answer = error
         except Exception as error:
-            answer = NoAnswer("dns", f"{name}: {error!r}")
+            answer = NoAnswer(Reason.DNS, f"{name}: {error!r}")
         if not self._is_closed:
             with suppress(RuntimeError):  # the loop has ended meanwhile
                 question.get_loop().call_soon_threadsafe(self._keep, name, question, answer)
@@ -194,14 +195,14 @@ class Resolver:
         allowed = tuple(address for address in found if self._allow(address))
         if allowed:
             return _Answer(time.monotonic() + self._ttl, allowed)
-        reason, detail = ("private_address", f"{name} is at {', '.join(found)}") if found else ("dns", name)
+        reason, detail = (Reason.PRIVATE_ADDRESS, f"{name} is at {', '.join(found)}") if found else (Reason.DNS, name)
         return _Answer(time.monotonic() + self._negative_ttl, (), reason, detail)
 
     def _failed(self, name: str, error: Exception) -> _Answer:
         is_answer = isinstance(error, socket.gaierror) and error.errno in _UNKNOWN
         if isinstance(error, OSError) and not is_answer:
-            raise NoAnswer("dns", f"{name}: {error}") from None
-        return _Answer(time.monotonic() + self._negative_ttl, (), "dns", f"{name}: {error}")
+            raise NoAnswer(Reason.DNS, f"{name}: {error}") from None
+        return _Answer(time.monotonic() + self._negative_ttl, (), Reason.DNS, f"{name}: {error}")
 
 
 @lru_cache(4096)
@@ -213,8 +214,8 @@ def _plain_name(host: str) -> str:
     try:
         name = host.encode("idna").decode("ascii").lower()
     except UnicodeError as error:
-        raise PictureError("bad_url", f"{host!r} is not a host name") from error
+        raise PictureError(Reason.BAD_URL, f"{host!r} is not a host name") from error
     # An empty name, or one cut by a NUL, would resolve to something else than what is meant.
     if not name or any(character <= " " or character in "/\\@#?\x7f" for character in name):
-        raise PictureError("bad_url", f"{host!r} is not a host name")
+        raise PictureError(Reason.BAD_URL, f"{host!r} is not a host name")
     return name

@@ -19,7 +19,6 @@ the network is lost: then it is as if it had not been asked.
 from __future__ import annotations
 
 import asyncio
-import logging
 import sys
 import time
 from collections import OrderedDict, deque
@@ -33,7 +32,9 @@ from laion_face_builder.fetch.hosts import Contact
 from laion_face_builder.fetch.job import Job, JobState, Outcome
 from laion_face_builder.fetch.names import NoAnswer
 from laion_face_builder.fetch.open_files import NoFiles, Shortage
-from laion_face_builder.fetch.policy import Again, Course, Later
+from laion_face_builder.fetch.policy import FetchProgress, Retry, Throttled
+from laion_face_builder.images.reasons import Reason
+from laion_face_builder.log import logger
 
 #: So many different hosts in silence. Of a healthy web's 3 in 10 are silent at most, and 8 in a row once in fifteen
 #: thousand times; the next word from anybody ends it then.
@@ -122,7 +123,6 @@ class Network:
         return began < self._awake_since
 
 
-_LOG = logging.getLogger("laion_face")
 #: Seconds between two looks at the clock that counts sleep.
 _BEAT = 1.0
 #: Hosts that are asked whether the network is lost. An answer within so many seconds says no; later, that it was.
@@ -133,7 +133,7 @@ _SLEEP_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 class Doer(Protocol):
     """What the scheduler does for a vigil."""
 
-    def go_on(self, job: Job, step: Outcome | Again | Later) -> None:
+    def go_on(self, job: Job, step: Outcome | Retry | Throttled) -> None:
         """Take the job's next step."""
 
     def queue(self, job: Job) -> None:
@@ -151,8 +151,8 @@ class Doer(Protocol):
 
 class _Kept(NamedTuple):
     job: Job
-    before: Course | None
-    step: Outcome | Again | Later
+    before: FetchProgress | None
+    step: Outcome | Retry | Throttled
 
 
 class Vigil:
@@ -228,7 +228,7 @@ class Vigil:
             self._run_short([_Kept(job, None, error) for job in jobs])
             return True
         if not isinstance(error, NoAnswer):
-            if error.reason == "dns" and UNKNOWN_NAMES_TELL:
+            if error.reason == Reason.DNS and UNKNOWN_NAMES_TELL:
                 self._hear()
             return False
         return self._keeps([_Kept(job, None, error) for job in jobs], began)
@@ -244,7 +244,7 @@ class Vigil:
         out_for = now - self._network.out_since
         self._network.heard(now, host, port)
         if was_out:
-            _LOG.warning("the network is back after %.0f s; going on, nothing was lost", out_for)
+            logger.warning("the network is back after %.0f s; going on, nothing was lost", out_for)
             self._forget_end()
             while self._stalled:
                 job = self._stalled.popleft()
@@ -319,7 +319,7 @@ class Vigil:
     def _lose(self) -> None:
         self._network.lost(self._loop.time())
         last = self._kept[-1].step if self._kept else ""
-        _LOG.warning(
+        logger.warning(
             "the network cannot be reached: nobody answers (the last: %s). Pictures wait for it, up to "
             "outage_patience=%g s",
             last if isinstance(last, PictureError) else self._kept[-1].job.host,
@@ -339,7 +339,7 @@ class Vigil:
 
     def _undo(self, one: _Kept) -> None:
         if one.before is not None:
-            one.job.course = one.before
+            one.job.progress = one.before
 
     def _give_up(self) -> None:
         self._forget_end()
@@ -369,7 +369,7 @@ class Vigil:
     def _notice_sleep(self) -> None:
         seen = time.clock_gettime(_SLEEP_CLOCK)
         if self._network.slept(seen - self._looked_at, _BEAT, self._loop.time()):
-            _LOG.warning(
+            logger.warning(
                 "this process stood still for %.0f s; what was under way is asked again", seen - self._looked_at
             )
         self._looked_at = seen

@@ -7,15 +7,15 @@ our own: nothing is started for a while, and no picture has failed.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import resource
 from dataclasses import replace
 
 from laion_face_builder.errors import PictureError
 from laion_face_builder.fetch.limits import FetchLimits
+from laion_face_builder.images.reasons import Reason
+from laion_face_builder.log import logger
 
-_LOG = logging.getLogger("laion_face")
 #: A hard limit may be "unlimited"; more than this nobody needs.
 _ENOUGH = 65_536
 #: Left to everything else in the process: data files, pipes to workers, libraries yet to be loaded.
@@ -29,7 +29,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE, _QUIET = 0.5, 10.0, 60.0
 class NoFiles(PictureError):
     """This process, or the system, has no file descriptor left: it says nothing about the picture or its host."""
 
-    def __init__(self, reason: str = "connection", detail: str = "no file descriptor is left") -> None:
+    def __init__(self, reason: str = Reason.CONNECTION, detail: str = "no file descriptor is left") -> None:
         super().__init__(reason, detail)
 
 
@@ -58,7 +58,7 @@ class Shortage:
         self._pause = min(_LONGEST_PAUSE, 2 * self._pause)
         if now - self._said_at >= _QUIET:
             self._said_at = now
-            _LOG.warning(
+            logger.warning(
                 "no file descriptor is left (`ulimit -n` says how many there are). Pictures wait until others close "
                 "theirs, up to outage_patience=%g s; none has failed for it",
                 self._patience,
@@ -99,7 +99,7 @@ def within(limits: FetchLimits) -> FetchLimits:
     free = max(0, _raised() - _open_now() - _OTHERS)
     concurrency = max(1, min(limits.concurrency, free // _FILES_A_PICTURE))
     if concurrency < limits.concurrency:
-        _LOG.warning(
+        logger.warning(
             "concurrency=%d: this process may have %d files open, which is enough for %d pictures at a time. "
             "`ulimit -n` says how many; raise the hard limit for more",
             limits.concurrency,

@@ -8,20 +8,19 @@ Our own bugs in the middle of a fetch are counted as that picture's failure and 
 
 from __future__ import annotations
 
-import logging
 import random
 import traceback
 from dataclasses import dataclass, field
 
 from laion_face_builder.errors import PictureError
 from laion_face_builder.fetch.addresses import WebAddress
-from laion_face_builder.fetch.http import Answer, asked_wait
+from laion_face_builder.fetch.http import Response, asked_wait
 from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.fetch.names import NoAnswer
 from laion_face_builder.fetch.opt_outs import refusal
-from laion_face_builder.images.reasons import INTERNAL
+from laion_face_builder.images.reasons import Chance, Reason, http, is_of_server
+from laion_face_builder.log import logger
 
-_LOG = logging.getLogger("laion_face")
 #: Where faults were found that have been told of. One place would fill the log.
 _TOLD: set[tuple[str, str]] = set()
 
@@ -33,17 +32,17 @@ def counted(error: Exception, url: str) -> PictureError:
     kind = type(error).__name__
     if (kind, place) not in _TOLD:
         _TOLD.add((kind, place))
-        _LOG.error(
+        logger.error(
             "a fault of laion_face, please report it; such pictures are counted as %r: %s",
-            INTERNAL,
+            Reason.INTERNAL,
             url[:500],
             exc_info=error,
         )
-    return PictureError(INTERNAL, f"{kind}: {str(error)[:200]}")
+    return PictureError(Reason.INTERNAL, f"{kind}: {str(error)[:200]}")
 
 
 #: What can pass. Everything else is the same however often it is asked for.
-PASSING = frozenset({"timeout", "reset", "refused", "unreachable", "connection", "incomplete", "http_408"})
+PASSING = frozenset({http(408), *(reason for reason in Reason if reason.chance is Chance.SOON)})
 #: Answers of a host that wants fewer requests.
 THROTTLING = frozenset({429, 503})
 _FIRST_PAUSE = 0.5
@@ -51,7 +50,7 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
 @dataclass(slots=True)
-class Course:
+class FetchProgress:
     """How far a fetch has come.
 
     Attributes:
@@ -86,7 +85,7 @@ class Course:
 
 
 @dataclass(frozen=True, slots=True)
-class Again:
+class Retry:
     """Another exchange is due.
 
     Attributes:
@@ -99,7 +98,7 @@ class Again:
 
 
 @dataclass(frozen=True, slots=True)
-class Later:
+class Throttled:
     """The host wants to be left alone. That costs the picture neither a try nor time: the host's queue waits.
 
     Attributes:
@@ -109,7 +108,9 @@ class Later:
     pause: float
 
 
-def after_answer(course: Course, answer: Answer, limits: FetchLimits, now: float) -> bytes | Again | Later:
+def after_answer(
+    progress: FetchProgress, answer: Response, limits: FetchLimits, now: float
+) -> bytes | Retry | Throttled:
     """Return the picture's bytes, or what to do next.
 
     Raises:
@@ -118,62 +119,62 @@ def after_answer(course: Course, answer: Answer, limits: FetchLimits, now: float
     if answer.is_success:
         # The picture's own answer counts: redirects and error pages carry "noindex" for other reasons.
         if said := refusal(answer.values(b"x-robots-tag"), limits.user_agent_token, limits.opt_out):
-            raise PictureError("opt_out", said)
+            raise PictureError(Reason.OPT_OUT, said)
         if answer.body:
             return answer.body
-        raise PictureError("empty" if answer.status == 200 else f"http_{answer.status}", "an answer without a body")
+        raise PictureError(Reason.EMPTY if answer.status == 200 else http(answer.status), "an answer without a body")
     if answer.status in _REDIRECTS:
-        return _redirected(course, answer, limits)
-    error = PictureError(f"http_{answer.status}", course.url[:200])
+        return _redirected(progress, answer, limits)
+    error = PictureError(http(answer.status), progress.url[:200])
     pause = asked_wait(answer.values(b"retry-after")) if answer.status in THROTTLING else 0.0
     if answer.status == 429 or pause:
-        return _refused(course, error, limits, pause, now)
-    return after_failure(course, error, limits)
+        return _refused(progress, error, limits, pause, now)
+    return after_failure(progress, error, limits)
 
 
-def after_failure(course: Course, error: PictureError, limits: FetchLimits) -> Again:
+def after_failure(progress: FetchProgress, error: PictureError, limits: FetchLimits) -> Retry:
     """Return when and where to try again.
 
     Args:
-        course: how far the fetch has come.
+        progress: how far the fetch has come.
         error: what went wrong now.
         limits: the bounds.
 
     Raises:
         PictureError: `error` itself, if it cannot pass, or there is no try or no time left.
     """
-    if not can_pass(error) or course.tries >= limits.retries:
+    if not can_pass(error) or progress.tries >= limits.retries:
         raise error
     # Back-off with jitter: pictures of one host that failed together do not come back together.
-    pause = min(_FIRST_PAUSE, limits.timeout / 10) * 2**course.tries * random.uniform(0.5, 1.5)  # noqa: S311 - no secret
-    if course.spent + pause >= limits.timeout:
+    pause = min(_FIRST_PAUSE, limits.timeout / 10) * 2**progress.tries * random.uniform(0.5, 1.5)  # noqa: S311 - no secret
+    if progress.spent + pause >= limits.timeout:
         raise error
-    course.tries += 1
-    course.hops = 0
-    return Again(course.origin, pause)
+    progress.tries += 1
+    progress.hops = 0
+    return Retry(progress.origin, pause)
 
 
 def can_pass(error: PictureError) -> bool:
     """Say whether another try may end otherwise."""
-    return error.reason in PASSING or error.reason.startswith("http_5") or isinstance(error, NoAnswer)
+    return error.reason in PASSING or is_of_server(error.reason) or isinstance(error, NoAnswer)
 
 
-def _refused(course: Course, error: PictureError, limits: FetchLimits, pause: float, now: float) -> Later:
-    if course.refused_at is None:
-        course.refused_at = now
-    elif now - course.refused_at > limits.longest_wait:
+def _refused(progress: FetchProgress, error: PictureError, limits: FetchLimits, pause: float, now: float) -> Throttled:
+    if progress.refused_at is None:
+        progress.refused_at = now
+    elif now - progress.refused_at > limits.longest_wait:
         raise error
-    return Later(pause)
+    return Throttled(pause)
 
 
-def _redirected(course: Course, answer: Answer, limits: FetchLimits) -> Again:
+def _redirected(progress: FetchProgress, answer: Response, limits: FetchLimits) -> Retry:
     location = next(filter(None, answer.raw(b"location")), b"")
     if not location:
-        raise PictureError("bad_redirect", f"{answer.status} without a Location")
-    course.hops += 1
-    if course.hops > limits.redirects:
-        raise PictureError("redirects", f"more than {limits.redirects}")
+        raise PictureError(Reason.BAD_REDIRECT, f"{answer.status} without a Location")
+    progress.hops += 1
+    if progress.hops > limits.redirects:
+        raise PictureError(Reason.REDIRECTS, f"more than {limits.redirects}")
     try:
-        return Again(WebAddress.parse(course.url).follow(location).url)
+        return Retry(WebAddress.parse(progress.url).follow(location).url)
     except PictureError as error:
-        raise PictureError("bad_redirect", error.detail) from None
+        raise PictureError(Reason.BAD_REDIRECT, error.detail) from None

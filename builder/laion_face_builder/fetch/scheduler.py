@@ -21,12 +21,13 @@ from laion_face_builder.fetch import policy
 from laion_face_builder.fetch.addresses import WebAddress
 from laion_face_builder.fetch.flight import Flights, Landing
 from laion_face_builder.fetch.hosts import Contact, Hosts
-from laion_face_builder.fetch.job import FetchedPicture, Job, JobState, Outcome, cancelled
+from laion_face_builder.fetch.job import Job, JobState, Outcome, cancelled
 from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.fetch.machine import Machine
 from laion_face_builder.fetch.network import Vigil
-from laion_face_builder.fetch.policy import Again, Later
+from laion_face_builder.fetch.policy import Retry, Throttled
 from laion_face_builder.fetch.stream_queue import StreamQueue
+from laion_face_builder.images.pictures import Picture
 
 #: A job of which nothing has arrived within so many seconds is set aside.
 _SILENT_SECONDS = 2.0
@@ -135,7 +136,7 @@ class Scheduler:
             if queue not in self._queues:
                 self._queues.append(queue)
             self._open.add(job)
-            if self._aim(job, job.course.url):
+            if self._aim(job, job.progress.url):
                 queue.push(job)
 
     def end(self, queue: StreamQueue, jobs: list[Job] | None) -> None:
@@ -214,13 +215,13 @@ class Scheduler:
         return None
 
     def _enters(self, job: Job) -> bool:
-        if self._flights.has_cache and not job.course.has_begun:
+        if self._flights.has_cache and not job.progress.has_begun:
             return True  # kept pictures come whatever their host does
         if not job.has_address and not self._flights.knows(job.host):
             self._look_up(job)
             return False
         try:
-            is_in = self._hosts[job.host].enter(job, self._loop.time(), is_back=job.course.is_back)
+            is_in = self._hosts[job.host].enter(job, self._loop.time(), is_back=job.progress.is_back)
         except PictureError as error:
             self._settle(job, error)
             return False
@@ -254,14 +255,14 @@ class Scheduler:
 
     async def _fly(self, job: Job) -> None:
         host = job.host
-        is_cached = self._flights.has_cache and not job.course.has_begun
+        is_cached = self._flights.has_cache and not job.progress.has_begun
         try:
             landing = await (self._flights.look_in_cache(job) if is_cached else self._flights.exchange(job))
         except asyncio.CancelledError:
             landing = Landing(cancelled())
         except Exception as error:
             # Nothing that one picture brings about ends a stream, or leaves somebody waiting for ever.
-            landing = Landing(policy.counted(error, job.course.url))
+            landing = Landing(policy.counted(error, job.progress.url))
         job.queue.flying -= 1
         job.task = None
         self._land(job, landing, None if is_cached else host)
@@ -285,16 +286,16 @@ class Scheduler:
                 wait=landing.wait,
             )
 
-    def go_on(self, job: Job, step: Outcome | Again | Later) -> None:
+    def go_on(self, job: Job, step: Outcome | Retry | Throttled) -> None:
         """Settle a job, or have it go on where its last step says."""
-        if not isinstance(step, (Again, Later)):
+        if not isinstance(step, (Retry, Throttled)):
             self._settle(job, step)
             return
         job.shrink()
-        if not job.open or not self._aim(job, step.url if isinstance(step, Again) else job.course.url):
+        if not job.open or not self._aim(job, step.url if isinstance(step, Retry) else job.progress.url):
             return
-        if isinstance(step, Again) and step.pause:
-            job.course.spent += step.pause
+        if isinstance(step, Retry) and step.pause:
+            job.progress.spent += step.pause
             job.state = JobState.PAUSED
             job.timer = self._loop.call_later(step.pause, self._return, job)
         else:
@@ -351,7 +352,7 @@ class Scheduler:
         except Exception as error:
             self._settle(job, policy.counted(error, url))
             return False
-        job.course.url, job.host, job.port = address.url, address.host, address.port
+        job.progress.url, job.host, job.port = address.url, address.host, address.port
         return True
 
     def _settle(self, job: Job, outcome: Outcome) -> None:
@@ -363,7 +364,7 @@ class Scheduler:
             job.timer.cancel()
         if job.task is not None:
             job.task.cancel()
-        if not isinstance(outcome, FetchedPicture):
+        if not isinstance(outcome, Picture):
             job.shrink()
         if isinstance(outcome, PictureError):
             # A new one: the old one's traceback would keep the body alive for as long as somebody keeps the error.

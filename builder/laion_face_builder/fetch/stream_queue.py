@@ -18,7 +18,8 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
-from laion_face_builder.fetch.job import FetchedPicture, Job, JobState, Ticket, refuse_in_child
+from laion_face_builder.fetch.job import Job, JobState, Ticket, refuse_in_child
+from laion_face_builder.images.pictures import Picture
 
 if TYPE_CHECKING:
     pass
@@ -114,7 +115,7 @@ class StreamQueue:
         self._numbers += 1
         return Job(self, self._numbers, url)
 
-    def take(self, ticket: Ticket) -> FetchedPicture:
+    def take(self, ticket: Ticket) -> Picture:
         """Wait for the picture that is next, and take its bytes off the queue. Raises as `Ticket.result`."""
         self._let_through(ticket)
         found = ticket.result()

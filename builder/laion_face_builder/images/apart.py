@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from laion_face_builder.errors import PictureError
-from laion_face_builder.images.reasons import CRASHED_DECODER, SLOW_DECODE
+from laion_face_builder.images.reasons import Reason
 from laion_face_builder.parallel import python
 
 #: Lengths of the object and of the bytes.
@@ -75,16 +75,16 @@ class DecoderProcess:
                 try:
                     values, body = self._asked({"work": work, **how}, data)
                 except TimeoutError:
-                    raise PictureError(SLOW_DECODE, f"no answer in {_PATIENCE:g} s") from None
+                    raise PictureError(Reason.SLOW_DECODE, f"no answer in {_PATIENCE:g} s") from None
                 except (EOFError, ConnectionError) as error:
                     died = str(error)
                     continue
                 except OSError as error:
-                    raise PictureError(CRASHED_DECODER, f"no process can be started for it: {error}") from error
+                    raise PictureError(Reason.CRASHED_DECODER, f"no process can be started for it: {error}") from error
                 if "reason" in values:
                     raise PictureError(values["reason"], values["detail"])
                 return values, body
-        raise PictureError(CRASHED_DECODER, died)
+        raise PictureError(Reason.CRASHED_DECODER, died)
 
     def rewritten(self, work: str, data: bytes, **how: Any) -> bytes:
         """Have the child rewrite a picture; return `data` itself if nothing changes. Otherwise as `call`."""
@@ -103,7 +103,9 @@ class DecoderProcess:
         except (EOFError, ConnectionError) as error:
             code = self._end(wait=True)
             if code == -signal.SIGXCPU:
-                raise PictureError(SLOW_DECODE, "it takes more processor time than a picture of its size") from error
+                raise PictureError(
+                    Reason.SLOW_DECODE, "it takes more processor time than a picture of its size"
+                ) from error
             raise EOFError(f"the decoder's process ended with {code}") from error
         except BaseException:  # half an answer may be on its way
             self._end()

@@ -21,35 +21,35 @@ from PIL import Image
 from laion_face_builder.errors import PictureError
 from laion_face_builder.images import pictures
 from laion_face_builder.images.apart import LENGTHS
-from laion_face_builder.images.reasons import TOO_MUCH_MEMORY
+from laion_face_builder.images.reasons import Reason
 
 #: Seconds of processor time for every picture, and pixels a second on top: a fifth of what is measured of AVIF.
 _SECONDS, _PIXELS_A_SECOND = 3, 2_000_000
 #: Bytes of memory for Python and the file, and for each pixel: the decoder's planes, 16 bits deep, and Pillow's.
 _MEMORY, _MEMORY_A_PIXEL = 1 << 30, 24
 
-Answer = tuple[dict[str, Any], bytes]
+Reply = tuple[dict[str, Any], bytes]
 
 
-def _inspected(data: bytes, max_pixels: int | None = None) -> Answer:
+def _inspected(data: bytes, max_pixels: int | None = None) -> Reply:
     seen = pictures.inspect_here(data, max_pixels=max_pixels)
     return {name: getattr(seen, name) for name in ("format", "width", "height", "orientation")}, b""
 
 
-def _in_mode(data: bytes, mode: str) -> Answer:
+def _in_mode(data: bytes, mode: str) -> Reply:
     from laion_face_builder.images import modes
 
     return {}, modes.in_mode_here(data, mode)
 
 
-def _simple(data: bytes) -> Answer:
+def _simple(data: bytes) -> Reply:
     from laion_face_builder.images import modes
 
     return {}, modes.simple_here(data)
 
 
 #: Name -> what makes the answer of the picture and further arguments.
-WORK: dict[str, Callable[..., Answer]] = {
+WORK: dict[str, Callable[..., Reply]] = {
     "inspect": _inspected,
     "neutral": lambda data: ({}, pictures.neutral_here(data)),
     "in_mode": _in_mode,
@@ -83,14 +83,14 @@ def _request(source: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
     return json.loads(source.read(length)), source.read(size)
 
 
-def _answer(how: dict[str, Any], data: bytes) -> Answer:
+def _answer(how: dict[str, Any], data: bytes) -> Reply:
     try:
         _limit(0)
         size = pictures.opened(data, how.get("max_pixels")).size
         _limit(size[0] * size[1])
         return WORK[how.pop("work")](data, **how)
     except MemoryError:
-        error = PictureError(TOO_MUCH_MEMORY, "more than a picture of its size takes")
+        error = PictureError(Reason.TOO_MUCH_MEMORY, "more than a picture of its size takes")
     except PictureError as refusal:
         error = refusal
     return {"reason": error.reason, "detail": error.detail}, b""

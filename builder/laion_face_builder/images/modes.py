@@ -24,6 +24,7 @@ from PIL import Image
 from laion_face_builder.errors import PictureError
 from laion_face_builder.images import pictures
 from laion_face_builder.images.apart import APART, is_decoded_apart
+from laion_face_builder.images.reasons import Reason
 from laion_face_builder.images.strict_pillow import STRICT
 
 #: What `mode=` may be: three channels, or one.
@@ -96,7 +97,7 @@ def _written(image: Image.Image, mode: str) -> bytes:
         image.load()
         to_mode(image, mode).save(out, "PNG", compress_level=1)
     except Exception as error:  # Pillow's decoders raise whatever their parsers trip over
-        raise PictureError("undecodable", f"{image.mode} to {mode}: {error}") from error
+        raise PictureError(Reason.UNDECODABLE, f"{image.mode} to {mode}: {error}") from error
     return out.getvalue()
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from hashlib import sha256
 from io import BytesIO
 from typing import IO, TYPE_CHECKING, TypeAlias
 
@@ -20,12 +21,14 @@ from PIL import Image, ImageFile
 from laion_face_builder.errors import PictureError
 from laion_face_builder.images import orientation
 from laion_face_builder.images.apart import APART, is_decoded_apart
-from laion_face_builder.images.reasons import TOO_MUCH_MEMORY
+from laion_face_builder.images.reasons import Reason
 from laion_face_builder.images.strict_pillow import STRICT
 from laion_face_builder.images.structure import check_exif, check_pixels, check_structure, exif_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from laion_face_builder.images.geometry import Size
 
 #: Raster formats of the web. Nothing that runs a program (EPS: Ghostscript) and nothing exotic is ever tried.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
@@ -56,6 +59,10 @@ class Picture:
         height: likewise.
         orientation: 1 to 8, how `datasets.Image()` would turn it; 0 if its metadata is broken, which makes
             `datasets.Image()` fail. Anything but 1 has to go through `neutral` before it is yielded.
+        known_sha256: of the bytes, in hex, if somebody knows it; "" if not.
+        fetched: width and height of what the host gave, before img2dataset encoded it again; None if not known.
+        fetched_sha256: of the bytes that the host gave, "" if these are they, or not known.
+        is_kept: whether no host was asked for it: it was kept from an earlier epoch.
     """
 
     data: bytes
@@ -63,6 +70,15 @@ class Picture:
     width: int
     height: int
     orientation: int
+    known_sha256: str = ""
+    fetched: Size | None = None
+    fetched_sha256: str = ""
+    is_kept: bool = False
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the bytes, in hex; worked out when asked for."""
+        return self.known_sha256 or sha256(self.data).hexdigest()
 
 
 def inspect(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Picture:
@@ -186,7 +202,7 @@ def _rewritten(data: bytes) -> bytes:
     except Exception as error:  # as in inspect
         raise _refusal(error) from error
     if not _is_upright(written):
-        raise PictureError("undecodable", f"the orientation of this {image.format} cannot be taken out")
+        raise PictureError(Reason.UNDECODABLE, f"the orientation of this {image.format} cannot be taken out")
     return written
 
 
@@ -220,10 +236,10 @@ def _most_pixels(max_pixels: int | None) -> int | None:
 def _factory(data: bytes, most: int | None) -> _Factory:
     """Return the reader that opens these bytes, once it is known that this takes neither long nor much memory."""
     if not data:
-        raise PictureError("empty", "no bytes")
+        raise PictureError(Reason.EMPTY, "no bytes")
     factory = next((factory for factory, accept in _plugins() if _accepts(accept, data[:16])), None)
     if factory is None:
-        raise PictureError("not_an_image", f"starts with {data[:16]!r}")
+        raise PictureError(Reason.NOT_AN_IMAGE, f"starts with {data[:16]!r}")
     check_structure(data, most)
     return factory
 
@@ -238,8 +254,8 @@ def _refusal(error: Exception) -> PictureError:
     if isinstance(error, PictureError):
         return error
     if isinstance(error, MemoryError):
-        return PictureError(TOO_MUCH_MEMORY, "more than there is")
+        return PictureError(Reason.TOO_MUCH_MEMORY, "more than there is")
     if isinstance(error, Image.DecompressionBombError):
-        return PictureError("too_many_pixels", str(error))
+        return PictureError(Reason.TOO_MANY_PIXELS, str(error))
     cut = isinstance(error, EOFError) or "truncated" in str(error).lower()
-    return PictureError("truncated" if cut else "undecodable", f"{type(error).__name__}: {error}")
+    return PictureError(Reason.TRUNCATED if cut else Reason.UNDECODABLE, f"{type(error).__name__}: {error}")

@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 from PIL.JpegImagePlugin import MARKER
 
 from laion_face_builder.errors import PictureError
-from laion_face_builder.images.reasons import SLOW_DECODE, TOO_MUCH_METADATA
+from laion_face_builder.images.reasons import Reason
 
 EXIF_NAME = b"Exif\0\0"
 #: Pages of a scanned document; Pillow looks for each among all before it.
@@ -96,7 +96,7 @@ def too_much(detail: str) -> NoReturn:
     Raises:
         PictureError: "too_much_metadata", always.
     """
-    raise PictureError(TOO_MUCH_METADATA, detail)
+    raise PictureError(Reason.TOO_MUCH_METADATA, detail)
 
 
 def _directories(block: bytes) -> Iterator[tuple[int, Iterator[int]]]:
@@ -207,7 +207,7 @@ def _check_scans(data: bytes, position: int, pixels: int) -> None:
         position = found.end() if marker == 0x01 else _end(data, found.start())
         scans += marker == _SOS
         if scans > MAX_SCANS or scans * pixels > MAX_SCANNED:
-            raise PictureError(SLOW_DECODE, f"{scans} scans or more of {pixels} pixels")
+            raise PictureError(Reason.SLOW_DECODE, f"{scans} scans or more of {pixels} pixels")
     too_much(f"more than {MAX_SEGMENTS} segments between scans")
 
 
@@ -268,7 +268,7 @@ def check_pixels(size: tuple[int, int], most: int | None) -> None:
         PictureError: "too_many_pixels".
     """
     if most is not None and size[0] * size[1] > most:
-        raise PictureError("too_many_pixels", f"{size[0]} x {size[1]}, more than {most}")
+        raise PictureError(Reason.TOO_MANY_PIXELS, f"{size[0]} x {size[1]}, more than {most}")
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
@@ -311,7 +311,7 @@ def _check_png(data: bytes) -> None:
     for number, (kind, start, _) in enumerate(png_chunks(data)):
         # Where there are several, or something comes first, each library takes another for the picture's size.
         if (kind == b"IHDR") != (start == len(PNG_SIGNATURE)):
-            raise PictureError("undecodable", "a PNG whose header is not its first chunk, or not its only one")
+            raise PictureError(Reason.UNDECODABLE, "a PNG whose header is not its first chunk, or not its only one")
         notes += kind[:1].islower() and kind not in (b"fcTL", b"fdAT")
         packed += kind in (b"iCCP", b"zTXt", b"iTXt")
         if number >= most or notes > _MAX_NOTES or packed > _MAX_PACKED_NOTES:

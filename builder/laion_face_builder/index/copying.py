@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +23,10 @@ from laion_face_builder.index.published import find_published
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.index.writer import open_writer, proof_path
 from laion_face_builder.layout import DataDir, row_group_bounds
+from laion_face_builder.log import logger
 from laion_face_builder.schema import INDEX
 from laion_face_builder.shown import shown
 from laion_face_builder.sources.hub import Token
-
-logger = logging.getLogger("laion_face")
 
 
 def copy_parts(data: DataDir, parts: Sequence[int], place: str, token: Token = None) -> None:

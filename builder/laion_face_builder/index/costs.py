@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -11,10 +10,9 @@ from laion_face_builder.files import disk_free, human_size
 from laion_face_builder.index.prepare_plan import PartPlan
 from laion_face_builder.index.staged import is_staged, staged_file, staging_folder
 from laion_face_builder.layout import ALL_PARTS, DataDir
+from laion_face_builder.log import logger
 from laion_face_builder.sources.copied_file import RemoteFile
 from laion_face_builder.sources.metadata_kinds import CONVERTED
-
-logger = logging.getLogger("laion_face")
 
 #: What our files take of the disk, as shares of the upstream files' sizes: measured on a full part, rounded up.
 #: The faces are written twice, by themselves and in the index.

@@ -6,7 +6,6 @@ and landmarks as arrays, lists or tensors. Read in pieces; what is kept of a par
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,23 +16,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from laion_face_builder.errors import BadFile, NotPrepared
-from laion_face_builder.files import (
-    Fingerprint,
-    locked,
-    make_fingerprint,
-    read_fingerprint,
-    remove_partials,
-    stamped,
-    written_whole,
-)
+from laion_face_builder.files import Fingerprint, make_fingerprint, remove_partials, stamped, written_whole
 from laion_face_builder.index.face_stream import read_faces_of_piece
 from laion_face_builder.index.faces import FaceColumns, from_items
 from laion_face_builder.layout import ALL_PARTS, DataDir
+from laion_face_builder.log import logger
 from laion_face_builder.schema import DETECTIONS
 from laion_face_builder.torch_pickle.chunks import PIECE_SIZE, iter_pieces
 from laion_face_builder.values import Range
-
-log = logging.getLogger("laion_face")
 
 #: Small enough that a single id is found by reading one group of each part: about 1 MB.
 ROWS_A_GROUP = 1 << 14
@@ -67,23 +57,20 @@ def faces_fingerprint(part: int, source_version: str) -> Fingerprint:
 
 
 def write_faces(pth: Path, data: DataDir, part: int, source_version: str) -> None:
-    """Write the part's faces if they are not there yet with this fingerprint.
+    """Write the part's faces. The caller holds the lock on the part.
 
     Raises:
         UnsafePickle, BadFile: `pth` is not a dict of faces; the message names the sample id.
     """
     target, fingerprint = data.faces(part), faces_fingerprint(part, source_version)
-    with locked(target):
-        if read_fingerprint(target) == fingerprint:
-            return
-        # Only this part's: other parts may be written at this moment.
-        remove_partials(target.parent, target.name)
-        log.info("reading the faces of part %d from %s", part, pth)
-        columns = read_faces(pth)
-        order = columns.order()
-        log.info("part %d: %d samples, %d faces", part, len(order), int(columns.counts[order].sum()))
-        with written_whole(target) as partial:
-            _write(columns, order, stamped(DETECTIONS, fingerprint), partial)
+    # Only this part's: other parts may be written at this moment.
+    remove_partials(target.parent, target.name)
+    logger.info("reading the faces of part %d from %s", part, pth)
+    columns = read_faces(pth)
+    order = columns.order()
+    logger.info("part %d: %d samples, %d faces", part, len(order), int(columns.counts[order].sum()))
+    with written_whole(target) as partial:
+        _write(columns, order, stamped(DETECTIONS, fingerprint), partial)
 
 
 def read_faces(pth: Path, piece_size: int = PIECE_SIZE) -> FaceColumns:

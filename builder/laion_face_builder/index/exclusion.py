@@ -25,7 +25,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import ipaddress
-import logging
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -39,9 +38,9 @@ import pyarrow.compute as pc
 
 from laion_face_builder.errors import BadFile, OptionError
 from laion_face_builder.index.urls import are_plain, canonical_url, one_spelling, origins_of, place_of, place_of_origin
+from laion_face_builder.log import logger
 from laion_face_builder.values import as_written
 
-logger = logging.getLogger("laion_face")
 _HEADERS = frozenset({"sample_id", "sampleid", "id", "key", "url", "host", "domain", "sha256", "md5", "hash"})
 _QUOTED = re.compile(r"""(["'])(?P<inside>(?:(?!\1).|\1\1)*)\1\s*(?:,.*|\#.*)?""")
 _COMMENT = re.compile(r"\s#")
@@ -53,7 +52,7 @@ _NAME = re.compile(r"(?:[a-z0-9_-]+\.)*[a-z][a-z0-9-]*[a-z0-9]")
 _EXPECTED = "a sample id, a URL with its scheme, a host, a SHA-256 or an MD5"
 
 
-class Entry(NamedTuple):
+class ExclusionEntry(NamedTuple):
     """One entry: the field of `Exclusion` that it belongs to, and its value there."""
 
     kind: str
@@ -107,7 +106,7 @@ def parse_exclusion(lines: Iterable[str], name: str = "exclude") -> Exclusion:
     Raises:
         BadFile: a line has none of the known forms.
     """
-    found: list[Entry] = []
+    found: list[ExclusionEntry] = []
     is_first, is_csv, with_comma = True, False, 0
     for number, raw in enumerate(lines, 1):
         line = raw.strip()
@@ -150,7 +149,7 @@ def _of_texts(texts: tuple[str, ...]) -> Exclusion:
     return found
 
 
-def _exclusion(name: str, entries: Iterable[Entry]) -> Exclusion:
+def _exclusion(name: str, entries: Iterable[ExclusionEntry]) -> Exclusion:
     found: dict[str, set[Any]] = {"sample_ids": set(), "urls": set(), "hosts": set(), "sha256s": set(), "md5s": set()}
     for entry in entries:
         found[entry.kind].add(entry.value)
@@ -167,17 +166,17 @@ def _first_field(line: str, is_csv: bool) -> str:
     return text if "://" in first and not is_csv else first
 
 
-def entry_of(text: str) -> Entry | None:
+def entry_of(text: str) -> ExclusionEntry | None:
     """Tell what an entry is; None if it is none of the known forms."""
     if number := _ID.match(text):
         value = int(number[0])
-        return Entry("sample_ids", value) if -(1 << 63) <= value < 1 << 63 else None
+        return ExclusionEntry("sample_ids", value) if -(1 << 63) <= value < 1 << 63 else None
     if _HASH.fullmatch(text):
-        return Entry("sha256s" if len(text) == 64 else "md5s", text.lower())
+        return ExclusionEntry("sha256s" if len(text) == 64 else "md5s", text.lower())
     if "://" in text:
-        return Entry("urls", canonical_url(text)) if _URL.fullmatch(text) else None
+        return ExclusionEntry("urls", canonical_url(text)) if _URL.fullmatch(text) else None
     host = _host_entry(text)
-    return Entry("hosts", host) if host else None
+    return ExclusionEntry("hosts", host) if host else None
 
 
 def _host_entry(text: str) -> str:

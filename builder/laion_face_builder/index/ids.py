@@ -10,7 +10,6 @@ searched for in the sorted ids.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +21,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from laion_face_builder.errors import BadFile
-from laion_face_builder.files import Fingerprint, locked, make_fingerprint, remove_partials, stamped, written_whole
+from laion_face_builder.files import Fingerprint, make_fingerprint, remove_partials, stamped, written_whole
 from laion_face_builder.layout import ALL_PARTS, DataDir
+from laion_face_builder.log import logger
 from laion_face_builder.schema import IDS
 from laion_face_builder.sources import data_store
 from laion_face_builder.torch_pickle.float_lists import FloatList, load_lists
 
-log = logging.getLogger("laion_face")
 #: Bits of the significand: above 2**bits a float of that size no longer tells neighbouring ints apart.
 _EXACT = {2: 11, 4: 24, 8: 53}
 _WAY_OUT = "Check that it is laion_face_ids.pth, and fetch it again from its source."
@@ -40,21 +39,17 @@ def ids_fingerprint(part: int, source_version: str) -> Fingerprint:
 
 
 def write_ids(pth: Path, data: DataDir, parts: Sequence[int], source_version: str) -> None:
-    """Write the sample ids of each of `parts` that is not there yet with this fingerprint; one load serves all.
+    """Write the sample ids of `parts`; one load serves all. The caller holds the lock on the ids of all parts.
 
     Raises:
         UnsafePickle, BadFile: `pth` is not a list of ids for 32 parts; the message names the part and the value.
     """
-    with locked(data.ids(0).parent / "all"):
-        missing = [part for part in parts if lacks_ids(data, part, source_version)]
-        if not missing:
-            return
-        remove_partials(data.ids(0).parent)
-        log.info("reading the sample ids of %d parts from %s", len(missing), pth)
-        by_part = _by_part(pth, load_lists(pth))
-        for part in missing:
-            ids = sorted_ids(pth, part, by_part.pop(part))
-            _write(data.ids(part), ids, ids_fingerprint(part, source_version))
+    remove_partials(data.ids(0).parent)
+    logger.info("reading the sample ids of %d parts from %s", len(parts), pth)
+    by_part = _by_part(pth, load_lists(pth))
+    for part in parts:
+        ids = sorted_ids(pth, part, by_part.pop(part))
+        _write(data.ids(part), ids, ids_fingerprint(part, source_version))
 
 
 def lacks_ids(data: DataDir, part: int, source_version: str | None) -> bool:
@@ -83,7 +78,7 @@ def sorted_ids(pth: Path, part: int, values: object) -> np.ndarray:
     # Not np.unique: NumPy 2.3 made it a hash table, 60 times slower here than looking at neighbours.
     unique: np.ndarray = ids[np.append(True, ids[1:] != ids[:-1])[: len(ids)]]
     if doubled := len(ids) - len(unique):
-        log.warning("%s: part %d lists %d ids more than once", pth, part, doubled)
+        logger.warning("%s: part %d lists %d ids more than once", pth, part, doubled)
     return unique
 
 

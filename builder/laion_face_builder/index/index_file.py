@@ -32,6 +32,7 @@ from laion_face_builder.index.faces import FaceColumns, flat_columns
 from laion_face_builder.index.parquet_at import Cursor, ParquetAt
 from laion_face_builder.layout import row_group_bounds
 from laion_face_builder.schema import FACE, INDEX
+from laion_face_builder.shown import short
 from laion_face_builder.sources.hub import Token
 
 #: Columns that are worked out from `faces`: never read from a foreign file, which may have lost or changed it.
@@ -162,7 +163,7 @@ def _casted(column: pa.Array, kind: pa.DataType, name: str) -> pa.Array:
     try:
         return column if column.type == kind else column.cast(kind)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise Doubtful(f"column {name} of type {column.type}: {' '.join(str(error).split())[:200]}") from error
+        raise Doubtful(f"column {name} of type {column.type}: {short(error, 200)}") from error
 
 
 #: int64[k, 2]: first row and the row after the last of runs of rows, ascending.

@@ -10,7 +10,6 @@ Columns of whatever type are converted to the index's (ids, texts, sizes, number
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,8 +25,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from laion_face_builder.errors import BadFile
+from laion_face_builder.log import logger
 from laion_face_builder.parallel import in_order
 from laion_face_builder.schema import INDEX
+from laion_face_builder.shown import short
 
 #: From here on a float64 cannot tell neighbours apart, so no id of LAION's can be that large.
 ID_LIMIT = 2**53
@@ -249,7 +250,6 @@ def _bad_type(file: str, column: str, kind: pa.DataType, expected: str) -> BadFi
     )
 
 
-logger = logging.getLogger("laion_face")
 #: Rows a batch: some 10 MB of text. With more, Arrow asks for new memory each time, which costs more than decoding.
 BATCH_ROWS = 1 << 15
 #: The names that each column goes by; the first that is there wins. Each is matched in any case, blanks around it
@@ -421,7 +421,7 @@ def _reading(path: Path) -> Iterator[None]:
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise BadFile(
             path,
-            found=" ".join(str(error).split())[:200],
+            found=short(error, 200),
             expected="a whole Parquet file",
             way_out="Remove it and fetch it again, or name another copy with metadata=.",
         ) from error

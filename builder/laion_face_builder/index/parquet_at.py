@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from laion_face_builder.errors import BadFile, LaionFaceError, NotPrepared, SourceNotFound
 from laion_face_builder.files import digest, sha256_of
-from laion_face_builder.shown import harmless, in_one_line, shown
+from laion_face_builder.shown import harmless, short, shown
 from laion_face_builder.sources.fsspec_folder import filesystem_of
 from laion_face_builder.sources.hub import Token
 from laion_face_builder.sources.retrying import TransientError, retried
@@ -131,12 +131,12 @@ class ParquetAt:
         except FileNotFoundError as error:
             raise self._absent() from harmless(error)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise self.bad(in_one_line(error, 200)) from harmless(error)
+            raise self.bad(short(error, 200)) from harmless(error)
         except Exception as error:  # Every remote filesystem raises errors of its own libraries.
             if not (self._is_remote or isinstance(error, OSError)):
                 raise
             self.close()
-            found = in_one_line(f"{type(error).__name__}: {error}", 200)
+            found = short(f"{type(error).__name__}: {error}", 200)
             raise TransientError(found) if self._is_remote else self.bad(found) from harmless(error)
 
     def _absent(self) -> LaionFaceError:

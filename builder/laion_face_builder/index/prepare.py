@@ -9,11 +9,10 @@ works on a part, or on whole metadata, at a time; others wait and find it done.
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 
 from laion_face_builder import progress
-from laion_face_builder.distribute import Workers
+from laion_face_builder.distribute import TaskPool
 from laion_face_builder.errors import WorkerDied
 from laion_face_builder.files import locked, locked_if_free, remove_partials
 from laion_face_builder.index import steps
@@ -22,12 +21,11 @@ from laion_face_builder.index.prepare_plan import PartPlan, plan_parts
 from laion_face_builder.index.staged import staging_folder, written_by_now
 from laion_face_builder.index.steps import Contents, MakeIds, MakePart, StageFile, Steps
 from laion_face_builder.layout import DataDir
+from laion_face_builder.log import logger
 from laion_face_builder.parallel import cores, in_order
 from laion_face_builder.sources import data_store
 from laion_face_builder.sources.sources import Upstream
 from laion_face_builder.values import Range
-
-logger = logging.getLogger("laion_face")
 
 #: Files, and parts, worked on at the same time unless more are asked for.
 MOST_AT_ONCE = 4
@@ -74,7 +72,7 @@ def prepare(
             costs.say(here)
             costs.check_room(here, discard_sources, side_by_side)
             with _Crew(distributor or ("processes" if data.address else None), processes) as crew:
-                run = _Run(here, discard_sources, crew)
+                run = _Preparation(here, discard_sources, crew)
                 run.make_parts(run.make_ids(jobs))
         elif plans:
             logger.info("parts %s: prepared, nothing to do", ", ".join(str(plan.part) for plan in plans))
@@ -95,7 +93,7 @@ def at_once(processes: int | None) -> int:
     return processes or min(cores(), MOST_AT_ONCE)
 
 
-class _Run:
+class _Preparation:
     """One call of `prepare`."""
 
     def __init__(self, data: DataDir, discard: bool, crew: _Crew) -> None:
@@ -159,7 +157,7 @@ class _Crew:
         self.at_once = at_once(processes)
         # A cluster knows itself how much it can do.
         count = self.at_once if distributor == "processes" else processes
-        self._workers = Workers(distributor, count) if distributor is not None else None
+        self._workers = TaskPool(distributor, count) if distributor is not None else None
 
     def __enter__(self) -> _Crew:
         return self

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,12 +12,11 @@ from laion_face_builder.index.detections import faces_fingerprint
 from laion_face_builder.index.ids import ids_fingerprint
 from laion_face_builder.index.writer import index_fingerprint
 from laion_face_builder.layout import DataDir
+from laion_face_builder.log import logger
 from laion_face_builder.sources import data_store
 from laion_face_builder.sources.copied_file import RemoteFile
 from laion_face_builder.sources.metadata_kinds import Whole
 from laion_face_builder.sources.sources import Upstream
-
-logger = logging.getLogger("laion_face")
 
 
 @dataclass(frozen=True)

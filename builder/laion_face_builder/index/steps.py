@@ -5,7 +5,6 @@ A step knows its DATA_DIR and reads there what it needs; of one at an address it
 
 from __future__ import annotations
 
-import logging
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -20,16 +19,15 @@ from laion_face_builder import progress
 from laion_face_builder.files import locked, remove_partials
 from laion_face_builder.index.detections import write_faces
 from laion_face_builder.index.faces import FaceTable
-from laion_face_builder.index.ids import PartIds, write_ids
+from laion_face_builder.index.ids import PartIds, lacks_ids, write_ids
 from laion_face_builder.index.join import join
 from laion_face_builder.index.prepare_plan import PartPlan
 from laion_face_builder.index.staged import is_staged, rows_of_part, stage, staged_file, staged_fingerprint, staged_rows
 from laion_face_builder.index.writer import proof_path, write_index
 from laion_face_builder.layout import ALL_PARTS, DataDir
+from laion_face_builder.log import logger
 from laion_face_builder.sources import data_store
 from laion_face_builder.sources.copied_file import RemoteFile
-
-logger = logging.getLogger("laion_face")
 
 #: What the sources that a step has read contain, by name.
 Contents = dict[str, str]
@@ -89,8 +87,9 @@ class MakeIds(Steps):
                 path, content = self.read(self.job.id_list)
                 asked = {job.part for job in self.jobs}
                 parts = sorted(ALL_PARTS, key=lambda part: part in asked)
-                write_ids(path, data, parts, content)
-                for part in parts:
+                if missing := [part for part in parts if lacks_ids(data, part, content)]:
+                    write_ids(path, data, missing, content)
+                for part in missing:
                     data_store.send(data, data.ids(part))
             self.free([self.job.id_list])
         return {self.job.id_list.name: content}

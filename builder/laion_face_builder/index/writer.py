@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +14,6 @@ from laion_face_builder.index.join import Join
 from laion_face_builder.layout import row_group_bounds
 from laion_face_builder.parallel import in_order
 from laion_face_builder.schema import INDEX
-
-logger = logging.getLogger("laion_face")
 
 #: The rules that decide which rows there are: 1 kept every row of a repeated id, 2 is `index.join`.
 JOIN_VERSION = 2

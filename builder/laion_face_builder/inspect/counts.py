@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from laion_face_builder import progress
 from laion_face_builder.errors import OptionError
 from laion_face_builder.examples import parts
-from laion_face_builder.images import reasons
+from laion_face_builder.images.reasons import Reason
 from laion_face_builder.index.exclusion import Mask
 from laion_face_builder.index.filters import box_sides
 from laion_face_builder.index.reader import IndexPart
@@ -237,8 +237,8 @@ def _count_rows(stats: PartStats, rows: pa.Table, keep: Mask, size: int) -> None
 def _count_pictures(stats: PartStats, rows: pa.Table, keep: Mask, statuses: pa.Table) -> None:
     status = statuses["status"].combine_chunks().cast(pa.string())
     lengths = _floats(statuses["length"])
-    usable = _mask(pc.equal(status, reasons.OK))
-    asked = ~_mask(pc.is_in(status, value_set=pa.array([reasons.FILTERED, reasons.NOT_DOWNLOADED]))) & keep
+    usable = _mask(pc.equal(status, Reason.OK))
+    asked = ~_mask(pc.is_in(status, value_set=pa.array([Reason.FILTERED, Reason.NOT_DOWNLOADED]))) & keep
     stats.pictures.add(Kept(int(usable.sum()), int((usable & keep).sum())))
     stats.picture_bytes.add(Kept(float(np.nansum(lengths[usable])), float(np.nansum(lengths[usable & keep]))))
     stats.asked += int(asked.sum())

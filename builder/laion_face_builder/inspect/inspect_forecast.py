@@ -15,7 +15,7 @@ from laion_face_builder.download.adopt import unseen
 from laion_face_builder.download.plan import planned
 from laion_face_builder.examples import parts
 from laion_face_builder.forecast import Amount, Disk, Forecast, Step
-from laion_face_builder.images import reasons
+from laion_face_builder.images.reasons import Reason
 from laion_face_builder.inspect.counts import refuse_download
 from laion_face_builder.inspect.show import Sheet, files_of
 from laion_face_builder.options import IMAGE_MODES, Options
@@ -103,11 +103,11 @@ class _Seen:
         """Mark the rows, bool[n], whose picture is asked for or there; without pictures all that pass the filters."""
         if self.opened.is_fetched:
             return pc.is_null(status)
-        passing = pc.fill_null(pc.not_equal(status, reasons.FILTERED), True)
+        passing = pc.fill_null(pc.not_equal(status, Reason.FILTERED), True)
         if self.opened.pictures is None:
             return passing
         stored = pq.read_table(self.opened.pictures.sidecar, columns=["status"])["status"].slice(start, stop - start)
-        return pc.and_(passing, pc.equal(stored, reasons.OK).combine_chunks())
+        return pc.and_(passing, pc.equal(stored, Reason.OK).combine_chunks())
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -19,10 +18,9 @@ from laion_face_builder.files import written_whole
 from laion_face_builder.images.modes import to_rgb
 from laion_face_builder.inspect.contact_sheet import contact_sheet
 from laion_face_builder.inspect.sheet import THUMBNAIL, sheet
+from laion_face_builder.log import logger
 from laion_face_builder.options import Options
 from laion_face_builder.values import Range
-
-logger = logging.getLogger("laion_face")
 
 MOST_EXAMPLES = 500
 _SUFFIXES = {".png": (".png",), ".html": (".html",), ".htm": (".htm",), "": (".png", ".html")}

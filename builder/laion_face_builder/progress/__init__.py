@@ -21,9 +21,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from contextvars import ContextVar
 from typing import Any
 
+from laion_face_builder.log import logger
 from laion_face_builder.progress.base import Bar
-
-logger = logging.getLogger("laion_face")
 
 _quiet = False
 #: Where the job stands here: "part 3 of 13". Each thread has its own.

@@ -6,7 +6,6 @@ at that pace. What is done within a minute says nothing.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import deque
@@ -15,9 +14,8 @@ from typing import Any
 
 from laion_face_builder.files import human_size
 from laion_face_builder.forecast import duration
+from laion_face_builder.log import logger
 from laion_face_builder.progress.base import Bar
-
-logger = logging.getLogger("laion_face")
 
 #: Seconds from one line to the next, and the lines over which the pace is taken.
 INTERVAL, _LINES = 60.0, 10

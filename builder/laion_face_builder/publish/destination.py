@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
-
 from laion_face_builder.errors import OptionError
 from laion_face_builder.publish.hub_target import HubDestination
 from laion_face_builder.publish.targets import Destination, FolderDestination, is_folder
 from laion_face_builder.sources.hub import Token, checked_token
+from laion_face_builder.sources.metadata_places import is_hub_id
 from laion_face_builder.values import absolute
-
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
 def destination_at(
@@ -33,6 +30,6 @@ def destination_at(
         if unfit := [name for name, value in given.items() if value]:
             raise OptionError(f"{target} is a folder: {', '.join(unfit)} only go with a Hub id like owner/name")
         return FolderDestination(absolute(target))
-    if not _HUB_ID.fullmatch(target):
+    if not is_hub_id(target):
         raise OptionError(f"{target!r} is neither a Hub id (owner/name) nor a folder that is there; write ./{target}")
     return HubDestination(target, private=private, revision=revision or "main", token=checked_token(token))

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from laion_face_builder import progress
 from laion_face_builder.errors import LaionFaceError, OptionError, PublishError, SourceError, StateConflict
-from laion_face_builder.publish.targets import Held, Outgoing, missing, problems
-from laion_face_builder.shown import harmless
+from laion_face_builder.publish.targets import OutgoingFile, PublishedFile, missing, problems
+from laion_face_builder.shown import harmless, short
 from laion_face_builder.sources.hashes import git_hash
-from laion_face_builder.sources.hub import Token, in_our_words, short, status_of
+from laion_face_builder.sources.hub import Token, in_our_words, status_of
 from laion_face_builder.sources.retrying import TransientError, retried
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class _Head:
     """A branch at one moment: its commit and the files in it; None and {} where there is no such repo or branch."""
 
     commit: str | None
-    held: dict[str, Held]
+    held: dict[str, PublishedFile]
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class HubDestination:
                 f"--revision {self.revision} is a commit, which stays as it is; give the name of a branch"
             )
 
-    def listing(self) -> dict[str, Held]:
+    def listing(self) -> dict[str, PublishedFile]:
         """List every file but hidden ones such as .gitattributes, which is the Hub's own.
 
         Raises:
@@ -116,7 +116,7 @@ class HubDestination:
         """
         return self._head().held
 
-    def send(self, files: Sequence[Outgoing], message: str) -> int:
+    def send(self, files: Sequence[OutgoingFile], message: str) -> int:
         """Upload and commit what is not there yet; no commit if all is. 429, 5xx and cut connections are retried.
 
         Returns:
@@ -137,7 +137,7 @@ class HubDestination:
             self._commit(lambda held: [additions[file.name] for file in missing(left, held)], left, message)
         return sum(file.size for file in left)
 
-    def lacks(self, files: Sequence[Outgoing]) -> list[Outgoing]:
+    def lacks(self, files: Sequence[OutgoingFile]) -> list[OutgoingFile]:
         """Give those that are not there, by the sizes and hashes that the Hub states.
 
         Raises:
@@ -153,12 +153,12 @@ class HubDestination:
         """
         from huggingface_hub import CommitOperationDelete
 
-        def plan(held: dict[str, Held]) -> list[Any]:
+        def plan(held: dict[str, PublishedFile]) -> list[Any]:
             return [CommitOperationDelete(name, is_folder=False) for name in sorted(held.keys() & set(names))]
 
         self._commit(plan, (), message)
 
-    def check(self, files: Sequence[Outgoing]) -> list[str]:
+    def check(self, files: Sequence[OutgoingFile]) -> list[str]:
         """List problems, one line each: list the repo again and compare sizes and the hashes that the Hub states.
 
         Raises:
@@ -196,7 +196,9 @@ class HubDestination:
             )
         tree = self._api.list_repo_tree(self.repo, recursive=True, revision=about.sha, repo_type="dataset")
         files = [entry for entry in tree if isinstance(entry, RepoFile) and not entry.path.startswith(".")]
-        held = {file.path: Held(file.size, file.lfs.sha256 if file.lfs else None, file.blob_id) for file in files}
+        held = {
+            file.path: PublishedFile(file.size, file.lfs.sha256 if file.lfs else None, file.blob_id) for file in files
+        }
         return _Head(about.sha, held)
 
     def _made(self) -> _Head:
@@ -213,17 +215,17 @@ class HubDestination:
         return self._asked(self._look)
 
     @staticmethod
-    def _stated(files: Sequence[Outgoing], head: _Head) -> dict[str, Held]:
+    def _stated(files: Sequence[OutgoingFile], head: _Head) -> dict[str, PublishedFile]:
         """List what is there, with the SHA-256 of small files too if git's hash shows that they are ours."""
         held = dict(head.held)
         for file in files:
             there = held.get(file.name)
             comparable = there and there.sha256 is None and there.size == file.size and file.path.is_file()
             if there and comparable and there.git_sha1 == git_hash(file.path):
-                held[file.name] = Held(there.size, file.sha256, there.git_sha1)
+                held[file.name] = PublishedFile(there.size, file.sha256, there.git_sha1)
         return held
 
-    def _upload(self, files: Sequence[Outgoing], additions: dict[str, Any], message: str) -> None:
+    def _upload(self, files: Sequence[OutgoingFile], additions: dict[str, Any], message: str) -> None:
         """Upload file by file, so that a failure costs one file only; small ones travel in the commit."""
         upload = partial(self._api.preupload_lfs_files, repo_type="dataset", revision=self.revision)
         total = sum(file.size for file in files)
@@ -234,7 +236,9 @@ class HubDestination:
                     raise file.changed(sent)
                 bar.update(file.size)
 
-    def _commit(self, plan: Callable[[dict[str, Held]], list[Any]], files: Sequence[Outgoing], message: str) -> None:
+    def _commit(
+        self, plan: Callable[[dict[str, PublishedFile]], list[Any]], files: Sequence[OutgoingFile], message: str
+    ) -> None:
         """Commit what `plan` makes of what is there; a retry lists the repo and plans anew."""
 
         def once() -> None:

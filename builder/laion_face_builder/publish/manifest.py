@@ -22,6 +22,7 @@ from typing import Any, Literal
 from laion_face_builder.errors import BadFile
 from laion_face_builder.files import Fingerprint
 from laion_face_builder.layout import CONFIG_PARTS
+from laion_face_builder.shown import short
 
 MANIFEST = "laion_face_manifest.json"
 CROISSANT = "croissant.json"
@@ -113,7 +114,7 @@ class Manifest:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise BadFile(
                 f"{place}/{MANIFEST}",
-                found=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
+                found=short(f"{type(error).__name__}: {error}", 200),
                 expected=f"a manifest of format {MANIFEST_FORMAT}",
                 way_out="Publish to a new place, or use the version of laion-face that published this one.",
             ) from error

@@ -7,13 +7,13 @@ on.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from laion_face_builder import progress
 from laion_face_builder.errors import LaionFaceError, StateConflict
 from laion_face_builder.files import human_size
+from laion_face_builder.log import logger
 from laion_face_builder.options import Options
 from laion_face_builder.publish.card import card_of
 from laion_face_builder.publish.croissant import croissant_of
@@ -22,10 +22,8 @@ from laion_face_builder.publish.manifest import CARD, CROISSANT, MANIFEST, PREVI
 from laion_face_builder.publish.published_files import check_preview
 from laion_face_builder.publish.request import PublishRequest, check_rights, check_room, options_of
 from laion_face_builder.publish.staging import Staging, made_examples, made_index, made_preview
-from laion_face_builder.publish.targets import Destination, Held, Outgoing, Place, is_folder
+from laion_face_builder.publish.targets import Destination, OutgoingFile, PublishedFile, PublishedPlace, is_folder
 from laion_face_builder.values import absolute
-
-logger = logging.getLogger("laion_face")
 
 
 def publish(request: PublishRequest) -> Manifest:
@@ -67,7 +65,7 @@ class _Job:
     def __init__(self, request: PublishRequest, options: Options, destination: Destination, staging: Staging) -> None:
         self._request, self._options, self._destination, self._staging = request, options, destination, staging
         self._held = holdings(destination.listing())
-        self._waiting: list[Outgoing] = []
+        self._waiting: list[OutgoingFile] = []
         self._sent = 0
 
     def run(self, there: Manifest | None) -> Manifest:
@@ -105,7 +103,7 @@ class _Job:
         for entry, path in made:
             # Of what is here too, the target itself tells best whether it has it: it compares the bytes.
             if not self._is_held(entry) or path.exists():
-                self._waiting.append(Outgoing(entry.name, path, entry.size, entry.sha256))
+                self._waiting.append(OutgoingFile(entry.name, path, entry.size, entry.sha256))
                 if sum(file.size for file in self._waiting) >= self._request.batch_bytes:
                     self._flush()
             yield entry
@@ -125,22 +123,24 @@ class _Job:
             self._held[file.name] = (file.size, file.sha256)
         self._waiting = []
 
-    def _about(self, manifest: Manifest) -> list[Outgoing]:
+    def _about(self, manifest: Manifest) -> list[OutgoingFile]:
         return [self._text(name, text) for name, text in texts_about(self._request, manifest).items()]
 
-    def _text(self, name: str, text: str) -> Outgoing:
+    def _text(self, name: str, text: str) -> OutgoingFile:
         path = self._staging.path("about") / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-        return Outgoing.of(name, path)
+        return OutgoingFile.of(name, path)
 
     def _remove(self, manifest: Manifest) -> None:
         """Remove files that an earlier publish left, finished or not, and that the card does not name."""
         if stale := stale_of(self._held, manifest.entries):
             self._destination.remove(stale, "Remove what is no longer published")
 
-    def _check(self, manifest: Manifest, about: Sequence[Outgoing]) -> None:
-        entries = [Outgoing(e.name, self._staging.path(e.name), e.size, e.sha256) for e in manifest.entries.values()]
+    def _check(self, manifest: Manifest, about: Sequence[OutgoingFile]) -> None:
+        entries = [
+            OutgoingFile(e.name, self._staging.path(e.name), e.size, e.sha256) for e in manifest.entries.values()
+        ]
         problems = self._destination.check([*entries, *about])
         if problems:
             raise LaionFaceError(
@@ -162,7 +162,7 @@ class _Job:
 Holdings = Mapping[str, tuple[int, str | None]]
 
 
-def holdings(listing: Mapping[str, Held]) -> dict[str, tuple[int, str | None]]:
+def holdings(listing: Mapping[str, PublishedFile]) -> dict[str, tuple[int, str | None]]:
     """Give size and SHA-256 of what the target has, by name."""
     return {name: (held.size, held.sha256) for name, held in listing.items()}
 
@@ -189,7 +189,7 @@ def texts_about(request: PublishRequest, manifest: Manifest) -> dict[str, str]:
 
 
 def _already_there(request: PublishRequest) -> Manifest | None:
-    there = Place.at(request.target, request.revision, request.token).manifest()
+    there = PublishedPlace.at(request.target, request.revision, request.token).manifest()
     if there is not None and there.kind != request.kind:
         has = {"index": "the index without pictures", "examples": "parts with pictures"}[there.kind]
         raise StateConflict(f"{request.target}: holds {has}. Publish to another place, or empty that one first.")

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from laion_face_builder.forecast import Amount, Disk, Forecast, Step
-from laion_face_builder.images import reasons
+from laion_face_builder.images.reasons import Reason
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.options import Options
 from laion_face_builder.publish.manifest import (
@@ -37,7 +37,7 @@ from laion_face_builder.publish.publish import (
 from laion_face_builder.publish.published_files import examples_fingerprint, pictured_parts
 from laion_face_builder.publish.request import PublishRequest
 from laion_face_builder.publish.staging import Staging, known_examples, known_index, known_preview
-from laion_face_builder.publish.targets import Destination, Held, Outgoing, Place, is_folder
+from laion_face_builder.publish.targets import Destination, OutgoingFile, PublishedFile, PublishedPlace, is_folder
 from laion_face_builder.sources.hashes import git_hash_of
 
 
@@ -154,25 +154,27 @@ def _preview_size(options: Options, rows: int) -> Amount:
     size = 0
     for part in pictured_parts(options):
         table = pq.read_table(options.data.sidecar(part), columns=["status", "length"])
-        lengths = table.filter(pc.equal(table["status"], reasons.OK))["length"].slice(0, rows)
+        lengths = table.filter(pc.equal(table["status"], Reason.OK))["length"].slice(0, rows)
         size, rows = size + int(pc.sum(lengths).as_py() or 0), rows - len(lengths)
     return Amount(size, is_exact=False)
 
 
-def _lacking(files: Sequence[_File], held: Holdings, listing: Mapping[str, Held], destination: Destination) -> set[str]:
+def _lacking(
+    files: Sequence[_File], held: Holdings, listing: Mapping[str, PublishedFile], destination: Destination
+) -> set[str]:
     """Name the files that would be sent, as `publish._Job` and the destination itself decide."""
     certain = {file.name for file in files if file.is_made or (not file.entry and _size_of(listing, file) is None)}
     asked = [
-        Outgoing(file.name, file.path, file.entry.size, file.entry.sha256)
+        OutgoingFile(file.name, file.path, file.entry.size, file.entry.sha256)
         if file.entry
-        else Outgoing.of(file.name, file.path)
+        else OutgoingFile.of(file.name, file.path)
         for file in files
         if file.name not in certain and (file.entry is None or not holds(held, file.entry) or file.path.exists())
     ]
     return {*certain, *(file.name for file in destination.lacks(asked))}
 
 
-def _size_of(listing: Mapping[str, Held], file: _File) -> int | None:
+def _size_of(listing: Mapping[str, PublishedFile], file: _File) -> int | None:
     """Give the file's size if the target has one of the same size, else None: then bytes need not be compared."""
     there = listing.get(file.name)
     return there.size if there and there.size == file.size.count else None
@@ -184,14 +186,14 @@ def _step(file: _File, lacking: set[str]) -> Step:
 
 
 def _texts(
-    request: PublishRequest, kept: Mapping[str, Entry], files: Sequence[_File], listing: Mapping[str, Held]
+    request: PublishRequest, kept: Mapping[str, Entry], files: Sequence[_File], listing: Mapping[str, PublishedFile]
 ) -> Iterator[Step]:
     """Forecast manifest, Croissant and card. What they say is known only if every file is."""
     entries = {file.name: file.entry for file in files if file.entry is not None}
     if len(entries) < len(files):
         yield from (Step(name, "sent", "some kB") for name in (MANIFEST, CROISSANT, CARD))
         return
-    place = Place.at(request.target, request.revision, request.token)
+    place = PublishedPlace.at(request.target, request.revision, request.token)
     for name, text in texts_about(request, Manifest(request.kind, {**kept, **entries})).items():
         if _is_same(listing.get(name), text.encode(), place, name):
             yield Step(name, "used as it is", size=Amount(len(text.encode())))
@@ -199,7 +201,7 @@ def _texts(
             yield Step(name, "sent", size=Amount(len(text.encode())))
 
 
-def _is_same(there: Held | None, text: bytes, place: Place, name: str) -> bool:
+def _is_same(there: PublishedFile | None, text: bytes, place: PublishedPlace, name: str) -> bool:
     if there is None or there.size != len(text):
         return False
     if there.sha256 is not None:

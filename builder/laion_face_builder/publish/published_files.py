@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -33,16 +32,19 @@ from laion_face_builder.errors import BadFile, NotPrepared, PictureError
 from laion_face_builder.examples import parts
 from laion_face_builder.examples.example import Example, Row
 from laion_face_builder.examples.report import Tally
-from laion_face_builder.examples.walk import Plan, Position, Shard, Step, walk
+from laion_face_builder.examples.walk import MarkedRow, Plan, Position, Shard, walk
 from laion_face_builder.files import Fingerprint, make_fingerprint, read_fingerprint, sha256_of, stamped, written_whole
 from laion_face_builder.images import pictures
+from laion_face_builder.images.reasons import Reason
 from laion_face_builder.index.faces import flat_columns
 from laion_face_builder.index.filters import Filters
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.layout import row_group_bounds
+from laion_face_builder.log import logger
 from laion_face_builder.options import Options
 from laion_face_builder.publish.manifest import Entry
 from laion_face_builder.schema import EXAMPLE_COLUMNS, INDEX
+from laion_face_builder.shown import short
 
 _IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
 _OWN = {
@@ -97,7 +99,7 @@ def measured(path: Path, name: str, part: int, rows: tuple[int, int]) -> Entry:
     except (pa.ArrowInvalid, OSError, KeyError) as error:
         raise BadFile(
             path,
-            found=" ".join(str(error).split())[:200],
+            found=short(error, 200),
             expected="a whole Parquet file",
             way_out="Move it away and run `laion-face prepare` again.",
         ) from error
@@ -126,9 +128,6 @@ def viewer_faults(path: Path) -> list[str]:
         if without:
             faults.append(f"row group {group} has no page index for {', '.join(without)}")
     return faults
-
-
-logger = logging.getLogger("laion_face")
 
 
 def published_fingerprint(index: IndexPart, filters: Filters) -> Fingerprint:
@@ -237,7 +236,7 @@ class PartExamples:
         return stop
 
 
-def example_steps(options: Options, part: int, first: int) -> Iterator[Step]:
+def example_steps(options: Options, part: int, first: int) -> Iterator[MarkedRow]:
     """Yield the part's rows from `first` on, as steps that can make examples."""
     plan = Plan(replace(options, parts=(part,), on_error="null"), None)
     yield from walk(plan, [Shard(part, 0, 1)], Position(0, first), Tally(None))
@@ -252,7 +251,7 @@ def checked_example(row: Row, max_pixels: int) -> Example | None:
         found = pictures.inspect(example["image"]["bytes"], max_pixels=max_pixels)
         if found.orientation == 1:
             return example
-        raise PictureError("turned", f"orientation {found.orientation}")
+        raise PictureError(Reason.TURNED, f"orientation {found.orientation}")
     except PictureError as error:
         logger.warning("sample %d: published without its picture: %s", example["sample_id"], error)
         return row.maker.without_picture(row.batch[row.place])
@@ -269,7 +268,7 @@ def as_table(examples: list[Example]) -> pa.Table:
     return pa.table(columns, schema=EXAMPLES)
 
 
-def _groups(steps: Iterator[Step], rows: int, bounds: Bounds, max_pixels: int) -> Iterator[Group]:
+def _groups(steps: Iterator[MarkedRow], rows: int, bounds: Bounds, max_pixels: int) -> Iterator[Group]:
     """Yield row groups within bounds; at least one, so that a part without rows is a file too."""
     held: list[Example] = []
     size, stop = 0, 0
@@ -286,7 +285,7 @@ def _groups(steps: Iterator[Step], rows: int, bounds: Bounds, max_pixels: int) -
     yield Group(as_table(held), rows)
 
 
-def _with_progress(steps: Iterator[Step], rows: int) -> Iterator[Step]:
+def _with_progress(steps: Iterator[MarkedRow], rows: int) -> Iterator[MarkedRow]:
     with progress.bar("pictures", rows, "row") as bar:
         for step in steps:
             bar.advance_to(step.row.number + 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 from dataclasses import dataclass, field
 
@@ -12,14 +11,13 @@ import pyarrow.parquet as pq
 from laion_face_builder.errors import LaionFaceError, NotPrepared, OptionError
 from laion_face_builder.files import human_size
 from laion_face_builder.layout import ALL_PARTS, DataDir
+from laion_face_builder.log import logger
 from laion_face_builder.options import OptionFields, Options
 from laion_face_builder.publish.manifest import Kind
 from laion_face_builder.publish.published_files import MOST_ROWS, Bounds
 from laion_face_builder.publish.targets import is_folder
 from laion_face_builder.sources.hub import Token
 from laion_face_builder.values import Range
-
-logger = logging.getLogger("laion_face")
 
 
 @dataclass(frozen=True)

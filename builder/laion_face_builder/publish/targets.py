@@ -1,14 +1,14 @@
 """Publish to a place and read it again: the interface of all places, and the one that is a folder.
 
 FOLDER/
-  README.md, data/part-00000.parquet, …   under the names of the `Outgoing`s
+  README.md, data/part-00000.parquet, …   under the names of the `OutgoingFile`s
   .publish.lock                           two publishers never write here at once
   data/.part-00000.parquet.….partial      a copy that was going on when its process was killed; the next send removes it
 
 A copy is hashed while it is made, synced and renamed: a file under its final name has the bytes that were to be sent.
 
     place = destination.destination_at("owner/laion-face", private=True)
-    place.send([Outgoing.of("data/part-00000.parquet", path)], "Add part 0")
+    place.send([OutgoingFile.of("data/part-00000.parquet", path)], "Add part 0")
     assert place.check(everything) == []
 
 An interrupted publish can simply be run again: what stands there whole, by size and SHA-256, is not sent again, and
@@ -36,7 +36,7 @@ from laion_face_builder.errors import BadFile, DiskError, OptionError, PublishEr
 from laion_face_builder.files import locked, remove_partials, sha256_of, written_whole
 from laion_face_builder.progress.base import Bar
 from laion_face_builder.publish.manifest import MANIFEST, Manifest
-from laion_face_builder.shown import harmless, in_one_line
+from laion_face_builder.shown import harmless, short
 from laion_face_builder.sources.fsspec_folder import filesystem_of
 from laion_face_builder.sources.hub import HubRepo, Token
 from laion_face_builder.sources.retrying import TransientError, retried
@@ -44,7 +44,7 @@ from laion_face_builder.values import absolute
 
 
 @dataclass(frozen=True)
-class Outgoing:
+class OutgoingFile:
     """One local file that is to stand in the published place.
 
     Args:
@@ -65,7 +65,7 @@ class Outgoing:
             raise OptionError(f"{self.name!r} is no name of a published file; expected a path like data/x.parquet")
 
     @classmethod
-    def of(cls, name: str, path: Path) -> Outgoing:
+    def of(cls, name: str, path: Path) -> OutgoingFile:
         """Measure and hash the file at `path`, to be sent as `name`: 1.5 GB take about a second.
 
         Raises:
@@ -81,7 +81,7 @@ class Outgoing:
 
 
 @dataclass(frozen=True)
-class Held:
+class PublishedFile:
     """One file that stands in the published place.
 
     Args:
@@ -95,7 +95,7 @@ class Held:
     git_sha1: str | None = None
 
 
-def missing(files: Sequence[Outgoing], held: Mapping[str, Held]) -> list[Outgoing]:
+def missing(files: Sequence[OutgoingFile], held: Mapping[str, PublishedFile]) -> list[OutgoingFile]:
     """Give those of `files` that are not among `held`, by name, size and SHA-256, in their order.
 
     Raises:
@@ -107,7 +107,7 @@ def missing(files: Sequence[Outgoing], held: Mapping[str, Held]) -> list[Outgoin
     return [file for file in files if problem(file, held.get(file.name))]
 
 
-def problem(file: Outgoing, held: Held | None) -> str | None:
+def problem(file: OutgoingFile, held: PublishedFile | None) -> str | None:
     """Say in one line how `held` differs from `file`; None if it does not."""
     if held is None:
         return f"{file.name}: is not there"
@@ -119,7 +119,7 @@ def problem(file: Outgoing, held: Held | None) -> str | None:
     return None
 
 
-def problems(files: Sequence[Outgoing], held: Mapping[str, Held]) -> list[str]:
+def problems(files: Sequence[OutgoingFile], held: Mapping[str, PublishedFile]) -> list[str]:
     """List every `problem` of `files`, in their order."""
     return [line for file in files if (line := problem(file, held.get(file.name)))]
 
@@ -127,11 +127,11 @@ def problems(files: Sequence[Outgoing], held: Mapping[str, Held]) -> list[str]:
 class Destination(Protocol):
     """A published place. All methods raise a LaionFaceError that says what to do."""
 
-    def listing(self) -> dict[str, Held]:
+    def listing(self) -> dict[str, PublishedFile]:
         """List what is there now, by name; {} if the place does not exist yet."""
         ...
 
-    def send(self, files: Sequence[Outgoing], message: str) -> int:
+    def send(self, files: Sequence[OutgoingFile], message: str) -> int:
         """Send those files that are not there yet, by size and SHA-256, in one commit; make the place if need be.
 
         Args:
@@ -143,7 +143,7 @@ class Destination(Protocol):
         """
         ...
 
-    def lacks(self, files: Sequence[Outgoing]) -> list[Outgoing]:
+    def lacks(self, files: Sequence[OutgoingFile]) -> list[OutgoingFile]:
         """Give those of `files` that `send` would send; nothing is made or changed."""
         ...
 
@@ -151,7 +151,7 @@ class Destination(Protocol):
         """Remove files of an earlier publish, in one commit; names that are not there are skipped."""
         ...
 
-    def check(self, files: Sequence[Outgoing]) -> list[str]:
+    def check(self, files: Sequence[OutgoingFile]) -> list[str]:
         """List problems, one line each: a file missing, of another size or of another SHA-256; [] if all is well.
 
         Args:
@@ -170,7 +170,7 @@ def is_folder(target: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Place:
+class PublishedPlace:
     """Where published files are read from.
 
     Args:
@@ -182,7 +182,7 @@ class Place:
     repo: HubRepo | None
 
     @classmethod
-    def at(cls, target: str, revision: str | None = None, token: Token = None) -> Place:
+    def at(cls, target: str, revision: str | None = None, token: Token = None) -> PublishedPlace:
         """Give the place that `target` means, as `destination.destination_at` understands it."""
         if is_folder(target):
             return cls(absolute(target), None)
@@ -258,7 +258,7 @@ def _asked(ask: Any, address: str, token: Token) -> Any:
         try:
             return ask(system, path)
         except Exception as error:  # Every filesystem raises errors of its own libraries.
-            raise TransientError(in_one_line(f"{type(error).__name__}: {error}", 200)) from harmless(error)
+            raise TransientError(short(f"{type(error).__name__}: {error}", 200)) from harmless(error)
 
     return retried(attempt, address)
 
@@ -272,13 +272,13 @@ class FolderDestination:
 
     path: Path
 
-    def listing(self) -> dict[str, Held]:
+    def listing(self) -> dict[str, PublishedFile]:
         """List every file but hidden ones, with its size alone: to hash a whole published set takes a minute."""
         found = (file.relative_to(self.path) for file in sorted(self.path.rglob("*")) if file.is_file())
         shown = [name for name in found if not any(part.startswith(".") for part in name.parts)]
-        return {name.as_posix(): Held((self.path / name).stat().st_size) for name in shown}
+        return {name.as_posix(): PublishedFile((self.path / name).stat().st_size) for name in shown}
 
-    def send(self, files: Sequence[Outgoing], message: str) -> int:
+    def send(self, files: Sequence[OutgoingFile], message: str) -> int:
         """Copy what is not there yet, the README last, since it names the others.
 
         Raises:
@@ -295,7 +295,7 @@ class FolderDestination:
                     self._copy(file, bar)
         return total
 
-    def lacks(self, files: Sequence[Outgoing]) -> list[Outgoing]:
+    def lacks(self, files: Sequence[OutgoingFile]) -> list[OutgoingFile]:
         """Give those that are not there, or have other bytes; files of the same name and size are read."""
         return missing(files, self._measured(files))
 
@@ -313,18 +313,18 @@ class FolderDestination:
                         break
                     folder.rmdir()
 
-    def check(self, files: Sequence[Outgoing]) -> list[str]:
+    def check(self, files: Sequence[OutgoingFile]) -> list[str]:
         """List problems, one line each; every file is read again."""
         return problems(files, self._measured(files))
 
-    def _measured(self, files: Sequence[Outgoing]) -> dict[str, Held]:
+    def _measured(self, files: Sequence[OutgoingFile]) -> dict[str, PublishedFile]:
         """List what is there, with the SHA-256 of those of `files` whose size is right."""
         held = self.listing()
         same = [file.name for file in files if file.name in held and held[file.name].size == file.size]
         reading = progress.bar("check", len(same), "file").counting(same)
-        return held | {name: Held(held[name].size, sha256_of(self.path / name)) for name in reading}
+        return held | {name: PublishedFile(held[name].size, sha256_of(self.path / name)) for name in reading}
 
-    def _copy(self, file: Outgoing, bar: Bar) -> None:
+    def _copy(self, file: OutgoingFile, bar: Bar) -> None:
         hasher = hashlib.sha256()
         with written_whole(self.path / file.name) as partial:
             with file.path.open("rb") as source, partial.open("wb") as copy:

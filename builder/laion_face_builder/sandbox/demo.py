@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from laion_face_builder.errors import LaionFaceError, OptionError
 from laion_face_builder.files import human_size
 from laion_face_builder.forecast import Amount, Disk, Forecast, Step
+from laion_face_builder.images.reasons import Reason
 from laion_face_builder.layout import DataDir
 from laion_face_builder.parallel import python
 from laion_face_builder.sandbox import Sandbox
@@ -202,13 +203,13 @@ def _figures(box: Sandbox, outcome: Outcome) -> dict[str, Any]:
     return {
         "metadata_rows": box.content.rows_read_for(PARTS),
         "rows": {"came_out": outcome.statuses.total(), "put_in": len(true)},
-        "usable": {"came_out": outcome.statuses["ok"], "put_in": len(usable)},
+        "usable": {"came_out": outcome.statuses[Reason.OK], "put_in": len(usable)},
         "from_arrow": {"came_out": arrow["examples"], "put_in": len(usable)},
         "streamed": {"came_out": stream["examples"], "put_in": len(usable)},
         "same_order": arrow["ids"] == stream["ids"],
         "faces": {"came_out": arrow["faces"], "put_in": sum(len(truth.faces) for truth in usable)},
         "failed": {
-            "came_out": {reason: count for reason, count in outcome.statuses.most_common() if reason != "ok"},
+            "came_out": {reason: count for reason, count in outcome.statuses.most_common() if reason != Reason.OK},
             "put_in": dict(Counter(truth.fate for truth in true if not truth.ok).most_common()),
         },
         "seconds": {**outcome.seconds, "first streamed example after": stream["first"]},

@@ -20,7 +20,7 @@ _LFS_SUFFIXES = (".bin", ".jpg", ".parquet", ".png", ".pt", ".pth", ".tar", ".we
 
 
 @dataclass(frozen=True)
-class HubFile:
+class ServedFile:
     """One file of a commit. `lfs`: whether the commit said that it is in LFS; None means as its name says."""
 
     path: str
@@ -62,7 +62,7 @@ class HubFile:
 
 
 @dataclass
-class HubRepo:
+class ServedRepo:
     """A dataset repo: commits by their sha, and branches that point to them.
 
     `objects` are the LFS objects that were uploaded, by SHA-256, committed or not; `messages` those of its commits.
@@ -72,15 +72,15 @@ class HubRepo:
     gated: bool = False
     private: bool = False
     objects: dict[str, bytes] = field(default_factory=dict, repr=False)
-    commits: dict[str, dict[str, HubFile]] = field(default_factory=dict)
+    commits: dict[str, dict[str, ServedFile]] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     messages: dict[str, str] = field(default_factory=dict)
 
     def commit(self, files: Mapping[str, bytes | Path], branch: str = "main") -> str:
         """Add or replace files on top of `branch`; return the new commit's sha."""
-        return self.commit_files([HubFile(path, content) for path, content in files.items()], (), branch)
+        return self.commit_files([ServedFile(path, content) for path, content in files.items()], (), branch)
 
-    def commit_files(self, files: Iterable[HubFile], removed: Iterable[str], branch: str) -> str:
+    def commit_files(self, files: Iterable[ServedFile], removed: Iterable[str], branch: str) -> str:
         """Take the `removed` paths out of `branch`, add or replace `files`; return the new commit's sha."""
         removed = set(removed)
         before = self.commits.get(self.branches.get(branch, ""), {})
@@ -95,7 +95,7 @@ class HubRepo:
         """Return the commit that a branch or a sha means."""
         return self.branches.get(revision) or (revision if revision in self.commits else None)
 
-    def tree(self, revision: str) -> dict[str, HubFile]:
+    def tree(self, revision: str) -> dict[str, ServedFile]:
         """Return the files of a revision by path."""
         return self.commits[self.sha(revision) or ""]
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from laion_face_builder.sandbox.hub_repos import HubFile, HubRepo, Refused, json_answer
+from laion_face_builder.sandbox.hub_repos import Refused, ServedFile, ServedRepo, json_answer
 from laion_face_builder.sandbox.serving import Answer, Request
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ _GITATTRIBUTES = b"*.parquet filter=lfs diff=lfs merge=lfs -text\n"
 class Upload:
     """An LFS object on its way: the bytes of each part that came, by number from 1; one part if it is not multipart."""
 
-    repo: HubRepo
+    repo: ServedRepo
     oid: str
     size: int
     chunk: int | None
@@ -59,7 +59,7 @@ def _create_repo(hub: Hub, request: Request) -> Answer:
         taken = repo_id in hub.repos
         if not taken:
             private = bool(asked.get("private")) or asked.get("visibility") == "private"
-            hub.repos[repo_id] = repo = HubRepo(repo_id, private=private)
+            hub.repos[repo_id] = repo = ServedRepo(repo_id, private=private)
             repo.commit({".gitattributes": _GITATTRIBUTES})
     body = {"url": f"{hub.url()}/datasets/{repo_id}", "name": repo_id, "id": repo_id}
     if taken:
@@ -94,7 +94,7 @@ def _preupload(hub: Hub, request: Request, *, repo: str, revision: str) -> Answe
 
     def told(file: dict[str, Any]) -> dict[str, Any]:
         binary = b"\0" in base64.b64decode(file["sample"])
-        lfs = binary or file["size"] > _REGULAR_AT_MOST or HubFile(file["path"], b"").is_lfs
+        lfs = binary or file["size"] > _REGULAR_AT_MOST or ServedFile(file["path"], b"").is_lfs
         held = tree.get(file["path"])
         oid = held and (held.sha256 if held.is_lfs else held.oid)
         return {"path": file["path"], "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False, "oid": oid}
@@ -110,7 +110,7 @@ def _batch(hub: Hub, request: Request, *, repo: str) -> Answer:
     return json_answer({"transfer": "basic", "objects": [_actions(hub, found, told) for told in asked["objects"]]})
 
 
-def _actions(hub: Hub, repo: HubRepo, told: dict[str, Any]) -> dict[str, Any]:
+def _actions(hub: Hub, repo: ServedRepo, told: dict[str, Any]) -> dict[str, Any]:
     """Say what to do with one object: nothing if its bytes are here, else where to PUT it and where to verify it."""
     entry = {"oid": told["oid"], "size": told["size"]}
     if told["oid"] in repo.objects:
@@ -172,22 +172,22 @@ def _commit(hub: Hub, request: Request, *, repo: str, revision: str) -> Answer:
     return json_answer({"success": True, "commitOid": sha, "commitUrl": f"{hub.url()}/datasets/{repo}/commit/{sha}"})
 
 
-def _committed(repo: HubRepo, key: str, told: dict[str, Any]) -> HubFile:
+def _committed(repo: ServedRepo, key: str, told: dict[str, Any]) -> ServedFile:
     if key == "lfsFile":
         content = repo.objects.get(told["oid"])
         if told["algo"] != "sha256" or content is None or told.get("size", len(content)) != len(content):
             raise Refused(400, "LfsObjectMissing", f"{told['path']}: LFS object {told['oid']} was not uploaded")
-        return HubFile(told["path"], content, lfs=True)
+        return ServedFile(told["path"], content, lfs=True)
     try:
         content = base64.b64decode(told["content"], validate=True)
     except binascii.Error:
         raise Refused(400, "BadRequest", f"{told['path']}: not base64") from None
-    if len(content) > _REGULAR_AT_MOST or (content and HubFile(told["path"], b"").is_lfs):
+    if len(content) > _REGULAR_AT_MOST or (content and ServedFile(told["path"], b"").is_lfs):
         raise Refused(400, "BadRequest", f"{told['path']}: has to be in LFS")
-    return HubFile(told["path"], content, lfs=False)
+    return ServedFile(told["path"], content, lfs=False)
 
 
-def _removed(tree: dict[str, HubFile], entries: list[tuple[str, dict[str, Any]]]) -> Iterator[str]:
+def _removed(tree: dict[str, ServedFile], entries: list[tuple[str, dict[str, Any]]]) -> Iterator[str]:
     for key, value in entries:
         if key == "deletedFile" and value["path"] not in tree:
             raise Refused(404, "EntryNotFound", f"A file with this name doesn't exist: {value['path']}")
@@ -199,14 +199,14 @@ def _removed(tree: dict[str, HubFile], entries: list[tuple[str, dict[str, Any]]]
             raise Refused(400, "BadRequest", f"A commit cannot have {key!r}")
 
 
-def _writable(hub: Hub, request: Request, repo_id: str) -> HubRepo:
+def _writable(hub: Hub, request: Request, repo_id: str) -> ServedRepo:
     """Return the repo, if the token may write to it."""
     repo = hub.repo(repo_id)
     hub.check_write(request, repo_id.partition("/")[0])
     return repo
 
 
-def _branch(repo: HubRepo, revision: str) -> str:
+def _branch(repo: ServedRepo, revision: str) -> str:
     """Return the commit that a branch is at; only branches can be written to."""
     if revision not in repo.branches:
         raise Refused(404, "RevisionNotFound", f"Invalid rev id: {revision}")

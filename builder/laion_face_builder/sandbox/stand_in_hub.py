@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlencode
 
-from laion_face_builder.sandbox.hub_repos import HubFile, HubRepo, Refused, json_answer, refusal
+from laion_face_builder.sandbox.hub_repos import Refused, ServedFile, ServedRepo, json_answer, refusal
 from laion_face_builder.sandbox.hub_writing import WRITING_ROUTES, Upload
 from laion_face_builder.sandbox.serving import Answer, LoopbackServer, Request, ranged, redirect
 
@@ -33,7 +33,7 @@ class Hub(LoopbackServer):
 
     def __init__(self, page_size: int = 4, multipart_over: int = 16 << 20) -> None:
         super().__init__()
-        self.repos: dict[str, HubRepo] = {}
+        self.repos: dict[str, ServedRepo] = {}
         self.tokens: dict[str, set[str]] = {}
         self.writers: dict[str, tuple[str, ...]] = {}
         self.renamed: dict[str, str] = {}
@@ -42,9 +42,9 @@ class Hub(LoopbackServer):
         self.uploads: dict[str, Upload] = {}
         self.writing = threading.Lock()
 
-    def add_repo(self, repo_id: str, files: Mapping[str, bytes | Path], *, gated: bool = False) -> HubRepo:
+    def add_repo(self, repo_id: str, files: Mapping[str, bytes | Path], *, gated: bool = False) -> ServedRepo:
         """Add a new dataset repo with one commit on main."""
-        self.repos[repo_id] = repo = HubRepo(repo_id, gated)
+        self.repos[repo_id] = repo = ServedRepo(repo_id, gated)
         repo.commit(files)
         return repo
 
@@ -71,20 +71,20 @@ class Hub(LoopbackServer):
             return None
         return f"{found[1]}{self.renamed[found[2]]}{found[3]}"
 
-    def repo(self, repo_id: str) -> HubRepo:
+    def repo(self, repo_id: str) -> ServedRepo:
         """Return the repo; answer the client with 404 if there is none."""
         if repo_id not in self.repos:
             raise Refused(404, "RepoNotFound", "Repository not found")
         return self.repos[repo_id]
 
-    def revision(self, repo_id: str, revision: str | None) -> tuple[HubRepo, str]:
+    def revision(self, repo_id: str, revision: str | None) -> tuple[ServedRepo, str]:
         """Return the repo and the commit's sha; answer the client with 404 if there is none."""
         repo = self.repo(repo_id)
         if (sha := repo.sha(revision or "main")) is None:
             raise Refused(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return repo, sha
 
-    def check_access(self, repo: HubRepo, request: Request) -> None:
+    def check_access(self, repo: ServedRepo, request: Request) -> None:
         """Refuse with 401 without a known token, with 403 if it was not granted the repo. Listings are open to all."""
         if repo.gated and repo.id not in self.tokens.get(request.token, set()):
             status = 403 if self.knows(request.token) else 401
@@ -140,7 +140,7 @@ def _tree(hub: Hub, request: Request, *, repo: str, revision: str, path: str | N
     return json_answer(entries[start:stop], Link=f'<{target}>; rel="next"')
 
 
-def _listing(files: Iterable[HubFile], prefix: str, recursive: bool) -> Iterable[dict[str, Any]]:
+def _listing(files: Iterable[ServedFile], prefix: str, recursive: bool) -> Iterable[dict[str, Any]]:
     folders: set[str] = set()
     for file in sorted(files, key=lambda file: file.path):
         if not file.path.startswith(prefix):

@@ -16,7 +16,6 @@ at its end: a cut copy, or a web page in its place, has none.
 from __future__ import annotations
 
 import json
-import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -35,6 +34,7 @@ from laion_face_builder.files import (
     sha256_of,
     written_whole,
 )
+from laion_face_builder.log import logger
 from laion_face_builder.progress.base import Bar
 from laion_face_builder.sources.hashes import known_sha256
 from laion_face_builder.sources.retrying import TransientError, pause
@@ -141,7 +141,6 @@ def local_file(path: Path) -> LocalFile:
     return LocalFile(str(path), status.st_size, f"modified:{status.st_mtime_ns};{status.st_size}", path)
 
 
-logger = logging.getLogger("laion_face")
 #: Tries in a row that bring less than `PROGRESS` bytes before a copy is given up.
 ATTEMPTS = 6
 PROGRESS = 1 << 20
@@ -284,8 +283,7 @@ class CopiedFile(RemoteFile):
         return target.with_name(f".{target.name}.{digest(self.version, 12)}.incomplete")
 
     def _forget_incomplete(self, target: Path) -> None:
-        for leftover in target.parent.glob(f".{target.name}.*.incomplete"):
-            leftover.unlink(missing_ok=True)
+        remove_partials(target.parent, f"{target.name}.", "incomplete")
 
     def _is_checked(self, target: Path) -> bool:
         """Tell whether the file is the very one that was checked against this version.

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 from laion_face_builder.errors import DiskError, LaionFaceError, SourceNotFound
 from laion_face_builder.files import Fingerprint, fingerprint_in, read_fingerprint, written_whole
 from laion_face_builder.layout import DataDir
-from laion_face_builder.shown import harmless, in_one_line, shown
+from laion_face_builder.shown import harmless, short, shown
 from laion_face_builder.sources.fsspec_folder import filesystem_of
 from laion_face_builder.sources.retrying import TransientError, retried
 
@@ -184,11 +184,11 @@ def _asked(data: DataDir, path: Path, ask: Callable[[Any, str], T]) -> T:
         except FileNotFoundError as error:
             raise SourceNotFound(f"{shown(address)}: there is no such file or bucket") from harmless(error)
         except PermissionError as error:
-            raise DiskError(f"{shown(address)}: no permission ({in_one_line(error, 200)})") from harmless(error)
+            raise DiskError(f"{shown(address)}: no permission ({short(error, 200)})") from harmless(error)
         except OSError as error:
             if error.errno not in _FOR_GOOD:
                 raise _stumbled(error) from harmless(error)
-            raise DiskError(f"{shown(address)}: {in_one_line(error, 200)}") from harmless(error)
+            raise DiskError(f"{shown(address)}: {short(error, 200)}") from harmless(error)
         except Exception as error:  # Every filesystem raises errors of its own libraries.
             raise _stumbled(error) from harmless(error)
 
@@ -196,4 +196,4 @@ def _asked(data: DataDir, path: Path, ask: Callable[[Any, str], T]) -> T:
 
 
 def _stumbled(error: Exception) -> TransientError:
-    return TransientError(in_one_line(f"{type(error).__name__}: {error}", 200))
+    return TransientError(short(f"{type(error).__name__}: {error}", 200))

@@ -11,7 +11,7 @@ from typing import Any
 
 from laion_face_builder.errors import OptionError, SourceError
 from laion_face_builder.files import digest
-from laion_face_builder.shown import bare, harmless, in_one_line, shown
+from laion_face_builder.shown import bare, harmless, short, shown
 from laion_face_builder.sources.copied_file import PIECE, CopiedFile
 from laion_face_builder.sources.hub import Token
 from laion_face_builder.sources.retrying import TransientError, Unreachable, retried
@@ -118,14 +118,14 @@ def filesystem_of(address: str, token: Token = None) -> tuple[Any, str]:
     except ImportError as error:
         missing = getattr(error.__cause__, "name", None) or error.name
         install = f". Install it: `pip install {missing}`" if missing else ""
-        raise OptionError(f"{shown(address)}: {in_one_line(error)}{install}") from harmless(error)
+        raise OptionError(f"{shown(address)}: {short(error)}{install}") from harmless(error)
     except ValueError as error:
         raise OptionError(
-            f"{shown(address)}: {in_one_line(error)}; expected hf://datasets/, http(s)://, s3://, gs:// or another "
+            f"{shown(address)}: {short(error)}; expected hf://datasets/, http(s)://, s3://, gs:// or another "
             "that fsspec knows"
         ) from harmless(error)
     except Exception as error:  # Some connect at once (ftp, sftp), and raise errors of their own libraries.
-        said = in_one_line(error) or type(error).__name__
+        said = short(error)
         raise SourceError(f"{shown(address)}: no answer, {said}. {Unreachable.way_out}") from harmless(error)
     return system, path
 
@@ -151,4 +151,4 @@ def _asked(ask: Callable[[], Any]) -> Any:
 
 
 def _passing(error: Exception) -> TransientError:
-    return TransientError(f"{type(error).__name__}: {error}".replace("\n", " "))
+    return TransientError(short(f"{type(error).__name__}: {error}"))

@@ -12,12 +12,10 @@ import contextlib
 import functools
 import hashlib
 import json
-import logging
 from pathlib import Path
 
 from laion_face_builder.files import canonical_json, digest, human_size, sha256_of, written_whole
-
-logger = logging.getLogger("laion_face")
+from laion_face_builder.log import logger
 
 #: Hashing so many bytes or more takes long enough to be logged.
 _SAID = 100_000_000

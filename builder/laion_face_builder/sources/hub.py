@@ -12,7 +12,6 @@ Tokens are checked before they are sent; huggingface_hub's rules and variables h
 from __future__ import annotations
 
 import json
-import logging
 import re
 import urllib.error
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +23,8 @@ from urllib.parse import urlsplit
 
 from laion_face_builder.errors import GatedSource, LaionFaceError, OptionError, SourceError, SourceNotFound
 from laion_face_builder.files import sha256_of
-from laion_face_builder.shown import harmless, in_one_line, shown
+from laion_face_builder.log import logger
+from laion_face_builder.shown import harmless, short, shown
 from laion_face_builder.sources.copied_file import CopiedFile
 from laion_face_builder.sources.hashes import git_hash, known_sha256
 from laion_face_builder.sources.hub_cache import CachedRepo, cached_blob, is_offline
@@ -76,11 +76,6 @@ def _wait_asked(headers: Mapping[str, str]) -> float:
     return float(found[0]) if found else 0.0
 
 
-def short(error: BaseException) -> str:
-    """Return the error's text in one line of at most 300 characters."""
-    return in_one_line(error) or type(error).__name__
-
-
 #: Text: this token. None: that of HF_TOKEN or `hf auth login`, if any. False: none. True: as None, but required.
 Token = str | bool | None
 _GIVE = "`hf auth login`, the variable HF_TOKEN, or token=…"
@@ -117,7 +112,6 @@ def secret_headers(token: Token) -> dict[str, str]:
 
 
 T = TypeVar("T")
-logger = logging.getLogger("laion_face")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 

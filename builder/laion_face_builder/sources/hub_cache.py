@@ -11,7 +11,6 @@ huggingface_hub does not check what it has downloaded: a blob's name is taken fo
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from collections.abc import Sequence
@@ -20,10 +19,9 @@ from functools import cached_property
 from pathlib import Path
 
 from laion_face_builder.errors import ChecksumError, SourceError, SourceNotFound
+from laion_face_builder.log import logger
 from laion_face_builder.sources.copied_file import LocalFile
 from laion_face_builder.sources.hashes import git_hash, known_sha256
-
-logger = logging.getLogger("laion_face")
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 #: Kinds of hash by the number of hex digits in a blob's name.

@@ -19,7 +19,7 @@ from laion_face_builder.sources.metadata_kinds import ByPart, Place, Whole, meta
 from laion_face_builder.sources.url import check_address
 from laion_face_builder.values import absolute
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"(?![.-])[\w.-]+/[\w.-]+", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -129,13 +129,18 @@ def _hub_folder(rest: str, token: Token) -> _Hub:
     return _Hub(repo, f"{below}/" if below else "")
 
 
+def is_hub_id(text: str) -> bool:
+    """Say whether this looks like the name of a dataset on the Hub, "owner/name"."""
+    return _HUB_ID.fullmatch(text) is not None
+
+
 def hub_id(name: str, option: str) -> str:
     """Return `name` if it looks like "owner/name".
 
     Raises:
         OptionError: it does not; the message names `option` and what it takes.
     """
-    if not _HUB_ID.fullmatch(name) or name.startswith((".", "-")):
+    if not is_hub_id(name):
         addresses = ", an hf://, http(s):// or other fsspec folder" if option == "metadata" else ""
         # With a colon it is the first half of some other address, up to the @.
         given = name if ":" not in name else f"{name.partition(':')[0]}:{HIDDEN}"

@@ -9,7 +9,6 @@ is checked: cut short anywhere else, a piece runs out of bytes, or does not leav
 from __future__ import annotations
 
 import io
-import logging
 import re
 import secrets
 from collections.abc import Callable, Iterator
@@ -17,10 +16,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from laion_face_builder.errors import BadFile, LaionFaceError
+from laion_face_builder.log import logger
 from laion_face_builder.torch_pickle.torch_file import PickleStream, load_pickle, open_pickle
 from laion_face_builder.torch_pickle.unpickler import NoStorages, Unpickler, bad_pickle, collector_off
-
-log = logging.getLogger("laion_face")
 
 #: Bytes of a piece. Each new unpickler pays for the highest memo index so far, so small pieces are slow.
 PIECE_SIZE = 64 << 20
@@ -71,7 +69,7 @@ def iter_pieces(path: Path, shortcut: Shortcut[T], piece_size: int = PIECE_SIZE)
                 yield from _Cutter(stream, shortcut, piece_size).pieces()
                 return
             except _CannotCut as reason:
-                log.warning("%s cannot be read in pieces (%s): loading it whole, in 8 times its size", path, reason)
+                logger.warning("%s cannot be read in pieces (%s): loading it whole, in 8 times its size", path, reason)
     yield _whole(path)
 
 

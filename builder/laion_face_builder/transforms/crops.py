@@ -133,7 +133,7 @@ def crop_faces(
         template: "arcface" or "farl" aligns the faces, see `align_face`.
     """
     columns: dict[str, list[Any]] = {name: [] for name in batch}
-    how = _How.checked(size, margin, template)
+    how = _CropSettings.checked(size, margin, template)
     for number in range(len(batch["image"])):
         example = {name: column[number] for name, column in batch.items()}
         for crop in how.crops(example):
@@ -143,7 +143,7 @@ def crop_faces(
 
 
 @dataclass(frozen=True)
-class _How:
+class _CropSettings:
     """How `crop_faces` makes its crops."""
 
     size: tuple[int, int]
@@ -151,7 +151,7 @@ class _How:
     template: str | None
 
     @classmethod
-    def checked(cls, size: int | tuple[int, int], margin: float, template: str | None) -> _How:
+    def checked(cls, size: int | tuple[int, int], margin: float, template: str | None) -> _CropSettings:
         """Check the options once: wrong ones are an error, not a face after the other that cannot be cropped."""
         width, height = checked_size(size)
         if template is not None:

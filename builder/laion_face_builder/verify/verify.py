@@ -29,14 +29,14 @@ from laion_face_builder.publish.manifest import (
     is_ours,
 )
 from laion_face_builder.publish.published_files import ids_bytes
-from laion_face_builder.publish.targets import Destination, Outgoing, Place, is_folder
-from laion_face_builder.shown import in_one_line
+from laion_face_builder.publish.targets import Destination, OutgoingFile, PublishedPlace, is_folder
+from laion_face_builder.shown import short
 from laion_face_builder.sources.hub import Token
 from laion_face_builder.values import absolute
 from laion_face_builder.verify.verify_data import BROKEN, data_problems, prepared_parts
 
 
-def place_problems(place: Place, destination: Destination, deep: bool) -> Iterator[str]:
+def place_problems(place: PublishedPlace, destination: Destination, deep: bool) -> Iterator[str]:
     """Yield what is wrong with a published place, a line each: the file, and what was found.
 
     Args:
@@ -64,11 +64,11 @@ def place_problems(place: Place, destination: Destination, deep: bool) -> Iterat
             yield from (f"{name}: {problem}" for problem in _file_problems(place, manifest, entry, deep))
 
 
-def _outgoing(entry: Entry) -> Outgoing:
-    return Outgoing(entry.name, Path(entry.name), entry.size, entry.sha256)
+def _outgoing(entry: Entry) -> OutgoingFile:
+    return OutgoingFile(entry.name, Path(entry.name), entry.size, entry.sha256)
 
 
-def _card_problems(place: Place, manifest: Manifest) -> Iterator[str]:
+def _card_problems(place: PublishedPlace, manifest: Manifest) -> Iterator[str]:
     text = place.read(CARD)
     if text is None:
         yield "is missing"
@@ -83,7 +83,7 @@ def _card_problems(place: Place, manifest: Manifest) -> Iterator[str]:
             yield f"{key} is not what the manifest gives"
 
 
-def _file_problems(place: Place, manifest: Manifest, entry: Entry, deep: bool) -> Iterator[str]:
+def _file_problems(place: PublishedPlace, manifest: Manifest, entry: Entry, deep: bool) -> Iterator[str]:
     try:
         with place.parquet(entry.name) as file:
             yield from _footer_problems(file, manifest, entry)
@@ -93,7 +93,7 @@ def _file_problems(place: Place, manifest: Manifest, entry: Entry, deep: bool) -
             if ids.hexdigest() != entry.sample_ids:
                 yield "its sample ids, or their order, are not those of the manifest"
     except BROKEN as error:
-        yield f"cannot be read: {in_one_line(error)}"
+        yield f"cannot be read: {short(error)}"
 
 
 def _footer_problems(file: pq.ParquetFile, manifest: Manifest, entry: Entry) -> Iterator[str]:
@@ -136,7 +136,7 @@ def verify(place: str, *, deep: bool = False, revision: str | None = None, token
         if not (root / MANIFEST).exists() and (prepared_parts(data) or not (root / CARD).exists()):
             return _of_data(data, deep)
     destination = destination_at(place, private=False, revision=revision, token=token)
-    found = Place.at(place, revision, token)
+    found = PublishedPlace.at(place, revision, token)
     try:
         found.require()
     except SourceNotFound as error:

@@ -27,13 +27,14 @@ from laion_face_builder.download.shard_files import read_members
 from laion_face_builder.download.sidecar import content_digest
 from laion_face_builder.errors import BadFile, LaionFaceError
 from laion_face_builder.files import Fingerprint, digest, read_fingerprint
-from laion_face_builder.images import reasons
+from laion_face_builder.images.reasons import Reason
 from laion_face_builder.index.faces import FaceTable, flat_columns
 from laion_face_builder.index.reader import index_fingerprint_at
 from laion_face_builder.index.writer import proof_path
 from laion_face_builder.layout import DataDir, row_group_bounds
 from laion_face_builder.publish.published_files import FLAT, viewer_faults
 from laion_face_builder.schema import DETECTIONS, IDS, INDEX, SIDECAR, SIDECAR_LATER
+from laion_face_builder.shown import short
 
 #: How many pictures of each tar are hashed unless all are.
 SAMPLE = 20
@@ -55,7 +56,7 @@ def picture_problems(data: DataDir, part: int, deep: bool) -> Iterator[str]:
     if stamp.get("pictures") != content_digest(table):
         yield "the pictures that it lists are not those of its fingerprint"
     yield from _join_problems(data.index(part), table, stamp.get("index"))
-    usable = table.filter(pc.equal(table["status"], reasons.OK))
+    usable = table.filter(pc.equal(table["status"], Reason.OK))
     unlisted = 0
     for tar in sorted(pc.unique(usable["tar"]).to_pylist()):
         rows, place = usable.filter(pc.equal(usable["tar"], tar)), data.tars(part) / tar
@@ -135,7 +136,7 @@ def data_problems(data: DataDir, deep: bool) -> Iterator[str]:
                 try:
                     yield from (f"{path}: {problem}" for problem in _problems(data, part, path, deep))
                 except BROKEN as error:
-                    yield f"{path}: cannot be read: {' '.join(str(error).split())[:300]}"
+                    yield f"{path}: cannot be read: {short(error)}"
 
 
 def _problems(data: DataDir, part: int, path: Path, deep: bool) -> Iterator[str]:
@@ -216,7 +217,7 @@ def _proof_problems(data: DataDir, part: int, index: Fingerprint, rows: int) -> 
     try:
         proof = dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        yield f"its proof {path.name} cannot be read: {' '.join(str(error).split())[:300]}"
+        yield f"its proof {path.name} cannot be read: {short(error)}"
         return
     made_from = proof.get("made_from")
     if made_from != index:

@@ -20,13 +20,13 @@ from collections.abc import Callable, Iterator
 import picture_server
 from PIL import Image
 
-from laion_face_builder.fetch.addresses import AddressRule
 from laion_face_builder.fetch.cache import PictureCache
 from laion_face_builder.fetch.fetch_in_order import ordered
 from laion_face_builder.fetch.fetcher import Fetcher
 from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.images import jpeg, pictures
 from laion_face_builder.images.pictures import Picture
+from laion_face_builder.options import FetchOptions
 
 _REPEATS = 300
 
@@ -43,7 +43,7 @@ def urls(port: int, failing: float) -> Iterator[str]:
 
 def stream(port: int, given: argparse.Namespace, concurrency: int) -> tuple[float, float]:
     """Measure pictures a second, and CPU microseconds a picture."""
-    limits = FetchLimits(concurrency=concurrency, per_host=16, allow=AddressRule(allow_private=True))
+    limits = FetchLimits(FetchOptions(concurrency=concurrency, per_host=16, allow_private_hosts=True))
     with Fetcher(limits) as fetcher:
         found = ordered(urls(port, given.failing), fetcher, url_of=lambda url: url)
         for _ in range(500):  # connections are open, the look-ahead is full

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numbers
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,17 @@ class Range:
 def as_written(value: object) -> str:
     """Return a value in one short line, as Python writes it."""
     return short(repr(value))
+
+
+def one_of(name: str, value: Any, valid: Sequence[str]) -> str:
+    """Return `value` if it is one of the valid words.
+
+    Raises:
+        OptionError: names `name`, the value and the valid words.
+    """
+    if not isinstance(value, str) or value not in valid:
+        raise OptionError(f"{name}={as_written(value)}: valid are {', '.join(map(repr, valid))}")
+    return str(value)
 
 
 def absolute(path: str | os.PathLike[str]) -> Path:

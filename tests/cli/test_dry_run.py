@@ -45,6 +45,7 @@ from laion_face_builder.sandbox import STRANGER, WRITER, Sandbox, SandboxSpec
 from laion_face_builder.sandbox.demo import forecast_demo
 from laion_face_builder.sources.metadata_kinds import CANONICAL
 from laion_face_builder.sources.sources import Upstream
+from tests.support.nested import but
 
 # huggingface_hub's own call of its HTTP library.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -295,8 +296,14 @@ def test_a_copy_stops_at_the_first_refusal(published: Any, tmp_path: Path, untou
 
 # Downloading: pictures are counted.
 
-OPTIONS = DownloadOptions(
-    processes_count=1, concurrency=8, samples_per_shard=15, timeout=30.0, retries=0, allow_private_hosts=True
+OPTIONS = but(
+    DownloadOptions(),
+    processes_count=1,
+    concurrency=8,
+    samples_per_shard=15,
+    timeout=30.0,
+    retries=0,
+    allow_private_hosts=True,
 )
 
 

@@ -187,7 +187,6 @@ def of(data_dir=None, **given) -> Options:
         {"exclude": ["a.example,b.example"]},
         {"exclude": [None]},
         {"index": b"x"},
-        {"metadata": None},
         {"images": b"x"},
         {"source_revision": 5},
         {"on_error": ["skip"]},

@@ -5,11 +5,13 @@ img2dataset takes seconds to be imported, so one story is lived through once and
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import gc
 import json
 import logging
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -47,9 +49,11 @@ from laion_face_builder.progress.base import Bar
 from laion_face_builder.sandbox import Answer, PictureHost, SandboxSpec, Truth, make_content
 from laion_face_builder.sandbox.serving import Request
 from laion_face_builder.schema import INDEX
+from tests.support.nested import but
 
 SHARD = 20
-OPTIONS = DownloadOptions(
+OPTIONS = but(
+    DownloadOptions(),
     processes_count=1,
     concurrency=8,
     samples_per_shard=SHARD,
@@ -73,10 +77,10 @@ NAMES = {
     "http_500": {"http_500"},
 }
 SCRIPT = """
-import json, sys
-from laion_face_builder.download.part import DownloadOptions, download_part
+import base64, pickle, sys
+from laion_face_builder.download.part import download_part
 from laion_face_builder.layout import DataDir
-download_part(DataDir.at(sys.argv[1]), 0, DownloadOptions(**json.loads(sys.argv[2])))
+download_part(DataDir.at(sys.argv[1]), 0, pickle.loads(base64.b64decode(sys.argv[2])))
 """
 
 
@@ -167,7 +171,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
 def _kill_the_parent(story: Story) -> None:
     story.host.plant("/", calls=range(1, 10_000), delay=0.5)
     log = (story.data.root / "parent.log").open("wb")
-    arguments = [str(story.data.root), json.dumps(dataclasses.asdict(OPTIONS))]
+    arguments = [str(story.data.root), base64.b64encode(pickle.dumps(OPTIONS)).decode()]
     with log, subprocess.Popen([sys.executable, "-c", SCRIPT, *arguments], stderr=log) as parent:
         finished = [story.folder / f"0000{shard}_stats.json" for shard in (0, 1)]  # made side by side
         wait_until(lambda: all(map(Path.exists, finished)) and any(story.folder.glob("_tmp/*/*.tar")))
@@ -326,10 +330,10 @@ def test_nothing_is_done_twice(story: Story) -> None:
 
 
 def test_other_transport_settings_are_no_conflict_other_contents_are(story: Story) -> None:
-    other = dataclasses.replace(OPTIONS, timeout=99, retries=5, per_host=1, user_agent_token="x", concurrency=1)
+    other = but(OPTIONS, timeout=99, retries=5, per_host=1, user_agent_token="x", concurrency=1)
     assert download_part(story.data, 0, other) == story.seen["second"]
     with pytest.raises(StateConflict, match="samples_per_shard: 20 on disk, 30 now"):
-        download_part(story.data, 0, dataclasses.replace(OPTIONS, samples_per_shard=30))
+        download_part(story.data, 0, but(OPTIONS, samples_per_shard=30))
     with pytest.raises(StateConflict, match=r"filters: \{\} on disk, \{'even': True\} now"):
         download_part(story.data, 0, OPTIONS, Even())
 
@@ -362,7 +366,7 @@ def test_private_addresses_are_refused_and_filtered_rows_not_asked_for(tmp_path:
     data = DataDir.at(tmp_path / "data")
     urls = [truth.url if truth.row % 3 else truth.url.replace("127.0.0.1", "localhost") for truth in truths]
     write_index(data, truths, url=urls)
-    result = download_part(data, 0, dataclasses.replace(OPTIONS, allow_private_hosts=False), Even())
+    result = download_part(data, 0, but(OPTIONS, allow_private_hosts=False), Even())
     host.stop()
     assert host.log == []
     even = [truth.sample_id % 2 == 0 for truth in truths]
@@ -376,7 +380,7 @@ def test_without_a_network_nothing_counts_as_failed(name: str, tmp_path: Path) -
     host, truths = make_host(40, tmp_path / "none", failing=0, twisted=0)
     data = DataDir.at(tmp_path / "data")
     write_index(data, truths, url=[truth.url.replace("127.0.0.1", name) for truth in truths])
-    alone = dataclasses.replace(OPTIONS, allow_private_hosts=False)
+    alone = but(OPTIONS, allow_private_hosts=False)
     with pytest.raises(NetworkOutage, match="run the same command"):
         download_part(data, 0, alone)
     assert not data.sidecar(0).exists()
@@ -425,7 +429,7 @@ def test_what_cannot_work_is_said_at_once(small: DataDir, monkeypatch: pytest.Mo
         download_part(small, 0)
     for wrong in ({"timeout": 0}, {"samples_per_shard": 0}, {"retries": -1}, {"per_host": float("nan")}):
         with pytest.raises(OptionError):
-            DownloadOptions(**wrong)
+            but(DownloadOptions(), **wrong)
 
 
 def test_workers_are_not_told_what_they_need_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -457,12 +461,12 @@ def test_a_picture_that_kills_is_found_and_counted(tmp_path: Path, caplog: pytes
         host.paths = frozenset(truths[row].path for row in (4, 11))
         write_index(data, truths)
         with caplog.at_level(logging.WARNING):
-            result = download_part(data, 0, dataclasses.replace(OPTIONS, samples_per_shard=6))
+            result = download_part(data, 0, but(OPTIONS, samples_per_shard=6))
     assert result.failures == {"crashed_decoder": 2}
     assert [row for row, one in enumerate(stored(data)) if one.status != "ok"] == [4, 11]
     assert "sample 4 of it ends every process" in caplog.text
     asked = len(host.log)
-    assert download_part(data, 0, dataclasses.replace(OPTIONS, samples_per_shard=6), retry_failed=1).rounds == 0
+    assert download_part(data, 0, but(OPTIONS, samples_per_shard=6), retry_failed=1).rounds == 0
     assert len(host.log) == asked
 
 
@@ -485,7 +489,7 @@ def test_the_last_of_a_shard_does_not_hold_up_the_next_shard(tmp_path: Path) -> 
         truths = list(content.truth)[:12]
         host.path, host.others = truths[2].path, len(truths) - 1
         write_index(data, truths)
-        result = download_part(data, 0, dataclasses.replace(OPTIONS, samples_per_shard=6, timeout=120.0))
+        result = download_part(data, 0, but(OPTIONS, samples_per_shard=6, timeout=120.0))
     assert result.ok == len(truths)
 
 

@@ -31,9 +31,11 @@ from laion_face_builder.download.blur import blurred, boxes_to_blur
 from laion_face_builder.download.part import DownloadOptions, download_part
 from laion_face_builder.download.tar_reader import PartPictures
 from laion_face_builder.errors import NotPrepared, OptionError, PictureError, StateConflict
+from laion_face_builder.examples import parts
 from laion_face_builder.files import make_fingerprint, stamped
 from laion_face_builder.images.geometry import Resizing
 from laion_face_builder.layout import DataDir, row_group_bounds
+from laion_face_builder.options import OptionFields, Options, option_names
 from laion_face_builder.sandbox import Answer, PictureHost, find_landmarks
 from laion_face_builder.sandbox.cartoons import Scene, draw, encode, plan
 from laion_face_builder.schema import EXAMPLE_COLUMNS, INDEX
@@ -62,6 +64,12 @@ WAYS: dict[str, dict[str, Any]] = {
     "blurred": {"blur_faces": True},
 }
 TRANSFER = {"concurrency": 8, "timeout": 5.0, "retries": 0, "allow_private_hosts": True, "processes_count": 1}
+
+
+def how_of(**given: Any) -> DownloadOptions:
+    """Give the options of a download as a dataset with these options has it downloaded."""
+    its_own = {name: given.pop(name) for name in given.keys() - set(option_names())}
+    return parts.download_options(Options.of("20M", OptionFields(**given)), **its_own)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +184,7 @@ def write_index(data: DataDir, rows: list[dict[str, Any]]) -> None:
 
 
 def download(data: DataDir, way: str) -> str:
-    return str(download_part(data, 0, DownloadOptions(**TRANSFER, **WAYS[way])))
+    return str(download_part(data, 0, how_of(**TRANSFER, **WAYS[way])))
 
 
 def original_pixels(sample: Sample) -> Image.Image:
@@ -208,7 +216,7 @@ def landmarks(example: dict[str, Any]) -> tuple[int, int]:
 
 @pytest.mark.parametrize("way", ["original", "border"])
 def test_faces_fit_the_picture_that_is_yielded(story: Story, way: str) -> None:
-    resizing = DownloadOptions(**WAYS[way]).resizing
+    resizing = how_of(**WAYS[way]).resizing
     examples = story.load(way)
     assert len(examples) == len(story.samples)
     found = 0
@@ -226,7 +234,7 @@ def test_faces_fit_the_picture_that_is_yielded(story: Story, way: str) -> None:
 
 @pytest.mark.parametrize("way", ["border", "cropped"])
 def test_the_mapped_faces_are_the_original_ones_in_the_frame(story: Story, way: str) -> None:
-    resizing = DownloadOptions(**WAYS[way]).resizing
+    resizing = how_of(**WAYS[way]).resizing
     blur = {"blur_faces": True} if WAYS[way].get("blur_faces") else {}
     for example in story.load(way, **blur):
         sample = story.sample_of(example)
@@ -380,7 +388,7 @@ def test_what_lies_there_is_not_taken_for_something_else(story: Story) -> None:
         story.load("index-only", resize_mode="border")
     for other in ({}, {"resize_mode": "border", "image_size": 300}, {**WAYS["border"], "blur_faces": True}):
         with pytest.raises(StateConflict, match="downloaded with something else"):
-            download_part(story.data("border"), 0, DownloadOptions(**TRANSFER, **other))
+            download_part(story.data("border"), 0, how_of(**TRANSFER, **other))
     with pytest.raises(StateConflict, match="blur_faces"):
         story.load("original", images="download", blur_faces=True)
     written = story.data("blurred").sidecar(0).stat().st_mtime_ns
@@ -391,7 +399,7 @@ def test_what_lies_there_is_not_taken_for_something_else(story: Story) -> None:
 def test_downloads_begun_before_there_was_resizing_go_on() -> None:
     # The fingerprint of a download with the defaults has no key that it had not then.
     assert set(DownloadOptions().defining()) == {"samples_per_shard", "opt_out"}
-    assert set(DownloadOptions(image_size=99, resize_only_if_bigger=True).defining()) == {
+    assert set(how_of(image_size=99, resize_only_if_bigger=True).defining()) == {
         "samples_per_shard",
         "opt_out",
     }
@@ -405,12 +413,12 @@ def test_downloads_begun_before_there_was_resizing_go_on() -> None:
         ({"encode_format": "gif", "blur_faces": True}, "valid are jpg, png, webp"),
         ({"encode_quality": 101, "blur_faces": True}, "jpg takes 1 to 100"),
         ({"encode_quality": 95, "encode_format": "png", "blur_faces": True}, "png takes 0 to 9"),
-        ({"resize_mode": "stretch"}, "valid are no, keep_ratio"),
+        ({"resize_mode": "stretch"}, "valid are 'no', 'keep_ratio'"),
     ],
 )
 def test_encodings_that_make_no_sense_are_refused(given: dict[str, Any], said: str) -> None:
     with pytest.raises(OptionError, match=said):
-        DownloadOptions(**given)
+        how_of(**given)
 
 
 def test_a_folder_of_somebody_else_is_placed_by_what_its_options_are_said_to_be(story: Story, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from laion_face_builder.sandbox import PictureHost, Truth
 from laion_face_builder.sources import data_store
 from tests.download.test_download import NAMES, OPTIONS, make_host, stored, write_index
 from tests.index.test_spread_prepare import kill_executor
+from tests.support.nested import but
 
 ROWS, SHARDS = 150, 3
 #: The worker that finds this folder dies, and leaves a file there.
@@ -142,7 +143,7 @@ def test_what_is_lost_at_an_address_is_made_again_and_no_more(web: Web) -> None:
 def test_other_bounds_look_through_what_is_at_an_address(web: Web) -> None:
     download_part(web.address, 0, OPTIONS)
     asked = len(web.host.log)
-    result = download_part(web.address, 0, replace(OPTIONS, max_pixels=1))
+    result = download_part(web.address, 0, but(OPTIONS, max_pixels=1))
     assert (result.ok, len(web.host.log)) == (0, asked)
     assert result.failures["too_many_pixels"] == sum(truth.ok for truth in web.truths)
 

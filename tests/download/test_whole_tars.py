@@ -25,9 +25,10 @@ from laion_face_builder.sandbox import Answer
 from laion_face_builder.verify.verify_data import picture_problems
 from tests.download.test_download import OPTIONS as QUICK
 from tests.download.test_download import make_host, stored, write_index
+from tests.support.nested import but
 
 #: No picture is slow here; the machine may be.
-OPTIONS = replace(QUICK, timeout=60.0)
+OPTIONS = but(QUICK, timeout=60.0)
 pytestmark = pytest.mark.filterwarnings("ignore")  # webdataset leaves the tars to be closed by the garbage collector
 
 

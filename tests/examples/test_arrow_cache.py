@@ -32,6 +32,7 @@ from laion_face_builder.options import ALWAYS, DEFINES, FETCHED, NEVER, READ, Op
 from laion_face_builder.sandbox import PictureHost, SandboxSpec, make_content, write_upstream
 from laion_face_builder.sources.sources import Upstream
 from tests.house.test_versions import PYTHON_36
+from tests.support.nested import but
 
 # The rule.
 
@@ -421,7 +422,7 @@ def test_tars_without_a_picture_say_so_and_another_round_is_another_dataset(worl
     # The part was downloaded while its hosts were down; the same builder sees what comes later.
     data = DataDir.at(tmp_path / "data")
     shutil.copytree(world.data, data.root)
-    how = DownloadOptions(processes_count=1, retries=0, allow_private_hosts=True, timeout=5.0)
+    how = but(DownloadOptions(), processes_count=1, retries=0, allow_private_hosts=True, timeout=5.0)
     download_part(data, 0, how)
     given = {"images": "download", "data_dir": str(data.root)}
     with pytest.raises(NotPrepared, match=r"all of \d+ pictures .*--retry-failed"):

@@ -28,6 +28,7 @@ import pytest
 import torch
 from datasets import Dataset, Features, Image, IterableDataset, Value, concatenate_datasets, interleave_datasets
 from datasets.distributed import split_dataset_by_node
+from packaging.version import Version
 from PIL import Image as Pictures
 from torch.utils.data import DataLoader
 
@@ -39,7 +40,7 @@ SHARDS = 4
 
 
 def version(of: str) -> tuple[int, ...]:
-    return tuple(map(int, of.split(".")[:2]))
+    return Version(of).release[:2]
 
 
 HERE = version(datasets.__version__)

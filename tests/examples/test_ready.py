@@ -277,6 +277,7 @@ fields = st.fixed_dictionaries(
         "blur_faces": st.booleans(),
         "timeout": st.floats(0.5, 99),
         "retries": st.integers(0, 5),
+        "concurrency": st.integers(1, 500),
         "user_agent_token": st.sampled_from(["mine", 'it\'s "odd"']),
         "trust_proxy": st.booleans(),
     },
@@ -291,7 +292,7 @@ def test_the_command_means_just_what_the_dataset_does(given_fields, name):
     typed = commands.options_of(arguments.make_parser().parse_args(words[1:]))
     assert (typed.parts, typed.data, typed.upstream) == ((2, 5), options.data, options.upstream)
     if name == "download":
-        same = ("filters", "resizing", "blur_faces", "transfer")
+        same = ("filters", "resizing", "blur_faces", "fetch")
         assert [getattr(typed, one) for one in same] == [getattr(options, one) for one in same]
 
 

@@ -20,6 +20,7 @@ from datasets import IterableDataset
 from datasets.distributed import split_dataset_by_node
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packaging.version import Version
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
@@ -33,9 +34,9 @@ from laion_face_builder.sandbox import Answer, Sandbox, SandboxSpec, Truth
 from laion_face_builder.sources.sources import Upstream
 
 PARTS = (0, 2)
-HERE = tuple(map(int, datasets.__version__.split(".")[:2]))
+HERE = Version(datasets.__version__)
 #: Before datasets 5.1 a shuffled stream loses what is in the buffer, be it a single example.
-LOSES_THE_BUFFER = HERE < (5, 1)
+LOSES_THE_BUFFER = Version("5.1") > HERE
 
 
 @dataclass(repr=False)

@@ -24,6 +24,7 @@ from datasets import IterableDataset, interleave_datasets
 from datasets.distributed import split_dataset_by_node
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packaging.version import Version
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 import laion_face
@@ -35,7 +36,7 @@ from laion_face_builder.sources.sources import Upstream
 from tests.support.hostile_host import HostileHost, message
 
 PARTS = (0, 2)
-BEFORE_5 = int(datasets.__version__.partition(".")[0]) < 5
+BEFORE_5 = Version(datasets.__version__) < Version("5")
 
 
 class MoodyHost(HostileHost):

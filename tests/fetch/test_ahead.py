@@ -6,7 +6,6 @@ import gc
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laion_face_builder.errors import PictureError
-from laion_face_builder.fetch.addresses import AddressRule
 from laion_face_builder.fetch.fetch_in_order import arriving, ordered
 from laion_face_builder.fetch.fetcher import Fetcher
 from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.images.pictures import Picture
 from tests.support.hostile_host import HostileHost
+from tests.support.nested import but
 
-LIMITS = FetchLimits(timeout=1.0, retries=0, per_host=64, concurrency=32, allow=AddressRule(allow_private=True))
+LIMITS = but(FetchLimits(), timeout=1.0, retries=0, per_host=64, concurrency=32, allow_private_hosts=True)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +90,7 @@ def test_everything_comes_once_and_in_order(
 
 
 def test_a_host_that_hangs_does_not_hold_up_what_is_behind_it() -> None:
-    with HostileHost() as host, Fetcher(replace(LIMITS, timeout=3)) as fetcher:
+    with HostileHost() as host, Fetcher(but(LIMITS, timeout=3)) as fetcher:
         urls = [host.url("/silent")] + [host.url(f"/ok/{number}") for number in range(300)]
         stream = ordered(urls, fetcher, url_of=same)
         _, first = next(stream)
@@ -104,7 +103,7 @@ def test_a_host_that_hangs_does_not_hold_up_what_is_behind_it() -> None:
 
 def test_slow_ones_come_last_and_hold_up_nobody() -> None:
     # One address in ten hangs until it is given up; the rest, and what has no address, comes before.
-    with HostileHost(address="0.0.0.0") as host, Fetcher(replace(LIMITS, timeout=5)) as fetcher:
+    with HostileHost(address="0.0.0.0") as host, Fetcher(but(LIMITS, timeout=5)) as fetcher:
         urls = [host.url(f"/ok/{n}") if n % 10 else host.url("/silent", f"127.0.1.{n}") for n in range(200)]
         items = [None if n % 10 == 5 else url for n, url in enumerate(urls)]
         found = list(arriving(items, fetcher, url_of=lambda url: url, lookahead=64))
@@ -115,7 +114,7 @@ def test_slow_ones_come_last_and_hold_up_nobody() -> None:
 
 def test_silent_hosts_take_no_places_from_others() -> None:
     # As many silent hosts as there are places: what can be had comes long before they are given up.
-    with HostileHost(address="0.0.0.0") as host, Fetcher(replace(LIMITS, timeout=60, concurrency=4)) as fetcher:
+    with HostileHost(address="0.0.0.0") as host, Fetcher(but(LIMITS, timeout=60, concurrency=4)) as fetcher:
         urls = [host.url("/silent", f"127.0.1.{n}") for n in range(1, 9)] + [host.url(f"/ok/{n}") for n in range(30)]
         stream = arriving(urls, fetcher, url_of=same)
         found = [next(stream)[1] for _ in range(30)]
@@ -217,7 +216,7 @@ def test_one_picture_larger_than_the_whole_buffer_still_comes(fetcher: Fetcher, 
 
 def test_two_streams_of_one_fetcher_never_block_each_other(either: Callable[..., Any]) -> None:
     # One stream has no room left and waits for a consumer who takes turns; the same host serves both, two at a time.
-    with HostileHost() as host, Fetcher(replace(LIMITS, per_host=2, concurrency=2)) as fetcher:
+    with HostileHost() as host, Fetcher(but(LIMITS, per_host=2, concurrency=2)) as fetcher:
         urls = [host.url(f"/sized/{n}?bytes=20000") for n in range(60)]
         one = either(urls, fetcher, url_of=same, max_buffer_bytes=50_000)
         other = either(urls, fetcher, url_of=same, max_buffer_bytes=50_000)
@@ -255,7 +254,7 @@ def test_the_first_item_does_not_wait_for_all_to_be_pulled(
 
 @pytest.mark.parametrize("how", ["close", "drop", "exception"])
 def test_dropped_it_ends_what_is_under_way(how: str, either: Callable[..., Any]) -> None:
-    with HostileHost() as host, Fetcher(replace(LIMITS, timeout=20)) as fetcher:
+    with HostileHost() as host, Fetcher(but(LIMITS, timeout=20)) as fetcher:
         urls = [host.url("/ok"), *(host.url(f"/silent/{number}") for number in range(100))]
         stream = either(urls, fetcher, url_of=same)
         next(stream)

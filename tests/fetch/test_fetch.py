@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
-from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from urllib.parse import quote
@@ -19,16 +18,16 @@ from urllib.parse import quote
 import pytest
 
 from laion_face_builder.errors import OptionError, PictureError
-from laion_face_builder.fetch.addresses import AddressRule
 from laion_face_builder.fetch.fetcher import Fetcher
 from laion_face_builder.fetch.http import asked_wait
 from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.fetch.opt_outs import refusal
 from laion_face_builder.options import OptionFields, Options
 from tests.support.hostile_host import CERTIFICATE, HostileHost
+from tests.support.nested import but
 
-LOOPBACK = AddressRule(also_public=("127.0.0.0/8",))
-LIMITS = FetchLimits(timeout=3.0, retries=0, max_bytes=2_000_000, max_pixels=1_000_000, allow=LOOPBACK)
+LOOPBACK = ("127.0.0.0/8",)
+LIMITS = but(FetchLimits(), timeout=3.0, retries=0, max_bytes=2_000_000, max_pixels=1_000_000, also_public=LOOPBACK)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +106,7 @@ def test_every_failure_has_its_reason(host: HostileHost, fetcher: Fetcher, path:
 
 @pytest.mark.parametrize("path", ["/silent", "/drip"])
 def test_the_total_time_is_bounded(host: HostileHost, path: str) -> None:
-    with Fetcher(replace(LIMITS, timeout=0.6, retries=1)) as fetcher:
+    with Fetcher(but(LIMITS, timeout=0.6, retries=1)) as fetcher:
         begun = time.monotonic()
         assert reason(fetcher, host.url(path)) == "timeout"
         # Far above the bound, far below what the host would take.
@@ -137,7 +136,7 @@ def test_bad_addresses_never_get_as_far_as_a_socket(fetcher: Fetcher, url: str) 
 )
 def test_private_addresses_are_refused_under_every_name(host: HostileHost, name: str) -> None:
     before = host.asked.total()
-    with Fetcher(replace(LIMITS, allow=AddressRule())) as fetcher:
+    with Fetcher(but(LIMITS, also_public=())) as fetcher:
         assert reason(fetcher, host.url("/ok", name)) in ("private_address", "dns")
     assert host.asked.total() == before
 
@@ -151,7 +150,7 @@ def test_the_address_is_checked_again_at_the_socket(host: HostileHost, monkeypat
 
     monkeypatch.setattr(names.Resolver, "resolve", wrong)
     before = host.asked.total()
-    with Fetcher(replace(LIMITS, allow=AddressRule())) as fetcher:
+    with Fetcher(but(LIMITS, also_public=())) as fetcher:
         assert reason(fetcher, host.url("/ok", "pictures.invalid")) == "private_address"
     assert host.asked.total() == before
 
@@ -180,7 +179,7 @@ def test_tls_is_verified(tmp_path: Path) -> None:
         with Fetcher(LIMITS) as fetcher:
             assert reason(fetcher, host.url("/ok")) == "tls"
         assert not host.asked
-        with Fetcher(replace(LIMITS, ca_file=str(trusted))) as fetcher:
+        with Fetcher(but(LIMITS, ca_file=str(trusted))) as fetcher:
             assert fetcher.submit(host.url("/ok")).result(10).data == host.picture
             # 127.0.0.2 is not in the certificate, and nobody listens there.
             assert reason(fetcher, f"https://127.0.0.2:{host.port}/ok") in ("tls", "refused")
@@ -244,7 +243,7 @@ def test_opt_outs_by_the_users_own_token(host: HostileHost) -> None:
     assert refusal(["none"], "MyBot", ["noai"])
     assert not refusal(["noindex"], "MyBot", ["noai"])
     assert not refusal(["none", "noai", "unavailable_after: 2010-06-25"], "MyBot", [])
-    with Fetcher(replace(LIMITS, user_agent_token="MyBot")) as fetcher:
+    with Fetcher(but(LIMITS, user_agent_token="MyBot")) as fetcher:
         assert reason(fetcher, host.url("/tag?v=mybot:%20noai")) == "opt_out"
         assert fetcher.submit(host.url("/tag?v=laion-face:%20noai")).result(10)
     assert "compatible; MyBot;" in host.agents[-1]
@@ -252,20 +251,20 @@ def test_opt_outs_by_the_users_own_token(host: HostileHost) -> None:
 
 @pytest.mark.parametrize("path", ["/fails-once/a?code=500", "/fails-once/b?code=429&after=1", "/reset-once"])
 def test_what_can_pass_is_tried_again(host: HostileHost, path: str) -> None:
-    with Fetcher(replace(LIMITS, timeout=6, retries=2)) as fetcher:
+    with Fetcher(but(LIMITS, timeout=6, retries=2)) as fetcher:
         assert fetcher.submit(host.url(path)).result(15).data == host.picture
     assert host.asked[path.partition("?")[0]] == 2
 
 
 @pytest.mark.parametrize("path", ["/gone/1", "/html", "/tag?v=noai", "/fails-once/c?code=403", "/loop", "/bomb"])
 def test_what_cannot_pass_is_not_tried_again(path: str) -> None:
-    with HostileHost() as host, Fetcher(replace(LIMITS, retries=3, redirects=0)) as fetcher:
+    with HostileHost() as host, Fetcher(but(LIMITS, retries=3, redirects=0)) as fetcher:
         reason(fetcher, host.url(path))
         assert host.asked.total() == 1
 
 
 def test_a_long_retry_after_is_not_waited_for(host: HostileHost) -> None:
-    with Fetcher(replace(LIMITS, retries=2)) as fetcher:
+    with Fetcher(but(LIMITS, retries=2)) as fetcher:
         assert reason(fetcher, host.url("/fails-once/d?code=429&after=3600")) == "http_429"
     assert host.asked["/fails-once/d"] == 1
 
@@ -281,7 +280,7 @@ def test_no_more_connections_to_a_host_than_allowed() -> None:
     with (
         HostileHost() as host,
         HostileHost(address="127.0.0.2") as other,
-        Fetcher(replace(LIMITS, per_host=3)) as fetcher,
+        Fetcher(but(LIMITS, per_host=3)) as fetcher,
     ):
         slow = [fetcher.submit(host.url("/slow")) for _ in range(40)]
         quick = fetcher.submit(other.url("/ok", "127.0.0.2"))
@@ -294,7 +293,7 @@ def test_no_more_connections_to_a_host_than_allowed() -> None:
 
 
 def test_a_host_that_is_down_is_given_up_as_a_whole() -> None:
-    with HostileHost() as host, Fetcher(replace(LIMITS, timeout=0.3, per_host=8)) as fetcher:
+    with HostileHost() as host, Fetcher(but(LIMITS, timeout=0.3, per_host=8)) as fetcher:
         tickets = [fetcher.submit(host.url(f"/silent/{number}")) for number in range(400)]
         assert {reason_of(ticket) for ticket in tickets} == {"timeout"}
         # 400 pictures, eight at a time and 0.3 s each, would be 15 s.
@@ -320,7 +319,7 @@ def test_cancelling_a_ticket(host: HostileHost, fetcher: Fetcher) -> None:
 def test_closing_ends_hundreds_at_once_and_leaves_nothing() -> None:
     gc.collect()
     with HostileHost(address="0.0.0.0") as host:
-        fetcher = Fetcher(replace(LIMITS, timeout=30))
+        fetcher = Fetcher(but(LIMITS, timeout=30))
         before = our_threads()
         fds = len(os.listdir("/proc/self/fd")) if sys.platform == "linux" else 0
         tickets = [fetcher.submit(host.url("/silent", f"127.0.1.{number % 50}")) for number in range(400)]
@@ -394,27 +393,27 @@ def test_nothing_is_said_at_the_end_of_a_process() -> None:
 def _hundreds_under_way(host: HostileHost) -> str:
     return f"""
 import time
-from laion_face_builder.fetch.addresses import AddressRule
 from laion_face_builder.fetch.limits import FetchLimits
+from laion_face_builder.options import FetchOptions
 from laion_face_builder.fetch.opt_outs import refusal
 from laion_face_builder.fetch.fetcher import Fetcher
-fetcher = Fetcher(FetchLimits(allow=AddressRule(allow_private=True)))
+fetcher = Fetcher(FetchLimits(FetchOptions(allow_private_hosts=True)))
 tickets = [fetcher.submit(f"http://127.0.1.{{number % 30}}:{host.port}/silent") for number in range(200)]
 print(len(fetcher.submit({host.url("/ok")!r}).result(10).data))
 """
 
 
 def test_limits_come_from_the_users_options() -> None:
-    transfer = Options.of("20M", OptionFields(user_agent_token="me", timeout=7.0)).transfer
-    limits = FetchLimits.of(transfer, concurrency=9, environ={})
-    assert (limits.timeout, limits.concurrency, limits.proxy) == (7.0, 9, None)
+    options = Options.of("20M", OptionFields(user_agent_token="me", timeout=7.0)).fetch
+    limits = FetchLimits.of(options, environ={})
+    assert (limits.options, limits.options.timeout, limits.proxy) == (options, 7.0, None)
     assert limits.user_agent.startswith("Mozilla/5.0 (compatible; me; +")
     with pytest.raises(OptionError, match="trust_proxy"):
-        FetchLimits.of(transfer, environ={"http_proxy": "http://proxy:3128"})
-    trusting = Options.of("20M", OptionFields(trust_proxy=True)).transfer
+        FetchLimits.of(options, environ={"http_proxy": "http://proxy:3128"})
+    trusting = Options.of("20M", OptionFields(trust_proxy=True)).fetch
     assert FetchLimits.of(trusting, environ={"http_proxy": "http://proxy:3128"}).proxy == "http://proxy:3128"
     with pytest.raises(OptionError):
-        FetchLimits(concurrency=0)
+        but(FetchLimits(), concurrency=0)
 
 
 def test_a_proxy_in_the_environment_is_never_used_silently(host: HostileHost, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -428,5 +427,5 @@ def test_a_trusted_proxy_is_gone_through(host: HostileHost, monkeypatch: pytest.
     # The hostile host plays the proxy: it is asked for the whole address, whatever the environment excepts.
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.setenv(name, "*")
-    with Fetcher(replace(LIMITS, proxy=f"http://127.0.0.1:{host.port}")) as fetcher:
+    with Fetcher(but(LIMITS, proxy=f"http://127.0.0.1:{host.port}")) as fetcher:
         assert fetcher.submit("http://pictures.invalid/ok").result(10).data == host.picture

@@ -8,7 +8,6 @@ import ssl
 import threading
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,19 +16,20 @@ from hypothesis import strategies as st
 
 from laion_face_builder.errors import PictureError
 from laion_face_builder.fetch import curl
-from laion_face_builder.fetch.addresses import AddressRule
 from laion_face_builder.fetch.fetcher import Fetcher
 from laion_face_builder.fetch.http import Body
 from laion_face_builder.fetch.limits import FetchLimits
 from tests.support.hostile_answers import BAD, BETWEEN, GOOD, LEAF, ROOT, raw_deflate
 from tests.support.hostile_host import HostileHost
+from tests.support.nested import but
 
-LIMITS = FetchLimits(
+LIMITS = but(
+    FetchLimits(),
     timeout=10.0,
     retries=0,
     max_bytes=2_000_000,
     max_pixels=1_000_000,
-    allow=AddressRule(also_public=("127.0.0.0/8",)),
+    also_public=("127.0.0.0/8",),
 )
 
 
@@ -122,7 +122,7 @@ def test_what_wraps_a_body_counts_too(fetcher: Fetcher, again: bytes) -> None:
 
 
 def test_a_connection_that_is_kept_is_counted_anew_for_each_picture(host: HostileHost) -> None:
-    limits = replace(LIMITS, max_bytes=100_000, per_host=1)
+    limits = but(LIMITS, max_bytes=100_000, per_host=1)
     with Fetcher(limits) as fetcher:
         for _ in range(40):
             assert fetcher.submit(host.url("/sized?bytes=99000")).result(20)
@@ -232,14 +232,14 @@ def test_no_address_ends_more_than_its_own_picture(nowhere: Fetcher, url: str) -
 
 @pytest.fixture(scope="module")
 def quick() -> Iterator[Fetcher]:
-    with Fetcher(replace(LIMITS, timeout=1.0, redirects=1)) as found:
+    with Fetcher(but(LIMITS, timeout=1.0, redirects=1)) as found:
         yield found
 
 
 @pytest.fixture(scope="module")
 def nowhere() -> Iterator[Fetcher]:
     """Give a fetcher whose network has no public host: what gets through the reading of addresses fails at once."""
-    with Fetcher(replace(LIMITS, timeout=1.0, allow=AddressRule())) as found:
+    with Fetcher(but(LIMITS, timeout=1.0, also_public=())) as found:
         yield found
 
 
@@ -302,7 +302,7 @@ def test_tls_that_breaks_off_is_tried_again_and_bad_papers_are_not(
     secure = Secure(tmp_path, chain, breaks)
     thread = threading.Thread(target=secure.serve, args=(host.picture,), daemon=True)
     thread.start()
-    with Fetcher(replace(LIMITS, retries=2, ca_file=str(tmp_path / "root.pem"))) as fetcher:
+    with Fetcher(but(LIMITS, retries=2, ca_file=str(tmp_path / "root.pem"))) as fetcher:
         try:
             fetcher.submit(secure.url).result(20)
             found = "ok"

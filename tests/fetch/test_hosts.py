@@ -8,16 +8,16 @@ from hypothesis import strategies as st
 
 from laion_face_builder.errors import PictureError
 from laion_face_builder.fetch import policy
-from laion_face_builder.fetch.addresses import AddressRule
 from laion_face_builder.fetch.fetcher import Fetcher
 from laion_face_builder.fetch.hosts import Contact, Host, Hosts, HostState
 from laion_face_builder.fetch.http import Response
 from laion_face_builder.fetch.limits import FetchLimits
 from tests.support.hostile_host import HostileHost
+from tests.support.nested import but
 from tests.support.throttling_host import ThrottlingHost
 
-LOOPBACK = AddressRule(also_public=("127.0.0.0/8",))
-LIMITS = FetchLimits(timeout=30.0, retries=1, longest_wait=60.0)
+LOOPBACK = ("127.0.0.0/8",)
+LIMITS = but(FetchLimits(), timeout=30.0, retries=1, longest_wait=60.0)
 
 
 def a_host(most: int = 32) -> Host[int]:
@@ -243,7 +243,7 @@ def test_503_without_a_word_is_a_try() -> None:
 
 def test_a_host_that_throttles_loses_no_picture() -> None:
     with ThrottlingHost(per_second=60, burst=20) as host:
-        limits = FetchLimits(timeout=3.0, retries=0, allow=LOOPBACK, longest_wait=20.0)
+        limits = but(FetchLimits(), timeout=3.0, retries=0, also_public=LOOPBACK, longest_wait=20.0)
         with Fetcher(limits) as fetcher:
             tickets = [fetcher.submit(host.url(f"/ok/{number}.jpg")) for number in range(120)]
             assert all(ticket.result(30).data == host.picture for ticket in tickets)
@@ -256,7 +256,7 @@ def test_who_waits_for_a_host_takes_no_place_in_flight() -> None:
     with (
         ThrottlingHost(per_second=1e-9, retry_after="15") as held,
         HostileHost(address="127.0.0.3") as other,
-        Fetcher(FetchLimits(timeout=3.0, concurrency=2, allow=LOOPBACK)) as fetcher,
+        Fetcher(but(FetchLimits(), timeout=3.0, concurrency=2, also_public=LOOPBACK)) as fetcher,
     ):
         waiting = [fetcher.submit(held.url(f"/ok/{number}")) for number in range(50)]
         quick = [fetcher.submit(other.url("/ok", "127.0.0.3")) for _ in range(50)]

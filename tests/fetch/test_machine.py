@@ -108,9 +108,9 @@ def test_a_forked_child_has_none_of_the_locks() -> None:
     # A child would keep the locks when its parent has died.
     script = """
 import contextlib, os, sys
-from laion_face_builder.fetch.addresses import AddressRule
 from laion_face_builder.fetch.fetcher import Fetcher
 from laion_face_builder.fetch.limits import FetchLimits
+from laion_face_builder.options import FetchOptions
 
 def lock_files():
     count = 0
@@ -119,7 +119,7 @@ def lock_files():
             count += "/hosts-" in os.readlink(f"/proc/self/fd/{number}")
     return count
 
-with Fetcher(FetchLimits(allow=AddressRule(allow_private=True))) as fetcher:
+with Fetcher(FetchLimits(FetchOptions(allow_private_hosts=True))) as fetcher:
     fetcher.submit(sys.argv[1]).result(30)
     if os.fork() == 0:
         print(lock_files(), flush=True)
@@ -187,11 +187,11 @@ class CountingHost(HostileHost):
 
 WORKER = """
 import sys
-from laion_face_builder.fetch.addresses import AddressRule
 from laion_face_builder.fetch.fetcher import Fetcher
 from laion_face_builder.fetch.limits import FetchLimits
+from laion_face_builder.options import FetchOptions
 url, count = sys.argv[1], int(sys.argv[2])
-limits = FetchLimits(allow=AddressRule(allow_private=True), per_host=6, retries=0)
+limits = FetchLimits(FetchOptions(allow_private_hosts=True, per_host=6, retries=0))
 with Fetcher(limits) as fetcher:
     tickets = [fetcher.submit(f"{url}/{number}") for number in range(count)]
     print(sum(bool(ticket.result(100).data) for ticket in tickets))

@@ -20,6 +20,7 @@ from laion_face_builder.fetch.fetcher import Fetcher
 from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.fetch.names import NoAnswer, Resolver
 from tests.support.hostile_host import HostileHost
+from tests.support.nested import but
 
 
 def resolved(host: str, **options: object) -> list[str]:
@@ -194,10 +195,10 @@ def slow(host, *rest, **how):
         time.sleep(60)
     return real("127.0.0.1", *rest, **how)
 socket.getaddrinfo = slow
-from laion_face_builder.fetch.addresses import AddressRule
 from laion_face_builder.fetch.fetcher import Fetcher
 from laion_face_builder.fetch.limits import FetchLimits
-fetcher = Fetcher(FetchLimits(allow=AddressRule(allow_private=True), concurrency=4))
+from laion_face_builder.options import FetchOptions
+fetcher = Fetcher(FetchLimits(FetchOptions(allow_private_hosts=True, concurrency=4)))
 slow = [fetcher.submit(f"http://slow-{n}.example:PORT/ok") for n in range(100)]
 quick = [fetcher.submit(f"http://quick-{n}.example:PORT/ok") for n in range(50)]
 print(sum(len(ticket.result(20).data) > 0 for ticket in quick), any(ticket.done() for ticket in slow))
@@ -223,7 +224,7 @@ def test_a_name_server_that_stumbles_costs_no_picture(monkeypatch: pytest.Monkey
         return real("127.0.0.1", *rest, **how)
 
     monkeypatch.setattr(socket, "getaddrinfo", stumbling)
-    limits = FetchLimits(timeout=5.0, retries=1, allow=AddressRule(allow_private=True))
+    limits = but(FetchLimits(), timeout=5.0, retries=1, allow_private_hosts=True)
     with HostileHost() as host, Fetcher(limits) as fetcher:
         tickets = [fetcher.submit(host.url("/ok", f"{number % 5}.example")) for number in range(50)]
         assert all(ticket.result(10) for ticket in tickets)

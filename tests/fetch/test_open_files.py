@@ -13,15 +13,16 @@ from tests.support.hostile_host import HostileHost
 SCRIPT = """
 import json, logging, resource, sys
 soft, hard, concurrency, url = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-from laion_face_builder.fetch.addresses import AddressRule
 from laion_face_builder.fetch.fetcher import Fetcher
 from laion_face_builder.fetch.limits import FetchLimits
+from laion_face_builder.options import FetchOptions
 said = []
 handler = logging.Handler()
 handler.emit = lambda record: said.append(record.getMessage())
 logging.getLogger("laion_face").addHandler(handler)
 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-limits = FetchLimits(allow=AddressRule(allow_private=True), concurrency=concurrency, per_host=concurrency, retries=0)
+options = FetchOptions(allow_private_hosts=True, concurrency=concurrency, per_host=concurrency, retries=0)
+limits = FetchLimits(options)
 with Fetcher(limits) as fetcher:
     sizes = {len(ticket.result(60).data) for ticket in [fetcher.submit(f"{url}/{n}") for n in range(300)]}
 print(json.dumps([sorted(sizes), said, resource.getrlimit(resource.RLIMIT_NOFILE)[0]]))
@@ -47,15 +48,16 @@ def test_connections_stay_within_the_limit_of_open_files(soft: int, hard: int, *
 SHORT = """
 import logging, os, resource, socket, sys, threading, time
 from laion_face_builder.errors import NetworkOutage
-from laion_face_builder.fetch.addresses import AddressRule
 from laion_face_builder.fetch.fetcher import Fetcher
 from laion_face_builder.fetch.limits import FetchLimits
+from laion_face_builder.options import FetchOptions
 logging.basicConfig(format="%(message)s", stream=sys.stdout)
 url, patience, name = sys.argv[1], float(sys.argv[2]), sys.argv[3]
 resource.setrlimit(resource.RLIMIT_NOFILE, (300, 300))
-limits = FetchLimits(
-    allow=AddressRule(allow_private=True), concurrency=20, per_host=20, retries=0, timeout=3.0, outage_patience=patience
+options = FetchOptions(
+    allow_private_hosts=True, concurrency=20, per_host=20, retries=0, timeout=3.0, outage_patience=patience
 )
+limits = FetchLimits(options)
 
 def use_up():
     taken = []

@@ -17,9 +17,9 @@ OWN_NETWORK = """
 import fcntl, logging, socket, struct, sys, threading, time
 from tests.support.hostile_host import HostileHost
 from laion_face_builder.errors import NetworkOutage, PictureError
-from laion_face_builder.fetch.addresses import AddressRule
 from laion_face_builder.fetch.fetcher import Fetcher
 from laion_face_builder.fetch.limits import FetchLimits
+from laion_face_builder.options import FetchOptions
 
 logging.basicConfig(format="%(message)s", stream=sys.stdout)
 SIOCSIFFLAGS, UP = 0x8914, 0x1
@@ -38,7 +38,7 @@ def outcome(ticket):
         return type(error).__name__
 
 def limits(**how):
-    return FetchLimits(timeout=2.0, retries=0, allow=AddressRule(allow_private=True), concurrency=16, **how)
+    return FetchLimits(FetchOptions(timeout=2.0, retries=0, allow_private_hosts=True, concurrency=16, **how))
 """
 
 
@@ -118,10 +118,10 @@ with HostileHost(address="0.0.0.0") as host, Fetcher(limits(outage_patience=0)) 
 
 STOPPED = """
 import sys
-from laion_face_builder.fetch.addresses import AddressRule
 from laion_face_builder.fetch.fetcher import Fetcher
 from laion_face_builder.fetch.limits import FetchLimits
-with Fetcher(FetchLimits(timeout=1.0, retries=0, allow=AddressRule(allow_private=True))) as fetcher:
+from laion_face_builder.options import FetchOptions
+with Fetcher(FetchLimits(FetchOptions(timeout=1.0, retries=0, allow_private_hosts=True))) as fetcher:
     ticket = fetcher.submit(sys.argv[1])
     print("asked", flush=True)
     print(len(ticket.result(30).data))

@@ -8,7 +8,6 @@ import pickle
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -17,14 +16,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from laion_face_builder.errors import OptionError, PictureError
-from laion_face_builder.fetch.addresses import AddressRule
 from laion_face_builder.fetch.cache import MARKER, PictureCache
 from laion_face_builder.fetch.fetcher import Fetcher
 from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.images.pictures import Picture
 from tests.support.hostile_host import HostileHost, jpeg
+from tests.support.nested import but
 
-LIMITS = FetchLimits(timeout=3.0, retries=0, allow=AddressRule(allow_private=True))
+LIMITS = but(FetchLimits(), timeout=3.0, retries=0, allow_private_hosts=True)
 
 
 def picture(data: bytes = b"bytes", form: str = "JPEG") -> Picture:
@@ -188,7 +187,7 @@ def test_kept_pictures_come_though_their_host_is_down(tmp_path: Path) -> None:
     with HostileHost() as host, Fetcher(LIMITS, PictureCache(tmp_path)) as fetcher:
         kept = host.url("/ok")
         assert fetcher.submit(kept).result(10)
-    limits = replace(LIMITS, timeout=0.2)
+    limits = but(LIMITS, timeout=0.2)
     with Fetcher(limits, PictureCache(tmp_path)) as fetcher:
         gone = [fetcher.submit(kept.replace("/ok", f"/{number}")) for number in range(8)]
         for ticket in gone:
@@ -254,7 +253,7 @@ def test_other_limits_hold_for_what_is_kept_too(tmp_path: Path, host: HostileHos
     host.picture = jpeg(100, 100)
     with Fetcher(LIMITS, PictureCache(tmp_path)) as fetcher:
         assert fetcher.submit(host.url("/ok")).result(10)
-    with Fetcher(replace(LIMITS, max_pixels=5000), PictureCache(tmp_path)) as fetcher:
+    with Fetcher(but(LIMITS, max_pixels=5000), PictureCache(tmp_path)) as fetcher:
         ticket = fetcher.submit(host.url("/ok"))
         with pytest.raises(PictureError, match="too_many_pixels"):
             ticket.result(10)

@@ -643,8 +643,8 @@ def test_nor_when_pictures_are_fetched(prepared, place, nothing_told, monkeypatc
 
 
 def test_limits_do_not_show_the_proxy():
-    transfer = replace(Options.of("20M", OptionFields()).transfer, trust_proxy=True)
-    limits = FetchLimits.of(transfer, environ={"http_proxy": f"http://{LOGIN}proxy:3128"})
+    trusting = Options.of("20M", OptionFields(trust_proxy=True)).fetch
+    limits = FetchLimits.of(trusting, environ={"http_proxy": f"http://{LOGIN}proxy:3128"})
     assert limits.proxy
     assert told(repr(limits)) == []
 

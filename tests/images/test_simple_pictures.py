@@ -17,6 +17,7 @@ from laion_face_builder.download.download_options import DownloadOptions
 from laion_face_builder.download.reencoding import stored
 from laion_face_builder.errors import PictureError
 from laion_face_builder.images import modes, pictures
+from laion_face_builder.images.geometry import Resizing
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what img2dataset imports
 
@@ -89,7 +90,7 @@ def test_opencv_is_given_what_it_sees_as_we_do(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["png, 16 bits, grey", "tiff", "gif", "png, transparent"])
 def test_what_is_encoded_again_looks_as_it_did(kind: str) -> None:
-    options = DownloadOptions(resize_mode="keep_ratio", image_size=SIDE, encode_format="png")
+    options = DownloadOptions(resizing=Resizing("keep_ratio", SIDE), encode_format="png")
     data = WRITTEN[kind]
     kept = stored(pictures.inspect(data), {"laion_width": SIDE, "laion_height": SIDE}, options)
     assert kept.fetched == kept.size == (SIDE, SIDE)
@@ -106,10 +107,11 @@ def test_what_is_too_large_is_refused_before_it_is_decoded_again() -> None:
 
 
 IN_A_WORKER = """
-from types import SimpleNamespace
+from laion_face_builder.download.options import DownloadOptions
+from laion_face_builder.options import FetchOptions
 from laion_face_builder.download.task import ShardTask
 try:
-    ShardTask(None, None, SimpleNamespace(max_pixels=999), None).run(print)
+    ShardTask(None, None, DownloadOptions(FetchOptions(max_pixels=999)), None).run(print)
 except AttributeError:
     pass  # there is no shard
 import cv2, numpy

@@ -8,13 +8,14 @@ import json
 import sys
 
 import datasets
+from packaging.version import Version
 
 import laion_face
 
 
 def load(data_dir: str, cache_dir: str, streaming: bool) -> object:
     options = {"parts": "0,2", "data_dir": data_dir, "cache_dir": cache_dir, "streaming": streaming, "split": "train"}
-    if int(datasets.__version__.split(".")[0]) < 4:
+    if Version(datasets.__version__) < Version("4"):
         return datasets.load_dataset(laion_face.__file__, "20M", trust_remote_code=True, **options)
     return laion_face.load_dataset("20M", **options)
 

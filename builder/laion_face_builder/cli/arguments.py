@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ _GROUPS = {
     "stream": "fetching ahead",
     "transfer": "fetching",
 }
+#: Options of which argparse itself knows the words.
+_CHOICES = {"distributor": DISTRIBUTORS}
 
 
 def make_parser() -> Parser:
@@ -71,34 +74,14 @@ def _add_prepare(subparsers: Any) -> None:
 
 
 def _add_download(subparsers: Any) -> None:
+    from laion_face_builder.download.download_options import TYPED, DownloadOptions
+
     command = _command(subparsers, "download", commands.run_download, "download pictures into tars, like img2dataset")
     _add_config(command)
     _add_options(command, "source", "which", "filter", "resize", "transfer")
-    command.add_argument(
-        "--encode-format", default=None, help="format of resized or blurred pictures: jpg (default), png or webp"
-    )
-    command.add_argument(
-        "--encode-quality",
-        type=int,
-        default=None,
-        help="quality of resized or blurred pictures, 1 to 100 (png: effort, 0 to 9); default: 95 (png: 6)",
-    )
-    command.add_argument(
-        "--processes",
-        type=int,
-        default=None,
-        help="processes that fetch and write; default: one for each core, at most 16, or as many as a cluster has",
-    )
-    command.add_argument(
-        "--distributor",
-        choices=DISTRIBUTORS,
-        default=DISTRIBUTORS[0],
-        help="where these processes run: on this machine, or on a Spark or Ray cluster, where each has --concurrency "
-        "of its own; default: %(default)s",
-    )
-    command.add_argument(
-        "--samples-per-shard", type=int, default=10_000, help="samples in one tar; default: %(default)s"
-    )
+    for spec in dataclasses.fields(DownloadOptions):
+        if "help" in spec.metadata:
+            _add_option(command, spec, TYPED.get(spec.name, ""), choices=_CHOICES.get(spec.name))
     command.add_argument(
         "--shards",
         default=None,
@@ -291,12 +274,20 @@ def _add_options(command: argparse.ArgumentParser, *groups: str) -> None:
                 _add_option(group, spec)
 
 
-def _add_option(group: Any, spec: dataclasses.Field[Any]) -> None:
-    flag, text = f"--{spec.name.replace('_', '-')}", spec.metadata["help"]
+def _add_option(group: Any, spec: dataclasses.Field[Any], typed: str = "", **more: Any) -> None:
+    from laion_face_builder.options import option_names
+
+    flag, names = typed or _flag(spec.name), {*option_names(), "data_dir"}
+    # Where the text names another option, it does so as that is typed here.
+    words = re.compile(r"[a-z]+(_[a-z]+)+")
+    text = words.sub(lambda word: _flag(word[0]) if word[0] in names else word[0], spec.metadata["help"])
+    text = text.replace("%", "%%")
     if spec.metadata["kind"] is bool:
         group.add_argument(flag, action="store_true", help=text)
-    else:
-        shown = "" if spec.default is None else f"; default: {spec.default}"
-        group.add_argument(
-            flag, type=spec.metadata["kind"], default=spec.default, help=(text + shown).replace("%", "%%")
-        )
+        return
+    text = text if spec.default is None else f"{text}; default: %(default)s"
+    group.add_argument(flag, type=spec.metadata["kind"], default=spec.default, help=text, **more)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

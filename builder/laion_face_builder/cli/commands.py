@@ -31,7 +31,7 @@ def options_of(given: argparse.Namespace, *, anywhere: bool = False) -> Any:
     """
     from laion_face_builder.options import OptionFields, Options, option_names
 
-    fields = OptionFields(**{name: value for name, value in vars(given).items() if name in option_names()})
+    fields = OptionFields(**{name: getattr(given, name) for name in option_names() if hasattr(given, name)})
     data = DataDir.kept_at(given.data_dir) if anywhere else None
     if data is None or data.address is None:
         return Options.of(given.config, fields, given.data_dir, given.token)
@@ -81,6 +81,7 @@ def run_download(given: argparse.Namespace) -> None:
         samples_per_shard=given.samples_per_shard,
         encode_format=given.encode_format,
         encode_quality=given.encode_quality,
+        ignore_space=given.ignore_space,
     )
     if given.dry_run:
         if given.shards is not None:

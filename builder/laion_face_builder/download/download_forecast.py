@@ -104,7 +104,7 @@ def forecast_part(
     """
     options = options or DownloadOptions()
     with data_store.at_work(data) as here, opened_index(here, part, index) as rows:
-        refuse_user_proxy(os.environ, options.trust_proxy)
+        refuse_user_proxy(os.environ, options.fetch.trust_proxy)
         files = PartFiles(here, part)
         made_with = claimed(files, rows, options, filters)
         is_read = has_plan(files, made_with) or "://" not in rows.address

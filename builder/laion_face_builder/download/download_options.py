@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from laion_face_builder.distribute import DISTRIBUTORS
 from laion_face_builder.download.blur import JPEG_QUALITY
 from laion_face_builder.errors import OptionError
 from laion_face_builder.fetch.limits import FetchLimits
-from laion_face_builder.images.geometry import RESIZE_MODES, Resizing
-from laion_face_builder.options import OptionFields, Transfer
+from laion_face_builder.images.geometry import Resizing
+from laion_face_builder.options import FetchOptions, OptionFields
+from laion_face_builder.options.fields import option
 from laion_face_builder.parallel import cores
 from laion_face_builder.values import Range
 
@@ -20,6 +21,8 @@ _MOST_PROCESSES = 16
 #: Encoding that img2dataset knows -> least and most of its `encode_quality`, and ours. Of PNG it is zlib's effort.
 _QUALITIES = {"jpg": (1, 100, JPEG_QUALITY), "png": (0, 9, 6), "webp": (1, 100, JPEG_QUALITY)}
 ENCODE_FORMATS = tuple(_QUALITIES)
+#: Options that have another name on the command line, and that name.
+TYPED = {"processes_count": "--processes"}
 
 
 @dataclass(frozen=True)
@@ -28,64 +31,54 @@ class DownloadOptions:
 
     `samples_per_shard`, resizing, blurring and the encoding define what is on disk: they cannot change once a part has
     been started. Everything else may differ from run to run. Without resizing and blurring every original byte is kept;
-    with them img2dataset's resizer decodes each picture and encodes it again.
+    with them img2dataset's resizer decodes each picture and encodes it again. Another `max_pixels` looks through the
+    tars again, without fetching; larger pictures come only with `retry_failed`.
 
     Args:
-        processes_count: processes that fetch and write; None means one a core, 16 at most, or what a cluster has.
-        distributor: what runs these processes, one of `distribute.DISTRIBUTORS`.
-        concurrency: pictures fetched at the same time, by all processes together; on a cluster, by each worker.
-        samples_per_shard: samples in one tar.
-        timeout: seconds for one picture, everything included.
-        retries: further tries after errors that may pass; see `retry_failed` for later rounds.
-        outage_patience: seconds that a lost network is waited for, before the download ends and says so.
-        max_bytes: a picture file may have; larger ones fail.
-        max_pixels: a picture may have; larger ones fail. Another value looks through the tars again, without fetching;
-            larger ones come only with `retry_failed`.
-        per_host: connections to one host at a time.
-        user_agent_token: a name under which sites may address or refuse you.
-        resize_mode: what img2dataset does to the size of each picture, one of `geometry.RESIZE_MODES`.
-        image_size: the size that each picture then has, pixels.
-        resize_only_if_bigger: smaller pictures keep their size.
+        fetch: how pictures are fetched; `concurrency` is that of all processes together, on a cluster of each worker.
+        resizing: what img2dataset does to their size.
         blur_faces: whether img2dataset blurs faces. Pictures whose boxes may not fit are left out, on disk too.
-        encode_format: of pictures that are encoded again: jpg, png or webp.
-        encode_quality: of those pictures, 1 to 100, by default 95; for png zlib's effort, 0 to 9, by default 6.
-        allow_private_hosts: also connect to addresses that are not public.
-        trust_proxy: go through the proxy that the environment names, which then has to refuse private addresses.
-        ignore_space: start even if the disk is clearly too small.
+        others: as each says.
+
+    Raises:
+        OptionError: a value is not valid, or means nothing beside the others.
     """
 
-    processes_count: int | None = None
-    distributor: str = "processes"
-    concurrency: int = OptionFields.concurrency
-    samples_per_shard: int = 10_000
-    timeout: float = OptionFields.timeout
-    retries: int = OptionFields.retries
-    outage_patience: float = OptionFields.outage_patience
-    max_bytes: int = OptionFields.max_bytes
-    max_pixels: int = OptionFields.max_pixels
-    per_host: int = OptionFields.per_host
-    user_agent_token: str | None = OptionFields.user_agent_token
-    resize_mode: str = OptionFields.resize_mode
-    image_size: int = OptionFields.image_size
-    resize_only_if_bigger: bool = OptionFields.resize_only_if_bigger
+    fetch: FetchOptions = FetchOptions()
+    resizing: Resizing = Resizing()
     blur_faces: bool = OptionFields.blur_faces
-    encode_format: str = "jpg"
-    encode_quality: int | None = None
-    allow_private_hosts: bool = OptionFields.allow_private_hosts
-    trust_proxy: bool = OptionFields.trust_proxy
-    ignore_space: bool = False
+    encode_format: str = option(
+        "jpg", f"format of resized or blurred pictures, of {', '.join(ENCODE_FORMATS)}", group="encoding"
+    )
+    encode_quality: int | None = option(
+        None,
+        "quality of resized or blurred pictures, 1 to 100, for png zlib's effort, 0 to 9; default: 95, for png 6",
+        kind=int,
+        group="encoding",
+    )
+    processes_count: int | None = option(
+        None,
+        "processes that fetch and write; default: one for each core, at most 16, or as many as a cluster has",
+        group="work",
+        valid=Range(int, 1, 1_000),
+    )
+    distributor: str = option(
+        DISTRIBUTORS[0],
+        "where these processes run: on this machine, or on a Spark or Ray cluster, where each has the full concurrency",
+        group="work",
+    )
+    samples_per_shard: int = option(10_000, "samples in one tar", group="work", valid=Range(int, 1, 1_000_000))
+    ignore_space: bool = option(False, "start even if the disk is clearly too small", kind=bool, group="work")
 
     def __post_init__(self) -> None:
-        for name, valid in _VALID.items():
-            if (value := getattr(self, name)) is not None or name != "processes_count":
-                valid.check(name + _TYPED.get(name, ""), value)
+        for name, valid in _RANGES.items():
+            if (value := getattr(self, name)) is not None or getattr(DownloadOptions, name) is not None:
+                valid.check(f"{name} ({TYPED[name]})" if name in TYPED else name, value)
         if self.distributor not in DISTRIBUTORS:
             raise OptionError(f"distributor={self.distributor!r}: expected one of {', '.join(DISTRIBUTORS)}")
         self._check_encoding()
 
     def _check_encoding(self) -> None:
-        if self.resize_mode not in RESIZE_MODES:
-            raise OptionError(f"resize_mode={self.resize_mode!r}: valid are {', '.join(RESIZE_MODES)}")
         if self.encode_format not in ENCODE_FORMATS:
             raise OptionError(f"encode_format={self.encode_format!r}: valid are {', '.join(ENCODE_FORMATS)}")
         least, most, _ = _QUALITIES[self.encode_format]
@@ -105,11 +98,6 @@ class DownloadOptions:
     def is_on_cluster(self) -> bool:
         """Whether the workers may be on other machines, and are not ours."""
         return self.distributor != "processes"
-
-    @property
-    def resizing(self) -> Resizing:
-        """The three options on size, as one."""
-        return Resizing(self.resize_mode, self.image_size, self.resize_only_if_bigger)
 
     @property
     def encodes_again(self) -> bool:
@@ -139,20 +127,11 @@ class DownloadOptions:
         Raises:
             OptionError: the environment names a proxy that is not trusted.
         """
-        transfer = Transfer(**{spec.name: getattr(self, spec.name) for spec in fields(Transfer)})
-        return FetchLimits.of(transfer, concurrency=-(-self.concurrency // processes))
+        return FetchLimits.of(replace(self.fetch, concurrency=-(-self.fetch.concurrency // processes)))
 
 
-#: What is valid; for fields that are options of a dataset too, `options` says it.
-_VALID = {
-    "processes_count": Range(int, 1, 1_000),
-    "samples_per_shard": Range(int, 1, 1_000_000),
-} | {
-    spec.name: spec.metadata["valid"]
-    for spec in fields(OptionFields)
-    if spec.metadata["valid"] is not None and spec.name in DownloadOptions.__dataclass_fields__
+_RANGES: dict[str, Range] = {
+    spec.name: spec.metadata["valid"] for spec in fields(DownloadOptions) if spec.metadata.get("valid") is not None
 }
-#: Options that have another name on the command line, and that name.
-_TYPED = {"processes_count": " (--processes)"}
 #: How many rounds over failed samples may be asked for.
 RETRY_FAILED = Range(int, 0, 1_000)

@@ -108,7 +108,7 @@ def download_part(
         raise OptionError(f"{data.where}: only tars in a folder can be cleaned: copy them here first")
     waiting = f"part {part:05d}: another process downloads it; waiting for that"
     with data_store.at_work(data) as here:
-        refuse_user_proxy(os.environ, options.trust_proxy)
+        refuse_user_proxy(os.environ, options.fetch.trust_proxy)
         files = PartFiles(here, part)
         with opened_index(here, part, index) as rows, locked(here.images_fingerprint(part), waiting):
             made_with = begun(files, rows, options, filters)
@@ -299,7 +299,7 @@ def check_space(files: PartFiles, samples: int, options: DownloadOptions) -> Non
     if files.data.address is None and needed > 2 * free and not options.ignore_space:
         raise DownloadError(
             f"{folder}: about {human_size(needed)} needed, {human_size(free)} free. Choose a larger disk, fewer parts "
-            "or stricter filters, or set ignore_space."
+            "or stricter filters, or use `laion-face download` with --ignore-space."
         )
 
 
@@ -348,7 +348,7 @@ def download_share(
     """
     waiting = f"part {part:05d}: another process downloads it; waiting for that"
     with data_store.at_work(data) as here:
-        refuse_user_proxy(os.environ, options.trust_proxy)
+        refuse_user_proxy(os.environ, options.fetch.trust_proxy)
         files = PartFiles(here, part)
         with opened_index(here, part, index) as rows:
             with locked(here.images_fingerprint(part), waiting):

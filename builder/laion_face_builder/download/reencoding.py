@@ -78,7 +78,8 @@ def stored(picture: Picture, values: Mapping[str, Any], options: DownloadOptions
 
 
 def _most_pixels(options: DownloadOptions) -> int:
-    return options.max_pixels if options.resizing else min(options.max_pixels, MOST_PIXELS)
+    most = options.fetch.max_pixels
+    return most if options.resizing else min(most, MOST_PIXELS)
 
 
 @lru_cache(maxsize=1)
@@ -89,9 +90,9 @@ def resizer(options: DownloadOptions) -> Any:
     from img2dataset.resizer import Resizer
 
     return Resizer(
-        image_size=options.image_size,
-        resize_mode=options.resize_mode,
-        resize_only_if_bigger=options.resize_only_if_bigger,
+        image_size=options.resizing.size,
+        resize_mode=options.resizing.mode,
+        resize_only_if_bigger=options.resizing.only_if_bigger,
         encode_format=options.encode_format,
         encode_quality=options.quality,
         max_image_area=_most_pixels(options),

@@ -246,7 +246,7 @@ class Round:
         images, each = digest(made_with), options.samples_per_shard
         sizes = shard_sizes(len(rows), each)
         self._places = [
-            ShardPlace(files, images, number, shard, shard * each, size, options.max_pixels)
+            ShardPlace(files, images, number, shard, shard * each, size, options.fetch.max_pixels)
             for shard, size in enumerate(sizes)
         ]
         self._finished = {place.shard for place in self._places if place.is_finished}

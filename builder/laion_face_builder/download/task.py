@@ -145,7 +145,7 @@ class ShardTask:
     def run(self, report: Report) -> ShardResult:
         """Make the shard with `shard_worker`, which is imported only here, since it is heavy."""
         # OpenCV reads its own bound when it is imported; what it decodes has been checked against ours before.
-        os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(self.options.max_pixels)
+        os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(self.options.fetch.max_pixels)
         from laion_face_builder.download.shard_worker import make_shard
 
         return make_shard(self, report)

@@ -49,9 +49,9 @@ def command(name: str, options: Options, parts: Sequence[int]) -> str:
         parts: which of its parts lack it.
     """
     words = ["laion-face", name, options.config, "--parts", listed(parts), "--data-dir", options.data.where]
-    values = _values(options)
+    values = options.by_name()
     for spec in dataclasses.fields(OptionFields):
-        value = values.get(spec.name, spec.default)
+        value = values[spec.name]
         if spec.metadata["group"] in _GROUPS[name] and value != spec.default:
             words += [f"--{spec.name.replace('_', '-')}", *([] if value is True else [_typed(value)])]
     return shlex.join(words)
@@ -60,22 +60,6 @@ def command(name: str, options: Options, parts: Sequence[int]) -> str:
 def listed(parts: Sequence[int]) -> str:
     """Give "0,2" for parts 0 and 2, as --parts takes them."""
     return ",".join(map(str, parts))
-
-
-def _values(options: Options) -> Mapping[str, Any]:
-    upstream, size = options.upstream, options.resizing
-    return {
-        "source_repo": upstream.source_repo,
-        "source_revision": upstream.source_revision,
-        "metadata": os.fspath(upstream.metadata_place),
-        "index": options.index,
-        "resize_mode": size.mode,
-        "image_size": size.size,
-        "resize_only_if_bigger": size.only_if_bigger,
-        "blur_faces": options.blur_faces,
-        **vars(options.filters),
-        **vars(options.transfer),
-    }
 
 
 def _typed(value: object) -> str:
@@ -185,16 +169,7 @@ def download_options(options: Options, **how: Any) -> DownloadOptions:
     from laion_face_builder.download.part import DownloadOptions
 
     given = {name: value for name, value in how.items() if value is not None}
-    size = options.resizing
-    return DownloadOptions(
-        **vars(options.transfer),
-        concurrency=options.ahead.concurrency,
-        resize_mode=size.mode,
-        image_size=size.size,
-        resize_only_if_bigger=size.only_if_bigger,
-        blur_faces=options.blur_faces,
-        **given,
-    )
+    return DownloadOptions(options.fetch, options.resizing, options.blur_faces, **given)
 
 
 def download(
@@ -276,8 +251,8 @@ def _pictures_of(options: Options, part: int, index: IndexPart, adopted: Adopted
 
 def _adopted(options: Options, part: int, index: IndexPart, adopted: Adopted | None) -> PartPictures:
     if adopted is None:
-        how: dict[str, Any] = {"max_pixels": options.transfer.max_pixels, "resizing": options.resizing}
-        return PartPictures.adopt(options.images, options.data, part, index, **how)
+        most, size = options.fetch.max_pixels, options.resizing
+        return PartPictures.adopt(options.images, options.data, part, index, max_pixels=most, resizing=size)
     folder, sidecar = part_folder(Path(options.images), part), adopted.get(part)
     if sidecar is None or not sidecar.exists():
         raise NotPrepared(

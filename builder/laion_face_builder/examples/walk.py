@@ -201,7 +201,7 @@ def fetched(plan: Plan, steps: Iterator[MarkedRow], order: str = INDEX_ORDER) ->
     if options.images not in ("auto", "fetch"):
         yield from ((step, None) for step in steps)
         return
-    limits = FetchLimits.of(options.transfer, concurrency=options.ahead.concurrency)
+    limits = FetchLimits.of(options.fetch)
     keep = options.ahead.cache_images
     cache = PictureCache(keep, options.ahead.cache_bytes) if keep is not None else None
     with shared_fetcher(limits, cache) as fetcher:

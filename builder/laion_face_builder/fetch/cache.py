@@ -30,6 +30,7 @@ from pathlib import Path
 from laion_face_builder.errors import OptionError
 from laion_face_builder.images.pictures import Picture
 from laion_face_builder.log import logger
+from laion_face_builder.options import Ahead
 
 MARKER = "laion-face-cache"
 _MAGIC = b"LFpic\0\0\1"
@@ -54,7 +55,7 @@ class PictureCache:
         OptionError: the folder cannot be made, or holds something else.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], max_bytes: int = 50_000_000_000) -> None:
+    def __init__(self, folder: str | os.PathLike[str], max_bytes: int = Ahead.cache_bytes) -> None:
         self.folder, self.max_bytes = Path(folder).expanduser().absolute(), max_bytes
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

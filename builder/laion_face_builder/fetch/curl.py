@@ -127,7 +127,7 @@ class CurlTransfer:
     def prepare(self, url: str, pinned: list[str], intake: Intake) -> None:
         """Point the handle at `url`, for a new exchange."""
         self.intake = intake
-        self._body = Body(self._limits.max_bytes, intake.grow)
+        self._body = Body(self._limits.options.max_bytes, intake.grow)
         self._headers: list[bytes] = []
         self._header_size = 0
         self._has_body = False
@@ -243,7 +243,7 @@ def _options(limits: FetchLimits) -> dict[int, object]:
         pycurl.SSL_VERIFYHOST: 2,
         pycurl.CAINFO: limits.ca_file or os.environ.get("SSL_CERT_FILE") or certifi.where(),
         pycurl.CONNECTTIMEOUT_MS: max(1, int(limits.connect_seconds * 1000)),
-        pycurl.MAXFILESIZE_LARGE: limits.max_bytes,
+        pycurl.MAXFILESIZE_LARGE: limits.options.max_bytes,
         pycurl.BUFFERSIZE: _PIECE,
     }
 

@@ -16,6 +16,7 @@ from typing import Generic, TypeVar
 from laion_face_builder.errors import PictureError
 from laion_face_builder.fetch.fetcher import Fetcher, Stream, Ticket
 from laion_face_builder.images.pictures import Picture
+from laion_face_builder.options import Ahead
 
 Item = TypeVar("Item")
 #: A picture, why there is none, or None for an item without an address.
@@ -35,8 +36,8 @@ def ordered(
     fetcher: Fetcher,
     *,
     url_of: Callable[[Item], str | None],
-    lookahead: int = 4096,
-    max_buffer_bytes: int = 512_000_000,
+    lookahead: int = Ahead.lookahead,
+    max_buffer_bytes: int = Ahead.max_buffer_bytes,
 ) -> Generator[tuple[Item, Outcome], None, None]:
     """Yield each item with its picture, why there is none, or None for an item without an address; in order.
 
@@ -66,8 +67,8 @@ def arriving(
     fetcher: Fetcher,
     *,
     url_of: Callable[[Item], str | None],
-    lookahead: int = 4096,
-    max_buffer_bytes: int = 512_000_000,
+    lookahead: int = Ahead.lookahead,
+    max_buffer_bytes: int = Ahead.max_buffer_bytes,
 ) -> Generator[tuple[Item, Outcome], None, None]:
     """Yield each item as soon as its picture has come or failed; those without an address as soon as they are pulled.
 

@@ -71,7 +71,7 @@ class Flights:
     def __init__(self, limits: FetchLimits, cache: PictureCache | None) -> None:
         self._limits, self._cache = limits, cache
         self._loop = asyncio.get_running_loop()
-        patience = min(_LONGEST_LOOKUP, limits.timeout / (1 + limits.retries))
+        patience = min(_LONGEST_LOOKUP, limits.options.timeout / (1 + limits.options.retries))
         self._resolver = Resolver(allow=limits.allow, timeout=patience)
         self._exchanges = Exchanges(limits, self._resolver)
         self._helpers = ThreadPoolExecutor(_HELPERS, thread_name_prefix="laion-face-check")
@@ -97,13 +97,13 @@ class Flights:
 
     async def look_up(self, host: str, port: int) -> PictureError | None:
         """Have the host's addresses ready, or return why there are none. A lost answer is asked for again."""
-        for left in range(self._limits.retries, -1, -1):
+        for left in range(self._limits.options.retries, -1, -1):
             try:
                 await self._resolver.resolve(host, port)
             except NoAnswer as error:
                 if not left:
                     return error
-                await asyncio.sleep(min(_LOOKUP_PAUSE, self._limits.timeout / 10))
+                await asyncio.sleep(min(_LOOKUP_PAUSE, self._limits.options.timeout / 10))
             except PictureError as error:
                 return error
             else:
@@ -114,7 +114,7 @@ class Flights:
         """Ask the host once, and check what it gives."""
         progress, began, job.waited = job.progress, time.monotonic(), 0.0
         if (seconds := progress.share(self._limits)) <= 0:
-            return Landing(PictureError(Reason.TIMEOUT, f"{self._limits.timeout:g} s are over"))
+            return Landing(PictureError(Reason.TIMEOUT, f"{self._limits.options.timeout:g} s are over"))
         before = copy.copy(progress)
         try:
             return await self._exchange(job, seconds, began)
@@ -183,7 +183,7 @@ class Flights:
         return Landing(step, contact, began, error.reason, is_heard=is_heard, before=before)
 
     async def _checked(self, job: Job, data: bytes) -> pictures.Picture:
-        picture = jpeg.quick(data, max_pixels=self._limits.max_pixels)
+        picture = jpeg.quick(data, max_pixels=self._limits.options.max_pixels)
         if picture is None:
             picture = await self._loop.run_in_executor(self._helpers, self._inspect, data)
         job.grow(len(data) - job.size)  # it may have come packed
@@ -193,11 +193,11 @@ class Flights:
         return picture
 
     def _inspect(self, data: bytes) -> pictures.Picture:
-        return pictures.inspect(data, max_pixels=self._limits.max_pixels)
+        return pictures.inspect(data, max_pixels=self._limits.options.max_pixels)
 
     def _from_cache(self, url: str) -> pictures.Picture | None:
         kept = self._cache.get(url) if self._cache is not None else None
-        limits = self._limits
-        if kept is None or len(kept.data) > limits.max_bytes or kept.width * kept.height > limits.max_pixels:
+        most = self._limits.options
+        if kept is None or len(kept.data) > most.max_bytes or kept.width * kept.height > most.max_pixels:
             return None
         return replace(kept, is_kept=True)

@@ -97,17 +97,17 @@ def within(limits: FetchLimits) -> FetchLimits:
     less than what was asked for.
     """
     free = max(0, _raised() - _open_now() - _OTHERS)
-    concurrency = max(1, min(limits.concurrency, free // _FILES_A_PICTURE))
-    if concurrency < limits.concurrency:
+    concurrency = max(1, min(limits.options.concurrency, free // _FILES_A_PICTURE))
+    if concurrency < limits.options.concurrency:
         logger.warning(
             "concurrency=%d: this process may have %d files open, which is enough for %d pictures at a time. "
             "`ulimit -n` says how many; raise the hard limit for more",
-            limits.concurrency,
+            limits.options.concurrency,
             _raised(),
             concurrency,
         )
     kept = max(concurrency, min(limits.kept_connections + concurrency, free - concurrency))
-    return replace(limits, concurrency=concurrency, kept_connections=kept)
+    return replace(limits, options=replace(limits.options, concurrency=concurrency), kept_connections=kept)
 
 
 def _raised() -> int:

@@ -81,7 +81,7 @@ class FetchProgress:
 
     def share(self, limits: FetchLimits) -> float:
         """Return the seconds for the next exchange: an equal part of the time left for each try still to come."""
-        return max(0.0, limits.timeout - self.spent) / (1 + limits.retries - self.tries)
+        return max(0.0, limits.options.timeout - self.spent) / (1 + limits.options.retries - self.tries)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +143,12 @@ def after_failure(progress: FetchProgress, error: PictureError, limits: FetchLim
     Raises:
         PictureError: `error` itself, if it cannot pass, or there is no try or no time left.
     """
-    if not can_pass(error) or progress.tries >= limits.retries:
+    options = limits.options
+    if not can_pass(error) or progress.tries >= options.retries:
         raise error
     # Back-off with jitter: pictures of one host that failed together do not come back together.
-    pause = min(_FIRST_PAUSE, limits.timeout / 10) * 2**progress.tries * random.uniform(0.5, 1.5)  # noqa: S311 - no secret
-    if progress.spent + pause >= limits.timeout:
+    pause = min(_FIRST_PAUSE, options.timeout / 10) * 2**progress.tries * random.uniform(0.5, 1.5)  # noqa: S311 - no secret
+    if progress.spent + pause >= options.timeout:
         raise error
     progress.tries += 1
     progress.hops = 0

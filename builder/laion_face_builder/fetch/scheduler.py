@@ -111,16 +111,16 @@ class Scheduler:
     """
 
     def __init__(self, limits: FetchLimits, flights: Flights, machine: Machine) -> None:
-        self._limits, self._flights = limits, flights
+        self._limits, self._flights, options = limits, flights, limits.options
         self._loop = asyncio.get_running_loop()
         self._queues: list[StreamQueue] = []
         self._open: set[Job] = set()
-        self._hosts: Hosts[Job] = Hosts(limits.per_host, limits.timeout, limits.longest_wait, machine)
+        self._hosts: Hosts[Job] = Hosts(options.per_host, options.timeout, limits.longest_wait, machine)
         self._nameless: dict[str, list[Job]] = {}
         self._lookups: set[asyncio.Task[None]] = set()
-        self._vigil = Vigil(self, flights.reaches, limits.outage_patience)
+        self._vigil = Vigil(self, flights.reaches, options.outage_patience)
         self._timers: dict[str, asyncio.TimerHandle] = {}
-        self._places = Places(limits.concurrency, limits.kept_connections, self.schedule)
+        self._places = Places(options.concurrency, limits.kept_connections, self.schedule)
         self._freed: set[str] = set()
         #: Jobs under way that gave up their place in flight, and their host's connection.
         self._placeless: set[Job] = set()

@@ -17,8 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from laion_face_builder.values import Range, one_of
+
 #: img2dataset's: keep_ratio and center_crop scale the short side to the size, the other two the long one.
 RESIZE_MODES = ("no", "keep_ratio", "keep_ratio_largest", "center_crop", "border")
+#: Sizes that pictures can be resized to, pixels.
+IMAGE_SIZE = Range(int, 1, 16_384)
 #: Two scales may differ by this share where rounding to whole pixels does not explain more.
 ASPECT_TOLERANCE = 0.02
 
@@ -77,11 +81,19 @@ class Resized:
 
 @dataclass(frozen=True)
 class Resizing:
-    """How img2dataset resizes: its `resize_mode`, `image_size` (pixels) and `resize_only_if_bigger`."""
+    """How img2dataset resizes: its `resize_mode`, `image_size` (pixels) and `resize_only_if_bigger`.
+
+    Raises:
+        OptionError: there is no such mode, or no picture has such a size.
+    """
 
     mode: str = "no"
     size: int = 256
     only_if_bigger: bool = False
+
+    def __post_init__(self) -> None:
+        one_of("resize_mode", self.mode, RESIZE_MODES)
+        IMAGE_SIZE.check("image_size", self.size)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any] | None) -> Resizing:

@@ -117,7 +117,7 @@ def _seen(options: Options, part: int) -> Iterator[_Seen]:
         with parts.open_part(options, part) as opened:
             yield _Seen(part, opened, None)
         return
-    most = options.transfer.max_pixels
+    most = options.fetch.max_pixels
     with parts.open_part(replace(options, images="none"), part) as opened:
         yield _Seen(
             part, opened, unseen(Path(options.images), options.data, part, max_pixels=most, resizing=options.resizing)

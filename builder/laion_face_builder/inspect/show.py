@@ -96,8 +96,9 @@ def take(options: Options, count: int) -> tuple[list[Example], Report]:
 
     Pictures are decoded and scaled down one by one; the columns width and height stay those of the full picture.
     """
-    ahead = replace(options.ahead, concurrency=min(_IN_FLIGHT, options.ahead.concurrency), lookahead=2 * count)
-    plan = Plan(replace(options, ahead=ahead), None)
+    fetch = replace(options.fetch, concurrency=min(_IN_FLIGHT, options.fetch.concurrency))
+    ahead = replace(options.ahead, lookahead=2 * count)
+    plan = Plan(replace(options, fetch=fetch, ahead=ahead), None)
     examples: list[Example] = []
     with (
         Tally(None) as tally,

@@ -215,7 +215,7 @@ class PartExamples:
     def __init__(self, options: Options, part: int, first: int, rows: int, bounds: Bounds) -> None:
         self._part, self._rows, self._bounds = part, rows, bounds
         steps = example_steps(options, part, first)
-        self._groups = _groups(steps, rows, bounds, options.transfer.max_pixels)
+        self._groups = _groups(steps, rows, bounds, options.fetch.max_pixels)
         self._next = next(self._groups, None)
 
     @property
@@ -331,6 +331,6 @@ def write_preview(path: Path, options: Options, rows: int, fingerprint: Fingerpr
 def _pictured(options: Options, chosen: Sequence[int]) -> Iterator[Example]:
     for part in chosen:
         for step in example_steps(options, part, 0):
-            example = checked_example(step.row, options.transfer.max_pixels)
+            example = checked_example(step.row, options.fetch.max_pixels)
             if example is not None and example["image"] is not None:
                 yield example

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -89,7 +89,7 @@ def options_of(request: PublishRequest) -> Options:
     missing = {part: why for part in (chosen or ALL_PARTS) if (why := _missing(request, part))}
     if missing:
         raise NotPrepared(_not_there(request, missing))
-    options = Options.of("50M", OptionFields(**{**vars(fields), "parts": chosen}), request.data.root, request.token)
+    options = replace(everything, parts=chosen)
     exclude = options.filters.exclude
     if exclude is not None and not request.with_images and exclude.counts["hashes"]:
         logger.warning(

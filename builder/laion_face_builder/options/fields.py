@@ -1,0 +1,222 @@
+"""List every option once, as it is given: its name, default, meaning and range.
+
+`OptionFields` are the raw values as a config, a call or the command line carries them. Nothing is checked here, since
+datasets sets config fields after `__post_init__`. `tree.Options.of` checks them all, and gives the objects that the
+work is done with.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from laion_face_builder.errors import OptionError
+from laion_face_builder.images.geometry import IMAGE_SIZE, RESIZE_MODES, Resizing
+from laion_face_builder.images.pictures import MAX_PIXELS
+from laion_face_builder.layout import ROW_GROUPS
+from laion_face_builder.shown import ShownFields
+from laion_face_builder.sources.sources import DEFAULT_METADATA, DEFAULT_REPO
+from laion_face_builder.values import Range
+
+#: The name to fetch under when the user gives none; sites may address it in X-Robots-Tag.
+USER_AGENT_TOKEN = "laion-face"  # noqa: S105 - not a secret
+IMAGE_MODES = ("auto", "fetch", "download", "none")
+ON_ERROR = ("skip", "null", "raise")
+ON_SIZE_CHANGE = ("rescale", "drop", "keep")
+ORDERS = INDEX_ORDER, ARRIVAL_ORDER = "index", "arrival"
+NSFW_VALUES = ("UNLIKELY", "UNSURE", "NSFW")
+#: What no picture, machine or network has: nearly always a slip, or another unit.
+_BYTES = Range(int, 1, 1_000_000_000_000_000)
+_PIXELS = Range(int, 1, 1_000_000_000_000)
+_SIDE = Range(int, 0, 100_000_000)
+_FACES = Range(int, 0, 1_000_000)
+_SHARE = Range(float, 0, 1)
+_MOST_TELLING = 100_000
+
+
+def option(default: Any, text: str, *, kind: type = str, group: str, valid: Range | None = None) -> Any:
+    """Return a dataclass field with its meaning in a line, the type and range of one value, and its display group."""
+    # An end that only slips reach is said when it is reached.
+    is_telling = valid is not None and valid.most is not None and valid.most <= _MOST_TELLING
+    text = f"{text}; {valid.text}" if valid is not None and is_telling else text
+    kind = kind if valid is None else valid.kind
+    return field(default=default, metadata={"help": text, "kind": kind, "group": group, "valid": valid})
+
+
+@dataclass(repr=False)
+class OptionFields(ShownFields):
+    """The options as given. Every one has a default, which None means too; of most, None is no limit or filter."""
+
+    source_repo: str | os.PathLike[str] = option(
+        DEFAULT_REPO, "Hub dataset, or local folder, with the list of ids and the detections", group="source"
+    )
+    source_revision: str | None = option(
+        None, "branch, tag or commit of source_repo, if that is a Hub dataset; default: main", group="source"
+    )
+    metadata: str | os.PathLike[str] = option(
+        DEFAULT_METADATA,
+        "LAION-400M's captions and addresses: a Hub dataset, an hf:// or http(s):// folder, or a local folder",
+        group="source",
+    )
+    index: str | os.PathLike[str] | None = option(
+        None, "published index to use instead of other sources: a folder or a Hub dataset", group="source"
+    )
+    parts: str | int | Iterable[int] | None = option(
+        None, 'parts to use, such as "0,2,5-7"; default: all that the config has', group="which"
+    )
+    shards_per_part: int = option(
+        ROW_GROUPS,
+        "shards that each part is split into, to be shared out among ranks and workers",
+        group="which",
+        valid=Range(int, 1, 100_000),
+    )
+    min_score: float | None = option(None, "least detection score of a face that counts", group="filter", valid=_SHARE)
+    min_face_size: float | None = option(
+        None,
+        "least short side of the box of a face that counts, pixels",
+        group="filter",
+        valid=Range(float, _SIDE.least, _SIDE.most),
+    )
+    min_face_area: float | None = option(
+        None, "least area of the box of a face that counts, as a share of the picture", group="filter", valid=_SHARE
+    )
+    min_faces: int | None = option(
+        None,
+        "least number of faces that count; default: 1 if one of the three limits on faces is given, else 0",
+        group="filter",
+        valid=_FACES,
+    )
+    max_faces: int | None = option(None, "greatest number of faces that count", group="filter", valid=_FACES)
+    min_width: int | None = option(None, "least width of the original picture, pixels", group="filter", valid=_SIDE)
+    min_height: int | None = option(None, "least height of the original picture, pixels", group="filter", valid=_SIDE)
+    nsfw: str | Iterable[str] | None = option(
+        None, f"values of LAION's nsfw tag to keep, of {', '.join(NSFW_VALUES)}; default: all rows", group="filter"
+    )
+    min_similarity: float | None = option(
+        None, "least CLIP similarity of picture and caption", group="filter", valid=Range(float, -1, 1)
+    )
+    exclude: str | os.PathLike[str] | Iterable[Any] | None = option(
+        None,
+        "file of sample ids, URLs, hosts, SHA-256s or MD5s to leave out, one a line; in Python also a list of these",
+        group="filter",
+    )
+    images: str | os.PathLike[str] = option(
+        "auto",
+        'where pictures come from: "fetch" (the web), "download" (tars in data_dir, made if missing), "auto" (the tars '
+        'that are there; a stream fetches the rest), "none", or the folder of an img2dataset output',
+        group="pictures",
+    )
+    on_error: str = option(
+        "skip", 'what to do with a row whose picture failed: "skip" it, "null" its image, or "raise"', group="pictures"
+    )
+    on_size_change: str = option(
+        "rescale",
+        'what to do with a picture that has another size than the original: "rescale" its faces, "drop" its row if its '
+        'shape is another too, or "keep" its faces unmoved',
+        group="pictures",
+    )
+    mode: str | None = option(
+        None,
+        'colour mode of all pictures, "RGB" or "L", transparency over white; default: as they are',
+        group="pictures",
+    )
+    resize_mode: str = option(
+        Resizing.mode, f"how to resize downloaded pictures, as img2dataset: {', '.join(RESIZE_MODES)}", group="resize"
+    )
+    image_size: int = option(
+        Resizing.size, "size that pictures are resized to, pixels", group="resize", valid=IMAGE_SIZE
+    )
+    resize_only_if_bigger: bool = option(
+        Resizing.only_if_bigger, "leave pictures smaller than image_size as they are", kind=bool, group="resize"
+    )
+    blur_faces: bool = option(
+        False, "blur the faces; pictures whose boxes may not fit are left out", kind=bool, group="resize"
+    )
+    order: str = option(
+        INDEX_ORDER,
+        'order of a stream\'s examples: that of the "index", or of the "arrival" of their pictures',
+        group="stream",
+    )
+    concurrency: int = option(256, "pictures to fetch at the same time", group="transfer", valid=Range(int, 1, 10_000))
+    lookahead: int = option(
+        4096,
+        "rows to fetch ahead; take many more than concurrency, or one slow host holds up the others",
+        group="stream",
+        valid=Range(int, 1, 10_000_000),
+    )
+    max_buffer_bytes: int = option(
+        512_000_000, "memory for pictures that were fetched ahead, bytes", group="stream", valid=_BYTES
+    )
+    cache_images: str | os.PathLike[str] | None = option(
+        None, "folder to keep fetched pictures in between epochs; default: none are kept", group="stream"
+    )
+    cache_bytes: int = option(50_000_000_000, "most that cache_images may hold, bytes", group="stream", valid=_BYTES)
+    timeout: float = option(
+        30.0,
+        "seconds that one picture may take, redirects and retries included",
+        group="transfer",
+        valid=Range(float, 0.001, 86_400),
+    )
+    retries: int = option(
+        1,
+        "further tries after failures that may pass: timeouts, HTTP 429 and 5xx",
+        group="transfer",
+        valid=Range(int, 0, 100),
+    )
+    max_bytes: int = option(32_000_000, "largest picture file to accept, bytes", group="transfer", valid=_BYTES)
+    max_pixels: int = option(
+        MAX_PIXELS, "largest picture to accept, width times height, pixels", group="transfer", valid=_PIXELS
+    )
+    per_host: int = option(
+        32,
+        "most requests to one host at the same time, by all your processes on this machine; it begins with 8",
+        group="transfer",
+        valid=Range(int, 1, 10_000),
+    )
+    outage_patience: float = option(
+        600.0,
+        "seconds to wait for a lost network, or for a free file descriptor; 0 gives up at once",
+        group="transfer",
+        valid=Range(float, 0, 10_000_000),
+    )
+    user_agent_token: str | None = option(
+        None, f"name to fetch under, which sites may address or refuse; default: {USER_AGENT_TOKEN}", group="transfer"
+    )
+    allow_private_hosts: bool = option(
+        False, "connect to addresses that are not public, too", kind=bool, group="transfer"
+    )
+    trust_proxy: bool = option(
+        False,
+        "go through the proxy that your environment names, which then has to refuse private addresses",
+        kind=bool,
+        group="transfer",
+    )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Turn iterators, which can be read only once, into tuples: datasets asks for the options several times."""
+        super().__setattr__(name, tuple(value) if isinstance(value, Iterator) else value)
+
+
+#: The range of each option that is a number.
+RANGES: dict[str, Range] = {
+    spec.name: spec.metadata["valid"] for spec in dataclasses.fields(OptionFields) if spec.metadata["valid"] is not None
+}
+
+
+def option_names() -> tuple[str, ...]:
+    """Return the names of all options."""
+    return tuple(f.name for f in dataclasses.fields(OptionFields))
+
+
+def refuse_unknown(names: Iterable[str], also: Iterable[str] = ()) -> None:
+    """Raise OptionError for a name that is no option, with the nearest ones; `also` are valid besides."""
+    valid = [*option_names(), *also]
+    for name in names:
+        if name not in valid:
+            near = difflib.get_close_matches(name, valid, n=3)
+            hint = f"did you mean {' or '.join(near)}? " if near else ""
+            raise OptionError(f"unknown option {name!r}: {hint}valid are {', '.join(sorted(valid))}")

@@ -1,0 +1,120 @@
+"""Turn each option as people have it into a plain value, checked by itself: text, a number, a tuple, or None.
+
+People have NumPy's scalars and arrays, `pathlib.Path`s and sets; None stands for an option that is left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import numbers
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from laion_face_builder.errors import OptionError
+from laion_face_builder.images.geometry import RESIZE_MODES
+from laion_face_builder.images.modes import MODES
+from laion_face_builder.index.exclusion import Exclusion, exclusion_of, read_exclusion
+from laion_face_builder.options.fields import IMAGE_MODES, NSFW_VALUES, ON_ERROR, ON_SIZE_CHANGE, ORDERS, OptionFields
+from laion_face_builder.values import absolute, as_written, one_of, place
+
+#: Options that are addresses or paths; `exclude` and `images` are too, among other things.
+_PLACES = ("source_repo", "metadata", "index")
+_TEXTS = ("source_revision", "user_agent_token")
+_WORDS = {
+    "on_error": ON_ERROR,
+    "on_size_change": ON_SIZE_CHANGE,
+    "order": ORDERS,
+    "mode": MODES,
+    "resize_mode": RESIZE_MODES,
+}
+
+
+def plain(given: OptionFields) -> OptionFields:
+    """Return the options as plain values; `parts` stays as it is, since only the config says what is valid.
+
+    Raises:
+        OptionError: names the option, the value and the valid ones; BadFile: a line of the exclusion list.
+    """
+    specs = dataclasses.fields(OptionFields)
+    return OptionFields(**{spec.name: _plain(spec, _scalar(getattr(given, spec.name))) for spec in specs})
+
+
+def _scalar(value: Any) -> Any:
+    """Return what an array without dimensions, or a NumPy value that is no number, holds; else the value itself."""
+    if isinstance(value, numbers.Number) or getattr(value, "ndim", None) != 0:
+        return value
+    return value.item()
+
+
+def _plain(spec: dataclasses.Field[Any], value: Any) -> Any:
+    name, kind, valid = spec.name, spec.metadata["kind"], spec.metadata["valid"]
+    if value is None:
+        return spec.default
+    if kind is bool and not isinstance(value, bool):
+        raise OptionError(f"{name}={as_written(value)}: expected True or False")
+    if valid is not None:
+        valid.check(name, value)
+        # Those of NumPy are no JSON; an int stays one, since it is in fingerprints.
+        return value if type(value) in (int, float) else kind(value)
+    if name in _PLACES:
+        return _place(name, value)
+    if name in _WORDS:
+        return one_of(name, value, _WORDS[name])
+    if name in _TEXTS and not isinstance(value, str):
+        raise OptionError(f"{name}={as_written(value)}: expected text, not {type(value).__name__}")
+    return _OF_THEIR_OWN[name](value) if name in _OF_THEIR_OWN else value
+
+
+def _place(name: str, given: Any) -> str:
+    """Return the absolute path, if it is a path and not an address or the name of a Hub dataset; else the text."""
+    text = place(name, given)
+    is_path = text.startswith((".", "~", os.sep)) or os.path.exists(text)
+    return str(absolute(text)) if is_path and "://" not in text else text
+
+
+def _cache_images(given: Any) -> str:
+    text = place("cache_images", given)
+    if "://" in text:
+        raise OptionError(f"cache_images={as_written(text)}: expected a local folder")
+    return str(absolute(text))
+
+
+def _images(given: Any) -> str:
+    if isinstance(given, str) and given in IMAGE_MODES:
+        return str(given)
+    folder = absolute(place("images", given)) if isinstance(given, (str, os.PathLike)) else None
+    if folder is None or not folder.is_dir():
+        valid = ", ".join(map(repr, IMAGE_MODES))
+        raise OptionError(f"images={as_written(given)}: valid are {valid}, or a folder that exists")
+    return str(folder)
+
+
+def _nsfw(given: Any) -> tuple[str, ...]:
+    valid = ", ".join(map(repr, NSFW_VALUES))
+    if not isinstance(given, Iterable):
+        raise OptionError(f"nsfw={as_written(given)}: valid are {valid}")
+    values = given.split(",") if isinstance(given, str) else list(given)
+    chosen = tuple(sorted({str(value).strip().upper() for value in values}))
+    if not chosen:
+        raise OptionError(f"nsfw={as_written(given)}: nothing would pass; valid are {valid}")
+    for value in chosen:
+        one_of("nsfw", value, NSFW_VALUES)
+    return chosen
+
+
+def _exclude(given: Any) -> Exclusion:
+    if isinstance(given, Exclusion):
+        return given
+    if isinstance(given, (str, os.PathLike)):
+        path = absolute(place("exclude", given))
+        if not path.is_file():
+            found = "it is a folder" if path.is_dir() else "there is no such file"
+            raise OptionError(f"exclude={as_written(given)}: {found}; one entry goes as exclude=[…]")
+        return read_exclusion(str(path))
+    if isinstance(given, (bytes, bytearray, Mapping)) or not isinstance(given, Iterable):
+        raise OptionError(f"exclude={as_written(given)}: expected a file, or a list of ids, URLs, hosts and hashes")
+    return exclusion_of(given)
+
+
+_OF_THEIR_OWN = {"cache_images": _cache_images, "images": _images, "nsfw": _nsfw, "exclude": _exclude}

@@ -1,7 +1,9 @@
 # make demo      sets up and runs the main job end to end on a miniature upstream on this machine
 # make test      sets up and passes the tests, on the built wheel, on every version that README.md claims (most in brief)
+# make test-browser  those that open pages in Chromium, which `make test` leaves out where there is none
 # make test-engines  those that need Spark and Ray, in an environment of their own
 # make versions  tries every version that can be had here, and has README.md claim what held
+# make coverage  which lines the tests run, as a table and in htmlcov/; ONLY=tests/fetch measures a part
 # make check     lint, format, types and imports; the forms of workflows and other YAML
 # make bench     the benchmarks that need no files of yours, in their quick forms: several minutes
 # make develop   an editable install in .venv, and one with datasets 3.6 in .venv-datasets-3.6, to develop with
@@ -18,18 +20,21 @@ BENCHES := "bench_first_example.py --runs 1" "bench_transforms.py --seconds 0.5 
 # Commands are started by the hundred: what they import is compiled once, not by each of them.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-engines java versions check bench develop browser clean
+.PHONY: demo test test-browser test-engines java versions coverage check bench develop browser clean
 
 demo:
 	$(MATRIX) demo
 
-test: browser
+test:
 	$(MATRIX) test
+
+test-browser: browser
+	$(MATRIX) test newest --pytest=-mbrowser
 
 versions: browser
 	$(MATRIX) test --write
 
-# The tests open our pages in a real browser: $CHROMIUM, else one that is installed, else one that apt-get can install.
+# Some tests open our pages in a real browser: $CHROMIUM, else one that is installed, else one that apt-get can install.
 browser:
 	@for name in "$$CHROMIUM" chromium chromium-browser google-chrome google-chrome-stable; do \
 	  command -v "$$name" >/dev/null 2>&1 && exit 0; \
@@ -37,7 +42,7 @@ browser:
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null && exit 0; \
 	fi; \
-	echo "make test needs Chromium or Chrome: install one, or name its command in CHROMIUM" >&2; exit 1
+	echo "tests that open pages need Chromium or Chrome: install one, or name its command in CHROMIUM" >&2; exit 1
 
 test-engines: java
 	$(MATRIX) test engines --pytest=--numprocesses=0
@@ -65,6 +70,12 @@ check: $(VENV)/ready
 	$(FORM) vendor.dependabot .github/dependabot.yml
 	$(FORM) vendor.citation-file-format CITATION.cff
 
+ONLY ?= tests
+coverage: develop
+	$(VENV)/bin/coverage erase
+	$(VENV)/bin/coverage run -m pytest --numprocesses 2 --dist worksteal $(ONLY); code=$$?; \
+	$(VENV)/bin/coverage combine --quiet && $(VENV)/bin/coverage html --quiet && $(VENV)/bin/coverage report && exit $$code
+
 bench: $(VENV)/ready
 	@set -e; for bench in $(BENCHES); do echo "== $$bench"; $(VENV)/bin/python benchmarks/$$bench; done
 
@@ -79,4 +90,4 @@ $(VENV)-datasets-3.6/ready: pyproject.toml constraints.txt tests/matrix.py
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-* demo
+	rm -rf $(VENV) $(VENV)-* demo htmlcov .coverage*

@@ -35,6 +35,7 @@ from laion_face_builder.sandbox import (
 from laion_face_builder.sandbox.content import Content
 from laion_face_builder.sandbox.serving import LoopbackServer
 from tests.support.core_tests import DATASETS36_MODULES, is_brief, is_core
+from tests.support.needs import unmet
 
 assert "huggingface_hub" not in sys.modules, "HF_ENDPOINT would come too late"
 # A shell starts what runs in its background with Ctrl-C ignored, and children would inherit that.
@@ -52,15 +53,25 @@ os.environ["XDG_RUNTIME_DIR"] = tempfile.mkdtemp(prefix="runtime-", dir=_FOLDER)
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        module = item.path.stem
+        module = f"{item.path.parent.name}/{item.path.stem}"
         if is_core(module, item.name):
             item.add_marker("core")
         if is_brief(module, item.name):
             item.add_marker("brief")
         if module in DATASETS36_MODULES:
             item.add_marker("datasets36")
+    marks = unmet(config.option.markexpr)
+    left_out = [item for item in items if any(map(item.get_closest_marker, marks))]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for need in unmet(config.option.markexpr).values():
+        terminalreporter.write_line(need.told, yellow=True)
 
 
 def pytest_unconfigure() -> None:

@@ -37,7 +37,7 @@ UV = "uv==0.13.9"
 #: shtab, of which only a new version knows fish.
 TIMELESS = (
     *("accelerate", "cuda-toolkit", "duckdb", "hypothesis", "jsonschema", "mlcroissant", "polars", "polars-runtime-32"),
-    *("pytest", "pytest-xdist", "shtab", "torch", "torchdata", "triton"),
+    *("pytest", "pytest-timeout", "pytest-xdist", "shtab", "torch", "torchdata", "triton"),
 )
 #: Dependencies of img2dataset that compile for minutes where their newest version has no wheel: an earlier one does.
 COMPILED = ("simsimd", "stringzilla")

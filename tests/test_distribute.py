@@ -7,12 +7,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from laion_face_builder.distribute import each
 from laion_face_builder.engines import TRIES
 from laion_face_builder.errors import BadFile, LaionFaceError, OptionError, WorkerDied
+from tests.support.waiting import kill_when, wait_until
 
 PARENT = """
 import sys
@@ -76,10 +78,10 @@ def test_every_task_ends_once_in_other_processes():
 
 
 def test_no_more_tasks_are_taken_than_are_at_work():
-    taken = []
-    running = each(square, (taken.append(number) or number for number in range(100)), workers=2)
+    numbers = iter(range(100))
+    running: Any = each(square, numbers, workers=2)
     next(running)
-    assert len(taken) <= 4
+    assert next(numbers) <= 4
     running.close()
 
 
@@ -114,10 +116,9 @@ def test_what_a_task_logs_is_said_here(caplog):
 
 def test_closing_ends_what_is_under_way(tmp_path):
     long = tmp_path / "long"
-    running = each(wait_or_square, [str(long), 3], workers=2)
+    running: Any = each(wait_or_square, [str(long), 3], workers=2)
     assert next(running).result() == 9
-    while not (long.exists() and long.read_text()):
-        time.sleep(0.01)
+    wait_until(lambda: long.exists() and long.read_text())
     running.close()
     assert not is_running(int(long.read_text()))
 
@@ -130,13 +131,8 @@ def test_workers_end_with_a_killed_parent(tmp_path):
     paths = [tmp_path / "1", tmp_path / "2"]
     command = [sys.executable, "-c", PARENT, str(Path(__file__).parents[1]), *map(str, paths)]
     parent = subprocess.Popen(command)
-    while not all(path.exists() and path.read_text() for path in paths):
-        assert parent.poll() is None
-        time.sleep(0.01)
-    parent.kill()
-    parent.wait()
-    while any(is_running(int(path.read_text())) for path in paths):
-        time.sleep(0.01)
+    kill_when(parent, lambda: all(path.exists() and path.read_text() for path in paths))
+    wait_until(lambda: not any(is_running(int(path.read_text())) for path in paths))
 
 
 def is_running(pid):

@@ -1,5 +1,6 @@
 """The command line as a user meets it: one line for whatever goes wrong, every format, every stream, every shell."""
 
+import argparse
 import errno
 import json
 import os
@@ -12,7 +13,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from subprocess import PIPE
-from types import SimpleNamespace
+from typing import Any
 
 import jsonschema
 import pytest
@@ -241,9 +242,9 @@ def test_whatever_is_typed_is_understood_or_refused(words):
     # Neither a traceback nor a code of its own, and of what is not understood something is said.
     with redirect_stderr(StringIO()) as err, redirect_stdout(StringIO()) as out:
         try:
-            code = 0 if callable(parsing.parse(words).run) else 1
+            code = 0 if callable(parsing.parse(make_parser(), words).run) else 1
         except SystemExit as ended:
-            code = ended.code or 0
+            code = int(ended.code or 0)
     assert code in (0, 2)
     assert len(err.getvalue().splitlines()) == (code == 2)
     assert code == 0 or not out.getvalue()
@@ -306,7 +307,7 @@ def test_what_the_system_refuses_names_the_file_and_the_way_out(number, tmp_path
 
 
 def test_an_error_that_names_no_file_is_told_with_the_fullest_place(tmp_path):
-    written = SimpleNamespace(data_dir=tmp_path / "data", out=tmp_path / "out")
+    written = argparse.Namespace(data_dir=tmp_path / "data", out=tmp_path / "out")
     line = failures.sentence(OSError(errno.ENOSPC, "No space left on device"), written)
     named = line.partition(":")[0]
     assert Path(named) in (tmp_path / "data", tmp_path / "out", Path(os.environ.get("TMPDIR", "/tmp")))
@@ -331,7 +332,7 @@ def test_a_file_where_a_folder_has_to_be(words, tmp_path, capsys):
 
 
 def test_a_full_disk_says_what_is_free_and_what_to_do(sandbox: Sandbox, tmp_path, capsys):
-    file = Upstream(sandbox.repo).id_list()
+    file: Any = Upstream(sandbox.repo).id_list()
     incomplete = file._incomplete(file.place(DataDir.at(tmp_path).sources))
     incomplete.parent.mkdir(parents=True)
     incomplete.symlink_to("/dev/full")
@@ -558,18 +559,20 @@ def in_fish(script, line):
 
 
 def in_zsh(script, line):
-    """Complete `line` in a zsh at a terminal of its own: press Tab twice, and return what it lists."""
+    """Complete `line` in a zsh at a terminal of its own: press Tab twice, and read until all that is due is there."""
     code = r"""
     zmodload zsh/zpty
     zpty z zsh -f -i
     zpty -w z "fpath=(${1:h} \$fpath); autoload -Uz compinit; compinit -u -D; setopt NO_LIST_BEEP; LISTMAX=9999"
     zpty -w z "source $1; compdef _shtab_laion_face laion-face; print re''ady"
-    zpty -r -m z seen '*ready*'
+    zpty -r -m z seen '*ready*'; seen=
     zpty -n -w z "$2"$'\t\t'
-    sleep 3
-    while zpty -r -t z piece; do print -r -- "$piece"; done
+    for word in "${@:3}"; do
+      until [[ $seen == *"$word"* ]]; do zpty -r -t z piece && seen+=${piece//$'\r'} || sleep 0.05; done
+    done
+    print -r -- "$seen"
     """
-    return ["zsh", "-f", "-c", code, "zsh", script, line]
+    return ["zsh", "-f", "-c", code, "zsh", script, line, *COMPLETED[line]]
 
 
 ASK = {"bash": in_bash, **{name: ask for name, ask in (("fish", in_fish), ("zsh", in_zsh)) if shutil.which(name)}}
@@ -597,7 +600,7 @@ def test_shells_complete_commands_options_choices_and_files(scripts, tmp_path, s
     assert done.stderr == ""
     if shell == "zsh":
         # A single match is put into the line, several are listed below it.
-        assert [word for word in COMPLETED[line] if word not in done.stdout.replace("\r", "")] == []
+        assert [word for word in COMPLETED[line] if word not in done.stdout] == []
         return
     found = {entry.split("\t")[0].rstrip("/") for entry in done.stdout.splitlines()}
     assert found == COMPLETED[line]

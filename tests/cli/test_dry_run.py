@@ -145,12 +145,13 @@ def _no_faces_of_one(job: Job) -> None:
 
 def _cut(job: Job) -> None:
     """Leave one source half-fetched, as if the program had been killed, and put another there by hand, cut."""
-    file = job.upstream().detections(0)
+    file: Any = job.upstream().detections(0)
     place = file.place(job.data.sources)
     place.parent.mkdir(parents=True)
     whole = (job.box.folder / "laion-face" / place.name).read_bytes()
     file._incomplete(place).write_bytes(whole[: len(whole) // 2])
-    cut = job.upstream().detections(2).place(job.data.sources)
+    file = job.upstream().detections(2)
+    cut = file.place(job.data.sources)
     cut.write_bytes((job.box.folder / "laion-face" / cut.name).read_bytes()[:-1])
 
 
@@ -195,7 +196,7 @@ PREPARED = [
 @pytest.mark.parametrize("state", PREPARED)
 def test_prepare_does_what_was_said(job: Job, untouched: Any, state: Callable[[Job], None], discard: bool):
     state(job)
-    how = {"discard_sources": discard, "processes": 1}
+    how: dict[str, Any] = {"discard_sources": discard, "processes": 1}
     sent = job.sent()
     said = untouched(lambda: forecast_prepare(job.data, (0, 2), job.upstream(), **how))
     assert job.sent() == sent, "no content is asked for"
@@ -423,7 +424,7 @@ def target(request: Any, hub: Any, tmp_path: Path) -> Target:
 _names = itertools.count(1)
 _BOUNDS = Bounds(row_group_bytes=300_000, row_group_rows=40, file_bytes=900_000)
 #: Earlier publishes, and the one that is looked at.
-PUBLISHES = {
+PUBLISHES: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
     "nothing there": ([], {}),
     "all there": ([{}], {}),
     "one part there": ([{"parts": "0"}], {"parts": "2"}),

@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tarfile
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,6 +49,9 @@ from laion_face_builder.sandbox import Answer, PictureHost, SandboxSpec, Truth, 
 from laion_face_builder.sandbox.serving import Request
 from laion_face_builder.schema import INDEX
 from tests.support.nested import but
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.slow
 
 SHARD = 20
 OPTIONS = but(
@@ -108,13 +110,6 @@ def make_host(rows: int, forbidden: Path, **spec: Any) -> tuple[PictureHost, lis
     content = make_content(SandboxSpec(parts=(0,), rows=rows, slow=0.1, **spec), [host.url()], str(forbidden))
     host.answers.update(content.answers)
     return host, list(content.truth)
-
-
-def wait_until(what: Any, seconds: float = 300.0) -> None:
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.05)
 
 
 def children(mark: str) -> list[int]:
@@ -477,7 +472,7 @@ class Patient(PictureHost):
 
     def answer(self, request: Request) -> Answer:
         if request.path == self.path:
-            wait_until(lambda: len({seen.path for seen in self.log} - {self.path}) == self.others, 60)
+            wait_until(lambda: len({seen.path for seen in self.log} - {self.path}) == self.others)
         return super().answer(request)
 
 
@@ -691,5 +686,6 @@ def test_a_check_that_crashes_is_tried_alone_and_then_said(tmp_path: Path, monke
 
     monkeypatch.setenv("PYTHONHOME", str(tmp_path))
     jobs = [CheckJob(str(tmp_path / f"{n}.tar"), str(tmp_path / f"{n}.parquet"), "row", 1, 1, {}) for n in range(2)]
-    with Workers(1) as workers, pytest.raises(DownloadError, match=r"0\.tar.*ended twice with code"):
+    crew: Workers[CheckJob] = Workers(1)
+    with crew as workers, pytest.raises(DownloadError, match=r"0\.tar.*ended twice with code"):
         list(workers.each(jobs))

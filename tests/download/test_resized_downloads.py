@@ -40,7 +40,10 @@ from laion_face_builder.sandbox import Answer, PictureHost, find_landmarks
 from laion_face_builder.sandbox.cartoons import Scene, draw, encode, plan
 from laion_face_builder.schema import EXAMPLE_COLUMNS, INDEX
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # in img2dataset's way of calling albumentations
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # in img2dataset's way of calling albumentations
+]
 
 KINDS = (
     *(f"{form}-exif-{turn}" for form in ("jpeg", "png", "webp") for turn in range(1, 9)),
@@ -63,7 +66,13 @@ WAYS: dict[str, dict[str, Any]] = {
     },
     "blurred": {"blur_faces": True},
 }
-TRANSFER = {"concurrency": 8, "timeout": 5.0, "retries": 0, "allow_private_hosts": True, "processes_count": 1}
+TRANSFER: dict[str, Any] = {
+    "concurrency": 8,
+    "timeout": 5.0,
+    "retries": 0,
+    "allow_private_hosts": True,
+    "processes_count": 1,
+}
 
 
 def how_of(**given: Any) -> DownloadOptions:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
 
@@ -69,7 +70,8 @@ def test_a_share_leaves_the_others_alone(web: Web) -> None:
 def test_who_ends_a_part_does_not_do_so_while_shares_are_at_work(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "_LOCK_SECONDS", 0.1)
     lock = PartFiles(web.folder, 0).writers
-    one, other = (Workers(0, lock=lock, shares_lock=True) for _ in range(2))
+    one: Workers[Any] = Workers(0, lock=lock, shares_lock=True)
+    other: Workers[Any] = Workers(0, lock=lock, shares_lock=True)
     with one, other, pytest.raises(DownloadError, match="still hold it"):
         download_part(web.folder, 0, OPTIONS)
     assert not web.host.log

@@ -17,7 +17,10 @@ from laion_face_builder.download.plan import PartFiles
 from laion_face_builder.download.shard_files import read_members
 from laion_face_builder.layout import DataDir
 from laion_face_builder.sandbox import Truth
-from tests.download.test_download import make_host, stored, wait_until, write_index
+from tests.download.test_download import make_host, stored, write_index
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.slow
 
 COMMAND = (
     *("env", "--default-signal=INT,TERM", sys.executable, "-m", "laion_face", "download", "20M", "--parts", "0"),
@@ -87,7 +90,7 @@ def test_a_download_that_is_told_to_end_does_and_goes_on(
     assert talk.splitlines()[-1] == f"laion-face: {said}; run the same command again to go on"
     assert talk.count("laion-face:") == 1
     assert "Traceback" not in talk
-    wait_until(lambda: not processes(mark), 30)
+    wait_until(lambda: not processes(mark))
     require_whole_files(files)
     finished = {path: path.stat().st_mtime_ns for path in files.tars(0).glob("*_stats.json")}
     assert finished

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,8 @@ from laion_face_builder.sources import data_store
 from tests.download.test_download import NAMES, OPTIONS, make_host, stored, write_index
 from tests.index.test_spread_prepare import kill_executor
 from tests.support.nested import but
+
+pytestmark = pytest.mark.slow
 
 ROWS, SHARDS = 150, 3
 #: The worker that finds this folder dies, and leaves a file there.
@@ -190,8 +193,9 @@ def test_a_worker_that_dies_while_it_sends_leaves_a_shard_that_is_made_again(web
 
 def test_what_becomes_of_calls(tmp_path: Path) -> None:
     calls = [Call(name) for name in ("give", "refuse", "stumble", "die")]
-    with Cluster("processes", 2) as crew:
-        events = {}
+    cluster: Cluster[Call] = Cluster("processes", 2)
+    with cluster as crew:
+        events: dict[Call, Any] = {}
         while len(events) < len(calls):
             for call in calls:
                 if call not in events and call not in crew._calls.values() and crew.has_place():

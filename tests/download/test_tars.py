@@ -12,6 +12,7 @@ import pickle
 import random
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -146,7 +147,7 @@ def _sum_in_child(pictures: PartPictures, queue: multiprocessing.queues.Queue) -
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_readers_travel_to_workers(original: tuple[DataDir, Path, dict[int, bytes]], method: str) -> None:
     data, folder, _ = original
-    context = multiprocessing.get_context(method)
+    context: Any = multiprocessing.get_context(method)
     with PartPictures.adopt(folder, data, PART) as pictures:
         here = [stored.sha256 for stored in pictures.read(0, pictures.num_rows)]  # open, as at a fork in mid-epoch
         queue = context.Queue()

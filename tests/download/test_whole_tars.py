@@ -29,7 +29,10 @@ from tests.support.nested import but
 
 #: No picture is slow here; the machine may be.
 OPTIONS = but(QUICK, timeout=60.0)
-pytestmark = pytest.mark.filterwarnings("ignore")  # webdataset leaves the tars to be closed by the garbage collector
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),  # webdataset leaves the tars to be closed by the garbage collector
+]
 
 
 def rows_read(data: DataDir) -> list[int]:
@@ -181,7 +184,7 @@ def test_a_kill_while_a_clean_shard_goes_into_its_place_loses_nothing(
     moved: int, healed: Healed, earlier: Earlier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, asked, result, before = healed.data, len(healed.host.log), healed.download(), stored(healed.data)
-    calls = []
+    calls: list[Path] = []
 
     def killed(source: Path, target: Path) -> None:
         if len(calls) == moved:

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -33,6 +32,7 @@ from laion_face_builder.sandbox import PictureHost, SandboxSpec, make_content, w
 from laion_face_builder.sources.sources import Upstream
 from tests.house.test_versions import PYTHON_36
 from tests.support.nested import but
+from tests.support.waiting import wait_until
 
 # The rule.
 
@@ -556,15 +556,15 @@ def test_of_two_processes_at_once_one_makes_it_and_both_are_right(world, tmp_pat
     held += "report.Tally.yielded = lambda self: ([time.sleep(0.05) for _ in iter(lambda: os.path.exists(go), True)], "
     held += "real(self))[1]"
     both = [child(world.data, tmp_path / "arrow", held) for _ in range(2)]
-    heard = [[], []]
+    heard: list[list[str]] = [[], []]
     with both[0], both[1]:
         readers = [threading.Thread(target=heard[place].extend, args=(one.stderr,)) for place, one in enumerate(both)]
         for reader in readers:
             reader.start()
-        deadline = time.monotonic() + 300
-        while "another process is writing it" not in str(heard) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        (tmp_path / "go").touch()
+        try:
+            wait_until(lambda: "another process is writing it" in str(heard), seconds=240)
+        finally:
+            (tmp_path / "go").touch()
         for reader in readers:
             reader.join()
         made = [one.stdout.read().split() for one in both]

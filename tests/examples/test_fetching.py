@@ -6,7 +6,6 @@ import logging
 import os
 import shutil
 import threading
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -19,6 +18,8 @@ from laion_face_builder.index.prepare import prepare
 from laion_face_builder.layout import DataDir
 from laion_face_builder.sandbox import Answer, SandboxSpec
 from laion_face_builder.sources.sources import Upstream
+from tests.support.streams import ids_of
+from tests.support.waiting import wait_until
 
 
 def fetching(data_dir, **options):
@@ -41,10 +42,6 @@ def small(make_sandbox, tmp_path):
     data = DataDir.at(tmp_path / "data")
     prepare(data, [0], Upstream(box.repo, None, box.metadata_folder))
     return SimpleNamespace(box=box, data=data.root, truth=box.truth_of(0))
-
-
-def ids_of(examples):
-    return [example["sample_id"] for example in examples]
 
 
 def plain(example):
@@ -227,10 +224,7 @@ def test_nothing_is_left_behind(small, how):
     else:
         run()
     # The host's own ends of the connections, and its threads, live in this process too, and end a moment later.
-    deadline = time.monotonic() + 30
-    while more_open(before) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not more_open(before)
+    wait_until(lambda: not more_open(before))
 
 
 def more_open(before):

@@ -20,6 +20,7 @@ from laion_face_builder.errors import NotPrepared
 from laion_face_builder.examples.parts import command
 from laion_face_builder.options import OptionFields, Options
 from laion_face_builder.sandbox import SandboxSpec
+from tests.support.streams import ids_of
 
 
 @pytest.fixture
@@ -38,10 +39,6 @@ def load(box, tmp_path):
         return laion_face.load_dataset("20M", **given)
 
     return loaded
-
-
-def ids_of(examples):
-    return [example["sample_id"] for example in examples]
 
 
 def command_in(error):

@@ -32,6 +32,7 @@ from laion_face_builder.index.prepare import prepare
 from laion_face_builder.layout import DataDir
 from laion_face_builder.sandbox import Answer, Sandbox, SandboxSpec, Truth
 from laion_face_builder.sources.sources import Upstream
+from tests.support.streams import flat_ids_of, ids_of, ours_in, read
 
 PARTS = (0, 2)
 HERE = Version(datasets.__version__)
@@ -75,26 +76,9 @@ def world(hub, tmp_path_factory):
         yield World(box, data.root)
 
 
-def ids_of(examples: Any) -> list[int]:
-    return [example["sample_id"] for example in examples]
-
-
-def read(ds: Any, count: int) -> tuple[list[int], dict[str, Any]]:
-    """Return the first ids, and the state after them, as a file gives it back."""
-    seen = ids_of(islice(iter(ds), count))
-    return seen, json.loads(json.dumps(ds.state_dict()))
-
-
 def resumed(ds: Any, state: dict[str, Any]) -> Any:
     ds.load_state_dict(state)
     return ds
-
-
-def ours_in(state: Any) -> dict[str, Any]:
-    """Return our own part of a state, under whatever datasets has wrapped around it."""
-    while "part" not in state:
-        state = state["examples_iterable"]
-    return state
 
 
 def order_in(of: Any) -> str:
@@ -165,13 +149,10 @@ def test_a_state_says_what_it_was_made_with(world):
     ids=["take", "skip", "map", "filter", "arrow", "decode"],
 )
 def test_another_shards_per_part_resumes_under_what_datasets_puts_around_it(world, operation):
-    def ids(examples):
-        return [sample_id for example in examples for sample_id in np.atleast_1d(example["sample_id"]).tolist()]
-
     first = operation(world.stream(shards_per_part=3))
-    before = ids(islice(iter(first), 12))
+    before = flat_ids_of(islice(iter(first), 12))
     again = resumed(operation(world.stream(shards_per_part=11)), first.state_dict())
-    assert before + ids(again) == ids(operation(world.stream()))
+    assert before + flat_ids_of(again) == flat_ids_of(operation(world.stream()))
 
 
 @pytest.mark.parametrize(

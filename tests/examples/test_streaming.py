@@ -18,6 +18,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 import laion_face
 from laion_face_builder.errors import NotPrepared
 from laion_face_builder.examples.walk import shards_per_part_for
+from tests.support.streams import ids_of
 
 
 @pytest.fixture(scope="session")
@@ -29,10 +30,6 @@ def stream(prepared):
         return laion_face.load_dataset("20M", split="train", streaming=True, **given)
 
     return streamed
-
-
-def ids_of(examples):
-    return [example["sample_id"] for example in examples]
 
 
 @pytest.fixture(scope="session")

@@ -32,9 +32,9 @@ from laion_face_builder.schema import INDEX
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # in img2dataset's way of calling albumentations
 
 #: Boxes by where their centres lie, for a picture of 120 x 200 that is noted as 200 x 120.
-BOTH, TALL, WIDE, NEITHER = [30, 30, 60, 70], [20, 150, 60, 190], [150, 20, 190, 60], [400, 400, 440, 440]
+BOTH, TALL, WIDE, NEITHER = [30.0, 30, 60, 70], [20.0, 150, 60, 190], [150.0, 20, 190, 60], [400.0, 400, 440, 440]
 #: Reaches beyond the picture's edge, with its centre still inside.
-CUT_OFF = [90, 160, 140, 230]
+CUT_OFF = [90.0, 160, 140, 230]
 NAN = [math.nan, 1, 2, 3]
 
 
@@ -125,7 +125,8 @@ def write_tar(folder: Path, resizing: Resizing) -> None:
     folder.mkdir(parents=True)
     with tarfile.open(folder / "00000.tar", "w") as tar:
         for number, case in enumerate(CASES.values()):
-            data, values = picture(case.served), {"SAMPLE_ID": number}
+            data = picture(case.served)
+            values: dict[str, Any] = {"SAMPLE_ID": number}
             if resizing:
                 data, _, _, *original, error = resizer(io.BytesIO(data))
                 assert error is None

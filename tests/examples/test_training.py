@@ -18,6 +18,9 @@ from laion_face_builder.index.prepare import prepare
 from laion_face_builder.layout import DataDir
 from laion_face_builder.sandbox import Answer, SandboxSpec
 from laion_face_builder.sources.sources import Upstream
+from tests.support.streams import ids_of
+
+pytestmark = pytest.mark.slow
 
 SHARDS = 8
 #: What all scripts begin with: two ranks, a stream, a loader, a model, and a place for what each rank found out.
@@ -298,10 +301,6 @@ class TestResumes:
             assert seen + rest == ids_of(shuffled())
         else:
             assert 0 < len(lost) <= size
-
-
-def ids_of(examples):
-    return [example["sample_id"] for example in examples]
 
 
 def batches_of(loader):

@@ -34,6 +34,7 @@ from laion_face_builder.layout import DataDir
 from laion_face_builder.sandbox import Sandbox, SandboxSpec
 from laion_face_builder.sources.sources import Upstream
 from tests.support.hostile_host import HostileHost, message
+from tests.support.streams import flat_ids_of, ids_of, ours_in, read
 
 PARTS = (0, 2)
 BEFORE_5 = Version(datasets.__version__) < Version("5")
@@ -103,10 +104,6 @@ def shared_world(prepared, tmp_path_factory):
         yield found
 
 
-def ids_of(examples: Any) -> list[int]:
-    return [example["sample_id"] for example in examples]
-
-
 def fetchers() -> list[threading.Thread]:
     gc.collect()
     return [thread for thread in threading.enumerate() if thread.name == "laion-face-fetch"]
@@ -142,13 +139,6 @@ def test_who_wants_no_pictures_asks_for_none(world):
     assert not world.host.asked
 
 
-def ours_in(state: Any) -> dict[str, Any]:
-    """Return our own part of a state, under whatever datasets has wrapped around it."""
-    while "part" not in state:
-        state = state["examples_iterable"]
-    return state  # type: ignore[no-any-return]
-
-
 def moods(world: World, seed: int, failing: float) -> set[int]:
     """Have the host be quick, slow or slower, and fail for some samples; return these."""
     chance = random.Random(seed)
@@ -157,12 +147,6 @@ def moods(world: World, seed: int, failing: float) -> set[int]:
         sample_id: (chance.choice([0, 0, 0.01, 0.05]), 404 if sample_id in gone else 200) for sample_id in world.ids
     }
     return gone
-
-
-def read(ds: Any, count: int) -> tuple[list[int], dict[str, Any]]:
-    """Return the first ids, and the state after them, as a file gives it back."""
-    seen = ids_of(islice(iter(ds), count))
-    return seen, json.loads(json.dumps(ds.state_dict()))
 
 
 @settings(deadline=None, max_examples=12)
@@ -220,17 +204,13 @@ OPERATIONS = {
 }
 
 
-def flat(examples: Any) -> list[int]:
-    return [sample_id for example in examples for sample_id in np.atleast_1d(example["sample_id"]).tolist()]
-
-
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_in_order_of_arrival_under_what_datasets_puts_around_it(shared_world, name):
     world, make = shared_world, OPERATIONS[name]
     moods(world, 1, 0.2)
-    whole = flat(make(world.stream(order="index", images="none")))
+    whole = flat_ids_of(make(world.stream(order="index", images="none")))
     first = make(world.stream(order="arrival", on_error="null"))
-    before = flat(islice(iter(first), 5))
+    before = flat_ids_of(islice(iter(first), 5))
     state = json.loads(json.dumps(first.state_dict()))
     moods(world, 2, 0.2)
     again = make(world.stream(order="arrival", on_error="null"))
@@ -262,7 +242,7 @@ def test_in_order_of_arrival_nobody_goes_on_within_a_batch_of_datasets(shared_wo
     world = shared_world
     moods(world, 8, 0.2)
     first = make(world.stream(order="arrival", on_error="null"))
-    before = flat(islice(iter(first), 6))
+    before = flat_ids_of(islice(iter(first), 6))
     again = make(world.stream(order="arrival", on_error="null"))
     again.load_state_dict(json.loads(json.dumps(first.state_dict())))
     require_the_rest(before, again, world.ids, may_refuse=True)
@@ -270,17 +250,18 @@ def test_in_order_of_arrival_nobody_goes_on_within_a_batch_of_datasets(shared_wo
 
 def tried(examples: Any) -> tuple[list[int], StateConflict | None]:
     try:
-        return flat(examples), None
+        return flat_ids_of(examples), None
     except StateConflict as error:
         return [], error
 
 
 @pytest.mark.parametrize("name", ["take", "skip"])
 def test_in_order_of_arrival_take_and_skip_count_what_came(shared_world, name):
+    world = shared_world
+
     def make() -> Any:
         return getattr(world.stream(order="arrival", on_error="null"), name)(12)
 
-    world = shared_world
     moods(world, 3, 0.2)
     first = make()
     before = ids_of(islice(iter(first), 5))

@@ -3,6 +3,7 @@
 import os
 import selectors
 import socket
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -93,7 +94,8 @@ def test_before_a_fork_what_is_idle_is_taken_out_and_stays_out(sockets, pair):
 def test_only_what_is_watched_is_reported_and_all_of_it(steps):
     # The model is plain: which of three connections are watched for reading, and have something to read.
     sockets, pairs = Sockets(keeps_idle=True), [socket.socketpair() for _ in range(3)]
-    watched, full = {}, set()
+    watched: dict[int, Any] = {}
+    full = set()
     try:
         for which, step in steps:
             number = pairs[which][0].fileno()

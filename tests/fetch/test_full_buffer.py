@@ -14,6 +14,7 @@ from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.images.pictures import Picture
 from tests.support.hostile_host import HostileHost, jpeg
 from tests.support.nested import but
+from tests.support.waiting import wait_until
 
 LIMITS = but(FetchLimits(), timeout=2.0, retries=0, per_host=8, concurrency=8, allow_private_hosts=True)
 #: Far above what a picture is guessed to weigh: more are begun than there is room for.
@@ -22,7 +23,7 @@ SIZE = 900_000
 
 @pytest.fixture(scope="module", params=[ordered, arriving], ids=["ordered", "arriving"])
 def either(request: pytest.FixtureRequest) -> Callable[..., Any]:
-    return request.param  # type: ignore[no-any-return]
+    return request.param
 
 
 def same(url: str) -> str:
@@ -36,7 +37,7 @@ def test_nothing_is_asked_for_twice_and_time_stands_still(either: Callable[..., 
         stream = either(urls, fetcher, url_of=same, max_buffer_bytes=1_000_000)
         found = [next(stream)]
         queue = stream.gi_frame.f_locals["stream"]._queue
-        time.sleep(1.5 * LIMITS.options.timeout)
+        time.sleep(1.5 * LIMITS.options.timeout)  # as long as would end them, if time went on
         # One piece of each that was under way may be too much: 128 kB as they came, twice as much unpacked. And the
         # one that was waited for when another came comes whole.
         assert queue.held <= 1_000_000 + LIMITS.options.concurrency * (1 << 18) + SIZE
@@ -61,7 +62,8 @@ def test_dropping_a_stream_whose_bodies_wait_leaves_nothing(either: Callable[...
         urls = [host.url(f"/sized/{number}?bytes=900000") for number in range(24)]
         stream = either(urls, fetcher, url_of=same, max_buffer_bytes=1_000_000)
         next(stream)
-        time.sleep(0.3)
+        queue = stream.gi_frame.f_locals["stream"]._queue
+        wait_until(lambda: queue.held >= SIZE)
         stream.close()
         # Every place and every connection is free again.
         again = list(either(urls, fetcher, url_of=same, max_buffer_bytes=10**9))

@@ -17,6 +17,7 @@ import pytest
 
 from laion_face_builder.fetch.machine import HostSlots, Machine
 from tests.support.hostile_host import HostileHost, message
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -179,10 +180,7 @@ class CountingHost(HostileHost):
 
     def wait_for(self, name: str, count: int) -> None:
         """Wait until a process has asked so often."""
-        until = time.monotonic() + 100
-        while self.of[name] < count:
-            assert time.monotonic() < until, name
-            time.sleep(0.01)
+        wait_until(lambda: self.of[name] >= count)
 
 
 WORKER = """
@@ -204,6 +202,7 @@ def worker(host: CountingHost, name: str, count: int) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 @needs_locks
 def test_four_processes_are_one_guest_and_one_that_is_killed_leaves_its_share() -> None:
     with CountingHost() as host:

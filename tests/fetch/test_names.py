@@ -7,10 +7,10 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
@@ -21,9 +21,10 @@ from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.fetch.names import NoAnswer, Resolver
 from tests.support.hostile_host import HostileHost
 from tests.support.nested import but
+from tests.support.waiting import wait_until
 
 
-def resolved(host: str, **options: object) -> list[str]:
+def resolved(host: str, **options: Any) -> list[str]:
     async def ask() -> list[str]:
         resolver = Resolver(**options)
         try:
@@ -217,7 +218,7 @@ def test_slow_names_take_no_place_in_flight_and_nobody_waits_for_them_at_the_end
 def test_a_name_server_that_stumbles_costs_no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     real, asked = socket.getaddrinfo, Counter[str]()
 
-    def stumbling(host: str, *rest: object, **how: object) -> object:
+    def stumbling(host: str, *rest: Any, **how: Any) -> object:
         asked[host] += 1
         if asked[host] == 1:
             raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
@@ -244,10 +245,11 @@ def test_who_is_cancelled_while_the_answer_comes_is_cancelled(later: int) -> Non
             return ["1.1.1.1"]
 
         resolver = Resolver(lookup=found)
+        loop = asyncio.get_running_loop()
         asker = asyncio.create_task(resolver.resolve("a.example", 80))
         await asyncio.sleep(0)
         answered.wait()
-        time.sleep(0.1)  # the answer lies in the loop's queue now
+        wait_until(lambda: loop._ready)  # type: ignore[attr-defined]  # where the answer lies now
         for _ in range(later):
             await asyncio.sleep(0)
         if not asker.cancel():

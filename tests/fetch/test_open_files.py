@@ -77,7 +77,7 @@ with Fetcher(limits) as fetcher:
         except NetworkOutage as error:
             print(error)
     else:
-        time.sleep(3)
+        time.sleep(limits.timeout)
         print(sum(ticket.done() for ticket in tickets) < 60)
     for file in taken:
         os.close(file)
@@ -87,6 +87,7 @@ with Fetcher(limits) as fetcher:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["127.0.0.1", "127.0.0.2", "localhost"])
 def test_pictures_wait_while_no_file_is_left(name: str) -> None:
     # No file left is an outage of our own: said once, and no picture fails for it, whatever it is that wants a file.
@@ -97,6 +98,7 @@ def test_pictures_wait_while_no_file_is_left(name: str) -> None:
     assert told[2:] == ["True", "{True}"]
 
 
+@pytest.mark.slow
 def test_without_files_for_too_long_it_ends_loudly() -> None:
     told = run_short(0.0, "127.0.0.2")
     assert told[1].startswith("no file descriptor is left")

@@ -45,6 +45,7 @@ def test_the_command_line_is_there_by_each_name(module):
         assert (done.returncode, done.stdout.strip()) == (0, laion_face_builder.__version__)
 
 
+@pytest.mark.slow
 def test_the_whole_job_in_a_folder_that_is_full_of_traps(make_sandbox, tmp_path):
     # prepare, download and load by the commands that are installed, where modules of other names lie about.
     from laion_face_builder.sandbox import SandboxSpec

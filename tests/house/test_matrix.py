@@ -6,6 +6,7 @@ from pathlib import Path
 import yaml
 
 from tests import matrix
+from tests.support.core_tests import CORE_MODULES, CORE_TESTS, DATASETS36_MODULES
 
 ROOT = Path(__file__).parents[2]
 NAMES = [environment.name for environment in matrix.MATRIX]
@@ -20,6 +21,13 @@ def test_the_table_names_nothing_else():
     table = (ROOT / "README.md").read_text(encoding="utf-8").split(matrix.BEGIN)[1].split(matrix.END)[0]
     rows = [line.split("|")[1].strip() for line in table.strip().splitlines()]
     assert set(rows) <= {"environment", "---", *NAMES}
+
+
+def test_what_runs_everywhere_is_there():
+    for module in (*CORE_MODULES, *CORE_TESTS, *DATASETS36_MODULES):
+        source = (ROOT / "tests" / f"{module}.py").read_text(encoding="utf-8")
+        for name in CORE_TESTS.get(module, ()):
+            assert f"\ndef {name}" in source, f"{module} has no {name}"
 
 
 def test_lowest_has_what_pyproject_allows_at_the_least():

@@ -73,13 +73,13 @@ def cut_off():
     return alone
 
 
-def offline(environment, *command):
+def offline(environment, *arguments):
     """Run Python where nobody can be reached: what remains of a network is a port that nobody listens at."""
     with socket.socket() as dead:
         dead.bind(("127.0.0.1", 0))
         nowhere = f"http://127.0.0.1:{dead.getsockname()[1]}"
         here = {**os.environ, "HF_ENDPOINT": nowhere, **environment}
-        command = [*cut_off(), sys.executable, *map(str, command)]
+        command = [*cut_off(), sys.executable, *map(str, arguments)]
         return subprocess.run(command, env=here, capture_output=True, encoding="utf-8", check=False)
 
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import datasets
 import duckdb
@@ -20,6 +20,8 @@ from packaging.version import Version
 
 import laion_face
 from laion_face_builder.sandbox import Sandbox, SandboxSpec
+
+pytestmark = pytest.mark.slow
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 RUNNER = Path(__file__).parents[1] / "support" / "run_recipe.py"
@@ -194,7 +196,7 @@ def test_duckdb_finds_the_ten_largest_faces(here, largest):
 
 
 def run(code):
-    names = {}
+    names: dict[str, Any] = {}
     exec(code, names)
     return names
 

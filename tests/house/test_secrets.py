@@ -9,8 +9,10 @@ import shlex
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, quote_plus
 
 import pytest
@@ -33,7 +35,7 @@ from laion_face_builder.sandbox.serving import LoopbackServer
 from laion_face_builder.shown import bare, harmless, hushed, shown
 from laion_face_builder.sources import url
 from laion_face_builder.sources.hub import checked_token
-from laion_face_builder.sources.sources import Upstream
+from laion_face_builder.sources.sources import Upstream, Whole
 from laion_face_builder.verify.verify import verify
 
 #: In every secret of these tests; no file and no line may have it, in whatever spelling.
@@ -54,6 +56,12 @@ def with_login(address: str) -> str:
     return address.replace("://", f"://{LOGIN}", 1)
 
 
+def whole(place: str) -> Whole:
+    found = Upstream(metadata_place=place).metadata_source()
+    assert isinstance(found, Whole)
+    return found
+
+
 def told(text: str) -> list[str]:
     """List the spellings of secrets that are in the text."""
     return [spelling for spelling in SPELLINGS if spelling in text]
@@ -65,7 +73,7 @@ class Door(FolderHost):
     def __init__(self, folder: Path, **given) -> None:
         super().__init__(folder, **given)
         self.password = PASSWORD
-        self.spoil = None
+        self.spoil: Callable[[Any, Any], Any] | None = None
 
     def answer(self, request):
         known = base64.b64encode(f"{USER}:{self.password}".encode()).decode()
@@ -134,7 +142,7 @@ def test_no_address_is_shown_with_its_secrets(scheme, user, password, signature,
 
 
 @settings(deadline=None)
-@given(st.text(st.characters(codec="ascii", exclude_categories=("Cc",)), min_size=1, max_size=12))
+@given(st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), min_size=1, max_size=12))
 def test_a_password_that_is_not_percent_encoded_is_not_shown_either(password):
     # What looks like a host behind an @, or like a port before a slash, may as well be one: nobody can tell.
     if "@" not in password:
@@ -404,10 +412,10 @@ def test_a_password_goes_along_to_the_same_host_and_to_no_other(sandbox, place):
             return super().answer(request)
 
     with Moved(sandbox.metadata_folder) as door, FolderHost(sandbox.metadata_folder) as elsewhere:
-        source = Upstream(metadata_place=with_login(f"{door.url()}/old")).metadata_source().files[0]
+        source = whole(with_login(f"{door.url()}/old")).files[0]
         assert source.fetch(place / "sources").stat().st_size == source.size
         door.spoil = _files_only(lambda request, answer: redirect(f"{elsewhere.url('localhost')}{request.path}"))
-        source = Upstream(metadata_place=with_login(door.url())).metadata_source().files[0]
+        source = whole(with_login(door.url())).files[0]
         source.fetch(place / "other")
     assert elsewhere.log
     assert {request.headers.get("authorization") for request in elsewhere.log} == {None}

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,7 @@ def test_the_stubs_options_are_the_options():
 
 def test_the_stubs_names_and_parameters_are_those_that_run():
     nodes = ast.parse(stubs.STUB.read_text(encoding="utf-8")).body
-    named = {node.name: node for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    named: dict[str, Any] = {node.name: node for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     assert {name for name in named if name[0] != "_"} == set(laion_face.__all__)
     for name in ("report", "collate", "in_step", "align_face", "crop_face", "crop_faces", "draw_faces"):
         stubbed, runs = named[name].args, inspect.signature(getattr(laion_face, name)).parameters
@@ -37,7 +38,7 @@ def test_the_stubs_names_and_parameters_are_those_that_run():
         defaults = [None if one is None else ast.literal_eval(one) for one in [*stubbed.defaults, *stubbed.kw_defaults]]
         assert defaults == [one.default for one in runs.values() if one.default is not one.empty], name
     has = {node.name for node in named["Report"].body if isinstance(node, ast.FunctionDef)} - {"__init__"}
-    has |= {node.target.id for node in named["Report"].body if isinstance(node, ast.AnnAssign)}
+    has |= {ast.unparse(node.target) for node in named["Report"].body if isinstance(node, ast.AnnAssign)}
     assert has == {name for name in [*dir(laion_face.Report), *laion_face.Report.__annotations__] if name[0] != "_"}
 
 

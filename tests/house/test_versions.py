@@ -21,6 +21,7 @@ def dump(python, data, cache, how):
     return version, lines
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["stream", "table"])
 def test_the_script_and_the_builder_give_the_same_examples(prepared, tmp_path, how):
     for name in ("old", "new"):

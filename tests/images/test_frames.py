@@ -95,7 +95,8 @@ def test_a_spot_is_found_where_the_frame_says(size, resizing, across, down):
     assume(reach >= 3)
     assume(all(reach < at < length - reach for at, length in zip(mapped, resized.size, strict=True)))  # not cut off
     out, _, _ = resize(as_png((255 - 255 * spot).round().astype(np.uint8)), resizing)
-    weight = 255.0 - cv2.imdecode(np.frombuffer(out, np.uint8), cv2.IMREAD_UNCHANGED)
+    drawn = cv2.imdecode(np.frombuffer(out, np.uint8), cv2.IMREAD_UNCHANGED)
+    weight = np.subtract(255.0, drawn)
     weight[weight < 20] = 0
     rows, columns = np.mgrid[: weight.shape[0], : weight.shape[1]]
     found = np.array([(weight * columns).sum(), (weight * rows).sum()]) / weight.sum()

@@ -7,6 +7,7 @@ import struct
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import cv2
 import numpy as np
@@ -207,7 +208,7 @@ def test_every_mode_passes_and_decodes(kind: str, mode: str) -> None:
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
 def test_of_an_animation_the_first_frame_counts(kind: str) -> None:
     data = saved(kind, drawing(), save_all=True, append_images=[drawing().rotate(turn) for turn in (90, 180)])
-    assert Image.open(io.BytesIO(data)).n_frames == 3
+    assert getattr(Image.open(io.BytesIO(data)), "n_frames", 1) == 3
     assert pictures.inspect(data).width == WIDTH
 
 
@@ -324,7 +325,8 @@ def test_any_metadata_leaves_a_picture_that_decodes_unturned(container: str, blo
 @settings(deadline=None, max_examples=150)
 @given(kind=st.sampled_from(["JPEG", "PNG", "WEBP", "GIF", "TIFF"]), data=st.data())
 def test_flipped_bytes_pass_and_decode_or_are_refused(kind: str, data: st.DataObject) -> None:
-    whole = bytearray(saved(kind, **({} if kind in ("GIF", "TIFF") else {"exif": b"Exif\0\0" + exif_block(6)})))
+    exif: dict[str, Any] = {} if kind in ("GIF", "TIFF") else {"exif": b"Exif\0\0" + exif_block(6)}
+    whole = bytearray(saved(kind, **exif))
     for place in data.draw(st.lists(st.integers(0, len(whole) - 1), max_size=3)):
         whole[place] ^= data.draw(st.integers(1, 255))
     try:

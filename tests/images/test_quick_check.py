@@ -70,7 +70,7 @@ def decoded(data: bytes) -> Image.Image:
         if image.getexif().get(0x0112) is not None:
             from PIL import ImageOps
 
-            image = ImageOps.exif_transpose(image)
+            return ImageOps.exif_transpose(image)
         return image
 
 

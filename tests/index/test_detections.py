@@ -28,6 +28,7 @@ from laion_face_builder.index.faces import FaceColumns, from_items
 from laion_face_builder.layout import DataDir
 from laion_face_builder.torch_pickle.chunks import iter_pieces
 from laion_face_builder.torch_pickle.torch_file import load_pickle
+from tests.support.sources import save
 
 Face = tuple[np.ndarray, np.ndarray, np.float32]
 Faces = dict[int, list[Face]]
@@ -44,11 +45,6 @@ SHAPES: dict[str, Callable[[Face], Any]] = {
     "column-major": lambda face: (face[0], np.asfortranarray(face[1]), face[2]),
 }
 KEYS: dict[str, Callable[[int], Any]] = {"int": int, "float": float, "int64": np.int64, "float64": np.float64}
-
-
-def save(value: object, path: Path, is_zip: bool = True) -> Path:
-    torch.save(value, path, _use_new_zipfile_serialization=is_zip)
-    return path
 
 
 def make_faces(ids: list[int], seed: int = 0, most: int = 3, least: int = 0) -> Faces:
@@ -207,7 +203,7 @@ def test_the_shortcut_never_disagrees_with_the_unpickler(
     if found is None:
         return
     # Python's own unpickler in Python: its memo is a dict, so that a changed memo index costs no memory.
-    unpickler = pickle._Unpickler(io.BytesIO(b"\x80\x02}" + changed + b"."))
+    unpickler: Any = pickle._Unpickler(io.BytesIO(b"\x80\x02}" + changed + b"."))
     unpickler.memo.update(memo)
     assert equal(found.sorted_by_id(), from_items(file, unpickler.load()).sorted_by_id())
 
@@ -256,7 +252,8 @@ def test_a_file_without_faces_is_written_and_looked_up(tmp_path: Path) -> None:
 
 
 def test_the_last_of_equal_ids_counts(tmp_path: Path) -> None:
-    first, second = make_faces([5], 1, least=1), make_faces([5], 2, least=1)
+    first: dict[Any, Any] = dict(make_faces([5], 1, least=1))
+    second: dict[Any, Any] = dict(make_faces([5], 2, least=1))
     both = FaceColumns.concat(
         [from_items(tmp_path, first), from_items(tmp_path, {9: []}), from_items(tmp_path, second)]
     )

@@ -1,5 +1,7 @@
 """Filters against a plain loop over faces, and a row's own values as thresholds."""
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 from hypothesis import assume, given, settings
@@ -71,8 +73,8 @@ def counts(face, row, filters):
             return False
         if not row["width"] * row["height"]:
             return False
-        x1, y1, x2, y2 = map(float, face["box"])
-        area = max(x2 - x1, 0.0) * max(y2 - y1, 0.0)
+        left, top, right, bottom = map(float, face["box"])
+        area = max(right - left, 0.0) * max(bottom - top, 0.0)
         return area / (row["width"] * row["height"]) >= filters.min_face_area
     return True
 
@@ -148,7 +150,7 @@ def test_a_row_passes_with_its_own_values_as_thresholds(row, which):
     face = shown["faces"][which % len(shown["faces"])]
     (x1, y1, x2, y2), picture = face["box"], shown["width"] * shown["height"]
     area = (x2 - x1) * (y2 - y1) / picture
-    own = {
+    own: dict[str, Any] = {
         "min_score": face["score"],
         "min_face_size": min(x2 - x1, y2 - y1),
         "min_face_area": area,
@@ -166,8 +168,8 @@ def test_a_row_passes_with_its_own_values_as_thresholds(row, which):
     for name in ("min_face_area", "min_similarity"):
         assert not Filters(**{name: np.nextafter(own[name], np.inf)}).mask(lone).any(), name
     for name in ("min_score", "min_face_size"):
-        more = float(np.nextafter(f32(own[name]), f32(np.inf)))
-        assert not Filters(**{name: more}).mask(lone).any(), name
+        more: dict[str, Any] = {name: float(np.nextafter(f32(own[name]), f32(np.inf)))}
+        assert not Filters(**more).mask(lone).any(), name
 
 
 def test_a_face_threshold_alone_asks_for_one_face():

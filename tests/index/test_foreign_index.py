@@ -6,6 +6,7 @@ import math
 import pickle
 import random
 from pathlib import Path
+from typing import Any
 
 import datasets
 import duckdb
@@ -211,7 +212,7 @@ def test_the_same_rows_whoever_wrote_them(ours, tmp_path, write, layout):
                 assert index.read(start, stop).to_pylist() == TRUTH[part][start:stop]
 
 
-FILTERS = [
+FILTERS: list[dict[str, Any]] = [
     {"min_faces": 2},
     {"max_faces": 1},
     {"min_face_size": 150.0},
@@ -484,7 +485,7 @@ def large(tmp_path_factory):
     folder = tmp_path_factory.mktemp("large")
     rows = [{**TRUTH[0][k % 275], "sample_id": k} for k in range(40_000)]
     table = pa.Table.from_pylist([{**TRUTH[2][0], "part": 2}, *rows], schema=INDEX)
-    pl.from_arrow(table).write_parquet(folder / "large.parquet", row_group_size=50_000)
+    pl.DataFrame(table).write_parquet(folder / "large.parquet", row_group_size=50_000)
     return folder, rows
 
 

@@ -23,6 +23,7 @@ from laion_face_builder.index.ids import ids_fingerprint, lacks_ids, read_ids, w
 from laion_face_builder.layout import DataDir
 from laion_face_builder.torch_pickle.float_lists import FloatList, load_lists, take_out
 from laion_face_builder.torch_pickle.torch_file import load_pickle
+from tests.support.sources import save
 
 INNER: dict[str, Callable[[list[int]], Any]] = {
     "ints": list,
@@ -44,11 +45,6 @@ OUTER: dict[str, Callable[[list[Any]], Any]] = {
     "dict": lambda parts: dict(enumerate(parts)),
     "dict of text": lambda parts: {str(part): ids for part, ids in enumerate(parts)},
 }
-
-
-def save(value: object, path: Path, is_zip: bool = True) -> Path:
-    torch.save(value, path, _use_new_zipfile_serialization=is_zip)
-    return path
 
 
 def thirty_two(some: dict[int, Any], rest: Any = ()) -> list[Any]:

@@ -4,6 +4,7 @@ import logging
 import math
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pandas as pd
@@ -151,14 +152,14 @@ def test_pictures_inside_are_never_read(tmp_path):
     assert [(row["sample_id"], row["url"]) for row in read(path)] == [(n, f"u{n}") for n in range(100)]
 
 
-ROWS = [
+PLAIN: list[dict[str, Any]] = [
     {"sample_id": 1, "url": "http://a/ä?x=1", "caption": "one", "width": 640, "height": 480, "similarity": 0.3125},
     {"sample_id": 2**53 - 1, "url": "http://a/2", "caption": None, "width": None, "height": 1, "similarity": None},
     {"sample_id": None, "url": "http://a/3", "caption": "no id", "width": 9, "height": 9, "similarity": 0.5},
     {"sample_id": 4, "url": "http://a/4", "caption": "", "width": 2**31 - 1, "height": None, "similarity": 1.0},
 ]
-ROWS = [
-    {**row, "license": "?", "nsfw": nsfw} for row, nsfw in zip(ROWS, ("UNLIKELY", None, "NSFW", "NSFW"), strict=True)
+ROWS: list[dict[str, Any]] = [
+    {**row, "license": "?", "nsfw": nsfw} for row, nsfw in zip(PLAIN, ("UNLIKELY", None, "NSFW", "NSFW"), strict=True)
 ]
 NAMED = {
     "sample_id": "SAMPLE_ID",

@@ -20,6 +20,7 @@ from laion_face_builder.files import human_size, read_fingerprint, stamped
 from laion_face_builder.index import steps
 from laion_face_builder.index.prepare import prepare
 from laion_face_builder.index.reader import IndexPart
+from laion_face_builder.index.staged import stage
 from laion_face_builder.index.writer import proof_path
 from laion_face_builder.layout import DataDir
 from laion_face_builder.sandbox import FolderHost, Sandbox, SandboxSpec
@@ -72,7 +73,7 @@ def data(tmp_path) -> DataDir:
     return DataDir.at(tmp_path / "data")
 
 
-def upstream(box: Sandbox, metadata: object = None) -> Upstream:
+def upstream(box: Sandbox, metadata: str | Path | None = None) -> Upstream:
     return Upstream(box.repo, None, metadata or box.metadata_folder)
 
 
@@ -140,7 +141,8 @@ def test_only_what_is_missing_is_made_again(box: Sandbox, data: DataDir):
 
 def test_every_place_of_the_metadata_gives_the_same_rows(box: Sandbox, tmp_path):
     tables = []
-    for number, place in enumerate((box.metadata_folder, box.metadata_repo, box.metadata_url)):
+    places: list[str | Path] = [box.metadata_folder, box.metadata_repo, box.metadata_url]
+    for number, place in enumerate(places):
         data = DataDir.at(tmp_path / str(number))
         prepare(data, [0], upstream(box, place))
         tables.append(pq.read_table(data.index(0)).replace_schema_metadata(None))
@@ -163,6 +165,7 @@ def kill_when(child: subprocess.Popen[bytes], happened) -> bool:
     return alive
 
 
+@pytest.mark.slow
 def test_law_3_killed_at_every_file_and_started_again(box: Sandbox, tmp_path):
     reference, folder = tmp_path / "reference", tmp_path / "killed"
     finish(start(reference, box, "01", box.metadata_url))
@@ -188,6 +191,7 @@ def test_law_3_killed_at_every_file_and_started_again(box: Sandbox, tmp_path):
     assert list((folder / "staging").glob("*")) == []
 
 
+@pytest.mark.slow
 def test_law_3_a_killed_pass_goes_on_with_the_next_file(today: Sandbox, tmp_path):
     reference, folder = tmp_path / "reference", tmp_path / "killed"
     finish(start(reference, today, "01"))
@@ -228,6 +232,7 @@ def test_what_another_run_left_half_written_is_nobodys(box: Sandbox, data: DataD
     assert hidden(data.root) == []
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_do_each_part_once(box: Sandbox, data: DataDir):
     box.hub.plant("/lfs/", calls=range(1, 99), delay=0.2)
     files = ["laion_face_ids.pth", "sample2detect_0.pth", "sample2detect_1.pth"]
@@ -270,7 +275,7 @@ def test_each_metadata_file_is_freed_once_it_is_read(today: Sandbox, data: DataD
         there = max(there, len(list(data.sources.rglob("part-*.parquet"))))
         return mock.DEFAULT  # then the real one is called
 
-    with mock.patch.object(steps, "stage", side_effect=count, wraps=steps.stage):
+    with mock.patch.object(steps, "stage", side_effect=count, wraps=stage):
         prepare(data, [0, 1], upstream(today, today.metadata_repo), discard_sources=True, processes=2)
     assert 1 <= there <= 2
     assert copies(data) == []

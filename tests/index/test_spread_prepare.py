@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,10 +12,14 @@ from laion_face_builder import cli
 from laion_face_builder.errors import DiskError, OptionError, SourceNotFound, StateConflict, WorkerDied
 from laion_face_builder.index import steps
 from laion_face_builder.index.prepare import prepare
+from laion_face_builder.index.staged import stage
+from laion_face_builder.index.writer import write_index
 from laion_face_builder.layout import DataDir
 from laion_face_builder.sandbox import Sandbox, SandboxSpec
 from laion_face_builder.sources import data_store
 from laion_face_builder.sources.sources import Upstream
+
+pytestmark = pytest.mark.slow
 
 #: The worker that finds this file dies, and leaves another one.
 DEADLY = "LAION_FACE_TEST_DEADLY"
@@ -58,7 +63,7 @@ def deadly_run(step):
     """Run a step as `run_apart` does, but die once in each kind: in a file of metadata, and in a part."""
     mark = Path(os.environ[DEADLY]) / type(step).__name__
     if not mark.exists() and not isinstance(step, steps.MakeIds):
-        real = steps.write_index if isinstance(step, steps.MakePart) else steps.stage
+        real: Any = write_index if isinstance(step, steps.MakePart) else stage
 
         def die(*how):
             mark.touch()

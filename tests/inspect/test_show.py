@@ -73,6 +73,7 @@ def run(capsys, *arguments):
     return code, told.out.splitlines(), told.err
 
 
+@pytest.mark.browser
 def test_the_page_shows_what_load_dataset_reads(prepared, tmp_path, capsys):
     data = ["--data-dir", prepared.data.root]
     before = len(prepared.sandbox.pictures.log)
@@ -112,7 +113,8 @@ def test_every_source_of_pictures_shows_the_same(prepared, tmp_path, capsys):
         assert code == 0, err
         with Image.open(tmp_path / f"{number}.png") as picture:
             sheets.append(np.asarray(picture))
-    assert np.array_equal(*sheets)
+    one, other = sheets
+    assert np.array_equal(one, other)
     asked = len(prepared.sandbox.pictures.log) - before
     assert 8 <= asked < 60, "only what the sheet needs is fetched, not thousands of rows ahead"
     assert {thread for thread in threading.enumerate() if thread.name == "laion-face-fetch"} <= there
@@ -126,6 +128,7 @@ def test_every_source_of_pictures_shows_the_same(prepared, tmp_path, capsys):
 HOSTILE = '</figcaption><script>document.title="owned"</script><img src=x onerror="document.title=1"> &amp; <b>"\''
 
 
+@pytest.mark.browser
 def test_hostile_text_stays_text(tmp_path):
     nasty = example(caption=HOSTILE, url='javascript:alert(1)//"><script>x</script>', nsfw="<i>")
     spoiled = example(url='http://h.example/"onmouseover="alert(1)', caption="\u202eevil \x00\x07")
@@ -143,6 +146,7 @@ def test_hostile_text_stays_text(tmp_path):
     assert "noreferrer" in only["rel"]
 
 
+@pytest.mark.browser
 def test_the_policy_stops_what_escaping_would_miss(tmp_path):
     file = tmp_path / "page.html"
     script = '<script>document.title="owned"</script><p id="x" onclick="1">x</p><img src="http://127.0.0.1:9/x.png">'
@@ -152,6 +156,7 @@ def test_the_policy_stops_what_escaping_would_miss(tmp_path):
     assert any("Content Security Policy" in line for line in seen.complaints)
 
 
+@pytest.mark.browser
 def test_scripts_of_the_world(tmp_path):
     captions = [
         "وجه مرسوم رقم 7",
@@ -168,6 +173,7 @@ def test_scripts_of_the_world(tmp_path):
     assert share_of(seen.picture, (250, 240, 120)) > 0.1, "the pictures are shown"
 
 
+@pytest.mark.browser
 def test_captions_run_from_the_side_where_their_script_begins(tmp_path):
     file, seen = tmp_path / "page.html", []
     for caption in ("abc", "وجه"):
@@ -178,6 +184,7 @@ def test_captions_run_from_the_side_where_their_script_begins(tmp_path):
     assert (left < 120, right > 380) == (True, True), (left, right)
 
 
+@pytest.mark.browser
 def test_boxes_lie_on_their_pixels(tmp_path):
     # A red square exactly under a box: in the page the box's line runs along its edge, whatever the scale.
     picture = Image.new("RGB", (400, 300), "white")
@@ -195,6 +202,7 @@ def test_boxes_lie_on_their_pixels(tmp_path):
         assert np.abs(end(red, axis=0) - end(green[near], axis=0)).max() <= 1.5 + scale
 
 
+@pytest.mark.browser
 def test_boxes_that_may_not_fit_are_amber_and_told(tmp_path):
     file = tmp_path / "page.html"
     file.write_text(sheet([example(faces_aligned=False)], "c", "r"), encoding="utf-8")

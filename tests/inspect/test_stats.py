@@ -5,6 +5,8 @@ import math
 import re
 import shutil
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -22,6 +24,7 @@ from laion_face_builder.inspect import plots
 from laion_face_builder.inspect.counts import EDGES, OTHER_HOSTS, PartStats, Spread, count, hosts_of
 from laion_face_builder.inspect.stats import as_json, lines, stats_page
 from laion_face_builder.options import OptionFields, Options
+from laion_face_builder.sandbox import Truth
 from tests.support import browser
 
 f32 = np.float32
@@ -36,7 +39,7 @@ def short(face):
     return min(f32(face.box[2]) - f32(face.box[0]), f32(face.box[3]) - f32(face.box[1]))
 
 
-FILTERS = {
+FILTERS: dict[str, tuple[dict[str, Any], Callable[[Truth], Any]]] = {
     "none": ({}, lambda truth: True),
     "size": ({"min_face_size": 70}, lambda truth: any(short(face) >= 70 for face in truth.faces)),
     "faces": ({"min_faces": 1, "max_faces": 2}, lambda truth: 1 <= len(truth.faces) <= 2),
@@ -185,6 +188,7 @@ def run(capsys, *arguments):
     return code, told.out, told.err
 
 
+@pytest.mark.browser
 def test_the_command_prints_a_table_and_writes_a_page(prepared, tmp_path, capsys):
     given = ["--data-dir", prepared.data.root, "--min-face-size", "70.0"]
     code, out, err = run(capsys, *given, "--out", tmp_path / "page.html")
@@ -218,6 +222,7 @@ def test_json_has_the_same_numbers(prepared, tmp_path, capsys):
     assert sum(found["failed"].values()) == found["asked"] - found["usable"]
 
 
+@pytest.mark.browser
 def test_before_any_download_the_page_says_so(prepared, tmp_path, capsys):
     shutil.copytree(prepared.data.root / "index", tmp_path / "data" / "index")
     code, out, _ = run(capsys, "--data-dir", tmp_path / "data", "--out", tmp_path / "p.html")

@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -33,6 +33,7 @@ from laion_face_builder.publish.targets import (
     problems,
 )
 from laion_face_builder.sandbox import STRANGER, TOKEN, WRITER, Hub
+from tests.support.waiting import kill_when
 
 # huggingface_hub's own call of its HTTP library.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -345,7 +346,7 @@ WRITES = [
     ("POST", "/api/validate-yaml"),
     ("POST", "/commit/"),
 ]
-FAULTS = {
+FAULTS: dict[str, dict[str, Any]] = {
     "503 before": {"status": 503, "unheard": True},
     "503 after": {"status": 503},
     "429": {"status": 429, "unheard": True, "body": b"{}", "headers": {"Retry-After": "7"}},
@@ -477,20 +478,10 @@ def test_offline_is_a_clear_error(repo, files):
     assert err.splitlines()[-1].endswith("HF_HUB_OFFLINE is set: unset it to publish to the Hub")
 
 
-def killed_when(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not ready():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    finished(process)
-
-
 def test_killed_in_an_upload_the_hub_is_as_before_and_then_as_without_the_kill(hub, repo, files, log):
     # So slow that it is still reading what a dead client left in the socket when the next one comes.
     hub.plant("/lfs-uploads/", method="PUT", calls=(2,), take_rate=1_000)
-    killed_when(sending(repo, files), lambda: len(puts(hub)) == 2 and 0 < puts(hub)[1] < 30_000)
+    kill_when(sending(repo, files), lambda: len(puts(hub)) == 2 and 0 < puts(hub)[1] < 30_000)
     assert on_hub(hub, repo) == {}
     assert len(hub.repos[repo].objects) == 1  # of the file that was whole
     hub.faults.clear()
@@ -511,7 +502,7 @@ def test_killed_in_a_copy_the_folder_has_whole_files_and_then_all(tmp_path, file
     with pipe.open("wb") as writer:
         writer.write(CONTENTS[stuck.name][:10_000])
         writer.flush()
-        killed_when(process, lambda: len(list((place / "data").glob(".*.partial"))) == 1)
+        kill_when(process, lambda: len(list((place / "data").glob(".*.partial"))) == 1)
     assert (place / first.name).read_bytes() == CONTENTS[first.name]
     assert not (place / stuck.name).exists()
     assert FolderDestination(place).listing().keys() == {first.name}
@@ -533,7 +524,7 @@ def asked(hub: Hub, path: str, body: bytes, method: str = "POST", token: str = T
             return error.code, error.headers.get("X-Error-Message", "")
 
 
-def commit(hub: Hub, repo: str, *entries: tuple[str, dict[str, object]], **header: str) -> tuple[int, str]:
+def commit(hub: Hub, repo: str, *entries: tuple[str, dict[str, Any]], **header: str) -> tuple[int, str]:
     lines = [("header", {"summary": "Try", **header}), *entries]
     body = b"".join(json.dumps({"key": key, "value": value}).encode() + b"\n" for key, value in lines)
     return asked(hub, f"/api/datasets/{repo}/commit/main", body)

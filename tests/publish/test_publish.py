@@ -3,13 +3,10 @@
 import dataclasses
 import hashlib
 import json
-import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -33,6 +30,7 @@ from laion_face_builder.publish.request import PublishRequest, options_of
 from laion_face_builder.sandbox import SandboxSpec
 from laion_face_builder.schema import INDEX
 from laion_face_builder.sources.sources import Upstream
+from tests.support.waiting import kill_when
 
 SMALL = Bounds(row_group_bytes=300_000, row_group_rows=40, file_bytes=900_000)
 
@@ -109,7 +107,7 @@ def test_no_fixed_size_list_is_null(either):
 
 
 def test_pictures_are_null_or_decode_unturned(published_pictures, prepared):
-    count = Counter()
+    count: Counter[bool] = Counter()
     for path in parquet_files(published_pictures.folder):
         for row in pq.read_table(path, columns=["image", "width", "height"]).to_pylist():
             count[row["image"] is not None] += 1
@@ -397,13 +395,7 @@ def test_killed_anywhere_the_same_bytes_come_out(data, tmp_path):
         lambda: list(out.rglob("part-00002-00000.parquet")),
     ):
         process = child(data, out)
-        until = time.monotonic() + 60
-        while process.poll() is None and not there():
-            assert time.monotonic() < until
-            time.sleep(0.002)
-        assert process.poll() is None, process.stderr.read().decode()
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
+        kill_when(process, there)
         assert not (out / "README.md").exists()
     process = child(data, out)
     _, said = process.communicate()

@@ -2,11 +2,10 @@
 
 import itertools
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import datasets
 import pytest
@@ -17,6 +16,7 @@ from laion_face_builder.publish.publish import publish
 from laion_face_builder.publish.published_files import Bounds
 from laion_face_builder.publish.request import PublishRequest
 from laion_face_builder.sandbox import WRITER
+from tests.support.waiting import kill_when
 
 # huggingface_hub's own call of its HTTP library.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -49,6 +49,7 @@ def as_in(folder, repo):
     return contents
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("branch", ["main", "second"])
 def test_the_hub_has_what_a_folder_would_have(hub, repo, published, prepared, branch):
     command = ["publish", "--data-dir", str(published.data.root), repo, "--private", "--preview", "5"]
@@ -116,19 +117,18 @@ publish(PublishRequest(DataDir.at(sys.argv[1]), sys.argv[2], with_images=True, p
 """
 
 
+def has_commits(hub, repo, least):
+    return repo in hub.repos and len(hub.repos[repo].commits) >= least
+
+
+@pytest.mark.slow
 def test_killed_between_commits_and_in_an_upload_it_goes_on(hub, repo, published_pictures):
     bounds = json.dumps(vars(SMALL))
     command = [sys.executable, "-c", CHILD, str(published_pictures.data.root), repo, bounds]
     for commits in (1, 2):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        until = time.monotonic() + 60
         # The first commit of a repo is its creation.
-        while process.poll() is None and (repo not in hub.repos or len(hub.repos[repo].commits) < 1 + commits):
-            assert time.monotonic() < until
-            time.sleep(0.002)
-        assert process.poll() is None, process.stderr.read().decode()
-        os.kill(process.pid, signal.SIGKILL)
-        process.communicate()
+        kill_when(process, partial(has_commits, hub, repo, 1 + commits))
         assert "README.md" not in tree(hub, repo)
     before = set(tree(hub, repo))
     done = subprocess.run(command, check=False, capture_output=True, text=True)
@@ -145,6 +145,7 @@ def test_pictures_do_not_go_to_a_public_repo(hub, repo, published):
     assert not any(name.startswith("preview/") for name in tree(hub, repo))
 
 
+@pytest.mark.slow
 def test_a_file_that_changed_on_the_hub_is_found(hub, repo, published, capsys):
     publish(PublishRequest(published.data, repo))
     content = tree(hub, repo)["data/part-00002.parquet"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import io
 import itertools
 import urllib.error
 import urllib.request
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -69,8 +71,9 @@ def fetched(url: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
             return error.code, dict(error.headers), error.read()
 
 
-def loaded(path: Path) -> object:
-    reconstruct, scalar = np._core.multiarray._reconstruct, np._core.multiarray.scalar
+def loaded(path: Path) -> Any:
+    multiarray = importlib.import_module("numpy._core.multiarray")
+    reconstruct, scalar = multiarray._reconstruct, multiarray.scalar
     named = [(function, f"numpy.core.multiarray.{function.__name__}") for function in (reconstruct, scalar)]
     types = [type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int64)]
     with torch.serialization.safe_globals([*named, reconstruct, scalar, np.ndarray, np.dtype, *types]):
@@ -135,10 +138,11 @@ def test_what_is_missing_is_told_apart(sandbox, tmp_path):
 def test_listings_come_in_pages_and_state_the_checksums(sandbox):
     api = HfApi()
     before = sandbox.hub.count("/tree/")
-    tree = {entry.path: entry for entry in api.list_repo_tree(sandbox.repo, repo_type="dataset")}
+    tree: dict[str, Any] = {entry.path: entry for entry in api.list_repo_tree(sandbox.repo, repo_type="dataset")}
     assert set(tree) == {"README.md", "laion_face_ids.pth", *(f"sample2detect_{part}.pth" for part in range(3))}
     assert sandbox.hub.count("/tree/") == before + 2
     assert tree["README.md"].lfs is None
+    info: Any
     [info] = api.get_paths_info(sandbox.repo, ["sample2detect_2.pth"], repo_type="dataset")
     path = sandbox.folder / "laion-face" / "sample2detect_2.pth"
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -246,9 +250,10 @@ def test_detections_agree_with_the_truth(sandbox):
 @pytest.mark.parametrize("old_numpy", [False, True])
 def test_pickles_of_every_style_hold_the_same(upstream_files, tmp_path, legacy, old_numpy):
     faces = {truth.sample_id: truth.faces for truth in upstream_files.truth_of(0)}
-    for outer, inner, numbers in itertools.product(
-        ("list", "tuple", "dict"), ("list", "array", "tensor"), ("float", "int")
-    ):
+    outers: list[Any] = ["list", "tuple", "dict"]
+    inners: list[Any] = ["list", "array", "tensor"]
+    kinds: list[Any] = ["float", "int"]
+    for outer, inner, numbers in itertools.product(outers, inners, kinds):
         style = PickleStyle(outer, inner, numbers, legacy=legacy, old_numpy=old_numpy)
         write_ids(tmp_path / "ids.pth", [faces] * 32, style)
         assert [int(one) for one in loaded(tmp_path / "ids.pth")[31]] == list(faces), style
@@ -264,7 +269,7 @@ def test_pickles_of_every_style_hold_the_same(upstream_files, tmp_path, legacy, 
 
 
 def test_drawn_landmarks_are_found_again(sandbox):
-    looked_at = Counter()
+    looked_at: Counter[str] = Counter()
     for truth in sandbox.truth_of(0):
         if not truth.ok or truth.twist in ("rescaled", "reshaped"):
             continue
@@ -366,9 +371,8 @@ def card(image: Image.Image | None, box=(10.0, 10.0, 60.0, 70.0), caption: str |
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK", "LA", "I", "F", "I;16", "YCbCr"])
 def test_a_picture_of_any_mode_stands_on_the_sheet(mode):
-    white = Image.new(
-        mode, (90, 80), {"I;16": 65535, "I": 65535, "F": 1.0, "CMYK": 0, "YCbCr": (255, 128, 128)}.get(mode, "white")
-    )
+    whites: dict[str, Any] = {"I;16": 65535, "I": 65535, "F": 1.0, "CMYK": 0, "YCbCr": (255, 128, 128)}
+    white = Image.new(mode, (90, 80), whites.get(mode, "white"))
     sheet = contact_sheet([card(white)], columns=1)
     pixels = np.asarray(sheet).reshape(-1, 3)
     assert (pixels == (0, 158, 96)).all(axis=1).sum() > 200, "the box is drawn in green"

@@ -9,6 +9,7 @@ import urllib.request
 from collections import Counter, defaultdict
 from html import unescape
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import fsspec
@@ -32,7 +33,7 @@ COLUMNS = {
     "original_width": "int64",
     "original_height": "int64",
 }
-NOTHING_ODD = {"repeated": 0.0, "misfits": 0.0, "rivals": 0.0, "swapped": 0.0, "unseen_swaps": 0.0}
+NOTHING_ODD: dict[str, Any] = {"repeated": 0.0, "misfits": 0.0, "rivals": 0.0, "swapped": 0.0, "unseen_swaps": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +114,7 @@ def test_repeated_keys_are_of_every_kind(box, rows):
     of_key = defaultdict(list)
     for row in rows:
         of_key[row["key"]].append(row)
-    seen = Counter()
+    seen: Counter[str] = Counter()
     for key, same in of_key.items():
         if key is None or len(same) == 1:
             continue
@@ -209,7 +210,7 @@ def test_the_proof_says_what_was_put_in(box):
 
 
 def test_sizes_are_those_of_the_pictures_or_hidden_swaps(box):
-    swapped = Counter()
+    swapped: Counter[str] = Counter()
     for truth in box.truth:
         plain = truth.ok and truth.twist in ("", "redirected", "slow") and None not in (truth.width, truth.height)
         if plain and truth.served_size != (truth.width, truth.height):
@@ -313,6 +314,7 @@ def test_the_client_reads_the_metadata_under_its_old_name(small, tmp_path):
     api = HfApi()
     assert api.dataset_info(old).id == small.metadata_repo
     assert {entry.path for entry in api.list_repo_tree(old, repo_type="dataset")} == {"README.md", *small.content.files}
+    info: Any
     [info] = api.get_paths_info(old, [name], repo_type="dataset")
     about = get_hf_file_metadata(hf_hub_url(old, name, repo_type="dataset"))
     assert (info.size, about.size, about.etag) == (len(good), len(good), info.lfs.sha256)

@@ -17,7 +17,7 @@ from laion_face_builder.layout import DataDir
 from laion_face_builder.sandbox import FolderHost, Sandbox, SandboxSpec
 from laion_face_builder.sources.hashes import known_sha256
 from laion_face_builder.sources.sources import CANONICAL, Upstream
-from tests.sources.test_sources import parquet
+from tests.support.sources import parquet
 
 
 @pytest.fixture

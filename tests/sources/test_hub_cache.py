@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -15,7 +16,7 @@ from laion_face_builder.files import sha256_of
 from laion_face_builder.sandbox import Sandbox, SandboxSpec
 from laion_face_builder.sources.hub_cache import CachedRepo
 from laion_face_builder.sources.sources import ByPart, Upstream, Whole
-from tests.sources.test_sources import parquet
+from tests.support.sources import parquet
 
 
 @pytest.fixture
@@ -58,6 +59,7 @@ prepare(DataDir.at(sys.argv[1]), [0], Upstream(sys.argv[2], None, sys.argv[3]), 
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", ["today", "2021"])
 def test_offline_everything_comes_from_the_cache_and_gives_the_same(make_sandbox, cache: Path, tmp_path, world):
     sandbox = make_sandbox(SandboxSpec(parts=(0, 1), rows=60, world=world))
@@ -156,7 +158,7 @@ def test_offline_by_part(make_sandbox, cache: Path, offline, tmp_path):
 
 def test_offline_whole_metadata_is_whole(whole: str, cache: Path, offline, tmp_path, caplog):
     download(cache, whole)
-    online = Upstream(metadata_place=whole).metadata_source()
+    online: Any = Upstream(metadata_place=whole).metadata_source()
     offline()
     for place in (whole, f"{whole}@main", f"hf://datasets/{whole}/data"):
         source = Upstream(metadata_place=place).metadata_source()
@@ -178,12 +180,14 @@ def test_offline_a_file_of_whole_metadata_that_is_known_to_be_missing(whole: str
         ):
             Upstream(metadata_place=whole).metadata_source()
     else:
-        assert len(Upstream(metadata_place=whole).metadata_source().files) == 3
+        found: Any = Upstream(metadata_place=whole).metadata_source()
+        assert len(found.files) == 3
 
 
 def test_offline_files_downloaded_one_by_one_are_taken_for_all_with_a_warning(whole: str, cache: Path, offline, caplog):
     for number in (0, 3):
         hf_hub_download(whole, f"data/train-0000{number}-of-00005.parquet", repo_type="dataset", cache_dir=cache)
     offline()
-    assert len(Upstream(metadata_place=whole).metadata_source().files) == 2
+    found: Any = Upstream(metadata_place=whole).metadata_source()
+    assert len(found.files) == 2
     assert "does not say which files the repo has: the 2 found there are taken for all" in caplog.text

@@ -5,6 +5,7 @@ import http.server
 import pickle
 import threading
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -17,7 +18,7 @@ from laion_face_builder.sandbox import STRANGER, TOKEN, Answer, FolderHost, Hub,
 from laion_face_builder.sandbox.serving import LoopbackServer
 from laion_face_builder.sources.http_folder import TODAYS
 from laion_face_builder.sources.sources import CANONICAL, CONVERTED, ByPart, Upstream, Whole, part_of
-from tests.sources.test_sources import parquet
+from tests.support.sources import parquet
 
 WHOLE = [
     [TODAYS[0]],
@@ -46,7 +47,7 @@ def fill(folder: Path, names: list[str]) -> Path:
     return folder
 
 
-def source(place: object) -> ByPart | Whole:
+def source(place: str | Path) -> Any:
     return Upstream(metadata_place=place).metadata_source()
 
 
@@ -60,8 +61,10 @@ def test_the_kind_is_told_by_exact_names_in_every_place(hub: Hub, tmp_path, name
     for name, path in files.items():
         fsspec.filesystem("memory").pipe(f"/{bucket}/{name}", path.read_bytes())
     with FolderHost(folder) as host:
-        flat = [host.url()] if not any("/" in name for name in names) else []
-        for place in (folder, repo, f"hf://datasets/{repo}", f"memory://{bucket}", *flat):
+        places: list[str | Path] = [folder, repo, f"hf://datasets/{repo}", f"memory://{bucket}"]
+        if not any("/" in name for name in names):
+            places.append(host.url())
+        for place in places:
             found = source(place)
             assert pickle.loads(pickle.dumps(found)) == found
             if names in WHOLE:
@@ -222,8 +225,8 @@ TRICKY = """<a>no target</a><a href="0000.parquet#top">x</a><a href="./with%20bl
 @pytest.mark.parametrize("text", [NGINX, APACHE, TRICKY], ids=["nginx", "apache", "tricky"])
 @pytest.mark.parametrize("address", ["/d", "/d/"])
 def test_an_index_page_is_read(tmp_path, text, address):
-    files = {f"/d/{name}": Answer(body=parquet(tmp_path / name)) for name in ("0000.parquet", "with blank.parquet")}
-    with Site({"/d/": page(text), **files}) as site:
+    paths = {f"/d/{name}": parquet(tmp_path / name) for name in ("0000.parquet", "with blank.parquet")}
+    with Site({"/d/": page(text), **{name: Answer(body=path) for name, path in paths.items()}}) as site:
         found = source(site.url() + address)
         assert isinstance(found, Whole)
         assert [file.name for file in found.files] == [
@@ -231,7 +234,7 @@ def test_an_index_page_is_read(tmp_path, text, address):
             f"{site.url()}/d/with%20blank.parquet",
         ]
         fetched = [file.fetch(tmp_path / "s") for file in found.files]
-        assert [path.read_bytes() for path in fetched] == [answer.body.read_bytes() for answer in files.values()]
+        assert [path.read_bytes() for path in fetched] == [path.read_bytes() for path in paths.values()]
         assert site.count(method="HEAD") == 2
 
 

@@ -1,12 +1,10 @@
 """Looking up and fetching upstream files: versions, resuming, checking, and errors that say what to do."""
 
-import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import fsspec
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from laion_face_builder.errors import BadFile, ChecksumError, GatedSource, OptionError, SourceError, SourceNotFound
@@ -14,13 +12,7 @@ from laion_face_builder.files import sha256_of
 from laion_face_builder.sandbox import STRANGER, TOKEN, Answer, FolderHost, Request, Sandbox, SandboxSpec
 from laion_face_builder.sandbox.serving import LoopbackServer
 from laion_face_builder.sources.sources import CANONICAL, CONVERTED, Upstream, Whole, part_of
-
-
-def parquet(path: Path, rows: int = 10) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    table = pa.table({"SAMPLE_ID": range(rows), "URL": [os.urandom(300).hex() for _ in range(rows)]})
-    pq.write_table(table, path)
-    return path
+from tests.support.sources import parquet
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -54,7 +46,7 @@ def test_hub_file_is_looked_up_fetched_checked_and_remembered(sandbox: Sandbox, 
 
 
 def test_fetching_goes_on_where_a_killed_run_ended(sandbox: Sandbox, tmp_path):
-    file = Upstream(sandbox.repo).id_list()
+    file: Any = Upstream(sandbox.repo).id_list()
     true = (sandbox.folder / "laion-face" / "laion_face_ids.pth").read_bytes()
     target = file.place(tmp_path)
     target.parent.mkdir(parents=True)
@@ -67,7 +59,7 @@ def test_fetching_goes_on_where_a_killed_run_ended(sandbox: Sandbox, tmp_path):
 
 
 def test_wrong_bytes_from_a_killed_run_are_found_out(sandbox: Sandbox, tmp_path):
-    file = Upstream(sandbox.repo).id_list()
+    file: Any = Upstream(sandbox.repo).id_list()
     target = file.place(tmp_path)
     target.parent.mkdir(parents=True)
     file._incomplete(target).write_bytes(b"\0" * 1000)
@@ -88,7 +80,7 @@ def test_a_busy_hub_is_asked_again(sandbox: Sandbox, tmp_path, status):
     sandbox.hub.plant("/api/datasets", status=status)
     sandbox.hub.plant("/resolve/", method="HEAD", status=status)
     sandbox.hub.plant("/lfs/", status=status)
-    file = Upstream(sandbox.repo).id_list()
+    file: Any = Upstream(sandbox.repo).id_list()
     assert f"sha256:{sha256_of(file.fetch(tmp_path))}" == file.version
 
 
@@ -107,7 +99,7 @@ def test_a_bit_that_stays_turned_is_an_error_and_leaves_nothing(sandbox: Sandbox
 
 
 def test_a_file_that_changed_after_its_check_is_found_out(sandbox: Sandbox, tmp_path):
-    file = Upstream(sandbox.repo).id_list()
+    file: Any = Upstream(sandbox.repo).id_list()
     path = file.fetch(tmp_path)
     with path.open("r+b") as open_file:
         open_file.write(b"?")
@@ -115,7 +107,7 @@ def test_a_file_that_changed_after_its_check_is_found_out(sandbox: Sandbox, tmp_
 
 
 def test_a_half_written_note_means_unchecked(sandbox: Sandbox, tmp_path):
-    file = Upstream(sandbox.repo).id_list()
+    file: Any = Upstream(sandbox.repo).id_list()
     path = file.fetch(tmp_path)
     path.with_name(f".{path.name}.checked").write_text('{"mtime')
     before = sandbox.hub.count("/lfs/")
@@ -124,7 +116,7 @@ def test_a_half_written_note_means_unchecked(sandbox: Sandbox, tmp_path):
 
 
 def test_what_a_kill_left_of_a_note_is_removed(sandbox: Sandbox, tmp_path):
-    file = Upstream(sandbox.repo).id_list()
+    file: Any = Upstream(sandbox.repo).id_list()
     place = file.place(tmp_path)
     place.parent.mkdir(parents=True)
     place.with_name(f"..{place.name}.checked.0123abcd.partial").write_text('{"mtime')
@@ -226,7 +218,11 @@ def test_names_of_parts():
 
 def test_metadata_from_a_hub_dataset_also_in_folders_below(sandbox: Sandbox, tmp_path):
     one = parquet(tmp_path / "one.parquet")
-    files = {f"deep/er/{CONVERTED.format(part=3)}": one, "other/" + CANONICAL.format(part=4): one, "README.md": b"#"}
+    files: dict[str, bytes | Path] = {
+        f"deep/er/{CONVERTED.format(part=3)}": one,
+        "other/" + CANONICAL.format(part=4): one,
+        "README.md": b"#",
+    }
     sandbox.hub.add_repo("tests/meta", files)
     for place, part in (("tests/meta", 3), ("tests/meta@main", 4), ("hf://datasets/tests/meta@main/deep", 3)):
         file = Upstream(sandbox.repo, None, place).metadata(part)

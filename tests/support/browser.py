@@ -1,9 +1,12 @@
 """Pages in a real browser: Chromium without a window, in a profile of its own that goes with the test."""
 
+from __future__ import annotations
+
 import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,31 +38,36 @@ class Seen:
     complaints: list[str]
 
 
-def look_at(page, size=(1250, 1600)):
+def look_at(page: Path, size: tuple[int, int] = (1250, 1600)) -> Seen:
     """Open the page in a file; return what the browser made of it."""
     with profile() as folder:
         picture = folder / "screenshot.png"
         width, height = size
-        shot = chromium(folder, f"--screenshot={picture}", f"--window-size={width},{height}", Path(page).as_uri())
+        shot = chromium(folder, f"--screenshot={picture}", f"--window-size={width},{height}", page.as_uri())
         with Image.open(picture) as image:
             pixels = image.convert("RGB")
     with profile() as folder:
-        dump = chromium(folder, "--dump-dom", Path(page).as_uri())
+        dump = chromium(folder, "--dump-dom", page.as_uri())
     complaints = [line for line in (shot.stderr + dump.stderr).splitlines() if "CONSOLE" in line]
     return Seen(dump.stdout, pixels, complaints)
 
 
 @contextmanager
-def profile():
+def profile() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="laion-face-browser-", ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
 
-def chromium(folder, *arguments):
-    command = next((found for name in _NAMES if (found := shutil.which(name))), None)
-    assert command is not None, "no Chromium or Chrome here: `make browser` says what to do"
+def command() -> str | None:
+    """Return the program; None where there is none."""
+    return next((found for name in _NAMES if (found := shutil.which(name))), None)
+
+
+def chromium(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    program = command()
+    assert program is not None, "no Chromium or Chrome here: `make browser` says what to do"
     return subprocess.run(
-        [command, *_FLAGS, f"--user-data-dir={folder}", *arguments],
+        [program, *_FLAGS, f"--user-data-dir={folder}", *arguments],
         check=True,
         capture_output=True,
         text=True,

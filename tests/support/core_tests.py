@@ -7,12 +7,20 @@ huggingface_hub fetches and uploads, what pyarrow, Pillow, OpenCV and matplotlib
 the whole job once, with img2dataset in it.
 """
 
-#: Modules of which every test is core.
-CORE_MODULES = frozenset({"test_installed", "test_collate", "test_operations", "test_published", "test_state"})
+#: Modules, each with its folder, of which every test is core.
+CORE_MODULES = frozenset(
+    {
+        "house/test_installed",
+        "examples/test_collate",
+        "examples/test_operations",
+        "publish/test_published",
+        "examples/test_state",
+    }
+)
 
 #: Of other modules, the beginnings of the names of those that are.
 CORE_TESTS = {
-    "test_builder": (
+    "examples/test_builder": (
         "test_every_picture",
         "test_examples_say",
         "test_not_streamed",
@@ -20,17 +28,32 @@ CORE_TESTS = {
         "test_the_public",
         "test_one_example",
     ),
-    "test_fetching": ("test_the_same_examples", "test_dataloader", "test_ranks", "test_what_is_fetched"),
-    "test_pictures": ("test_every_mode", "test_every_orientation"),
-    "test_publish_hub": ("test_the_hub_has",),
-    "test_show": ("test_the_page_shows",),
-    "test_sources": ("test_hub_file", "test_a_cut", "test_gated", "test_missing", "test_the_token", "test_fsspec"),
-    "test_stats": ("test_the_command_prints",),
-    "test_streaming": ("test_a_resumed", "test_dataloader", "test_ranks_share", "test_shards_are"),
-    "test_transforms": ("test_one_example", "test_numpy_and_pillow"),
+    "examples/test_fetching": ("test_the_same_examples", "test_dataloader", "test_ranks", "test_what_is_fetched"),
+    "images/test_pictures": ("test_every_mode", "test_every_orientation"),
+    "publish/test_publish_hub": ("test_the_hub_has",),
+    "inspect/test_show": ("test_the_page_shows",),
+    "sources/test_sources": (
+        "test_hub_file",
+        "test_a_cut",
+        "test_gated",
+        "test_missing",
+        "test_the_token",
+        "test_fsspec",
+    ),
+    "inspect/test_stats": ("test_the_command_prints",),
+    "examples/test_streaming": ("test_a_resumed", "test_dataloader", "test_ranks_share", "test_shards_are"),
+    "transforms/test_transforms": ("test_one_example", "test_numpy_and_pillow"),
 }
 
-DATASETS36_MODULES = frozenset({"test_builder", "test_fetching", "test_publish_hub", "test_ready", "test_streaming"})
+DATASETS36_MODULES = frozenset(
+    {
+        "examples/test_builder",
+        "examples/test_fetching",
+        "publish/test_publish_hub",
+        "examples/test_ready",
+        "examples/test_streaming",
+    }
+)
 
 
 def is_core(module: str, name: str) -> bool:
@@ -44,4 +67,4 @@ def _is_core(module: str, name: str) -> bool:
 
 def is_brief(module: str, name: str) -> bool:
     """Say whether test `name` of `module` is brief: the whole job, and every operation on a stream that fetches."""
-    return module == "test_installed" or (module == "test_operations" and "fetch" in name)
+    return module == "house/test_installed" or (module == "examples/test_operations" and "fetch" in name)

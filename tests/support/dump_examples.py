@@ -6,6 +6,7 @@ python tests/support/dump_examples.py DATA_DIR CACHE_DIR stream|table
 import hashlib
 import json
 import sys
+from typing import Any
 
 import datasets
 from packaging.version import Version
@@ -13,7 +14,7 @@ from packaging.version import Version
 import laion_face
 
 
-def load(data_dir: str, cache_dir: str, streaming: bool) -> object:
+def load(data_dir: str, cache_dir: str, streaming: bool) -> Any:
     options = {"parts": "0,2", "data_dir": data_dir, "cache_dir": cache_dir, "streaming": streaming, "split": "train"}
     if Version(datasets.__version__) < Version("4"):
         return datasets.load_dataset(laion_face.__file__, "20M", trust_remote_code=True, **options)

@@ -22,11 +22,15 @@ import zlib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
 from PIL import Image
 
 from tests.support import hostile_answers
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # of typing itself since Python 3.11
 
 #: Self-signed, for localhost and 127.0.0.1. It protects nothing.
 CERTIFICATE = """\
@@ -85,7 +89,7 @@ class HostileHost:
         self._tls = _server_context() if tls else None
         self.port = self._listener.getsockname()[1]
 
-    def __enter__(self) -> HostileHost:
+    def __enter__(self) -> Self:
         threading.Thread(target=self._accept, daemon=True).start()
         return self
 
@@ -143,7 +147,7 @@ class HostileHost:
         connection.sendall(found)
         return True
 
-    def _missing(self, *_: object) -> bytes:
+    def _missing(self, _c: object, _q: object, _t: object, path: str) -> bytes:
         return message(b"no", status="404 Not Found")
 
     def _do_ok(self, *_: object) -> bytes:
@@ -194,7 +198,10 @@ class HostileHost:
                     return
 
     def _do_silent_once(self, connection: socket.socket, _q: object, times: int, _p: object) -> bytes | None:
-        return message(self.picture) if times > 1 else self._do_silent(connection)
+        if times > 1:
+            return message(self.picture)
+        self._do_silent(connection)
+        return None
 
     def _do_drip(self, connection: socket.socket, *_: object) -> None:
         connection.sendall(message(b"", length=5_000))
@@ -233,7 +240,8 @@ class HostileHost:
     def _do_reset_once(self, connection: socket.socket, _q: object, times: int, _p: object) -> bytes | None:
         if times > 1:
             return message(self.picture)
-        return self._do_reset(connection)
+        self._do_reset(connection)
+        return None
 
     def _do_fails_once(self, _c: object, query: dict[str, str], times: int, _p: object) -> bytes:
         if times > 1:

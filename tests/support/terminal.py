@@ -1,5 +1,7 @@
 """A terminal to run commands in; its screen knows what a program of ours may send: text, \\r, \\n, ESC[A, ESC[K."""
 
+from __future__ import annotations
+
 import fcntl
 import os
 import pty
@@ -7,6 +9,7 @@ import re
 import struct
 import subprocess
 import termios
+from collections.abc import Callable, Mapping, Sequence
 
 _PIECES = re.compile(r"\r|\n|\x1b\[A|\x1b\[K|[^\r\n\x1b]+")
 
@@ -14,13 +17,13 @@ _PIECES = re.compile(r"\r|\n|\x1b\[A|\x1b\[K|[^\r\n\x1b]+")
 class Screen:
     """What is seen, and what has scrolled away, as one long sheet. A line that was too long is one line here."""
 
-    def __init__(self, columns):
+    def __init__(self, columns: int) -> None:
         self.columns = columns
-        self.rows = [[]]
+        self.rows: list[list[str]] = [[]]
         self.joined = [False]  # whether a row goes on with the row above
         self.row = self.column = 0
 
-    def feed(self, text):
+    def feed(self, text: str) -> None:
         at = 0
         for piece in _PIECES.finditer(text):
             assert piece.start() == at, f"not known here: {text[at : at + 20]!r}"
@@ -28,7 +31,7 @@ class Screen:
             self._take(piece[0])
         assert at == len(text), f"not known here: {text[at : at + 20]!r}"
 
-    def _take(self, piece):
+    def _take(self, piece: str) -> None:
         if piece == "\r":
             self.column = 0
         elif piece == "\n":
@@ -41,7 +44,7 @@ class Screen:
             for char in piece:
                 self._put(char)
 
-    def _put(self, char):
+    def _put(self, char: str) -> None:
         if self.column == self.columns:
             self.column = 0
             self._down(joined=True)
@@ -50,7 +53,7 @@ class Screen:
         row[self.column : self.column + 1] = char
         self.column += 1
 
-    def _down(self, joined):
+    def _down(self, joined: bool) -> None:
         self.row += 1
         if self.row == len(self.rows):
             self.rows.append([])
@@ -58,21 +61,27 @@ class Screen:
         if joined:
             self.joined[self.row] = True
 
-    def lines(self, but=None, first=0):
+    def lines(self, but: int | None = None, first: int = 0) -> list[str]:
         """Return the lines that are not empty, of the rows from `first` on; without that of row `but`."""
-        found = []
+        found: list[tuple[str, list[int]]] = []
         rows = zip(self.rows[first:], self.joined[first:], strict=True)
         for number, (row, joined) in enumerate(rows, first):
             text = "".join(row)
             if joined and found:
-                found[-1][1].append(number)
-                found[-1][0] += text
+                above, numbers = found[-1]
+                found[-1] = above + text, [*numbers, number]
             else:
-                found.append([text, [number]])
+                found.append((text, [number]))
         return [text.rstrip() for text, rows in found if text.strip() and but not in rows]
 
 
-def run_in_terminal(command, columns, env, seen=None, rows=50):
+def run_in_terminal(
+    command: Sequence[str],
+    columns: int,
+    env: Mapping[str, str],
+    seen: Callable[[Screen], object] | None = None,
+    rows: int = 50,
+) -> tuple[int, Screen, str]:
     """Run `command` in a terminal of that size; return its exit code, the screen and all that it sent.
 
     `seen(screen)` is called with what is there after each line.
@@ -101,7 +110,7 @@ def run_in_terminal(command, columns, env, seen=None, rows=50):
         os.close(ours)
 
 
-def _read(descriptor):
+def _read(descriptor: int) -> bytes:
     try:
         return os.read(descriptor, 1 << 16)
     except OSError:  # how Linux says that the other end is closed

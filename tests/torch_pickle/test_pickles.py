@@ -12,6 +12,7 @@ import subprocess
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,13 +23,9 @@ from hypothesis import strategies as st
 from laion_face_builder.errors import BadFile, UnsafePickle
 from laion_face_builder.torch_pickle.chunks import iter_dict
 from laion_face_builder.torch_pickle.torch_file import load_pickle
+from tests.support.sources import save
 
 FORMATS = pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
-
-
-def save(value: object, path: Path, is_zip: bool = True) -> Path:
-    torch.save(value, path, _use_new_zipfile_serialization=is_zip)
-    return path
 
 
 def write_raw(opcodes: bytes, path: Path, is_zip: bool) -> Path:
@@ -220,7 +217,7 @@ def test_the_collector_is_as_before(tmp_path: Path) -> None:
         gc.enable()
 
 
-def merged(pieces: list[dict[object, object]]) -> dict[object, object]:
+def merged(pieces: list[dict[object, object]]) -> dict[object, Any]:
     return {key: value for piece in pieces for key, value in piece.items()}
 
 

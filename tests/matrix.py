@@ -128,7 +128,7 @@ class Uv:
             how += [word for name in TIMELESS for word in ("--exclude-newer-package", f"{name}={_tomorrow()}")]
         if environment.is_lowest:
             # What is installed by then stays when the wheel and the test tools come.
-            project = ("--requirements", str(ROOT / "pyproject.toml"))
+            project = ("--requirements", str(ROOT / "pyproject.toml"), "--extra", "plots")
             self("pip", "install", "--python", str(python), "--resolution", "lowest-direct", *project)
         self("pip", "install", "--python", str(python), *how, *what)
         self("pip", "check", "--python", str(python))

@@ -1,6 +1,7 @@
 """What users see of `laion_face`: types in their scripts, names, an import that does nothing but import."""
 
 import ast
+import importlib.metadata
 import inspect
 import json
 import os
@@ -69,6 +70,28 @@ def test_importing_says_nothing_and_sets_up_no_logging():
         "print([type(one).__name__ for one in logger.handlers], logger.level, logging.getLogger().handlers)"
     )
     assert (out, err) == ("['NullHandler'] 0 []\n", "")
+
+
+def loaded(code, before=""):
+    """Return which packages of others `code` imports, apart from those that `before` has imported."""
+    tops = "{name.partition('.')[0] for name in sys.modules}"
+    out, _ = run(f"import sys\n{before}\nthere = {tops}\n{code}\nprint(*{tops} - there)")
+    others = set(importlib.metadata.packages_distributions()) - {"laion_face", "laion_face_builder"}
+    return set(out.splitlines()[-1].split()) & others - sys.stdlib_module_names
+
+
+def test_importing_loads_little_that_datasets_has_not_loaded():
+    # What decodes and what fetches; they take 0.02 s. What resizes, draws, writes pages and collates waits for its use.
+    assert loaded("import laion_face", "import datasets") <= {"PIL", "certifi", "idna", "pycurl"}
+
+
+def test_help_comes_without_what_takes_long_to_import():
+    code = "from laion_face_builder import cli\nassert cli.main(['--help']) == 0"
+    assert loaded(code) <= {"PIL", "filelock", "numpy", "pyarrow"}
+
+
+def test_a_user_sees_the_public_names_and_no_others():
+    assert dir(laion_face) == sorted([*laion_face.__all__, "__version__"])
 
 
 def test_a_streams_first_example_comes_without_torch(prepared):

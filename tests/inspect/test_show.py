@@ -13,7 +13,6 @@ from PIL import Image
 from laion_face_builder import cli
 from laion_face_builder.errors import OptionError
 from laion_face_builder.inspect.contact_sheet import contact_sheet
-from laion_face_builder.inspect.html import link, page
 from laion_face_builder.inspect.sheet import THUMBNAIL, sheet
 from laion_face_builder.inspect.show import Sheet
 from laion_face_builder.transforms.drawing import POINTS, SURE, UNSURE
@@ -150,9 +149,11 @@ def test_hostile_text_stays_text(tmp_path):
 def test_the_policy_stops_what_escaping_would_miss(tmp_path):
     file = tmp_path / "page.html"
     script = '<script>document.title="owned"</script><p id="x" onclick="1">x</p><img src="http://127.0.0.1:9/x.png">'
-    file.write_text(page("quiet", [script]), encoding="utf-8")
+    page = sheet([], "c", "r")
+    assert "</main>" in page
+    file.write_text(page.replace("</main>", f"{script}</main>"), encoding="utf-8")
     seen = browser.look_at(file, (300, 200))
-    assert "<title>quiet</title>" in seen.dom
+    assert "<title>LAION-Face contact sheet</title>" in seen.dom
     assert any("Content Security Policy" in line for line in seen.complaints)
 
 
@@ -281,7 +282,11 @@ def test_the_token_is_never_written_down(prepared, tmp_path, capsys):
 
 
 def test_only_web_addresses_can_be_followed():
-    assert link("https://a.example/?a=1&b=<2>").startswith('<a href="https://a.example/?a=1&amp;b=&lt;2&gt;" rel=')
-    for address in ("javascript:1", "data:text/html,x", "file:///etc/passwd", "ftp://a/b"):
-        assert "<a" not in link(address)
-    assert "no address" in link(None)
+    page = sheet([example(url="HTTPS://a.example/?a=1&b=<2>")], "c", "r")
+    assert '<a href="HTTPS://a.example/?a=1&amp;b=&lt;2&gt;" rel="noreferrer noopener nofollow"><bdi>HTTPS:' in page
+    others = ["javascript:1", "data:text/html,x", "file:///etc/passwd", "ftp://a/b", " http://a/", "//a/b", "", None]
+    for address in others:
+        page = sheet([example(url=address)], "c", "r")
+        assert "<a" not in page
+        assert (f"<bdi>{address}</bdi>" in page) is bool(address)
+        assert ("no address" in page) is not bool(address)

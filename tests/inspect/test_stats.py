@@ -4,6 +4,8 @@ import json
 import math
 import re
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -211,6 +213,19 @@ def test_the_command_prints_a_table_and_writes_a_page(prepared, tmp_path, capsys
     again = tmp_path / "again.html"
     run(capsys, *given, "--out", again)
     assert again.read_bytes() == (tmp_path / "page.html").read_bytes()
+
+
+@pytest.mark.parametrize("how", [[], ["--dry-run"]])
+def test_without_matplotlib_the_extra_is_named_before_anything_is_counted(prepared, tmp_path, how):
+    given = ["--data-dir", str(prepared.data.root), "--out", str(tmp_path / "p.html"), *how]
+    code = (
+        f"import sys; sys.modules['matplotlib'] = None  # not to be had\n"
+        f"from laion_face_builder import cli\nsys.exit(cli.main(['stats', '20M', *{given!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert "matplotlib, which is not installed. Install it: `pip install 'laion-face[plots]'`" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_json_has_the_same_numbers(prepared, tmp_path, capsys):

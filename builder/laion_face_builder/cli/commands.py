@@ -169,10 +169,12 @@ def run_stats(given: argparse.Namespace) -> None:
     from laion_face_builder.inspect.command_line import as_typed, to_look_at
     from laion_face_builder.inspect.counts import count
     from laion_face_builder.inspect.inspect_forecast import forecast_stats
+    from laion_face_builder.inspect.plots import require_matplotlib
     from laion_face_builder.inspect.stats import as_json, lines, write_page
 
     out = Output(given.format)
     options = to_look_at(options_of(given), given.parts)
+    require_matplotlib()
     if given.dry_run:
         return _foretell(forecast_stats(options, given.out), given)
     stats = count(options)

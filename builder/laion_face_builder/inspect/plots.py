@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from markupsafe import Markup
+
+from laion_face_builder.errors import OptionError
 from laion_face_builder.inspect.counts import Spread
-from laion_face_builder.inspect.html import escaped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,6 +21,10 @@ if TYPE_CHECKING:
 _ALL, _KEPT, _FAILED = "#c3c8cf", "#007a4b", "#d2691e"
 _INK, _FAINT = "#22242a", "#676c76"
 _LONGEST_NAME = 36
+_SVG = (
+    '<svg role="img" aria-label="{told}" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{box}">'
+    "<title>{told}</title>{drawing}"
+)
 _SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: it can be read aloud, found and copied
     "font.family": ["sans-serif"],
@@ -43,12 +50,24 @@ class Plot:
     Attributes:
         title: what it shows, in a few words.
         told: the same for readers who cannot see it.
-        svg: the drawing, to be put into a page as it is.
+        svg: the drawing; a template puts it into a page as it is.
     """
 
     title: str
     told: str
-    svg: str
+    svg: Markup
+
+
+def require_matplotlib() -> None:
+    """Check, before the counting, that there is what draws.
+
+    Raises:
+        OptionError: matplotlib is not installed.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise OptionError(
+            "stats: its page needs matplotlib, which is not installed. Install it: `pip install 'laion-face[plots]'`"
+        )
 
 
 def spread_plot(title: str, unit: str, of: str, spread: Spread, *, is_filtered: bool) -> Plot:
@@ -134,7 +153,7 @@ def _whole_numbers(axis: Axis) -> None:
     axis.set_major_formatter(lambda value, _: f"{value:,.0f}")
 
 
-def _svg(title: str, told: str, draw: Callable[[Axes], None], height: float) -> str:
+def _svg(title: str, told: str, draw: Callable[[Axes], None], height: float) -> Markup:
     """Give the drawing, 7.2 by `height` inches, scaling with the page, with a description for who cannot see it."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -150,10 +169,10 @@ def _svg(title: str, told: str, draw: Callable[[Axes], None], height: float) -> 
     return _inlined(out.getvalue(), re.sub(r"\W+", "-", title.lower()), told)
 
 
-def _inlined(svg: str, name: str, told: str) -> str:
+def _inlined(svg: str, name: str, told: str) -> Markup:
     """Make the SVG fit for a page: without XML head and metadata, and with ids that no other plot shares."""
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'(?<=\bid=")|(?<=url\(#)|(?<=href="#)', f"{name}-", svg)
-    svg = re.sub(r'^<svg[^>]*?(viewBox="[^"]*")[^>]*>', r'<svg xmlns:xlink="http://www.w3.org/1999/xlink" \1>', svg)
-    told = escaped(told)
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{told}" ', 1).replace(">", f"><title>{told}</title>", 1)
+    head, _, drawing = svg.partition(">")
+    (box,) = re.findall(r'viewBox="([^"]*)"', head)
+    return Markup(_SVG).format(box=box, told=told, drawing=Markup(drawing))  # noqa: S704 - matplotlib's, who escapes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from laion_face_builder.files import human_size, written_whole
 from laion_face_builder.inspect import plots
 from laion_face_builder.inspect.counts import OTHER_HOSTS, Kept, Stats
-from laion_face_builder.inspect.html import escaped, page, table
+from laion_face_builder.inspect.html import rendered
 
 MOST_SHOWN = 15
 #: Name in `counts.EDGES`, title, unit, and what is counted.
@@ -21,18 +21,6 @@ _SPREADS = (
     ("score", "Detection score", "score", "faces"),
     ("picture size", "Picture size", "short side of the original, pixels", "samples"),
 )
-_STYLE = """
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); gap: 1rem; margin: 1.4rem 0; }
-.tile { background: var(--paper); border: 1px solid var(--line); border-radius: 8px; padding: .9rem 1.1rem; }
-.tile b { display: block; font-size: 1.55rem; line-height: 1.25; font-variant-numeric: tabular-nums; }
-.tile span { color: var(--faint); font-size: .9rem; }
-.plots { columns: 2 26rem; column-gap: 1rem; }
-figure { margin: 0 0 1rem; break-inside: avoid;
-  background: var(--paper); border: 1px solid var(--line); border-radius: 8px; padding: 1rem 1.1rem; }
-figcaption { font-weight: 600; margin-bottom: .5rem; }
-figure svg { display: block; width: 100%; height: auto; }
-details { margin: 1rem 0; } summary { cursor: pointer; color: var(--faint); }
-"""
 
 
 def lines(stats: Stats) -> Iterator[str]:
@@ -94,40 +82,44 @@ def stats_page(stats: Stats, command: str) -> str:
     Args:
         command: what the page was made with, shown in it.
     """
-    filtered = not stats.options.filters.is_empty
-    spreads = [
-        plots.spread_plot(title, unit, of, stats.total.spreads[key], is_filtered=filtered)
-        for key, title, unit, of in _SPREADS
-    ]
+    filters = stats.options.filters
+    spreads = [(stats.total.spreads[key], title, unit, of) for key, title, unit, of in _SPREADS]
     numbers = stats.options.parts
-    parts = f"part{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
-    listed = "" if stats.options.filters.exclude is None else f" {stats.total.excluded:,} are on the exclusion list."
-    head = [
-        "<header><h1>LAION-Face in numbers</h1>",
-        f"<p>Config {stats.options.config}, {parts}.{listed}</p>\n<pre>$ {escaped(command)}</pre></header>",
-    ]
-    body = [*head, _tiles(stats), "<h2>Faces and pictures</h2>", _drawn(spreads), _spread_tables(stats)]
-    return page("LAION-Face in numbers", [*body, "<h2>What became of the pictures</h2>", *_pictures(stats)], _STYLE)
-
-
-def _pictures(stats: Stats) -> Iterator[str]:
-    total = stats.total
-    if not total.asked:
-        yield f'<p class="empty">{escaped(_why_no_pictures(stats))}</p>'
-        return
-    kept = "" if stats.options.filters.is_empty else " of kept samples"
-    reasons, hosts = total.reasons.most_common(MOST_SHOWN), _hosts(stats)
-    at_these = sum(asked for _, asked, _ in hosts) / total.asked
-    yield (
-        f"<p>{total.usable:,} of {total.asked:,} pictures{kept} can be used ({total.usable / total.asked:.1%}). "
-        f"The hosts below have {at_these:.1%} of them all.</p>"
+    return rendered(
+        "stats.html",
+        config=stats.options.config,
+        parts=f"part{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}",
+        excluded=None if filters.exclude is None else stats.total.excluded,
+        command=command,
+        tiles=list(_tiles(stats)),
+        about_bytes=_about_bytes(stats),
+        spread_plots=[
+            plots.spread_plot(title, unit, of, spread, is_filtered=not filters.is_empty)
+            for spread, title, unit, of in spreads
+        ],
+        spread_tables=[
+            {"title": title, "head": (unit, f"{of}, all", "kept"), "rows": map(_numbers, spread.bins)}
+            for spread, title, unit, of in spreads
+        ],
+        pictures=_pictures(stats) if stats.total.asked else None,
+        why_no_pictures=_why_no_pictures(stats),
     )
-    yield _drawn([*_reason_plots(reasons), _part_plot(stats), _host_plot(hosts)])
-    yield "<details><summary>The numbers as tables</summary>"
-    yield table(("part", "asked for", "usable"), ((part, *map(_number, both)) for part, both in stats.by_part.items()))
-    yield table(("reason", "samples"), ((reason, _number(number)) for reason, number in total.reasons.most_common()))
-    yield table(("host", "asked for", "usable"), ((host, _number(a), _number(u)) for host, a, u in hosts))
-    yield "</details>"
+
+
+def _pictures(stats: Stats) -> dict[str, Any]:
+    """Give what the page says of the pictures that were asked for."""
+    total, hosts = stats.total, _hosts(stats)
+    return {
+        "asked": total.asked,
+        "usable": total.usable,
+        "share": total.usable / total.asked,
+        "of": "" if stats.options.filters.is_empty else " of kept samples",
+        "share_of_hosts": sum(asked for _, asked, _ in hosts) / total.asked,
+        "plots": [*_reason_plots(total.reasons.most_common(MOST_SHOWN)), _part_plot(stats), _host_plot(hosts)],
+        "by_part": [_numbers((str(part), *both)) for part, both in stats.by_part.items()],
+        "reasons": map(_numbers, total.reasons.most_common()),
+        "hosts": map(_numbers, hosts),
+    }
 
 
 def _why_no_pictures(stats: Stats) -> str:
@@ -153,31 +145,18 @@ def _host_plot(hosts: list[tuple[str, int, int]]) -> plots.Plot:
     return plots.bars("Hosts with the most pictures", "samples", names, usable, bad)
 
 
-def _tiles(stats: Stats) -> str:
-    tiles = []
-    filtered = not stats.options.filters.is_empty
+def _tiles(stats: Stats) -> Iterator[dict[str, str]]:
     for _, name, both, show in _figures(stats):
-        below = f"{name}, of {show(both.all)} ({both.share:.1%})" if filtered else name
-        tiles.append(f'<div class="tile"><b>{show(both.kept)}</b><span>{below}</span></div>')
-    about = (
+        of = "" if stats.options.filters.is_empty else f", of {show(both.all)} ({both.share:.1%})"
+        yield {"value": show(both.kept), "name": f"{name}{of}"}
+
+
+def _about_bytes(stats: Stats) -> str:
+    return (
         "Index bytes are compressed, a sample having its row group's average. Picture bytes are the number of samples, "
         f"times {human_size(stats.bytes_a_picture)} a picture: "
         + ("the average of those that are here." if stats.total.pictures.all else "what such pictures usually have.")
     )
-    return f'<div class="tiles">{"".join(tiles)}</div>\n<p class="faint">{escaped(about)}</p>'
-
-
-def _drawn(shown: Iterable[plots.Plot]) -> str:
-    figures = (f"<figure><figcaption>{escaped(plot.title)}</figcaption>\n{plot.svg}</figure>" for plot in shown)
-    return f'<div class="plots">\n{"".join(figures)}\n</div>'
-
-
-def _spread_tables(stats: Stats) -> str:
-    pieces = ["<details><summary>The numbers as tables</summary>"]
-    for key, title, unit, of in _SPREADS:
-        rows = ((label, _number(every), _number(kept)) for label, every, kept in stats.total.spreads[key].bins)
-        pieces += [f"<h3>{title}</h3>", table((unit, f"{of}, all", "kept"), rows)]
-    return "\n".join([*pieces, "</details>"])
 
 
 def _figures(stats: Stats) -> Iterator[tuple[str, str, Kept, Any]]:
@@ -193,6 +172,11 @@ def _hosts(stats: Stats) -> list[tuple[str, int, int]]:
     total = stats.total
     named = [(host, asked) for host, asked in total.hosts.most_common(MOST_SHOWN + 1) if host != OTHER_HOSTS]
     return [(host, asked, total.usable_hosts[host]) for host, asked in named[:MOST_SHOWN]]
+
+
+def _numbers(row: tuple[Any, ...]) -> list[str]:
+    """Write the numbers of a table's row; the first column is a name."""
+    return [row[0], *map(_number, row[1:])]
 
 
 def _number(value: float | np.number[Any]) -> str:

@@ -1,7 +1,8 @@
 """The dataset card, README.md of a published place: its text, and its YAML for `datasets` and the Hub's viewer.
 
-Everything in the YAML is measured: configs name the files that exist, sizes and counts are sums over the manifest.
-Features stand in a form that datasets 3.6 and 5.2 both read (`_feature`).
+It is Markdown with numbers and names of our own in it, so there is nothing to escape. Everything in the YAML is
+measured: configs name the files that exist, sizes and counts are sums over the manifest. Features stand in a form that
+datasets 3.6 and 5.2 both read (`_feature`).
 """
 
 from __future__ import annotations

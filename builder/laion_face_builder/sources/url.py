@@ -1,4 +1,4 @@
-"""Copy files from http(s) addresses."""
+"""Copy files from http(s) addresses, with If-Range, which neither fsspec nor huggingface_hub's `http_get` sends."""
 
 from __future__ import annotations
 

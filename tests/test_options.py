@@ -3,7 +3,9 @@
 import dataclasses
 import inspect
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -183,7 +185,7 @@ def test_a_place_may_be_a_path_and_is_one_from_the_root(name, tmp_path, monkeypa
 
 
 #: Ways to have several values, each of which may be read only once.
-SEVERAL = {
+SEVERAL: dict[str, Callable[[Any], Any]] = {
     "list": list,
     "tuple": tuple,
     "set": set,

@@ -75,8 +75,11 @@ def fingerprint_in(source: Any, name: str | os.PathLike[str]) -> Fingerprint:
     """
     try:
         metadata = pq.read_schema(source).metadata or {}
-        return dict(json.loads(metadata[FINGERPRINT_KEY]))
-    except (pa.ArrowInvalid, OSError, KeyError, ValueError, TypeError) as error:
+        fingerprint = json.loads(metadata[FINGERPRINT_KEY])
+        if not isinstance(fingerprint, dict):
+            raise TypeError
+        return fingerprint
+    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise BadFile(
             name,
             found=f"no fingerprint ({type(error).__name__})",

@@ -49,7 +49,8 @@ INDEX = pa.schema(
 #: picture; `tar` is relative to the folder that img2dataset wrote; offset and length are the picture's bytes inside it.
 #: width and height are those of the stored pixels; orientation is the EXIF value (1 to 8) that a viewer would apply and
 #: that is neutralised when the picture is yielded; sha256 is of the stored bytes. Of pictures that img2dataset encoded
-#: again, fetched_width, fetched_height and fetched_sha256 are those of what the host gave; null elsewhere.
+#: again, fetched_width, fetched_height and fetched_sha256 are those of what the host gave; null elsewhere. xxh3 is of
+#: the stored bytes: what they are compared with whenever they are read.
 SIDECAR = pa.schema(
     [
         ("sample_id", pa.int64()),
@@ -66,10 +67,11 @@ SIDECAR = pa.schema(
         ("fetched_width", pa.int32()),
         ("fetched_height", pa.int32()),
         ("fetched_sha256", pa.string()),
+        ("xxh3", pa.uint64()),
     ]
 )
-#: What sidecars lack that were written before there was resizing.
-SIDECAR_LATER = ("fetched_width", "fetched_height", "fetched_sha256")
+#: What sidecars of earlier versions lack: all of these if they were written before there was resizing, else the last.
+SIDECAR_LATER = ("fetched_width", "fetched_height", "fetched_sha256", "xxh3")
 
 #: The columns of an example, in the order in which they are yielded.
 EXAMPLE_COLUMNS = (

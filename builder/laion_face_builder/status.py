@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from laion_face_builder.errors import BadFile
 from laion_face_builder.files import human_size
 from laion_face_builder.images.reasons import Reason
 from laion_face_builder.index.writer import proof_path
 from laion_face_builder.layout import DataDir
+from laion_face_builder.parquet_files import opened, table_of
 from laion_face_builder.sources import data_store
 
 
@@ -114,8 +114,8 @@ def _percent(share: float | None) -> str:
 def _rows(data: DataDir, path: Path) -> int | None:
     if not data_store.has(data, path):
         return None
-    with data_store.opened(data, path) as source:
-        return int(pq.read_metadata(source).num_rows)
+    with data_store.opened(data, path) as source, opened(source, path) as file:
+        return int(file.metadata.num_rows)
 
 
 def _proof(data: DataDir, part: int) -> dict[str, Any] | None:
@@ -136,7 +136,7 @@ def _proof(data: DataDir, part: int) -> dict[str, Any] | None:
 def _pictures(data: DataDir, sidecar: Path) -> dict[str, int] | None:
     if not data_store.has(data, sidecar):
         return None
-    counts = pc.value_counts(pq.read_table(data_store.bring(data, sidecar), columns=["status"])["status"]).to_pylist()
+    counts = pc.value_counts(table_of(data_store.bring(data, sidecar), ["status"])["status"]).to_pylist()
     return {item["values"]: item["counts"] for item in sorted(counts, key=lambda item: -item["counts"])}
 
 

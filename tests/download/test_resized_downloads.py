@@ -38,7 +38,7 @@ from laion_face_builder.layout import DataDir, row_group_bounds
 from laion_face_builder.options import OptionFields, Options, option_names
 from laion_face_builder.sandbox import Answer, PictureHost, find_landmarks
 from laion_face_builder.sandbox.cartoons import Scene, draw, encode, plan
-from laion_face_builder.schema import EXAMPLE_COLUMNS, INDEX
+from laion_face_builder.schema import EXAMPLE_COLUMNS, INDEX, SIDECAR_LATER
 
 pytestmark = [
     pytest.mark.slow,
@@ -473,7 +473,7 @@ def test_older_sidecars_load(story: Story, tmp_path: Path) -> None:
     with PartPictures.open(story.data("original"), 0) as pictures:
         table = pq.read_table(pictures.sidecar)
         before = list(pictures.read(0, pictures.num_rows))
-    older = table.drop_columns(["fetched_width", "fetched_height", "fetched_sha256"])
+    older = table.drop_columns(list(SIDECAR_LATER))
     pq.write_table(older, tmp_path / "sidecar.parquet")
     with PartPictures(story.data("original").tars(0), tmp_path / "sidecar.parquet") as pictures:
         assert list(pictures.read(0, pictures.num_rows)) == before

@@ -59,7 +59,7 @@ def _texts(node: ast.AST) -> Iterator[str]:
     for one in ast.walk(node):
         text = one.value if isinstance(one, ast.Constant) else ""
         if isinstance(one, ast.JoinedStr):
-            text = "".join(part.value if isinstance(part, ast.Constant) else "\0" for part in one.values)
+            text = "".join(str(part.value) if isinstance(part, ast.Constant) else "\0" for part in one.values)
         if isinstance(text, str) and " " in text and "\n" not in text:
             yield text
 

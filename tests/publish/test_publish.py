@@ -297,7 +297,6 @@ def test_an_index_without_page_index_is_written_anew(data, tmp_path):
 
 @pytest.mark.parametrize("turned", [False, True])
 def test_a_picture_that_rotted_is_left_out(data, prepared, tmp_path, caplog, turned):
-    # The picture is found when it is checked; one with an orientation before that, when this is to be taken out.
     caplog.set_level("INFO", "laion_face")
     good = [truth for truth in prepared.sandbox.truth_of(0) if truth.ok]
     rotted = next(truth for truth in good if (truth.orientation != 1) == turned)
@@ -310,8 +309,8 @@ def test_a_picture_that_rotted_is_left_out(data, prepared, tmp_path, caplog, tur
     (file,) = parquet_files(tmp_path / "out")
     found = {one["sample_id"]: one for one in pq.read_table(file).to_pylist()}[row["sample_id"]]
     assert (found["image"], found["width"], found["faces_aligned"]) == (None, None, False)
-    said = f"{len(good) - 1} yielded" if turned else f"sample {rotted.sample_id}: published without its picture"
-    assert said in caplog.text
+    assert f"{len(good) - 1} yielded" in caplog.text
+    assert "tar_changed 1" in caplog.text
 
 
 # What is refused.

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-_Options = TypeVar("_Options")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+_Options = TypeVar("_Options", bound="DataclassInstance")
 
 
 def but(options: _Options, **changed: Any) -> _Options:
@@ -13,9 +16,9 @@ def but(options: _Options, **changed: Any) -> _Options:
     names = {spec.name for spec in dataclasses.fields(options)}
     own = {name: changed.pop(name) for name in names & changed.keys()}
     for name in names - own.keys():
-        inner = getattr(options, name)
+        inner: Any = getattr(options, name)
         if dataclasses.is_dataclass(inner) and (theirs := _names(inner) & changed.keys()):
-            own[name] = but(inner, **{one: changed.pop(one) for one in theirs})
+            own[name] = but(getattr(options, name), **{one: changed.pop(one) for one in theirs})
     if changed:
         raise TypeError(f"no such fields: {', '.join(changed)}")
     return dataclasses.replace(options, **own)

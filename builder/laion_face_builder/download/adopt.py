@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from laion_face_builder import progress
 from laion_face_builder.download.check import CheckJob
@@ -37,6 +36,7 @@ from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.layout import DataDir
 from laion_face_builder.log import logger
 from laion_face_builder.parallel import cores
+from laion_face_builder.parquet_files import rows_in
 
 _ENDS_BYTES = 16 << 10
 _NAMED_PART = re.compile(r"(?:split_|part-)(\d+)")
@@ -199,7 +199,7 @@ def _joined(checked: list[CheckedTar], index: IndexPart, part: int, place: Path)
     sample_ids = index.read(0, index.num_rows, ["sample_id"])["sample_id"]
     without = pa.chunked_array([pa.array([Reason.NOT_DOWNLOADED] * index.num_rows, pa.string())])
     table = assemble(sample_ids, np.asarray(sample_ids.to_numpy(), dtype=np.int64), checked, without)
-    held = sum(pq.read_metadata(tar.file).num_rows for tar in checked)
+    held = sum(rows_in(tar.file) for tar in checked)
     found = pc.sum(pc.not_equal(table["status"], Reason.NOT_DOWNLOADED)).as_py() or 0
     logger.info("%s: %d of its %d samples are in part %d", place, found, held, part)
     if index.num_rows and not found:

@@ -21,6 +21,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from laion_face_builder.download.blur import BOXES_COLUMN
 from laion_face_builder.download.shard_files import Member, ShardFiles, pictures_in, read_members, require_whole
@@ -45,6 +46,7 @@ CHECKED = pa.schema(
         ("fetched_width", pa.int32()),
         ("fetched_height", pa.int32()),
         ("fetched_sha256", pa.string()),
+        ("xxh3", pa.uint64()),
     ]
 )
 DETAIL_CHARACTERS = 200
@@ -108,7 +110,7 @@ def check_tar(job: CheckJob) -> None:
         rows = [_row(tar.fileno(), sample, found.get(key), job.max_pixels) for key, sample in samples.items()]
     with written_whole(Path(job.out)) as partial:
         table = pa.Table.from_pylist(rows, schema=stamped(CHECKED, job.fingerprint))
-        pq.write_table(table, partial, compression="zstd")
+        pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
 
 
 def _require_proxy(path: Path, samples: Mapping[str, _Sample]) -> None:
@@ -145,7 +147,8 @@ def _row(tar: int, sample: _Sample, picture: Member | None, max_pixels: int) -> 
     if sample.is_lost:
         return row | {"status": Reason.CANNOT_BLUR, "detail": f"boxes do not fit the fetched {sample.fetched}"}
     data = os.pread(tar, picture.length, picture.offset)
-    row |= {"offset": picture.offset, "length": picture.length, "sha256": hashlib.sha256(data).hexdigest()}
+    row |= {"offset": picture.offset, "length": picture.length}
+    row |= {"sha256": hashlib.sha256(data).hexdigest(), "xxh3": xxhash.xxh3_64_intdigest(data)}
     try:
         seen = pictures.inspect(data, max_pixels=max_pixels)
     except PictureError as error:
@@ -220,7 +223,7 @@ def _samples_of_table(path: Path, id_column: str) -> Iterator[tuple[str, _Sample
         names = {name.lower(): name for name in reversed(pq.read_schema(path).names)}
         columns = [names[name] for name in ("key", id_column.lower(), "error_message")]
         columns += [names[name] for name in _ALSO_READ if name in names]
-        table = pq.read_table(path, columns=columns).select(columns)
+        table = pq.read_table(path, columns=columns, page_checksum_verification=True).select(columns)
     except (OSError, KeyError, pa.ArrowInvalid):
         return  # The tar's own .json files say the same of what is in it.
     for row in table.rename_columns([name.lower() for name in columns]).to_pylist():

@@ -26,6 +26,7 @@ from laion_face_builder.download.shard_files import Member, ShardFiles, pictures
 from laion_face_builder.files import put_in_place
 from laion_face_builder.images.reasons import Reason
 from laion_face_builder.log import logger
+from laion_face_builder.parquet_files import table_of
 
 
 def clean_tars(files: PartFiles) -> int:
@@ -37,7 +38,7 @@ def clean_tars(files: PartFiles) -> int:
         BadFile: a tar is not whole.
     """
     path = files.data.sidecar(files.part)
-    sidecar = pq.read_table(path, columns=["status", "tar", "offset", "length"], read_dictionary=["tar"])
+    sidecar = table_of(path, ["status", "tar", "offset", "length"], read_dictionary=["tar"])
     count = 0
     for tar in sorted(filter(None, sidecar["tar"].unique().to_pylist())):
         place = files.data.tars(files.part) / tar
@@ -69,12 +70,12 @@ def _rewrite(shard: ShardFiles, unwanted: Iterable[str], statuses: pa.ChunkedArr
     name = f"clean-{shard.number:05d}"
     made = ShardFiles(shard.folder / "_tmp" / name, shard.number)
     made.folder.mkdir(parents=True)
-    table = pq.read_table(shard.parquet)
+    table = table_of(shard.parquet)
     rows = dict(zip(table["key"].to_pylist(), table["row"].to_pylist(), strict=True))
     ends = [statuses[rows[key]].as_py() for key in unwanted]
     why = {key: Reason.IN_ANOTHER_ROUND if end == Reason.OK else end for key, end in zip(unwanted, ends, strict=True)}
     _copy_tar(shard.tar, made.tar, why)
-    pq.write_table(_failed(table, why), made.parquet)
+    pq.write_table(_failed(table, why), made.parquet, write_page_checksum=True)
     made.stats.write_text(json.dumps(_counted(json.loads(shard.stats.read_bytes()), why), indent=4), encoding="utf-8")
     whole = shard.folder / f"_{name}"
     made.folder.rename(whole)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from laion_face_builder.download.download_options import DownloadOptions
 from laion_face_builder.download.part import bytes_of, check_space, claimed, has_plan, rounds_in_all, sidecar_table
@@ -29,6 +28,7 @@ from laion_face_builder.files import Fingerprint
 from laion_face_builder.forecast import Amount, Deed, Disk, Forecast, Step
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.layout import DataDir
+from laion_face_builder.parquet_files import table_of
 from laion_face_builder.sources import data_store
 
 
@@ -125,7 +125,7 @@ def _plan(
     files: PartFiles, index: IndexPart, made_with: Fingerprint, options: DownloadOptions, filters: RowFilters | None
 ) -> pa.ChunkedArray:
     if has_plan(files, made_with):
-        return pq.read_table(data_store.bring(files.data, files.plan))["status"]
+        return table_of(data_store.bring(files.data, files.plan))["status"]
     return pa.chunked_array(planned(index, filters, options.blur_faces), pa.string())
 
 

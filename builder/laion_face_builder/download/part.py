@@ -24,7 +24,6 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from laion_face_builder.download.cleaning import clean_tars, finish_cleaning
 from laion_face_builder.download.download_options import DownloadOptions
@@ -66,6 +65,7 @@ from laion_face_builder.images.reasons import Reason
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.layout import DataDir
 from laion_face_builder.log import logger
+from laion_face_builder.parquet_files import table_of
 from laion_face_builder.sources import data_store
 
 __all__ = ["DownloadOptions", "PartResult", "download_part"]
@@ -156,7 +156,7 @@ def withdraw_sidecar(files: PartFiles, missing: list[str]) -> None:
     sidecar = files.data.sidecar(files.part)
     if not data_store.brought(files.data, sidecar):
         return
-    named = pq.read_table(sidecar, columns=["tar"], read_dictionary=["tar"])["tar"].unique().to_pylist()
+    named = table_of(sidecar, ["tar"], read_dictionary=["tar"])["tar"].unique().to_pylist()
     if not {*missing}.isdisjoint(named):
         logger.warning("%s: withdrawn until tars that have gone or changed are downloaded again", sidecar)
         sidecar.unlink()
@@ -166,7 +166,7 @@ def withdraw_sidecar(files: PartFiles, missing: list[str]) -> None:
 def _rows(files: PartFiles, number: int, made_with: Fingerprint) -> Rows:
     """Return the rows of a round; those of a new round are all that failed so far and may still come."""
     if number and not data_store.brought(files.data, files.round(number)):
-        rows = rows_to_retry(pq.read_table(files.data.sidecar(files.part), columns=["status"])["status"])
+        rows = rows_to_retry(table_of(files.data.sidecar(files.part), ["status"])["status"])
         if not len(rows):
             return rows
         write_round(files, number, rows, make_fingerprint("round", number=number, images=digest(made_with)))
@@ -182,7 +182,7 @@ def _write_sidecar(files: PartFiles, index: IndexPart, made_with: Fingerprint, t
         "sidecar", part=files.part, index=made_with["index"], images=digest(made_with), **how
     )
     sample_ids = index.read(0, index.num_rows, ["sample_id"])["sample_id"]
-    table = sidecar_table(sample_ids, pq.read_table(data_store.bring(files.data, files.plan))["status"], tars)
+    table = sidecar_table(sample_ids, table_of(data_store.bring(files.data, files.plan))["status"], tars)
     write_sidecar(path, table, fingerprint, tars)
     data_store.send(files.data, path)
 

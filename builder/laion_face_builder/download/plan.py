@@ -34,6 +34,7 @@ from laion_face_builder.files import Fingerprint, stamped, written_whole
 from laion_face_builder.images.reasons import FINAL, Reason
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.layout import DataDir
+from laion_face_builder.parquet_files import table_of
 from laion_face_builder.shown import shown
 from laion_face_builder.sources import data_store
 
@@ -144,7 +145,8 @@ def write_plan(
     files: PartFiles, index: IndexPart, filters: RowFilters | None, fingerprint: Fingerprint, blur_faces: bool = False
 ) -> None:
     """Write the plan: which rows are fetched; not those whose faces are to be blurred and cannot be."""
-    with written_whole(files.plan) as partial, pq.ParquetWriter(partial, stamped(PLAN, fingerprint)) as writer:
+    schema = stamped(PLAN, fingerprint)
+    with written_whole(files.plan) as partial, pq.ParquetWriter(partial, schema, write_page_checksum=True) as writer:
         for status in planned(index, filters, blur_faces):
             writer.write_table(pa.table([status], schema=writer.schema))
     data_store.send(files.data, files.plan)
@@ -173,18 +175,17 @@ def _url_status(url: str | None) -> str | None:
 
 def write_round(files: PartFiles, number: int, rows: Rows, fingerprint: Fingerprint) -> None:
     """Write the rows of a later round, which fixes them."""
+    table = pa.table([pa.array(rows, pa.int64())], schema=stamped(ROUND, fingerprint))
     with written_whole(files.round(number)) as partial:
-        pq.write_table(pa.table([pa.array(rows, pa.int64())], schema=stamped(ROUND, fingerprint)), partial)
+        pq.write_table(table, partial, write_page_checksum=True)
     data_store.send(files.data, files.round(number))
 
 
 def rows_of_round(files: PartFiles, number: int) -> Rows:
     """Return the index rows of a round, int64[n], ascending, in the order of its shards."""
     if number:
-        return np.asarray(
-            pq.read_table(data_store.bring(files.data, files.round(number)))["row"].to_numpy(), dtype=np.int64
-        )
-    return rows_to_fetch(pq.read_table(data_store.bring(files.data, files.plan))["status"])
+        return np.asarray(table_of(data_store.bring(files.data, files.round(number)))["row"].to_numpy(), dtype=np.int64)
+    return rows_to_fetch(table_of(data_store.bring(files.data, files.plan))["status"])
 
 
 def rows_to_fetch(plan: pa.ChunkedArray) -> Rows:

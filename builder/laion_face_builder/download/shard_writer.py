@@ -21,6 +21,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from laion_face_builder.download.check import CHECKED, DETAIL_CHARACTERS
 from laion_face_builder.download.reencoding import Stored
@@ -110,7 +111,7 @@ class ShardWriter:
         put_in_place(self._files.tar, final.tar)
         put_in_place(self._files.parquet, final.parquet)
         with written_whole(self._task.place.part.checked_tar(self._task.place.round, final.number)) as partial:
-            pq.write_table(table, partial, compression="zstd")
+            pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
         put_in_place(self._files.stats, final.stats)
 
     def _stats(self) -> dict[str, Any]:
@@ -131,7 +132,7 @@ class _Table:
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self._schema, self._waiting = schema, list[dict[str, Any]]()
-        self._writer = pq.ParquetWriter(path, schema)
+        self._writer = pq.ParquetWriter(path, schema, write_page_checksum=True)
 
     def write(self, row: dict[str, Any]) -> None:
         self._waiting.append(row)
@@ -155,7 +156,7 @@ def _sidecar_row(end: Stored | PictureError) -> dict[str, Any]:
     if isinstance(end, PictureError):
         return {"status": end.reason, "detail": end.detail[:DETAIL_CHARACTERS]}
     row = {"status": Reason.OK, "format": end.format, "orientation": end.orientation, "sha256": end.sha256}
-    row |= {"width": end.size[0], "height": end.size[1]}
+    row |= {"width": end.size[0], "height": end.size[1], "xxh3": xxhash.xxh3_64_intdigest(end.data)}
     if end.sha256 == end.fetched_sha256:
         return row
     fetched = {"fetched_width": end.fetched[0], "fetched_height": end.fetched[1]}

@@ -23,6 +23,7 @@ from laion_face_builder.download.check import CHECKED
 from laion_face_builder.files import Fingerprint, digest, human_size, stamped, written_whole
 from laion_face_builder.images.reasons import Reason
 from laion_face_builder.layout import row_group_bounds
+from laion_face_builder.parquet_files import table_of
 from laion_face_builder.schema import SIDECAR
 
 #: In the Parquet metadata beside the fingerprint: which passes over which downloads the sidecar was made from.
@@ -115,7 +116,7 @@ def rows_held(tars: Sequence[CheckedTar]) -> Ids:
 
 
 def _stacked(tars: Sequence[CheckedTar]) -> tuple[pa.Table, pa.Array]:
-    tables = [pq.read_table(tar.file).replace_schema_metadata() for tar in tars]
+    tables = [table_of(tar.file).replace_schema_metadata() for tar in tars]
     # Passes that were made before there was resizing lack the columns on what was fetched.
     table = pa.concat_tables([CHECKED.empty_table(), *tables], promote_options="default")
     numbers = np.repeat(np.arange(len(tables), dtype=np.int32), [t.num_rows for t in tables])
@@ -159,7 +160,7 @@ def write_sidecar(path: Path, table: pa.Table, fingerprint: Fingerprint, tars: S
 
 def result_of(sidecar: Path, rounds: int) -> PartResult:
     """Return the counts of a sidecar; `rounds` retry rounds were done."""
-    table = pq.read_table(sidecar, columns=["status", "length"])
+    table = table_of(sidecar, ["status", "length"])
     failures = Counter({row["values"]: row["counts"] for row in pc.value_counts(table["status"]).to_pylist()})
     ok, filtered = failures.pop(Reason.OK, 0), failures.pop(Reason.FILTERED, 0)
     return PartResult(table.num_rows, ok, filtered, failures, pc.sum(table["length"]).as_py() or 0, rounds)

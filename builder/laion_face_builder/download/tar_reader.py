@@ -2,10 +2,14 @@
 
 Files are read at offsets (`pread`), never through a shared position, so a reader may be forked into workers; it may be
 pickled to spawned ones. A tar that has vanished or changed since only gives its samples a status; reading goes on.
+
+Every picture is compared with its checksum: xxHash, which costs next to nothing, and SHA-256 where a sidecar of an
+earlier version has no other.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -16,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import pyarrow.parquet as pq
+import xxhash
 
 from laion_face_builder.download.adopt import adopted
 from laion_face_builder.errors import NotPrepared, PictureError, StateConflict
@@ -26,6 +30,7 @@ from laion_face_builder.images.pictures import MAX_PIXELS, Picture
 from laion_face_builder.images.reasons import Reason
 from laion_face_builder.index.reader import IndexPart, index_fingerprint_at
 from laion_face_builder.layout import DataDir
+from laion_face_builder.parquet_files import damaged, opened
 from laion_face_builder.schema import SIDECAR_LATER
 
 _COLUMNS = ("status", "tar", "offset", "length", "format", "width", "height", "orientation", "sha256")
@@ -43,7 +48,7 @@ class StoredPicture:
     """What lies on disk for one index row.
 
     Attributes:
-        status: "ok", or why there is no picture, such as "http_404", "not_downloaded", "tar_missing".
+        status: "ok", or why there is no picture, such as "http_404", "not_downloaded", "tar_changed".
         data: the stored bytes; None if there is no picture, or it was not wanted.
         format: Pillow's name of it; like all that follows, as in the defaults if there is no picture.
         width: of the stored pixels.
@@ -199,9 +204,10 @@ class PartPictures:
 
     def _row_groups(self) -> list[tuple[int, int]]:
         if self._bounds is None:
-            metadata, bounds, start = pq.read_metadata(self.sidecar), [], 0
-            for group in range(metadata.num_row_groups):
-                bounds.append((start, start := start + metadata.row_group(group).num_rows))
+            bounds, start = [], 0
+            with opened(self.sidecar) as file:
+                for group in range(file.num_row_groups):
+                    bounds.append((start, start := start + file.metadata.row_group(group).num_rows))
             self._bounds = bounds
         return self._bounds
 
@@ -212,10 +218,12 @@ class PartPictures:
             if not 0 <= row < self.num_rows:
                 raise IndexError(f"{self.sidecar}: row {row} of {self.num_rows}")
             group = next(number for number, (_, stop) in enumerate(bounds) if row < stop)
-            with pq.ParquetFile(self.sidecar) as file:
+            with opened(self.sidecar) as file:
                 columns = [name for name in (*_COLUMNS, *SIDECAR_LATER) if name in file.schema_arrow.names]
                 rows = file.read_row_group(group, columns=columns).to_pylist()
-            start = bounds[group][0]
+            start, stop = bounds[group]
+            if len(rows) != stop - start or not {*_COLUMNS}.issubset(columns):
+                raise damaged(self.sidecar, f"{len(rows)} rows of {stop - start}, columns {', '.join(columns)}")
             self._window = (start, rows)
         return rows[row - start]
 
@@ -238,7 +246,9 @@ class PartPictures:
             return StoredPicture(data)
         if data is not None and len(data) < row["length"]:
             return StoredPicture(Reason.TAR_CUT)
-        width, height, fetched_sha256 = (row.get(name) for name in SIDECAR_LATER)
+        if data is not None and not _is_intact(row, data):
+            return StoredPicture(Reason.TAR_CHANGED)
+        width, height, fetched_sha256, _ = (row.get(name) for name in SIDECAR_LATER)
         fetched = (width, height) if width is not None and height is not None else None
         return StoredPicture(
             Reason.OK,
@@ -273,6 +283,13 @@ class PartPictures:
 
 def _ok(row: Row) -> bool:
     return bool(row["status"] == Reason.OK)
+
+
+def _is_intact(row: Row, data: bytes) -> bool:
+    """Say whether these are the bytes that the sidecar speaks of."""
+    if (stated := row.get("xxh3")) is not None:
+        return bool(xxhash.xxh3_64_intdigest(data) == stated)
+    return bool(hashlib.sha256(data).hexdigest() == row["sha256"])
 
 
 def _place(row: Row) -> tuple[str, int, int]:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from laion_face_builder.download.check import CheckJob
 from laion_face_builder.download.download_options import DownloadOptions
@@ -23,6 +22,7 @@ from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.files import make_fingerprint
 from laion_face_builder.images.reasons import Reason
 from laion_face_builder.index.reader import IndexPart
+from laion_face_builder.parquet_files import table_of
 from laion_face_builder.sources import data_store
 
 #: Samples of a shard from one position to before another.
@@ -93,7 +93,7 @@ class ShardPlace:
 
     def result(self) -> ShardResult:
         """Return what has become of the shard, by its rows of the sidecar, which have to be there."""
-        table = pq.read_table(self.part.checked_tar(self.round, self.shard), columns=["status", "length"])
+        table = table_of(self.part.checked_tar(self.round, self.shard), ["status", "length"])
         counts = {row["values"]: row["counts"] for row in pc.value_counts(table["status"]).to_pylist()}
         usable = table.filter(pc.equal(table["status"], Reason.OK))
         return ShardResult(Counter(counts), pc.sum(usable["length"]).as_py() or 0)

@@ -38,6 +38,7 @@ class Row(NamedTuple):
         batch: has the row's values; None if the filters drop the row.
         place: of the row in `batch`.
         is_excluded: whether the exclusion list names it.
+        is_bad: whether the index's row cannot be read.
     """
 
     maker: ExampleMaker
@@ -45,6 +46,7 @@ class Row(NamedTuple):
     batch: RowBatch | None
     place: int
     is_excluded: bool = False
+    is_bad: bool = False
 
     @property
     def url_to_fetch(self) -> str | None:
@@ -62,6 +64,9 @@ class Row(NamedTuple):
         Raises:
             PictureError: the picture failed and on_error is "raise".
         """
+        if self.is_bad:
+            self.maker.refuse_row(self.number)
+            return None
         if self.batch is None:
             self.maker.tally.filtered(self.is_excluded)
             return None
@@ -94,6 +99,16 @@ class ExampleMaker:
             return self._failed(values, error)
         self.tally.yielded()
         return example
+
+    def refuse_row(self, number: int) -> None:
+        """Count row `number`, which cannot be read: nobody knows what it would be, so it gives no example.
+
+        Raises:
+            PictureError: on_error is "raise".
+        """
+        self.tally.failed(Reason.BAD_ROW, None)
+        if self.options.on_error == "raise":
+            raise PictureError(Reason.BAD_ROW, f"row {number} of the index cannot be read")
 
     def _listen(self, values: Example, fetched: Picture | PictureError | None) -> None:
         if isinstance(fetched, PictureError):

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 
 from laion_face_builder.errors import OptionError, PictureError, StateConflict
@@ -84,7 +85,8 @@ class RowMark(NamedTuple):
         """
         if index.num_rows != self.rows:
             raise self._gone(f"the index had {self.rows:,} rows then, and has {index.num_rows:,} now")
-        if (now := index.read(self.row, self.row + 1, ["sample_id"])["sample_id"][0].as_py()) != self.sample_id:
+        row = index.read(self.row, self.row + 1, ["sample_id"], is_lenient=True)
+        if (now := _numbered(row)[0]) != self.sample_id:
             raise self._gone(f"row {self.row:,} was sample {self.sample_id} then, and is sample {now} now")
 
     def _gone(self, what: str) -> StateConflict:
@@ -137,9 +139,9 @@ def walk(plan: Plan, shards: Sequence[Shard], start: Position, tally: Tally) -> 
             first, stop = shard.bounds(part.index.num_rows)
             if place == start.shard:
                 first = _resumed(start, part.index, first, stop)
-            for number, batch, at, named, sample_id in _rows(plan.options, part.index, first, stop):
-                mark = RowMark(shard.part, number, sample_id, part.index.num_rows)
-                yield MarkedRow(mark, (shard.part << 40) + number, Row(maker, number, batch, at, named))
+            for sample_id, row in _rows(maker, part.index, first, stop):
+                mark = RowMark(shard.part, row.number, sample_id, part.index.num_rows)
+                yield MarkedRow(mark, (shard.part << 40) + row.number, row)
 
 
 def _resumed(start: Position, index: IndexPart, first: int, stop: int) -> int:
@@ -162,24 +164,31 @@ def _maker(options: Options, part: parts.OpenPart, tally: Tally) -> ExampleMaker
     return ExampleMaker(options, part.pictures, part.is_fetched, tally)
 
 
-def _rows(
-    options: Options, index: IndexPart, start: int, stop: int
-) -> Iterator[tuple[int, RowBatch | None, int, bool, int]]:
-    """Yield for each row: number, batch and place of its values, whether the exclusion list names it, sample id.
+def _rows(maker: ExampleMaker, index: IndexPart, start: int, stop: int) -> Iterator[tuple[int, Row]]:
+    """Yield for each row its sample id, and the row. One row group at a time is read.
 
-    The batch is None if the filters drop the row. One row group at a time is read.
+    A row has no batch if the filters drop it, or if it cannot be read.
     """
-    columns = list(dict.fromkeys((*INDEX_COLUMNS, *options.filters.columns)))
+    filters = maker.options.filters
+    columns = list(dict.fromkeys((*INDEX_COLUMNS, *filters.columns)))
     size = max(1, math.ceil(index.num_rows / ROW_GROUPS))
     for first in range(start, stop, size):
-        table = index.read(first, min(first + size, stop), columns)
-        keep = options.filters.mask(table)
+        table = index.read(first, min(first + size, stop), columns, is_lenient=True)
+        bad = table["faces"].is_null().to_numpy()
+        keep, named = np.zeros(len(bad), np.bool_), np.zeros(len(bad), np.bool_)
+        good = table.filter(pa.array(~bad)) if bad.any() else table
+        keep[~bad], named[~bad] = filters.mask(good), filters.excluded(good)
         wanted = _places(table.select(INDEX_COLUMNS).filter(pa.array(keep)))
-        named = options.filters.excluded(table).tolist()
-        sample_ids = table["sample_id"].to_pylist()
-        for at, kept in enumerate(keep.tolist()):
-            batch, place = next(wanted) if kept else (None, 0)
-            yield first + at, batch, place, named[at], sample_ids[at]
+        known = zip(_numbered(table), keep.tolist(), named.tolist(), bad.tolist(), strict=True)
+        for at, (sample_id, is_kept, is_named, is_bad) in enumerate(known):
+            batch, place = next(wanted) if is_kept else (None, 0)
+            yield sample_id, Row(maker, first + at, batch, place, is_named, is_bad)
+
+
+def _numbered(table: pa.Table) -> list[int]:
+    """Return the sample ids; -1 for one that cannot be read."""
+    ids: list[int] = table["sample_id"].fill_null(-1).to_pylist()
+    return ids
 
 
 def _places(table: pa.Table) -> Iterator[tuple[RowBatch, int]]:

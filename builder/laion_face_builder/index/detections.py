@@ -21,6 +21,7 @@ from laion_face_builder.index.face_stream import read_faces_of_piece
 from laion_face_builder.index.faces import FaceColumns, from_items
 from laion_face_builder.layout import ALL_PARTS, DataDir
 from laion_face_builder.log import logger
+from laion_face_builder.parquet_files import opened
 from laion_face_builder.schema import DETECTIONS
 from laion_face_builder.torch_pickle.chunks import PIECE_SIZE, iter_pieces
 from laion_face_builder.values import Range
@@ -107,7 +108,7 @@ def faces_of(data: DataDir, sample_ids: Sequence[int]) -> Iterator[FoundFaces]:
 
 def _lookup(path: Path, wanted: np.ndarray) -> Iterator[tuple[int, list[dict[str, Any]]]]:
     """Yield (sample id, faces) of those in `wanted` (ascending) that are in one file."""
-    with pq.ParquetFile(path, pre_buffer=False) as file:
+    with opened(path, pre_buffer=False) as file:
         if file.schema_arrow.names != DETECTIONS.names:
             raise BadFile(
                 path,

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from laion_face_builder.errors import BadFile
 from laion_face_builder.index.ids import as_ids
+from laion_face_builder.parquet_files import opened
 from laion_face_builder.schema import DETECTIONS, FACE, FACES
 
 _SHAPES: dict[str, tuple[int, ...]] = {"box": (4,), "landmarks": (5, 2), "score": ()}
@@ -219,11 +220,15 @@ class FaceTable:
 
         Args:
             wanted: the sample ids to keep, int64[k] ascending; None means all.
+
+        Raises:
+            BadFile: it is damaged.
         """
-        with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
+        with opened(path, buffer_size=1 << 20, pre_buffer=False) as file:
             table = _Filling.of(file.metadata)
             for batch in file.iter_batches(_ROWS_AT_ONCE, columns=["sample_id", "faces"], use_threads=False):
                 table.add(batch, wanted)
+            table.require(file.metadata.num_rows)
         return table.filled()
 
     def of_rows(self, sample_ids: Ints) -> RowFaces:
@@ -249,7 +254,7 @@ class _Filling:
             np.empty((faces, 10), np.float32),
             np.empty(faces, np.float32),
         )
-        self._samples = self._faces = 0
+        self._samples = self._faces = self._rows = 0
 
     @classmethod
     def of(cls, metadata: pq.FileMetaData) -> _Filling:
@@ -260,6 +265,7 @@ class _Filling:
     def add(self, batch: pa.RecordBatch, wanted: Ints | None) -> None:
         """Add the rows of `batch`, those with a `wanted` id."""
         ids, lists = batch.column("sample_id").to_numpy(), batch.column("faces")
+        self._rows += len(ids)
         offsets = lists.offsets.to_numpy().astype(np.int64)
         counts, columns = np.diff(offsets), _flat(lists.flatten())
         if wanted is not None and not (keep := _among(ids, wanted)).all():
@@ -267,10 +273,17 @@ class _Filling:
             boxes, landmarks, scores = (column[places] for column in columns)
             ids, counts, columns = ids[keep], counts[keep], (boxes, landmarks, scores)
         samples, faces = self._samples + len(ids), self._faces + len(columns[2])
+        if samples > len(self._ids) or faces > len(self._columns[2]):
+            raise pa.ArrowInvalid("more rows or faces than its footer says")
         self._ids[self._samples : samples], self._counts[self._samples : samples] = ids, counts
         for own, column in zip(self._columns, columns, strict=True):
             own[self._faces : faces] = column
         self._samples, self._faces = samples, faces
+
+    def require(self, rows: int) -> None:
+        """Check that all `rows` have been added."""
+        if self._rows != rows:
+            raise pa.ArrowInvalid(f"{self._rows} rows, its footer says {rows}")
 
     def filled(self) -> FaceTable:
         """Return the table of what has been read."""

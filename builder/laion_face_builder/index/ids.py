@@ -24,6 +24,7 @@ from laion_face_builder.errors import BadFile
 from laion_face_builder.files import Fingerprint, make_fingerprint, remove_partials, stamped, written_whole
 from laion_face_builder.layout import ALL_PARTS, DataDir
 from laion_face_builder.log import logger
+from laion_face_builder.parquet_files import rows_in, table_of
 from laion_face_builder.schema import IDS
 from laion_face_builder.sources import data_store
 from laion_face_builder.torch_pickle.float_lists import FloatList, load_lists
@@ -59,9 +60,12 @@ def lacks_ids(data: DataDir, part: int, source_version: str | None) -> bool:
 
 
 def read_ids(path: Path) -> np.ndarray:
-    """Read the ids in one of our files: int64[n], ascending, unique."""
-    with pq.ParquetFile(path) as file:
-        ids: np.ndarray = file.read(columns=IDS.names)["sample_id"].to_numpy()
+    """Read the ids in one of our files: int64[n], ascending, unique.
+
+    Raises:
+        BadFile: it is damaged.
+    """
+    ids: np.ndarray = table_of(path, IDS.names)["sample_id"].to_numpy()
     return ids
 
 
@@ -193,7 +197,7 @@ class PartIds:
     @classmethod
     def read(cls, files: Mapping[int, Path]) -> PartIds:
         """Read each part's ids/part-000NN.parquet."""
-        count = sum(pq.read_metadata(path).num_rows for path in files.values())
+        count = sum(map(rows_in, files.values()))
         return cls._filled(count, ((part, read_ids(path)) for part, path in files.items()))
 
     @classmethod

@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 
 from laion_face_builder.files import FINGERPRINT_KEY, Fingerprint
 from laion_face_builder.index.faces import FaceColumns, flat_columns
+from laion_face_builder.index.metadata import LONGEST_TEXT, is_text
 from laion_face_builder.index.parquet_at import Cursor, ParquetAt
 from laion_face_builder.layout import row_group_bounds
 from laion_face_builder.schema import FACE, INDEX
@@ -52,6 +53,10 @@ class Doubtful(ValueError):
         super().__init__(found)
 
 
+class WrongType(Doubtful):
+    """A column that cannot be read, whatever is in it."""
+
+
 def stored_columns(names: Sequence[str]) -> list[str]:
     """Return the columns of a foreign file that are needed to have the index's columns `names`."""
     wanted = [name if name not in DERIVED else "faces" for name in names]
@@ -71,6 +76,76 @@ def as_index(batch: pa.RecordBatch, names: Sequence[str]) -> pa.RecordBatch:
     if any(name in DERIVED for name in names):
         columns |= zip(DERIVED, flat_columns(columns["faces"]), strict=True)
     return pa.record_batch([columns[name] for name in names], schema=pa.schema([INDEX.field(name) for name in names]))
+
+
+def as_written(batch: pa.RecordBatch, names: Sequence[str]) -> pa.RecordBatch:
+    """Return the columns `names` of rows that are in the index's types; null faces are no faces.
+
+    Raises:
+        Doubtful: as for `as_index`.
+    """
+    batch = batch.select(names).replace_schema_metadata(None)
+    for place, name in enumerate(names):
+        if INDEX.field(name).type == pa.string():
+            _refuse_texts(batch[name], name)
+        elif name == "faces" and _has_nulls(batch[name]):
+            batch = batch.set_column(place, name, faces_of(batch[name]))
+    return batch
+
+
+def as_far_as_can_be(batch: pa.RecordBatch, names: Sequence[str]) -> pa.RecordBatch:
+    """Do as `as_index`, but let rows that it would refuse have null faces, and null in every column that is wrong.
+
+    Raises:
+        WrongType: a column cannot be read at all.
+    """
+    try:
+        return as_index(batch, names)
+    except WrongType:
+        raise
+    except Doubtful:
+        if len(batch) == 1:
+            return pa.record_batch([_what_is_right(batch, name) for name in names], names=list(names))
+    half = len(batch) // 2
+    return pa.concat_batches([as_far_as_can_be(piece, names) for piece in (batch[:half], batch[half:])])
+
+
+def _what_is_right(row: pa.RecordBatch, name: str) -> pa.Array:
+    try:
+        if name != "faces" and name not in DERIVED:
+            return as_index(row, [name])[name]
+    except Doubtful:
+        pass
+    return pa.nulls(1, INDEX.field(name).type)
+
+
+def _has_nulls(faces: pa.ListArray) -> bool:
+    """Say whether a list, a face or a number in it is null."""
+    flat = faces.flatten()
+    box, landmarks, score = (flat.field(name) for name in _SHAPES)
+    pairs = landmarks.flatten()
+    return any(one.null_count for one in (faces, flat, box, box.flatten(), landmarks, pairs, pairs.flatten(), score))
+
+
+def _refuse_texts(texts: pa.Array, name: str) -> None:
+    """Raise Doubtful if a text is not UTF-8, which Arrow hands on as it was read, or longer than any is."""
+    try:
+        texts.validate(full=True)
+    except pa.ArrowInvalid as error:
+        raise Doubtful(f"a {name} that is not UTF-8", _first_bad(texts.cast(pa.binary()))) from error
+    lengths = pc.binary_length(texts)
+    longest = pc.max(lengths).as_py() or 0
+    if longest > LONGEST_TEXT:
+        raise Doubtful(f"a {name} of {longest} bytes", pc.index(lengths, longest).as_py())
+
+
+def _first_bad(raw: pa.Array) -> int:
+    for row, value in enumerate(raw):
+        try:
+            (value.as_py() or b"").decode()
+        except UnicodeDecodeError:
+            return row
+    return 0
 
 
 def faces_of(column: pa.Array) -> pa.ListArray:
@@ -98,10 +173,10 @@ def _numbers_of(faces: pa.Array, row_of: Callable[[int], int]) -> dict[str, npt.
     """Return box float32[m, 4], landmarks float32[m, 5, 2] and score float32[m] of m faces."""
     _refuse_null(faces, "face", 1, row_of)
     if not pa.types.is_struct(faces.type):
-        raise Doubtful(f"faces that are {faces.type}")
+        raise WrongType(f"faces that are {faces.type}")
     missing = [field.name for field in FACE if faces.type.get_field_index(field.name) < 0]
     if missing:
-        raise Doubtful(f"faces without {', '.join(missing)}")
+        raise WrongType(f"faces without {', '.join(missing)}")
     return {name: _stacked(faces.field(name), name, row_of) for name in _SHAPES}
 
 
@@ -130,7 +205,7 @@ def _lengths(lists: pa.Array) -> npt.NDArray[np.int64]:
     try:
         lengths = pc.fill_null(pc.list_value_length(lists), 0)
     except pa.ArrowNotImplementedError as error:
-        raise Doubtful(f"{lists.type} where lists are needed") from error
+        raise WrongType(f"{lists.type} where lists are needed") from error
     return np.asarray(lengths.to_numpy(zero_copy_only=False), np.int64)
 
 
@@ -149,9 +224,22 @@ def _cast(column: pa.Array, field: pa.Field) -> pa.Array:
     if pa.types.is_floating(column.type) and pa.types.is_integer(field.type):
         # Whole numbers with nulls: pandas has them as floats with NaN.
         column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
+    if field.type == pa.string() and is_text(column.type):
+        return _text(column, field.name)
     column = _casted(column, field.type, field.name)
     if field.name in _NEVER_NULL and column.null_count:
         raise Doubtful(f"no {field.name}", _first_null(column))
+    return column
+
+
+def _text(column: pa.Array, name: str) -> pa.Array:
+    if column.type != pa.string():
+        raw = column.cast(pa.binary())
+        try:
+            column = raw.cast(pa.string())
+        except pa.ArrowInvalid as error:
+            raise Doubtful(f"a {name} that is not UTF-8", _first_bad(raw)) from error
+    _refuse_texts(column, name)
     return column
 
 
@@ -163,7 +251,8 @@ def _casted(column: pa.Array, kind: pa.DataType, name: str) -> pa.Array:
     try:
         return column if column.type == kind else column.cast(kind)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise Doubtful(f"column {name} of type {column.type}: {short(error, 200)}") from error
+        kind_of = Doubtful if isinstance(error, pa.ArrowInvalid) else WrongType
+        raise kind_of(f"column {name} of type {column.type}: {short(error, 200)}") from error
 
 
 #: int64[k, 2]: first row and the row after the last of runs of rows, ascending.
@@ -174,7 +263,12 @@ Known = tuple[int, int] | None
 
 def known_parts(metadata: pq.FileMetaData) -> list[Known]:
     """Return what the statistics say of the column `part` in each row group."""
-    return [_known(metadata.row_group(group)) for group in range(metadata.num_row_groups)]
+    # Found once by its name, rather than in each row group: see `parquet_files` on what columns of footers can do.
+    leaves = (metadata.schema.column(number).path for number in range(metadata.num_columns))
+    place = next((number for number, path in enumerate(leaves) if path == "part"), None)
+    if place is None:
+        return [None] * metadata.num_row_groups
+    return [_known(metadata.row_group(group).column(place)) for group in range(metadata.num_row_groups)]
 
 
 def may_hold(known: Iterable[Known], part: int) -> bool:
@@ -208,16 +302,12 @@ def spans_of(
     return _merged(np.concatenate(spans))
 
 
-def _known(group: pq.RowGroupMetaData) -> Known:
-    for number in range(group.num_columns):
-        column = group.column(number)
-        if column.path_in_schema == "part":
-            found = column.statistics
-            if found is None or not found.has_min_max or found.null_count:
-                return None
-            low, high = found.min, found.max
-            return (int(low), int(high)) if isinstance(low, int) and isinstance(high, int) else None
-    return None
+def _known(column: pq.ColumnChunkMetaData) -> Known:
+    found = column.statistics
+    if found is None or not found.has_min_max or found.null_count:
+        return None
+    low, high = found.min, found.max
+    return (int(low), int(high)) if isinstance(low, int) and isinstance(high, int) else None
 
 
 def _runs(chosen: npt.NDArray[np.bool_]) -> Spans:
@@ -299,10 +389,13 @@ class IndexFile:
 
         return spans_of(part, self.groups, self.known, values)
 
-    def read(self, start: int, stop: int, names: Sequence[str]) -> pa.Table:
+    def read(self, start: int, stop: int, names: Sequence[str], *, is_lenient: bool = False) -> pa.Table:
         """Read rows start … stop, which are in the file, as in `schema.INDEX`.
 
         The table may be sliced, filtered, taken from and joined with others: see the module.
+
+        Args:
+            is_lenient: a row that cannot be read has null faces, rather than that nothing is read.
 
         Raises:
             BadFile: not rows of an index; SourceError: a remote file does not answer.
@@ -310,45 +403,47 @@ class IndexFile:
         if start == stop:
             return pa.schema([INDEX.field(name) for name in names]).empty_table()
         _ = self._layout
-        return self._file.asked(lambda: self._read(start, stop, names))
+        return self._file.asked(lambda: self._read(start, stop, names, is_lenient))
 
     def close(self) -> None:
         """Close what is open; the next read opens it again."""
         self._footer, self._cursor = None, None
         self._file.close()
 
-    def _read(self, start: int, stop: int, names: Sequence[str]) -> pa.Table:
+    def _read(self, start: int, stop: int, names: Sequence[str], is_lenient: bool) -> pa.Table:
         parquet, bounds = self._file.parquet, self.groups
         first = bisect.bisect_right(bounds, start, key=lambda bound: bound[0]) - 1
         last = bisect.bisect_left(bounds, stop, key=lambda bound: bound[0])
         touched = bounds[last - 1][1] - bounds[first][0]
         if touched > 2 * (stop - start) or any(end - begin > ROWS_AT_ONCE for begin, end in bounds[first:last]):
-            return pa.Table.from_batches(self._cursor_in(parquet, names).read(start, stop))
+            return pa.Table.from_batches(self._cursor_in(parquet, names, is_lenient).read(start, stop))
         batches = parquet.read_row_groups(range(first, last), columns=self._stored(names)).to_batches()
+        if sum(map(len, batches)) != touched:
+            raise pa.ArrowInvalid(f"{sum(map(len, batches))} rows where its footer says {touched}")
         rows = itertools.accumulate(map(len, batches), initial=bounds[first][0])
         # Batches are converted whole, before they are cut.
-        made = [self._made(names, row, batch) for row, batch in zip(rows, batches, strict=False)]
+        made = [self._made(names, is_lenient, row, batch) for row, batch in zip(rows, batches, strict=False)]
         return pa.Table.from_batches(made).slice(start - bounds[first][0], stop - start)
 
-    def _cursor_in(self, parquet: pq.ParquetFile, names: Sequence[str]) -> Cursor:
-        known = (parquet, *names)
+    def _cursor_in(self, parquet: pq.ParquetFile, names: Sequence[str], is_lenient: bool) -> Cursor:
+        known = (parquet, is_lenient, *names)
         if self._cursor is None or self._cursor[0] != known:
-            made = functools.partial(self._made, names)
+            made = functools.partial(self._made, names, is_lenient)
             self._cursor = known, Cursor(parquet, self.groups, self._stored(names), ROWS_AT_ONCE, made)
         return self._cursor[1]
 
     def _stored(self, names: Sequence[str]) -> list[str]:
         return list(names) if self.stamp is not None else stored_columns(names)
 
-    def _made(self, names: Sequence[str], first: int, batch: pa.RecordBatch) -> pa.RecordBatch:
+    def _made(self, names: Sequence[str], is_lenient: bool, first: int, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Convert a batch, whose first row is `first`, to the index's types."""
         try:
-            if self.stamp is None:
-                return as_index(batch, names)
-            batch = batch.select(names).replace_schema_metadata(None)
-            if "faces" in names and batch["faces"].null_count:
-                batch = batch.set_column(batch.schema.get_field_index("faces"), "faces", faces_of(batch["faces"]))
-            return batch
+            try:
+                return as_index(batch, names) if self.stamp is None else as_written(batch, names)
+            except Doubtful:
+                if not is_lenient:
+                    raise
+                return as_far_as_can_be(batch, names)
         except Doubtful as error:
             where = f" in row {first + error.row}" if error.row is not None else ""
             raise self._file.bad(error.found + where) from error
@@ -362,10 +457,13 @@ class IndexFile:
     def _read_footer(self) -> _Layout:
         parquet = self._file.parquet
         metadata, names = parquet.metadata, parquet.schema_arrow.names
-        stamp = json.loads((metadata.metadata or {}).get(FINGERPRINT_KEY, b"{}"))
         missing = [name for name in REQUIRED if name not in names]
         if missing:
             raise self._file.bad(f"no column {', '.join(missing)}")
+        doubled = [name for name in INDEX.names if names.count(name) > 1]
+        if doubled:
+            raise self._file.bad(f"{names.count(doubled[0])} columns {doubled[0]}")
+        stamp = self._stamp_in(metadata)
         if stamp.get("kind") == "examples" or "original_width" in names:
             # It has all the columns, but width, height and faces are those of the pictures in it.
             raise self._file.bad("examples with pictures, which `datasets.load_dataset` reads without any code")
@@ -375,6 +473,15 @@ class IndexFile:
         bounds = list(itertools.pairwise(stops))
         is_ours = stamp.get("kind") == "index" and _is_untouched(parquet, bounds, known, stamp.get("part"))
         return _Layout(bounds, known, stamp if is_ours else None)
+
+    def _stamp_in(self, metadata: pq.FileMetaData) -> Fingerprint:
+        try:
+            stamp = json.loads((metadata.metadata or {}).get(FINGERPRINT_KEY, b"{}"))
+        except (ValueError, RecursionError) as error:
+            raise self._file.bad(f"a fingerprint that is no JSON ({type(error).__name__})") from error
+        if not isinstance(stamp, dict):
+            raise self._file.bad(f"a fingerprint that is a {type(stamp).__name__}")
+        return stamp
 
 
 def _is_untouched(parquet: pq.ParquetFile, bounds: list[tuple[int, int]], known: list[Known], part: int | None) -> bool:

@@ -34,6 +34,8 @@ from laion_face_builder.shown import short
 ID_LIMIT = 2**53
 #: The same limit for narrower floats.
 _EXACT_BELOW = {pa.float16(): 2**11, pa.float32(): 2**24}
+#: Bytes of a text: no address is longer that a host would take, nor any caption of a picture.
+LONGEST_TEXT = 1 << 20
 _NO_ID = ("", "nan", "none", "null", "<na>")
 _PLAIN_ID = r"^[+-]?[0-9]{1,16}(\.0*)?$"
 _NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
@@ -155,6 +157,15 @@ def as_text(array: pa.Array, file: str, column: str) -> tuple[pa.Array, int]:
         return _mended(raw)
 
 
+def without_long(texts: pa.Array) -> tuple[pa.Array, int]:
+    """Return the texts with null for those of more than `LONGEST_TEXT` bytes, and how many these are."""
+    lengths = pc.binary_length(texts)
+    if (pc.max(lengths).as_py() or 0) <= LONGEST_TEXT:
+        return texts, 0
+    long = pc.fill_null(pc.greater(lengths, LONGEST_TEXT), False)
+    return pc.if_else(long, None, texts), pc.sum(long).as_py()
+
+
 def _mended(raw: pa.Array) -> tuple[pa.Array, int]:
     values = raw.to_pylist()
     texts = [None if value is None else value.decode("utf-8", "replace") for value in values]
@@ -271,8 +282,8 @@ _COLUMNS = tuple(name for name in ALIASES if name != "sample_id")
 #: What `MetadataFile.batches` yields.
 ROW_SCHEMA = pa.schema([INDEX.field(name) for name in _COLUMNS])
 Wanted = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.bool_]]
-#: Ids, rows, and how many of their texts were mended.
-_Converted = tuple[npt.NDArray[np.int64], pa.RecordBatch, int]
+#: Ids, rows, and how many of their texts were mended, and left out.
+_Converted = tuple[npt.NDArray[np.int64], pa.RecordBatch, int, int]
 
 
 @dataclass(frozen=True)
@@ -303,12 +314,14 @@ class MetadataFile:
         Raises:
             BadFile: values that are no ids, columns of a wrong type, or damaged pages.
         """
-        mended = 0
-        for ids, rows, bad in self._read(wanted, threads):
-            mended += bad
+        mended = left_out = 0
+        for ids, rows, bad, long in self._read(wanted, threads):
+            mended, left_out = mended + bad, left_out + long
             yield ids, rows
         if mended:
             logger.warning("%s: %d texts were not UTF-8; their bad bytes are U+FFFD now", self.path, mended)
+        if left_out:
+            logger.warning("%s: %d texts were of more than %d bytes; left out", self.path, left_out, LONGEST_TEXT)
 
     def _read(self, wanted: Wanted | None, threads: int) -> Iterator[_Converted]:
         groups = range(self.num_row_groups)
@@ -318,12 +331,12 @@ class MetadataFile:
         return itertools.chain.from_iterable(whole)
 
     def _group(self, group: int, wanted: Wanted | None) -> Iterator[_Converted]:
-        """Yield the rows of one row group, and how many texts of each batch were mended."""
+        """Yield the rows of one row group, and how many texts of each batch were mended, and left out."""
         # pre_buffer keeps the bytes of a row group until its last batch; one thread, since groups and files go side by
         # side; few values as dictionaries, which costs a fifth.
         columns = list(self.columns.values())
         few = [name for name in self.texts if name not in (self.columns["url"], self.columns.get("caption"))]
-        how = {"buffer_size": 1 << 20, "pre_buffer": False, "read_dictionary": few}
+        how = {"buffer_size": 1 << 20, "pre_buffer": False, "read_dictionary": few, "page_checksum_verification": True}
         with _reading(self.path), pq.ParquetFile(self.path, **how) as file:
             for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False):
                 ids = parse_ids(batch.column(self.columns["sample_id"]), str(self.path))
@@ -333,20 +346,21 @@ class MetadataFile:
                     keep[keep] = wanted(ids.values[keep])
                 yield (ids.values[keep], *self._converted(viewless(batch).filter(pa.array(keep))))
 
-    def _converted(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, int]:
-        bad = 0
+    def _converted(self, batch: pa.RecordBatch) -> tuple[pa.RecordBatch, int, int]:
+        bad = left_out = 0
         arrays: list[pa.Array] = []
         for name in _COLUMNS:
             if (own := self.columns.get(name)) is None:
                 arrays.append(pa.nulls(batch.num_rows, ROW_SCHEMA.field(name).type))
             elif name in _TEXTS:
                 text, wrong = as_text(batch.column(own), str(self.path), own)
-                bad += wrong
+                text, long = without_long(text)
+                bad, left_out = bad + wrong, left_out + long
                 arrays.append(text)
             else:
                 convert = as_sizes if name in _SIZES else as_floats
                 arrays.append(convert(batch.column(own), str(self.path), own))
-        return pa.RecordBatch.from_arrays(arrays, schema=ROW_SCHEMA), bad
+        return pa.RecordBatch.from_arrays(arrays, schema=ROW_SCHEMA), bad, left_out
 
 
 def open_metadata(path: Path) -> MetadataFile:
@@ -418,7 +432,7 @@ def _reading(path: Path) -> Iterator[None]:
     """Raise BadFile with the file's name when Parquet cannot be read."""
     try:
         yield
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError, MemoryError) as error:
         raise BadFile(
             path,
             found=short(error, 200),

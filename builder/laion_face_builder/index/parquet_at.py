@@ -1,5 +1,7 @@
 """Open a Parquet file at a path or an address: in one process at a time, and again when a host stumbles.
 
+Pages that carry a checksum are compared with it. What is damaged on its way from a host is asked for once more.
+
 Row groups may be larger than what is asked for: the batch that was decoded last is kept for the next time.
 """
 
@@ -18,6 +20,7 @@ import pyarrow.parquet as pq
 
 from laion_face_builder.errors import BadFile, LaionFaceError, NotPrepared, SourceNotFound
 from laion_face_builder.files import digest, sha256_of
+from laion_face_builder.parquet_files import is_damage, require_agreement
 from laion_face_builder.shown import harmless, short, shown
 from laion_face_builder.sources.fsspec_folder import filesystem_of
 from laion_face_builder.sources.hub import Token
@@ -40,6 +43,14 @@ class _Opened:
         self.parquet.close(force=True)
         if self.handle is not None:
             self.handle.close()
+
+
+class _Damaged(Exception):
+    """What came from a host is no Parquet file, or not the one that was written; `bad` says so."""
+
+    def __init__(self, bad: BadFile) -> None:
+        self.bad = bad
+        super().__init__(str(bad))
 
 
 class ParquetAt:
@@ -71,10 +82,19 @@ class ParquetAt:
     def asked(self, read: Callable[[], T]) -> T:
         """Return what `read` gives; if the host stumbles, the file is closed and `read` is called again.
 
+        So it is, once, if what came is damaged: the file is blamed if it is so again.
+
         Raises:
             BadFile, NotPrepared, SourceError: in place of whatever the libraries raise.
         """
-        return retried(lambda: self._attempt(read), shown(self.address)) if self._is_remote else self._attempt(read)
+        if not self._is_remote:
+            return self._attempt(read)
+        for _ in range(2):
+            try:
+                return retried(lambda: self._attempt(read), shown(self.address))
+            except _Damaged as error:
+                found = error
+        raise found.bad from found.__cause__
 
     def bad(self, found: str) -> BadFile:
         """Return the error for a file that is no index."""
@@ -97,13 +117,14 @@ class ParquetAt:
             system, path = self._system()
             # Parquet asks for exactly what it needs, gathered by pre_buffer: another cache would only fetch more.
             handle = system.open(path, "rb", cache_type="none")
-        parquet = pq.ParquetFile(handle or self.address, pre_buffer=True)
+        parquet = pq.ParquetFile(handle or self.address, pre_buffer=True, page_checksum_verification=True)
         metadata = parquet.metadata
+        require_agreement(metadata)
         sizes = [metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)]
         if max(sizes, default=0) > _LARGE_GROUP:
             parquet.close()
             how = {"metadata": metadata, "pre_buffer": False, "buffer_size": _BUFFER}
-            parquet = pq.ParquetFile(handle or self.address, **how)
+            parquet = pq.ParquetFile(handle or self.address, page_checksum_verification=True, **how)
         return _Opened(os.getpid(), handle, parquet)
 
     def _stated_version(self) -> str:
@@ -126,16 +147,18 @@ class ParquetAt:
     def _attempt(self, read: Callable[[], T]) -> T:
         try:
             return read()
-        except (LaionFaceError, TransientError):
+        except (LaionFaceError, TransientError, _Damaged):
             raise
         except FileNotFoundError as error:
             raise self._absent() from harmless(error)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise self.bad(short(error, 200)) from harmless(error)
         except Exception as error:  # Every remote filesystem raises errors of its own libraries.
-            if not (self._is_remote or isinstance(error, OSError)):
+            is_damaged = is_damage(error)
+            if not (is_damaged or self._is_remote or isinstance(error, OSError)):
                 raise
             self.close()
+            if is_damaged:
+                bad = self.bad(short(error, 200))
+                raise (_Damaged(bad) if self._is_remote else bad) from harmless(error)
             found = short(f"{type(error).__name__}: {error}", 200)
             raise TransientError(found) if self._is_remote else self.bad(found) from harmless(error)
 
@@ -193,7 +216,9 @@ class Cursor:
             self._decoded = self._parquet.iter_batches(self._rows, row_groups=[group], columns=self._columns)
         self._group = -1  # begun again, should this fail
         while row >= self._stop:
-            batch = next(self._decoded)
+            batch = next(self._decoded, None)
+            if batch is None:
+                raise pa.ArrowInvalid(f"fewer rows in row group {group} than the footer says")
             self._first, self._stop = self._stop, self._stop + len(batch)
         self._held = self._made(self._first, batch)
         self._group = group

@@ -48,12 +48,17 @@ def find_published(place: str, part: int, token: Token = None) -> PublishedPart:
     Raises:
         SourceNotFound: no such part there, or no such place; SourceError: more than one set of files has it, a file of
             a set is missing, or no answer.
+        BadFile: the one file that is called as ours are is no index.
     """
     files, where = sorted(_published_files(place, token), key=_natural), shown(place)
     name = re.compile(rf"part-{part:05d}(-.*)?\.parquet")
     named = [file for file in files if name.fullmatch(_name(file))]
-    if len(named) == 1 and (found := _known_of(named[0], token)) is not None and holds_only(found, part):
-        return PublishedPart(part, tuple(named))
+    if len(named) == 1:
+        found = _known_of(named[0], token)
+        if found is not None and holds_only(found, part):
+            return PublishedPart(part, tuple(named))
+        if found is None and _name(named[0]) == f"part-{part:05d}.parquet":
+            _require_index(named[0], token)
     known = {file: found for file in files if (found := _known_of(file, token)) is not None}
     holding = [file for file, found in known.items() if may_hold(found, part) and _has_rows(file, found, part, token)]
     if not holding:
@@ -119,6 +124,15 @@ def _looked_up(file: str, token: Token, _size: int, _modified: int) -> list[Know
         return [one for one, (start, stop) in zip(opened.known, opened.groups, strict=True) if start < stop]
     except BadFile:
         return None
+    finally:
+        opened.close()
+
+
+def _require_index(file: str, token: Token) -> None:
+    """Raise BadFile if the file is no index."""
+    opened = IndexFile(file, token)
+    try:
+        _ = opened.known
     finally:
         opened.close()
 

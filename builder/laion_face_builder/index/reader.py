@@ -137,11 +137,15 @@ class IndexPart:
         """Compressed bytes of each of `row_groups`, all columns, as they lie in the file; shared out by rows."""
         return [size for _, _, size in self._stretches()]
 
-    def read(self, start: int, stop: int, columns: Sequence[str] | None = None) -> pa.Table:
+    def read(
+        self, start: int, stop: int, columns: Sequence[str] | None = None, *, is_lenient: bool = False
+    ) -> pa.Table:
         """Read rows start … stop, as in `schema.INDEX`; only the row groups and columns that are needed are read.
 
         Args:
             columns: names of the index's columns, in the order wanted; None means all.
+            is_lenient: a row that cannot be read (a face that is not whole, text that is not UTF-8) has null faces, and
+                whatever can be read of it, rather than that nothing is read.
 
         Raises:
             IndexError: no such rows in this part; BadFile: no index; SourceError: a remote file does not answer.
@@ -153,7 +157,7 @@ class IndexPart:
             table
             for piece in self._all
             if max(start, piece.first) < min(stop, piece.stop)
-            for table in piece.read(max(start, piece.first), min(stop, piece.stop), names)
+            for table in piece.read(max(start, piece.first), min(stop, piece.stop), names, is_lenient)
         ]
         if len(tables) == 1:
             return tables[0]
@@ -233,14 +237,14 @@ class _Piece:
         """The part's row after the last of this piece."""
         return self.first + int(self._ends[-1])
 
-    def read(self, start: int, stop: int, names: Sequence[str]) -> Iterator[pa.Table]:
+    def read(self, start: int, stop: int, names: Sequence[str], is_lenient: bool) -> Iterator[pa.Table]:
         """Read rows start … stop of the part, which are in this piece."""
         spans = self._within(start - self.first, stop - self.first)
         while len(spans):
             # Runs that are close to each other are read together, and what lies between them is dropped.
             near = spans[: np.searchsorted(spans[:, 1], spans[0, 0] + ROWS_AT_ONCE) or 1]
             begin, end = int(near[0, 0]), int(near[-1, 1])
-            table = self.file.read(begin, end, names)
+            table = self.file.read(begin, end, names, is_lenient=is_lenient)
             yield table if len(near) == 1 else table.filter(pa.array(_covered(near - begin, end - begin)))
             spans = spans[len(near) :]
 

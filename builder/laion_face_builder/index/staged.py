@@ -18,12 +18,14 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from laion_face_builder.files import Fingerprint, digest, make_fingerprint, stamped, written_whole
 from laion_face_builder.index.ids import PartIds
 from laion_face_builder.index.metadata import ROW_SCHEMA, open_metadata
 from laion_face_builder.layout import ALL_PARTS, DataDir
+from laion_face_builder.parquet_files import damaged, opened
 from laion_face_builder.sources import data_store
 
 #: The columns that wait: an index row without its part's number and faces.
@@ -117,10 +119,15 @@ def staged_rows(data: DataDir, files: Sequence[Path], part: int) -> pa.Table:
         with (
             data_store.opened(data, path) as source,
             # From afar a row group comes in one request; here there is nothing to gather.
-            pq.ParquetFile(source, pre_buffer=source is not path, page_checksum_verification=True) as file,
+            opened(source, path, pre_buffer=source is not path) as file,
         ):
             groups = [group for group in range(file.num_row_groups) if _part_of(file.metadata, group) == part]
-            tables.append(file.read_row_groups(groups, columns=_ROWS.names, use_threads=False))
+            table = file.read_row_groups(groups, columns=STAGED.names, use_threads=False)
+            if table.num_rows != sum(file.metadata.row_group(group).num_rows for group in groups):
+                raise damaged(path, "fewer rows than its footer says")
+            if not pc.all(pc.equal(table["part"], part), min_count=0).as_py():
+                raise damaged(path, f"rows of another part than {part} among those of it")
+            tables.append(table.select(_ROWS.names))
     return pa.concat_tables([_ROWS.empty_table(), *(table.replace_schema_metadata(None) for table in tables)])
 
 
@@ -147,7 +154,10 @@ def _held(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
 
 
 def _part_of(metadata: pq.FileMetaData, group: int) -> int:
-    return int(metadata.row_group(group).column(0).statistics.min)
+    stated = metadata.row_group(group).column(0).statistics
+    if stated is None or stated.min != stated.max:
+        raise pa.ArrowInvalid(f"row group {group} is not of one part")
+    return int(stated.min)
 
 
 def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:

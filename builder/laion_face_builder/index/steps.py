@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from laion_face_builder import progress
+from laion_face_builder.errors import BadFile
 from laion_face_builder.files import locked, remove_partials
 from laion_face_builder.index.detections import write_faces
 from laion_face_builder.index.faces import FaceTable
@@ -26,6 +27,8 @@ from laion_face_builder.index.staged import is_staged, rows_of_part, stage, stag
 from laion_face_builder.index.writer import proof_path, write_index
 from laion_face_builder.layout import ALL_PARTS, DataDir
 from laion_face_builder.log import logger
+from laion_face_builder.parquet_files import rows_in
+from laion_face_builder.shown import shown
 from laion_face_builder.sources import data_store
 from laion_face_builder.sources.copied_file import RemoteFile
 
@@ -61,6 +64,17 @@ class Steps(ABC):
         assert content is not None, "known once it has been fetched"  # noqa: S101 - says it to the type checker
         return path, content
 
+    @contextmanager
+    def reading(self, file: RemoteFile) -> Iterator[tuple[Path, str]]:
+        """Give what `read` gives; a copy that the block cannot read is removed, and fetched again by the next run."""
+        path, content = self.read(file)
+        try:
+            yield path, content
+        except BadFile as error:
+            if error.file == shown(str(path)):
+                file.doubt(self.data.sources)
+            raise
+
     def free(self, files: Iterable[RemoteFile]) -> None:
         """Free the copies of `files` if that was asked for; a scratch folder goes as a whole."""
         for file in files if self.discard else ():
@@ -84,11 +98,11 @@ class MakeIds(Steps):
             if not any(replace(job, data=data).lacks_ids for job in self.jobs):
                 content = self.job.content(self.job.id_list) or ""
             else:
-                path, content = self.read(self.job.id_list)
                 asked = {job.part for job in self.jobs}
                 parts = sorted(ALL_PARTS, key=lambda part: part in asked)
-                if missing := [part for part in parts if lacks_ids(data, part, content)]:
-                    write_ids(path, data, missing, content)
+                with self.reading(self.job.id_list) as (path, content):
+                    if missing := [part for part in parts if lacks_ids(data, part, content)]:
+                        write_ids(path, data, missing, content)
                 for part in missing:
                     data_store.send(data, data.ids(part))
             self.free([self.job.id_list])
@@ -123,8 +137,9 @@ class StageFile(Steps):
         ids = self.job.content(self.job.id_list) or ""
         if not is_staged(self.data, target, ids, self.parts, lambda: self.job.content(self.file)):
             with progress.nth("file", self.number + 1, len(self.job.metadata.files)):
-                path, content = self.read(self.file)
-            stage(target, path, lookup(self.data, ids, self.parts), staged_fingerprint(ids, self.parts, content))
+                self.file.fetch(self.data.sources)
+            with self.reading(self.file) as (path, content):
+                stage(target, path, lookup(self.data, ids, self.parts), staged_fingerprint(ids, self.parts, content))
             data_store.send(self.data, target)
         content = self.job.content(self.file) or ""
         self.free([self.file])
@@ -155,8 +170,8 @@ class MakePart(Steps):
         job, data, part = self.job, self.data, self.job.part
         with progress.nth("part", self.number, self.of), locked(data.index(part)):
             if job.lacks_faces:
-                path, content = self.read(job.detections)
-                write_faces(path, data, part, content)
+                with self.reading(job.detections) as (path, content):
+                    write_faces(path, data, part, content)
                 data_store.send(data, data.faces(part))
             self.free([job.detections])
             if job.lacks_index:
@@ -172,9 +187,11 @@ class MakePart(Steps):
         if self.staged is not None:
             files = range(len(job.metadata.files))
             return staged_rows(data, [staged_file(data.staging / self.staged, file) for file in files], job.part)
-        path, _ = self.read(job.metadata.files[0])
-        job.refuse_conflict()
-        return rows_of_part(path, PartIds.read({job.part: data_store.bring(data, data.ids(job.part))}), self.threads)
+        with self.reading(job.metadata.files[0]) as (path, _):
+            job.refuse_conflict()
+            return rows_of_part(
+                path, PartIds.read({job.part: data_store.bring(data, data.ids(job.part))}), self.threads
+            )
 
     def _write_index(self, rows: pa.Table) -> None:
         data, part, fingerprint = self.data, self.job.part, self.job.index_fingerprint
@@ -183,7 +200,7 @@ class MakePart(Steps):
         for path in (target, proof):
             remove_partials(path.parent, path.name)
         faces = FaceTable.read(data_store.bring(data, data.faces(part)), wanted=np.unique(rows["sample_id"].to_numpy()))
-        joined = join(part, pq.read_metadata(data_store.bring(data, data.ids(part))).num_rows, rows, faces)
+        joined = join(part, rows_in(data_store.bring(data, data.ids(part))), rows, faces)
         joined.proof.refuse_wrong(self.job.metadata.where)
         write_index(target, joined, fingerprint)
         for path in (proof, target):  # The proof first, so that no part is without one.

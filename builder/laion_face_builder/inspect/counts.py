@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from laion_face_builder import progress
 from laion_face_builder.errors import OptionError
@@ -26,6 +25,7 @@ from laion_face_builder.index.exclusion import Mask
 from laion_face_builder.index.filters import box_sides
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.options import Options
+from laion_face_builder.parquet_files import table_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 #: The last bin of each is open, and so is the first where it starts at -inf.
@@ -202,9 +202,7 @@ def _count_part(options: Options, part: int) -> PartStats:
     with parts.open_part(options, part) as opened:
         statuses = None
         if opened.pictures is not None:
-            statuses = pq.read_table(
-                opened.pictures.sidecar, columns=["status", "length"], read_dictionary=["status"], memory_map=False
-            )
+            statuses = table_of(opened.pictures.sidecar, ["status", "length"], read_dictionary=["status"])
         for start, rows, size in _row_groups(opened.index, options):
             keep = options.filters.mask(rows)
             _count_rows(stats, rows, keep, size)

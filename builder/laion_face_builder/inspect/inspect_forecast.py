@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from laion_face_builder.download.adopt import unseen
 from laion_face_builder.download.plan import planned
@@ -19,6 +18,7 @@ from laion_face_builder.images.reasons import Reason
 from laion_face_builder.inspect.counts import refuse_download
 from laion_face_builder.inspect.show import Sheet, files_of
 from laion_face_builder.options import IMAGE_MODES, Options
+from laion_face_builder.parquet_files import table_of
 
 #: About what a card of a contact sheet takes of each of its files, and what a page of statistics takes.
 _CARD_BYTES, _PAGE_BYTES = 60_000, 100_000
@@ -106,7 +106,7 @@ class _Seen:
         passing = pc.fill_null(pc.not_equal(status, Reason.FILTERED), True)
         if self.opened.pictures is None:
             return passing
-        stored = pq.read_table(self.opened.pictures.sidecar, columns=["status"])["status"].slice(start, stop - start)
+        stored = table_of(self.opened.pictures.sidecar, ["status"])["status"].slice(start, stop - start)
         return pc.and_(passing, pc.equal(stored, Reason.OK).combine_chunks())
 
 

@@ -8,12 +8,12 @@ from hashlib import sha256
 from pathlib import Path
 
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from laion_face_builder.forecast import Amount, Disk, Forecast, Step
 from laion_face_builder.images.reasons import Reason
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.options import Options
+from laion_face_builder.parquet_files import table_of
 from laion_face_builder.publish.manifest import (
     CARD,
     CROISSANT,
@@ -145,7 +145,7 @@ def _examples(
 
 def _picture_bytes(options: Options, part: int, start: int) -> int:
     """Add up the bytes of the pictures from an index row on."""
-    lengths = pq.read_table(options.data.sidecar(part), columns=["length"])["length"].slice(start)
+    lengths = table_of(options.data.sidecar(part), ["length"])["length"].slice(start)
     return int(pc.sum(lengths).as_py() or 0)
 
 
@@ -153,7 +153,7 @@ def _preview_size(options: Options, rows: int) -> Amount:
     """Estimate the preview's size from the first pictures that there are, whatever the filters."""
     size = 0
     for part in pictured_parts(options):
-        table = pq.read_table(options.data.sidecar(part), columns=["status", "length"])
+        table = table_of(options.data.sidecar(part), ["status", "length"])
         lengths = table.filter(pc.equal(table["status"], Reason.OK))["length"].slice(0, rows)
         size, rows = size + int(pc.sum(lengths).as_py() or 0), rows - len(lengths)
     return Amount(size, is_exact=False)

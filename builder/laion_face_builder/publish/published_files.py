@@ -115,6 +115,12 @@ def ids_bytes(column: pa.ChunkedArray | pa.Array) -> bytes:
     return np.ascontiguousarray(values).astype("<i8").tobytes()
 
 
+def columns_in(schema: pa.Schema, most: int = 40) -> str:
+    """Return the names and types of the columns, in words for people."""
+    said = [f"{field.name} {field.type}" for field in itertools.islice(schema, most)]
+    return ", ".join(said) + (f" and {len(schema) - most} more" if len(schema) > most else "")
+
+
 def viewer_faults(path: Path) -> list[str]:
     """List what keeps the Hub's viewer from reading the file page by page; [] if nothing does. Read only the footer."""
     metadata = pq.read_metadata(path)

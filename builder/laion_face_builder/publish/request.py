@@ -6,13 +6,13 @@ import shutil
 from dataclasses import dataclass, field, replace
 
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from laion_face_builder.errors import LaionFaceError, NotPrepared, OptionError
 from laion_face_builder.files import human_size
 from laion_face_builder.layout import ALL_PARTS, DataDir
 from laion_face_builder.log import logger
 from laion_face_builder.options import OptionFields, Options
+from laion_face_builder.parquet_files import table_of
 from laion_face_builder.publish.manifest import Kind
 from laion_face_builder.publish.published_files import MOST_ROWS, Bounds
 from laion_face_builder.publish.targets import is_folder
@@ -108,9 +108,7 @@ def check_room(request: PublishRequest, options: Options) -> None:
         return
     needed = request.batch_bytes + request.bounds.file_bytes + request.bounds.row_group_bytes
     sidecars = [request.data.sidecar(part) for part in options.parts]
-    needed = min(
-        needed, sum(pc.sum(pq.read_table(path, columns=["length"])["length"]).as_py() or 0 for path in sidecars)
-    )
+    needed = min(needed, sum(pc.sum(table_of(path, ["length"])["length"]).as_py() or 0 for path in sidecars))
     free = shutil.disk_usage(request.data.root).free
     if needed > free:
         raise LaionFaceError(

@@ -98,6 +98,13 @@ class RemoteFile(ABC):
         """Remove the copy below `folder`; does nothing for local files."""
 
     @abstractmethod
+    def doubt(self, folder: Path) -> None:
+        """Remove the copy that `fetch` gave, which cannot be read, unless its bytes are certainly upstream's.
+
+        Then the next run fetches it again. Does nothing for local files.
+        """
+
+    @abstractmethod
     def content(self, folder: Path, *, remember: bool = True) -> str | None:
         """Return "sha256:<hex>" of the bytes; None if that cannot be told before they have been fetched.
 
@@ -129,6 +136,9 @@ class LocalFile(RemoteFile):
     def discard(self, folder: Path) -> None:
         """Do nothing: the file is not ours."""
 
+    def doubt(self, folder: Path) -> None:
+        """Do nothing: the file is not ours."""
+
     def content(self, folder: Path, *, remember: bool = True) -> str:
         """Return the SHA-256, remembered until the file's size or time of change is another."""
         return f"sha256:{known_sha256(self.path, folder, remember=remember)}"
@@ -144,6 +154,8 @@ def local_file(path: Path) -> LocalFile:
 #: Tries in a row that bring less than `PROGRESS` bytes before a copy is given up.
 ATTEMPTS = 6
 PROGRESS = 1 << 20
+#: Versions that are hashes of the bytes.
+_HASHED = ("sha256:", "git:")
 #: Bytes read, and written, at a time.
 PIECE = 1 << 20
 
@@ -218,6 +230,17 @@ class CopiedFile(RemoteFile):
                 _checked_file(target).unlink(missing_ok=True)
             target.unlink(missing_ok=True)
             self._forget_incomplete(target)
+
+    def doubt(self, folder: Path) -> None:
+        """Remove the copy unless upstream states a hash, and it still has that."""
+        target = self.place(folder)
+        with locked(target):
+            if not target.exists() or (self.version.startswith(_HASHED) and self.mismatch(target) is None):
+                return
+            logger.warning("%s: its copy was removed, to be fetched again by the next run", self.name)
+            with disk_errors(target):
+                _checked_file(target).unlink(missing_ok=True)
+                target.unlink()
 
     def _check(self, target: Path) -> None:
         """Copy the file unless it is there, and check it; wrong bytes are removed and get one more try."""

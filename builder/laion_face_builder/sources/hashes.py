@@ -30,7 +30,7 @@ def known_sha256(path: Path, folder: Path, *, remember: bool = True) -> str:
     path = path.resolve()
     status = path.stat()
     seen = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
-    note = folder / ".hashes" / f"{digest(str(path))}.json"
+    note = _note(path, folder)
     try:
         known = json.loads(note.read_text(encoding="utf-8"))
         if {name: known[name] for name in seen} == seen:
@@ -43,6 +43,16 @@ def known_sha256(path: Path, folder: Path, *, remember: bool = True) -> str:
     with contextlib.suppress(OSError), written_whole(note) as partial:  # Without a note it is hashed again.
         partial.write_text(canonical_json({**seen, "sha256": sha256}), encoding="utf-8")
     return sha256
+
+
+def forget_sha256(path: Path, folder: Path) -> None:
+    """Have a file hashed again by the next `known_sha256`."""
+    with contextlib.suppress(OSError):
+        _note(path.resolve(), folder).unlink(missing_ok=True)
+
+
+def _note(path: Path, folder: Path) -> Path:
+    return folder / ".hashes" / f"{digest(str(path))}.json"
 
 
 @functools.lru_cache(maxsize=1024)

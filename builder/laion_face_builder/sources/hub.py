@@ -26,7 +26,7 @@ from laion_face_builder.files import sha256_of
 from laion_face_builder.log import logger
 from laion_face_builder.shown import harmless, short, shown
 from laion_face_builder.sources.copied_file import CopiedFile
-from laion_face_builder.sources.hashes import git_hash, known_sha256
+from laion_face_builder.sources.hashes import forget_sha256, git_hash, known_sha256
 from laion_face_builder.sources.hub_cache import CachedRepo, cached_blob, is_offline
 from laion_face_builder.sources.retrying import TransientError, Unreachable, retried
 from laion_face_builder.sources.url import PASSING_STATUS, open_url, ranged_pieces
@@ -282,6 +282,12 @@ class HubFile(CopiedFile):
             return cached
         logger.warning("%s: the copy in the Hub's cache is damaged (%s); it is fetched anew", self.name, cached)
         return super().fetch(folder)
+
+    def doubt(self, folder: Path) -> None:
+        """Remove our copy if it has changed; forget that the one in huggingface_hub's cache was ever good."""
+        super().doubt(folder)
+        if (cached := self._cached) is not None:
+            forget_sha256(cached, folder)
 
     def missing(self, folder: Path) -> int | None:
         """Return the bytes still to fetch: 0 if huggingface_hub's cache has the file."""

@@ -21,7 +21,7 @@ from pathlib import Path
 from laion_face_builder.errors import ChecksumError, SourceError, SourceNotFound
 from laion_face_builder.log import logger
 from laion_face_builder.sources.copied_file import LocalFile
-from laion_face_builder.sources.hashes import git_hash, known_sha256
+from laion_face_builder.sources.hashes import forget_sha256, git_hash, known_sha256
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 #: Kinds of hash by the number of hex digits in a blob's name.
@@ -60,6 +60,10 @@ class CachedFile(LocalFile):
                     f"stated {stated}. Remove it and its blob, and download it again without HF_HUB_OFFLINE."
                 )
         return self.path
+
+    def doubt(self, folder: Path) -> None:
+        """Forget that it was ever good: `fetch` then says what is wrong with it."""
+        forget_sha256(self.path, folder)
 
     def content(self, folder: Path, *, remember: bool = True) -> str:
         """Return the SHA-256 that the Hub stated, else that of the bytes, as for any local file."""

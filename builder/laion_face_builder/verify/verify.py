@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from laion_face_builder.errors import BadFile, NotPrepared, SourceNotFound
@@ -28,7 +29,7 @@ from laion_face_builder.publish.manifest import (
     Manifest,
     is_ours,
 )
-from laion_face_builder.publish.published_files import ids_bytes
+from laion_face_builder.publish.published_files import columns_in, ids_bytes
 from laion_face_builder.publish.targets import Destination, OutgoingFile, PublishedPlace, is_folder
 from laion_face_builder.shown import short
 from laion_face_builder.sources.hub import Token
@@ -87,6 +88,8 @@ def _file_problems(place: PublishedPlace, manifest: Manifest, entry: Entry, deep
     try:
         with place.parquet(entry.name) as file:
             yield from _footer_problems(file, manifest, entry)
+            if file.schema_arrow.names != _schema_of(manifest, entry).names:
+                return
             ids, columns = hashlib.sha256(), None if deep else ["sample_id"]
             for group in range(file.num_row_groups):
                 ids.update(ids_bytes(file.read_row_group(group, columns=columns)["sample_id"]))
@@ -96,11 +99,14 @@ def _file_problems(place: PublishedPlace, manifest: Manifest, entry: Entry, deep
         yield f"cannot be read: {short(error)}"
 
 
+def _schema_of(manifest: Manifest, entry: Entry) -> pa.Schema:
+    return schema_of(manifest, PREVIEW if entry.name == PREVIEW_FILE else "")
+
+
 def _footer_problems(file: pq.ParquetFile, manifest: Manifest, entry: Entry) -> Iterator[str]:
-    schema = schema_of(manifest, PREVIEW if entry.name == PREVIEW_FILE else "")
+    schema = _schema_of(manifest, entry)
     if not file.schema_arrow.remove_metadata().equals(schema):
-        found = ", ".join(f"{field.name} {field.type}" for field in file.schema_arrow)
-        yield f"columns are {found}; expected {', '.join(schema.names)}"
+        yield f"columns are {columns_in(file.schema_arrow)}; expected {', '.join(schema.names)}"
     rows, groups = file.metadata.num_rows, file.num_row_groups
     if (rows, groups) != (entry.rows, entry.row_groups):
         yield f"{rows} rows in {groups} row groups; the manifest has {entry.rows} in {entry.row_groups}"

@@ -29,10 +29,12 @@ from laion_face_builder.errors import BadFile, LaionFaceError
 from laion_face_builder.files import Fingerprint, digest, read_fingerprint
 from laion_face_builder.images.reasons import Reason
 from laion_face_builder.index.faces import FaceTable, flat_columns
+from laion_face_builder.index.ids import read_ids
 from laion_face_builder.index.reader import index_fingerprint_at
 from laion_face_builder.index.writer import proof_path
 from laion_face_builder.layout import DataDir, row_group_bounds
-from laion_face_builder.publish.published_files import FLAT, viewer_faults
+from laion_face_builder.parquet_files import table_of
+from laion_face_builder.publish.published_files import FLAT, columns_in, viewer_faults
 from laion_face_builder.schema import DETECTIONS, IDS, INDEX, SIDECAR, SIDECAR_LATER
 from laion_face_builder.shown import short
 
@@ -47,10 +49,10 @@ def picture_problems(data: DataDir, part: int, deep: bool) -> Iterator[str]:
         deep: hash every picture; else `SAMPLE` of each tar, spread over it.
     """
     path = data.sidecar(part)
-    table = pq.read_table(path, page_checksum_verification=True)
-    older = pa.schema([field for field in SIDECAR if field.name not in SIDECAR_LATER])
-    if table.schema.remove_metadata() not in (SIDECAR, older):
-        yield f"columns are {', '.join(table.schema.names)}; expected those of a sidecar"
+    table = table_of(path)
+    known = [pa.schema(list(SIDECAR)[: len(SIDECAR) - lacking]) for lacking in (0, 1, len(SIDECAR_LATER))]
+    if table.schema.remove_metadata() not in known:
+        yield f"columns are {columns_in(table.schema)}; expected those of a sidecar"
         return
     stamp = read_fingerprint(path) or {}
     if stamp.get("pictures") != content_digest(table):
@@ -77,7 +79,7 @@ def _join_problems(index: Path, table: pa.Table, stated: str | None) -> Iterator
         return
     if digest(fingerprint) != stated:
         yield f"its pictures were downloaded for another index than {index}"
-    ids = pq.read_table(index, columns=["sample_id"])["sample_id"]
+    ids = table_of(index, ["sample_id"])["sample_id"]
     if len(ids) != table.num_rows:
         yield f"{table.num_rows} rows, but the index has {len(ids)}"
     elif not ids.combine_chunks().equals(table["sample_id"].combine_chunks()):
@@ -113,8 +115,8 @@ def _sha256_at(tar: Path, offset: int, length: int) -> str:
         os.close(descriptor)
 
 
-#: What reading a broken file raises.
-BROKEN = (LaionFaceError, pa.ArrowException, OSError, ValueError)
+#: What reading a broken file raises, or one whose columns are not what they are called.
+BROKEN = (LaionFaceError, pa.ArrowException, OSError, ValueError, TypeError, LookupError, RecursionError, MemoryError)
 
 
 def prepared_parts(data: DataDir) -> list[int]:
@@ -154,6 +156,8 @@ def _sorted_problems(path: Path, schema: pa.Schema, kind: str, part: int) -> Ite
     """Yield what is wrong with a file of ids or faces: schema, fingerprint, ids that do not ascend."""
     with opened(path) as file:
         yield from stated_problems(file, schema, read_fingerprint(path), kind, part)
+        if file.schema_arrow.names != schema.names:
+            return
         last = -1
         for batch in file.iter_batches():
             ids = batch.column("sample_id")
@@ -175,7 +179,7 @@ def stated_problems(
     """Yield a line if the file has other columns than `schema`, and one if its fingerprint is of something else."""
     found = file.schema_arrow.remove_metadata()
     if not found.equals(schema):
-        yield f"columns are {', '.join(f'{field.name} {field.type}' for field in found)}; expected those of the {kind}"
+        yield f"columns are {columns_in(found)}; expected those of the {kind}"
     stamp = {name: (fingerprint or {}).get(name) for name in ("kind", "part")}
     if stamp != {"kind": kind, "part": part}:
         yield f"its fingerprint says {stamp['kind']} of part {stamp['part']}, expected {kind} of part {part}"
@@ -184,11 +188,13 @@ def stated_problems(
 def _index_problems(data: DataDir, part: int) -> Iterator[str]:
     path = data.index(part)
     fingerprint = read_fingerprint(path) or {}
-    yield from viewer_faults(path)
-    yield from _chain_problems(data, part, fingerprint)
-    neighbours = _Neighbours.of(data, part)
     with opened(path) as file:
         yield from stated_problems(file, INDEX, fingerprint, "index", part)
+        if file.schema_arrow.names != INDEX.names:
+            return
+        yield from viewer_faults(path)
+        yield from _chain_problems(data, part, fingerprint)
+        neighbours = _Neighbours.of(data, part)
         metadata = file.metadata
         yield from _proof_problems(data, part, fingerprint, metadata.num_rows)
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
@@ -249,7 +255,7 @@ class _Neighbours:
     def of(cls, data: DataDir, part: int) -> _Neighbours:
         """Read ids and faces of the part; broken files are left out here, since they are reported by themselves."""
         try:
-            ids = pq.read_table(data.ids(part))["sample_id"].to_numpy() if data.ids(part).exists() else None
+            ids = read_ids(data.ids(part)) if data.ids(part).exists() else None
             return cls(ids, FaceTable.read(data.faces(part)) if data.faces(part).exists() else None)
         except BROKEN:
             return cls(None, None)

@@ -5,7 +5,6 @@ from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
-import browser
 import pytest
 from PIL import Image
 
@@ -15,6 +14,7 @@ from laion_face_builder.inspect.counts import Kept, PartStats, Stats
 from laion_face_builder.inspect.sheet import sheet
 from laion_face_builder.inspect.stats import stats_page
 from laion_face_builder.options import OptionFields, Options
+from tests.support import browser
 
 NASTY = {
     "a script": "<script>document.title='owned'</script>",
@@ -102,6 +102,7 @@ def test_nasty_text_changes_no_tag_and_is_shown_as_it_is(name, make):
         assert any(text in found for found in parsed.texts), text
 
 
+@pytest.mark.browser
 def test_a_browser_makes_nothing_of_nasty_text(tmp_path):
     file = tmp_path / "page.html"
     page = sheet([example(text) for text in NASTY.values()], typed("show", "".join(NASTY.values())), "r")

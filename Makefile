@@ -1,10 +1,11 @@
 # make demo      sets up and runs the main job end to end on a miniature upstream on this machine
-# make test      sets up and passes the tests, on the built wheel, on every version that README.md claims (most in brief)
+# make test      sets up and passes the tests, on the built wheel, on every version that docs/quick-start.md claims (most in brief)
 # make test-browser  those that open pages in Chromium, which `make test` leaves out where there is none
 # make test-engines  those that need Spark and Ray, in an environment of their own
-# make versions  tries every version that can be had here, and has README.md claim what held
+# make versions  tries every version that can be had here, and has docs/quick-start.md claim what held
 # make coverage  which lines the tests run, as a table and in htmlcov/; ONLY=tests/fetch measures a part
-# make check     lint, format, types and imports; the forms of workflows and other YAML
+# make check     lint, format, types and imports; the forms of workflows and other YAML; the docs, whose links have to lead somewhere
+# make docs      the docs as a site, in site/
 # make bench     the benchmarks that need no files of yours, in their quick forms: several minutes
 # make develop   an editable install in .venv, and one with datasets 3.6 in .venv-datasets-3.6, to develop with
 
@@ -20,7 +21,7 @@ BENCHES := "bench_first_example.py --runs 1" "bench_transforms.py --seconds 0.5 
 # Commands are started by the hundred: what they import is compiled once, not by each of them.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-browser test-engines java versions coverage check bench develop browser clean
+.PHONY: demo test test-browser test-engines java versions coverage check docs bench develop browser clean
 
 demo:
 	$(MATRIX) demo
@@ -58,12 +59,12 @@ java:
 	is_new && exit 0; \
 	echo "make test-engines needs Java 17 or newer: install it, and have java on the PATH, or named by JAVA_HOME" >&2; exit 1
 
-check: $(VENV)/ready
+check: $(VENV)/ready docs
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
-	$(VENV)/bin/yamllint --strict .github .pre-commit-config.yaml .yamllint.yaml CITATION.cff
+	$(VENV)/bin/yamllint --strict .github .pre-commit-config.yaml .yamllint.yaml CITATION.cff mkdocs.yml
 	$(FORM) vendor.github-workflows .github/workflows/*.yml
 	$(FORM) vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/idea.yml
 	$(FORM) vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
@@ -75,6 +76,9 @@ coverage: develop
 	$(VENV)/bin/coverage erase
 	$(VENV)/bin/coverage run -m pytest --numprocesses 2 --dist worksteal $(ONLY); code=$$?; \
 	$(VENV)/bin/coverage combine --quiet && $(VENV)/bin/coverage html --quiet && $(VENV)/bin/coverage report && exit $$code
+
+docs: $(VENV)/ready
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
 bench: $(VENV)/ready
 	@set -e; for bench in $(BENCHES); do echo "== $$bench"; $(VENV)/bin/python benchmarks/$$bench; done
@@ -90,4 +94,4 @@ $(VENV)-datasets-3.6/ready: pyproject.toml constraints.txt tests/matrix.py
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-* demo htmlcov .coverage*
+	rm -rf $(VENV) $(VENV)-* demo site htmlcov .coverage*

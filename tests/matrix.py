@@ -1,13 +1,13 @@
 """Runs the tests, and the demo, on the built wheel in fresh environments outside the tree.
 
-    python tests/matrix.py test               the environments that README claims, all but two of them in brief
+    python tests/matrix.py test               the environments that docs/quick-start.md claims, most of them in brief
     python tests/matrix.py test NAME …        these, at full length
-    python tests/matrix.py test --write       every environment that can be had here; README then claims what held
+    python tests/matrix.py test --write       every environment that can be had here; that page then claims what held
     python tests/matrix.py demo               the demo, as installed
     python tests/matrix.py develop [NAME]     an editable install in .venv (newest) or .venv-NAME, for developing
 
 The sdist is built and unpacked, the wheel is built from it and installed, and the unpacked tests are run from an empty
-folder: nothing of the checkout is on the path. README's table of versions is compared with what the run found.
+folder: nothing of the checkout is on the path. The page's table of versions is compared with what the run found.
 
 Needs nothing but the standard library; uv, which it gets for itself, makes an environment in seconds.
 """
@@ -31,7 +31,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
+#: Has the table of versions.
+PAGE = ROOT / "docs" / "quick-start.md"
 UV = "uv==0.13.9"
 #: What is not taken from an environment's own time: the test tools, torch, which is pinned to a build without CUDA, and
 #: shtab, of which only a new version knows fish.
@@ -53,7 +54,7 @@ class Environment:
         name: of the environment.
         python: its version, such as "3.12".
         tests: a mark of pytest's, or an expression of them; empty for all tests.
-        brief: the same for a run of all that README claims, which has 45 minutes on two cores.
+        brief: the same for a run of all that the page claims, which has 45 minutes on two cores.
         until: the day whose newest libraries it has; None means those of constraints.txt.
         pins: requirements that fix a version.
         is_lowest: whether it has the lowest versions that pyproject.toml allows, all at once.
@@ -86,7 +87,7 @@ MATRIX = (
     Environment("lowest", python="3.10", brief="core", is_lowest=True),
     Environment("python-3.14", python="3.14", until="2026-11-25"),
 )
-#: Spark and Ray have an environment of their own, which README's table does not name: who has none needs none.
+#: Spark and Ray have an environment of their own, which the page's table does not name: who has none needs none.
 ENGINES = Environment("engines", tests="engines", until="2026-11-25", extra="engines")
 
 
@@ -231,7 +232,7 @@ def test(tests: str, python: Path, what: Built, old: Path | None, more: Sequence
 
 
 def run_matrix(names: Sequence[str], *, write: bool, more: Sequence[str]) -> int:
-    """Run these environments, or in brief those that README claims, or all if README is written; give the exit code."""
+    """Run these environments, or in brief those that the page claims, or all if it is written; give the exit code."""
     is_brief = not names and not write
     names = names or ([one.name for one in MATRIX] if write else sorted(claimed()))
     chosen = [environment for environment in (*MATRIX, ENGINES) if environment.name in names]
@@ -273,15 +274,15 @@ def row(environment: Environment, found: Sequence[str]) -> str:
 
 
 def claimed() -> dict[str, str]:
-    """Give the rows of README's table by the name of the environment."""
-    table = README.read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0]
+    """Give the rows of the page's table by the name of the environment."""
+    table = PAGE.read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0]
     rows = {line.split("|")[1].strip(): line for line in table.splitlines() if line.startswith("| ")}
     return {name: line for name, line in rows.items() if name != "environment"}
 
 
 def compare(rows: dict[str, str], *, write: bool) -> int:
-    """Compare the table in README.md with the rows of this run, or write these into it; give the exit code."""
-    before, rest = README.read_text(encoding="utf-8").split(BEGIN)
+    """Compare the page's table with the rows of this run, or write these into it; give the exit code."""
+    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
     table, after = rest.split(END)
     head = f"| environment | Python | {' | '.join(SHOWN)} | tests | |"
     there = claimed()
@@ -289,9 +290,9 @@ def compare(rows: dict[str, str], *, write: bool) -> int:
     lines = [head, "|---" * (len(SHOWN) + 4) + "|", *filter(None, (merged.get(one.name) for one in MATRIX))]
     made = "\n" + "\n".join(lines) + "\n"
     if write:
-        README.write_text(f"{before}{BEGIN}{made}{END}{after}", encoding="utf-8")
+        PAGE.write_text(f"{before}{BEGIN}{made}{END}{after}", encoding="utf-8")
     elif made.strip() != table.strip():
-        say(f"README.md's table of versions is not what this run found; `make versions` writes it:\n{made}")
+        say(f"The table of versions in {PAGE.name} is not what this run found; `make versions` writes it:\n{made}")
         return 1
     return 0
 
@@ -323,7 +324,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("test", "demo", "develop"))
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(one.name for one in (*MATRIX, ENGINES)))
-    parser.add_argument("--write", action="store_true", help="write README's table")
+    parser.add_argument("--write", action="store_true", help="write the table of versions")
     parser.add_argument(
         "--pytest", action="append", default=[], metavar="ARGUMENT", help="a further argument of pytest"
     )

@@ -108,7 +108,7 @@ def test_faces_follow_a_rescaled_picture(prepared, streamed):
 
 @pytest.mark.parametrize("streaming", [True, False])
 def test_one_example_a_face_by_map(load, streamed, streaming):
-    # The recipe of the README; on a stream it is done batch by batch, while the pictures arrive.
+    # The recipe of the docs; on a stream it is done batch by batch, while the pictures arrive.
     wanted = [
         (example["sample_id"], laion_face.crop_face(example["image"], face, size=96))
         for example in streamed

@@ -4,7 +4,7 @@ The oracle is datasets' own stream, `IterableDataset.from_generator` over the sa
 same features. Whatever it gives after an operation ours gives too, in the same order, pictures equal to the bit; so it
 is after a resume. What it cannot do itself in some versions stands in LIMITS, and is tested to fail there.
 
-`python tests/support/readme_tables.py` writes LIMITS into the README as a table.
+`python -m tests.support.docs_tables` writes LIMITS into docs/recipes.md as a table.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ LIMITS = (
 
 
 def as_markdown(limits: Sequence[Limit] = LIMITS) -> str:
-    """Format LIMITS as the README shows it."""
+    """Format LIMITS as docs/recipes.md shows them."""
     lines = ["| operation on a stream | datasets | what datasets cannot |", "| --- | --- | --- |"]
     for limit in limits:
         names = ", ".join(f"`{name}`" for name in limit.operations)

@@ -139,7 +139,7 @@ found["whole"], found["parts"] = whole, seen + [step(batch) for batch in laion_f
 
 
 def test_join_lets_every_rank_use_all_it_has(uneven, tmp_path):
-    # This is DDP's own way, which the README names for those who want no batch left out.
+    # This is DDP's own way, which the docs name for those who want no batch left out.
     script = """
 with model.join():
     found["ids"] = [step(batch) for batch in loader()]
@@ -218,7 +218,7 @@ def whole(rows):
 
 
 class TestResumes:
-    """The README's table of what resumes exactly, line by line; those of `in_step` and of failures stand elsewhere."""
+    """The docs' table of what resumes exactly, line by line; those of `in_step` and of failures stand elsewhere."""
 
     def test_without_workers_the_stream_knows_where_it_is(self, rows, whole):
         ds = rows()

@@ -36,9 +36,9 @@ def test_there_is_one_version():
     assert 'dynamic = ["version"]' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 
 
-def test_the_paper_that_is_cited_is_that_of_the_readme():
+def test_the_paper_that_is_cited_is_that_of_the_docs():
     paper = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["preferred-citation"]
-    readme = re.sub(r"\s+", " ", (ROOT / "README.md").read_text(encoding="utf-8"))
-    assert f"title={{{paper['title']}}}" in readme
+    docs = re.sub(r"\s+", " ", (ROOT / "docs" / "index.md").read_text(encoding="utf-8"))
+    assert f"title={{{paper['title']}}}" in docs
     authors = " and ".join(f"{author['family-names']}, {author['given-names']}" for author in paper["authors"])
-    assert f"author={{{authors}}}" in readme
+    assert f"author={{{authors}}}" in docs

@@ -1,4 +1,4 @@
-"""The environments that the tests run in are the same everywhere: tests/matrix.py, the workflow, README's table."""
+"""The environments that the tests run in are the same in tests/matrix.py, the workflow and the table of versions."""
 
 import re
 from pathlib import Path
@@ -18,7 +18,7 @@ def test_the_workflow_runs_every_environment():
 
 
 def test_the_table_names_nothing_else():
-    table = (ROOT / "README.md").read_text(encoding="utf-8").split(matrix.BEGIN)[1].split(matrix.END)[0]
+    table = matrix.PAGE.read_text(encoding="utf-8").split(matrix.BEGIN)[1].split(matrix.END)[0]
     rows = [line.split("|")[1].strip() for line in table.strip().splitlines()]
     assert set(rows) <= {"environment", "---", *NAMES}
 
@@ -39,9 +39,9 @@ def test_lowest_has_what_pyproject_allows_at_the_least():
 
 
 def test_the_table_is_written_by_the_run_and_compared_with_it(tmp_path, monkeypatch, capsys):
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{matrix.BEGIN}\n{matrix.END}\nafter\n", encoding="utf-8")
-    monkeypatch.setattr(matrix, "README", readme)
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{matrix.BEGIN}\n{matrix.END}\nafter\n", encoding="utf-8")
+    monkeypatch.setattr(matrix, "PAGE", page)
     found = ["3.11", "5.2.0", "2.4.0", "26.0.0", "2.4.6", "13.0.0"]
     rows = {"newest": matrix.row(matrix.NEWEST, found), "datasets-3.6": matrix.row(matrix.OLD, found)}
     assert matrix.compare(rows, write=False) == 1
@@ -55,6 +55,6 @@ def test_the_table_is_written_by_the_run_and_compared_with_it(tmp_path, monkeypa
     assert matrix.compare({"newest": ""}, write=True) == 0
     assert list(matrix.claimed()) == ["datasets-3.6"]
     assert "5.3.0" in capsys.readouterr().out
-    text = readme.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")

@@ -1,4 +1,4 @@
-"""The README's recipes do what they say: extracted from the README and run, as they are printed."""
+"""What README and docs/ say to type does what they say: taken out of them and run, as it is printed."""
 
 import bisect
 import contextlib
@@ -23,19 +23,20 @@ from laion_face_builder.sandbox import Sandbox, SandboxSpec
 
 pytestmark = pytest.mark.slow
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
 RUNNER = Path(__file__).parents[1] / "support" / "run_recipe.py"
 
 
-def section(title):
-    return README.split(f"\n## {title}\n")[1].split("\n## ")[0]
+def page(name):
+    return (ROOT / name).read_text(encoding="utf-8")
 
 
-SECTION = section("Publish")
+README, QUICK_START, REAL_THING = "README.md", "docs/quick-start.md", "docs/real-thing.md"
+RECIPES, PUBLISH = "docs/recipes.md", "docs/publish.md"
 
 
 class Block(NamedTuple):
-    """A block of the README, and the file that its first line says it is kept in."""
+    """A block of a page, and the file that its first line says it is kept in."""
 
     kind: str
     text: str
@@ -46,13 +47,13 @@ class Block(NamedTuple):
         return found and found[1]
 
 
-def blocks(title):
-    found = re.findall(r"^( *)```(python|bash)\n(.*?)^ *```$", section(title), re.DOTALL | re.MULTILINE)
+def blocks(name):
+    found = re.findall(r"^( *)```(python|bash)\n(.*?)^ *```$", page(name), re.DOTALL | re.MULTILINE)
     return [Block(kind, textwrap.dedent(text)) for _, kind, text in found]
 
 
 class Reader:
-    """Somebody who types what stands in the README, in a fresh folder, with an environment that leads to a sandbox."""
+    """Somebody who types what stands there, in a fresh folder, with an environment that leads to a sandbox."""
 
     def __init__(self, box, folder):
         self.box, self.folder = box, folder
@@ -106,7 +107,7 @@ def reader(folder):
 
 
 def someone_asks_for(sample_id, data_dir):
-    """Give one of the samples the id that the README asks for."""
+    """Give one of the samples the id that the recipe asks for."""
     path = data_dir / "faces" / "part-00000.parquet"
     table = pq.read_table(path)
     ids = table["sample_id"].to_pylist()
@@ -122,16 +123,22 @@ def what_a_reader_has(at):
         shutil.copytree(data_dir / "images" / f"part-{part:05}", at.here / "laion_face_data" / f"split_{part:05}")
     (at.here / "path" / "to").mkdir(parents=True)
     shutil.copy(laion_face.__file__, at.here / "path" / "to")
-    (sample_id,) = re.findall(r"laion-face faces (\d+)", section("Recipes"))
+    (sample_id,) = re.findall(r"laion-face faces (\d+)", page(RECIPES))
     someone_asks_for(int(sample_id), data_dir)
+
+
+def test_the_quick_start_runs_as_it_is_printed(tmp_path):
+    with reader(tmp_path) as at:
+        for block in [*blocks(QUICK_START), *blocks(README)]:
+            at.types(block)
 
 
 def test_the_recipes_run_as_they_are_printed(tmp_path):
     with reader(tmp_path) as at:
-        for block in blocks("The real thing"):
+        for block in blocks(REAL_THING):
             at.types(block)
         what_a_reader_has(at)
-        said = {block.text: checked(at, block) for block in blocks("Recipes")}
+        said = {block.text: checked(at, block) for block in blocks(RECIPES)}
         trained = [text for block, text in said.items() if "torchrun" in block]
         assert len(trained) == 2
         assert all(text.count("step of") >= 4 for text in trained)  # two epochs of two ranks
@@ -152,21 +159,24 @@ def checked(at, block):
 
 def test_publishing_runs_as_it_is_printed(tmp_path):
     with reader(tmp_path) as at:
-        at.types(next(block for block in blocks("The real thing") if "laion-face prepare" in block.text))
-        for block in blocks("Publish"):
+        at.types(next(block for block in blocks(REAL_THING) if "laion-face prepare" in block.text))
+        for block in blocks(PUBLISH):
             at.types(block)
 
 
-def test_every_block_of_these_sections_is_run():
-    # Blocks that are not Python or bash have a test of their own below.
-    for title in ("The real thing", "Recipes", "Publish"):
-        kinds = re.findall(r"^ *```(\w+)$", section(title), re.MULTILINE)
-        assert len(kinds) == len(blocks(title)) + kinds.count("sql")
+@pytest.mark.parametrize("name", [README, *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+def test_every_block_is_run(name):
+    # SQL has a test of its own below. What installs, or sets up what these tests run in, is a console's.
+    kinds = re.findall(r"^ *```(\w+)$", page(name), re.MULTILINE)
+    run = blocks(name) if name in (README, QUICK_START, REAL_THING, RECIPES, PUBLISH) else []
+    assert len(kinds) == len(run) + sum(kinds.count(kind) for kind in ("sql", "console", "text", "bibtex"))
+    for console in re.findall(r"```console\n(.*?)```", page(name), re.DOTALL):
+        assert re.fullmatch(r"(\$ (make|pip install|laion-face)\b.*\n)+", console)
 
 
 def recipe(kind, word):
-    """Return the one block of this language in the section that has `word` in it."""
-    (block,) = [block for block in re.findall(rf"```{kind}\n(.*?)```", SECTION, re.DOTALL) if word in block]
+    """Return the one block of this language in the page that has `word` in it."""
+    (block,) = [block for block in re.findall(rf"```{kind}\n(.*?)```", page(PUBLISH), re.DOTALL) if word in block]
     return block
 
 

@@ -1,4 +1,4 @@
-"""Runs Python as `python` does, with stand-ins for what the README leaves to its reader, on the sandbox.
+"""Runs Python as `python` does, with stand-ins for what the docs leave to their reader, on the sandbox.
 
 python run_recipe.py [-u] SCRIPT.py ARGUMENT…  |  python run_recipe.py -m MODULE ARGUMENT…
 

@@ -107,7 +107,7 @@ def _add_download(subparsers: Any) -> None:
 
 def _add_faces(subparsers: Any) -> None:
     command = _command(subparsers, "faces", commands.run_faces, "print detections of single samples, as JSON lines")
-    command.add_argument("sample_ids", metavar="ID", nargs="+", type=sample_id)
+    command.add_argument("sample_ids", metavar="ID", nargs="+", type=sample_id, help="as in the column sample_id")
     _add_data_dir(command)
     _add_format(command, default="json")
 

@@ -7,6 +7,7 @@
 # make check     lint, format, types and imports; the forms of workflows and other YAML; the docs, whose links have to lead somewhere
 # make docs      the docs as a site, in site/
 # make bench     the benchmarks that need no files of yours, in their quick forms: several minutes
+# make fuzz      feeds a million changed and made-up pickles to all that reads them: hours; SECONDS=600 bounds it
 # make develop   an editable install in .venv, and one with datasets 3.6 in .venv-datasets-3.6, to develop with
 
 PYTHON ?= python3
@@ -18,6 +19,7 @@ FORM := $(VENV)/bin/check-jsonschema --quiet --builtin-schema
 BENCHES := "bench_first_example.py --runs 1" "bench_transforms.py --seconds 0.5 --repeats 1" \
   "bench_fetch.py --seconds 2 --latency 0.1" "bench_stream.py --seconds 1 --repeats 1 --only stream"
 
+.PHONY: demo test test-engines java versions check bench fuzz develop browser clean
 # Commands are started by the hundred: what they import is compiled once, not by each of them.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -82,6 +84,9 @@ docs: $(VENV)/ready
 
 bench: $(VENV)/ready
 	@set -e; for bench in $(BENCHES); do echo "== $$bench"; $(VENV)/bin/python benchmarks/$$bench; done
+
+fuzz: $(VENV)/ready
+	$(VENV)/bin/python -m tests.support.fuzz_pickles --count 1000000 $(if $(SECONDS),--seconds $(SECONDS))
 
 develop: $(VENV)/ready $(VENV)-datasets-3.6/ready
 

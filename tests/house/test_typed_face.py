@@ -87,7 +87,7 @@ def test_importing_loads_little_that_datasets_has_not_loaded():
 
 def test_help_comes_without_what_takes_long_to_import():
     code = "from laion_face_builder import cli\nassert cli.main(['--help']) == 0"
-    assert loaded(code) <= {"PIL", "filelock", "numpy", "pyarrow"}
+    assert loaded(code) <= {"PIL", "filelock", "idna", "numpy", "pyarrow"}
 
 
 def test_a_user_sees_the_public_names_and_no_others():

@@ -107,7 +107,7 @@ def test_what_is_too_large_is_refused_before_it_is_decoded_again() -> None:
 
 
 IN_A_WORKER = """
-from laion_face_builder.download.options import DownloadOptions
+from laion_face_builder.download.download_options import DownloadOptions
 from laion_face_builder.options import FetchOptions
 from laion_face_builder.download.task import ShardTask
 try:

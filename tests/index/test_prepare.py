@@ -31,7 +31,7 @@ CHILD = """
 import sys
 from laion_face_builder.layout import DataDir
 from laion_face_builder.index.prepare import prepare
-from laion_face_builder.upstream.sources import Upstream
+from laion_face_builder.sources.sources import Upstream
 folder, repo, metadata, parts = sys.argv[1:]
 prepare(DataDir.at(folder), [int(part) for part in parts], Upstream(repo, None, metadata))
 """

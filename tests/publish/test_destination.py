@@ -452,7 +452,7 @@ SENDING = """
 import sys, json
 from pathlib import Path
 from laion_face_builder.publish.destination import OutgoingFile
-from laion_face_builder.publish.destinations import destination_at
+from laion_face_builder.publish.destination import destination_at
 place = destination_at(sys.argv[1])
 files = [OutgoingFile(name, Path(path), size, sha256) for name, path, size, sha256 in json.loads(sys.argv[2])]
 print(place.send(files, "All"))

@@ -368,7 +368,7 @@ def test_examples_are_not_read_as_an_index(published_pictures):
 CHILD = """
 import json, sys
 from laion_face_builder.layout import DataDir
-from laion_face_builder.publish.image_files import Bounds, PartExamples
+from laion_face_builder.publish.published_files import Bounds, PartExamples
 from laion_face_builder.publish.publish import publish
 from laion_face_builder.publish.request import PublishRequest, options_of
 bounds, batch = Bounds(**json.loads(sys.argv[3])), int(sys.argv[4])

@@ -109,7 +109,7 @@ def test_failures_that_pass_are_lived_through(hub, repo, published, no_pauses, p
 CHILD = """
 import json, sys
 from laion_face_builder.layout import DataDir
-from laion_face_builder.publish.image_files import Bounds
+from laion_face_builder.publish.published_files import Bounds
 from laion_face_builder.publish.publish import publish
 from laion_face_builder.publish.request import PublishRequest
 publish(PublishRequest(DataDir.at(sys.argv[1]), sys.argv[2], with_images=True, private=True,

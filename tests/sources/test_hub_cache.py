@@ -54,7 +54,7 @@ PREPARE = """
 import sys
 from laion_face_builder.layout import DataDir
 from laion_face_builder.index.prepare import prepare
-from laion_face_builder.upstream.sources import Upstream
+from laion_face_builder.sources.sources import Upstream
 prepare(DataDir.at(sys.argv[1]), [0], Upstream(sys.argv[2], None, sys.argv[3]), discard_sources=True)
 """
 

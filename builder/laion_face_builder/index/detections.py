@@ -24,6 +24,7 @@ from laion_face_builder.log import logger
 from laion_face_builder.parquet_files import opened
 from laion_face_builder.schema import DETECTIONS
 from laion_face_builder.torch_pickle.chunks import PIECE_SIZE, iter_pieces
+from laion_face_builder.torch_pickle.unpickler import one_door
 from laion_face_builder.values import Range
 
 #: Small enough that a single id is found by reading one group of each part: about 1 MB.
@@ -75,8 +76,13 @@ def write_faces(pth: Path, data: DataDir, part: int, source_version: str) -> Non
 
 
 def read_faces(pth: Path, piece_size: int = PIECE_SIZE) -> FaceColumns:
-    """Read all faces of a file in its order; of an id that comes twice the last counts, as in a dict."""
-    return FaceColumns.concat(_pieces(pth, piece_size))
+    """Read all faces of a file in its order; of an id that comes twice the last counts, as in a dict.
+
+    Raises:
+        UnsafePickle, BadFile: whatever is wrong with it.
+    """
+    with one_door(pth):
+        return FaceColumns.concat(_pieces(pth, piece_size))
 
 
 def _pieces(pth: Path, piece_size: int) -> Iterator[FaceColumns]:

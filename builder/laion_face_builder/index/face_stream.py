@@ -16,7 +16,7 @@ from functools import lru_cache
 import numpy as np
 
 from laion_face_builder.index.faces import FaceColumns
-from laion_face_builder.torch_pickle.unpickler import ENCODE, NDARRAY, RECONSTRUCT, SCALAR, DType
+from laion_face_builder.torch_pickle.pickle_names import ENCODE, NDARRAY, RECONSTRUCT, SCALAR, DType
 
 #: Stands in a template for `r` and a memo index of four bytes.
 _PUT = b"r\0\0\0\0"

@@ -9,10 +9,13 @@ RetinaFace; newer versions of it give dicts). All must be finite.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -151,34 +154,54 @@ def _parts(path: Path, sample_id: int, face: object) -> Iterable[object]:
         points = face.get("kps", face.get("landmarks"))
         if "box" in face and "score" in face and points is not None:
             return face["box"], points, face["score"]
-        raise _bad(path, sample_id, f"a face with keys {sorted(map(str, face))}", "box, kps (or landmarks) and score")
+        keys = reprlib.repr(list(face))
+        raise _bad(path, sample_id, f"a face with keys {keys}", "box, kps (or landmarks) and score")
     length = f" of {len(face)}" if isinstance(face, list | tuple) else ""
     raise _bad(path, sample_id, f"a face that is a {type(face).__name__}{length}", "(box, landmarks, score)")
 
 
 def _stack(path: Path, name: str, values: list[object], owners: np.ndarray) -> np.ndarray:
     """Return `values`, one for each face, as one float32 array."""
-    shape = (len(values), *_SHAPES[name])
+    shape = _SHAPES[name]
     if not values:
-        return np.empty(shape, np.float32)
-    stacked = _numbers(values)
-    if stacked is None or stacked.shape != shape:
-        for owner, value in zip(owners, values, strict=True):
-            single = _numbers(value)
-            if single is None or single.shape != shape[1:]:
-                found = f"{name} {value!r:.60}" if single is None else f"{name} of shape {single.shape}"
-                raise _bad(path, int(owner), found, f"numbers of shape {shape[1:]}")
-        stacked = np.stack([np.asarray(value, np.float64) for value in values])
+        return np.empty((0, *shape), np.float32)
+    # Looked at before NumPy may: it would walk lists however deep they are, and copy arrays however large.
+    for value, owner in zip(values, owners, strict=True):
+        if not _has_shape(value, shape):
+            is_array = isinstance(value, np.ndarray) and value.dtype.kind in "fiu"
+            found = f"of shape {value.shape}" if is_array else reprlib.repr(value)  # type: ignore[attr-defined]
+            raise _bad(path, int(owner), f"{name} {found}", f"numbers of shape {shape}")
     with np.errstate(over="ignore"):  # too large for float32 becomes infinite, and is reported as such
-        return stacked.astype(np.float32)
+        return _as_array(values).astype(np.float32)
 
 
-def _numbers(values: object) -> np.ndarray | None:
+def _has_shape(value: object, shape: tuple[int, ...]) -> bool:
+    """Tell whether a value is numbers of this shape, as an array, or as lists and tuples of arrays or numbers."""
+    if isinstance(value, np.ndarray):
+        return value.shape == shape and value.dtype.kind in "fiu"
+    if shape:
+        if not isinstance(value, list | tuple) or len(value) != shape[0]:
+            return False
+        return _has_floats(value, shape) or all(_has_shape(one, shape[1:]) for one in value)
+    return isinstance(value, int | float | np.integer | np.floating) and type(value) is not bool
+
+
+def _has_floats(value: Sequence[Any], shape: tuple[int, ...]) -> bool:
+    """Tell whether a row is plain floats, or rows of them; the common case, in a quarter of the time."""
+    if len(shape) == 2:
+        if not set(map(type, value)) <= {list, tuple} or set(map(len, value)) != {shape[1]}:
+            return False
+        value = [*chain.from_iterable(value)]
+    return set(map(type, value)) == {float}
+
+
+def _as_array(values: list[object]) -> np.ndarray:
     try:
         array = np.array(values)
     except (ValueError, OverflowError):
-        return None
-    return array if array.dtype.kind in "fiu" else None
+        array = np.array(None)
+    # Ints beyond 64 bits make it an array of objects.
+    return array if array.dtype.kind in "fiu" else np.stack([np.asarray(value, np.float64) for value in values])
 
 
 def _bad(path: Path, sample_id: int | str, found: str, expected: str) -> BadFile:

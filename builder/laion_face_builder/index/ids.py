@@ -10,6 +10,7 @@ searched for in the sorted ids.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,10 @@ from laion_face_builder.parquet_files import rows_in, table_of
 from laion_face_builder.schema import IDS
 from laion_face_builder.sources import data_store
 from laion_face_builder.torch_pickle.float_lists import FloatList, load_lists
+from laion_face_builder.torch_pickle.unpickler import one_door
 
+#: From here on a float64 cannot tell neighbours apart, so no id of LAION's can be that large; `part_ids` has 58 bits.
+_LIMIT = 1 << 53
 #: Bits of the significand: above 2**bits a float of that size no longer tells neighbouring ints apart.
 _EXACT = {2: 11, 4: 24, 8: 53}
 _WAY_OUT = "Check that it is laion_face_ids.pth, and fetch it again from its source."
@@ -75,7 +79,8 @@ def sorted_ids(pth: Path, part: int, values: object) -> np.ndarray:
     Raises:
         BadFile: something in `values` is not a sample id.
     """
-    ids = as_ids(values.read() if isinstance(values, FloatList) else values)
+    with one_door(pth):
+        ids = as_ids(values.read() if isinstance(values, FloatList) else values)
     if not isinstance(ids, np.ndarray):
         raise BadFile(pth, found=f"{ids} in part {part}", expected="whole sample ids from 0 to 2**53", way_out=_WAY_OUT)
     ids.sort()
@@ -108,14 +113,23 @@ def as_ids(values: object) -> np.ndarray | str:
 
 
 def _numbers(values: Any) -> np.ndarray | None:
-    """Return `values` as an array if they are one row of numbers; NumPy alone would make True a 1."""
-    if not isinstance(values, np.ndarray) and not {bool, np.bool_}.isdisjoint(map(type, values)):
-        return None
+    """Return `values` as an array if they are one row of numbers; NumPy alone would make True a 1, and walk lists."""
+    if not isinstance(values, np.ndarray):
+        kinds = set(map(type, values))
+        arrays = {kind for kind in kinds if issubclass(kind, np.ndarray)}
+        if not all(_is_number(kind) for kind in kinds - arrays):
+            return None
+        if arrays and any(value.ndim for value in values if isinstance(value, np.ndarray)):
+            return None
     try:
         numbers = np.asarray(values)
     except (ValueError, OverflowError):
         return None
     return numbers if numbers.ndim == 1 and numbers.dtype.kind in "iuf" else None
+
+
+def _is_number(kind: type) -> bool:
+    return issubclass(kind, int | float | np.integer | np.floating) and kind is not bool
 
 
 def _wrong(numbers: np.ndarray) -> np.ndarray:
@@ -124,20 +138,21 @@ def _wrong(numbers: np.ndarray) -> np.ndarray:
         limit = 2.0 ** _EXACT[numbers.dtype.itemsize]
         with np.errstate(invalid="ignore"):
             return np.asarray(~((numbers >= 0) & (numbers < limit) & (np.trunc(numbers) == numbers)))
-    return np.asarray((numbers < 0) | (numbers > np.iinfo(np.int64).max))
+    return np.asarray((numbers < 0) | (numbers >= _LIMIT))
 
 
 def _first_wrong(values: Any) -> str:
-    if isinstance(values, np.ndarray) and values.ndim != 1:
-        return f"an array of shape {values.shape}"
+    if isinstance(values, np.ndarray):
+        return f"an array of shape {values.shape} and type {values.dtype}"
     for value in values:
-        kind = np.ndarray if np.ndim(value) else type(value)
-        if isinstance(value, bool) or not issubclass(kind, int | float | np.integer | np.floating):
-            if isinstance(value, np.ndarray) and value.ndim == 0 and value.dtype.kind in "iuf":
+        if isinstance(value, np.ndarray):
+            if value.ndim == 0 and value.dtype.kind in "iuf":
                 continue
-            return f"{value!r:.60} ({type(value).__name__})"
-        if not 0 <= value < 1 << 53 or value != int(value):
-            return f"{value!r:.60}"
+            return f"an array of shape {value.shape} and type {value.dtype} in place of an id"
+        if not _is_number(type(value)):
+            return f"{reprlib.repr(value)} ({type(value).__name__})"
+        if not 0 <= value < _LIMIT or value != int(value):
+            return reprlib.repr(value)
     return f"values that are no list of numbers ({type(values).__name__})"
 
 
@@ -148,14 +163,14 @@ def _by_part(pth: Path, value: object) -> dict[int, object]:
     if isinstance(value, Mapping):
         try:
             by_part = {int(key): ids for key, ids in value.items()}
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             by_part = {}
         if sorted(by_part) == list(ALL_PARTS) and len(by_part) == len(value):
             return by_part
-    length = f" of {len(value)}" if hasattr(value, "__len__") else ""
+    length = f" of {len(value)}" if isinstance(value, list | tuple | Mapping) else ""
     raise BadFile(
         pth,
-        found=f"a {type(value).__name__}{length}",
+        found="an array" if isinstance(value, np.ndarray) else f"a {type(value).__name__}{length}",
         expected="a list, tuple or dict (keys 0 to 31) with the ids of 32 parts",
         way_out=_WAY_OUT,
     )
@@ -175,7 +190,7 @@ Parts = npt.NDArray[np.int16]
 _BITS_AN_ID = 16
 #: 2**64 divided by the golden ratio, odd: its products spread neighbouring ids over all of 64 bits.
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)
-#: A key is an id and the part that lists it, in one number: ids are below 2**53, and there are 32 parts.
+#: A key is an id and the part that lists it, in one number: `ids` has none from 2**53 on, and there are 32 parts.
 _PART_BITS = 5
 _AT_ONCE = 1 << 20
 #: Keys whose bits are set together: 64 MB of places.

@@ -45,7 +45,7 @@ import sys
 import time
 
 import laion_face
-from laion_face_builder.preview import contact_sheet
+from laion_face_builder.inspect.contact_sheet import contact_sheet
 
 data_dir, preview = sys.argv[1:]
 results = []

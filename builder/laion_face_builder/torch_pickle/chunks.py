@@ -11,14 +11,15 @@ from __future__ import annotations
 import io
 import re
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from laion_face_builder.errors import BadFile, LaionFaceError
 from laion_face_builder.log import logger
+from laion_face_builder.torch_pickle.pickle_scan import Scan
 from laion_face_builder.torch_pickle.torch_file import PickleStream, load_pickle, open_pickle
-from laion_face_builder.torch_pickle.unpickler import NoStorages, Unpickler, bad_pickle, collector_off
+from laion_face_builder.torch_pickle.unpickler import NoStorages, Unpickler, bad_pickle, collector_off, one_door
 
 #: Bytes of a piece. Each new unpickler pays for the highest memo index so far, so small pieces are slow.
 PIECE_SIZE = 64 << 20
@@ -63,7 +64,7 @@ def iter_dict(path: Path, piece_size: int = PIECE_SIZE) -> Iterator[dict[object,
 
 def iter_pieces(path: Path, shortcut: Shortcut[T], piece_size: int = PIECE_SIZE) -> Iterator[T | dict[object, object]]:
     """Do as `iter_dict`, but offer smaller pieces to `shortcut` first; if it knows one, yield what it returns."""
-    with open_pickle(path) as stream:
+    with one_door(path), open_pickle(path) as stream:
         if stream.size > piece_size:
             try:
                 yield from _Cutter(stream, shortcut, piece_size).pieces()
@@ -95,6 +96,7 @@ class _Cutter:
         self._shortcut_size = min(piece_size, SHORTCUT_SIZE)
         self._pending = b""
         self._first: Unpickler | None = None
+        self._noted: Mapping[int, object] = {}
 
     def pieces(self) -> Iterator[Any]:
         """Yield what the pieces hold. The first is a single batch: all later unpicklers start with its memo."""
@@ -141,13 +143,13 @@ class _Cutter:
 
     def _unpickle(self, raw: bytes, is_last: bool) -> dict[object, object] | None:
         # (token, {items}) as a tuple: nothing but the true end of a batch leaves just these two behind the lowest MARK.
-        token = secrets.randbits(112)
-        head = b"\x80\x02(\x8a\x0f" + token.to_bytes(15, "little") + b"}" + (b"" if self._first else b"q\x00")
-        data = io.BytesIO(b"".join((head, raw, b"" if is_last else b"t.")))
+        token = secrets.randbits(63)
+        mark = b"" if is_last else b"(\x8a\x08" + token.to_bytes(8, "little")
+        data = b"".join((b"\x80\x02", mark, b"}", b"" if self._first else b"q\x00", raw, b"" if is_last else b"t."))
         # Legacy files have the numbers of tensors behind the pickle: too late for pieces.
         storages = _TooLate() if self._stream.has_late_numbers else self._stream.storages
-        # BufferedReader has `peek`, without which the unpickler asks for each few bytes anew.
-        unpickler = Unpickler(io.BufferedReader(data, _READ), self._stream.path, storages)
+        scan = Scan(len(data), self._stream.size, self._noted)
+        unpickler = Unpickler(io.BytesIO(data), self._stream.path, storages, scan, len(data))
         if self._first:
             unpickler.memo = self._first.memo
         value = self._run(unpickler, is_last)
@@ -157,7 +159,8 @@ class _Cutter:
             value = value[1]
         if type(value) is not dict:
             return None
-        self._first = self._first or unpickler
+        if self._first is None:
+            self._first, self._noted = unpickler, scan.memo
         return value
 
     def _run(self, unpickler: Unpickler, is_last: bool) -> object:

@@ -18,8 +18,11 @@ from typing import IO, Any
 import numpy as np
 
 from laion_face_builder.errors import BadFile, UnsafePickle
-from laion_face_builder.torch_pickle.torch_file import load_pickle, open_pickle
-from laion_face_builder.torch_pickle.unpickler import Malformed, Storages, Unpickler, bad_pickle, run
+from laion_face_builder.torch_pickle.pickle_names import FROZENSET, SET, Stamp
+from laion_face_builder.torch_pickle.pickle_scan import Scan
+from laion_face_builder.torch_pickle.pickle_sizes import Malformed
+from laion_face_builder.torch_pickle.torch_file import PickleStream, load_pickle, open_pickle
+from laion_face_builder.torch_pickle.unpickler import Unpickler, bad_pickle, one_door, run
 
 #: Shorter lists stay as they are.
 _WORTH_IT = 100
@@ -52,7 +55,6 @@ class FloatList:
         return self.count
 
     def __iter__(self) -> Iterator[float]:
-        # For sets, which are pickled as lists.
         return iter(self.read().tolist())
 
     def read(self) -> np.ndarray:
@@ -73,12 +75,12 @@ class FloatList:
 
 def load_lists(path: Path) -> object:
     """Do as `torch_file.load_pickle`, but give long lists of floats as `FloatList`."""
-    with open_pickle(path) as stream, path.open("rb", buffering=0) as raw:
+    with one_door(path), open_pickle(path) as stream, path.open("rb", buffering=0) as raw:
         opcodes, lists = take_out(raw, path, stream.start, stream.start + stream.size)
-        file = io.BufferedReader(io.BytesIO(opcodes))
+        file = io.BytesIO(opcodes)
         try:
-            value = run(_Unpickler(file, path, stream.storages, lists), path)
-            stream.finish(file)
+            value = run(_Unpickler(file, path, stream, lists, len(opcodes)), path)
+            stream.finish(file if stream.has_late_numbers else stream.file)
             return value
         except UnsafePickle:
             raise
@@ -94,14 +96,17 @@ def take_out(file: IO[bytes], path: Path, start: int, end: int) -> tuple[bytes, 
     kept: list[bytes] = []
     lists: list[FloatList] = []
     data, place, position = b"", start, 0  # data[0] is at `place`, and `position` in it is what is next
+    in_vain = 0
     while True:
-        found = _LIST.search(data, position) if len(lists) < _MOST_LISTS else None
+        # In a hostile file each batch of a list may look like the start of one that is none after all.
+        found = _LIST.search(data, position) if len(lists) < _MOST_LISTS and in_vain <= end - start else None
         if found:
             batches = place + found.end()
             count = sum(floats.size for floats in _floats(file, batches, end))
             after = _end(batches, count)
             if count < _WORTH_IT or _bytes(file, after, 1) in b"(Ga":
                 # Cut short, or more may be appended to it.
+                in_vain += after - batches
                 kept.append(data[position : found.end()])
                 position = found.end()
                 continue
@@ -160,9 +165,21 @@ def _bytes(file: IO[bytes], start: int, size: int) -> bytes:
 
 
 class _Unpickler(Unpickler):
-    def __init__(self, file: IO[bytes], path: Path, storages: Storages, lists: list[FloatList]) -> None:
-        super().__init__(file, path, storages)
+    def __init__(self, file: IO[bytes], path: Path, stream: PickleStream, lists: list[FloatList], size: int) -> None:
+        super().__init__(file, path, stream.storages, Scan(size, stream.size), size)
         self._lists = lists
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = super().find_class(module, name)
+        return _LEFT_IN_FILE.get(id(found), found)
 
     def persistent_load(self, pid: Any) -> Any:
         return self._lists[pid] if type(pid) is int else super().persistent_load(pid)
+
+
+def _or_left(make: Stamp) -> Stamp:
+    """Leave a set in its file as well: as Python floats it takes ten times the room."""
+    return Stamp(lambda items=(): items if type(items) is FloatList else make(items))
+
+
+_LEFT_IN_FILE = {id(make): _or_left(make) for make in (SET, FROZENSET)}

@@ -98,7 +98,7 @@ class _Name:
         return self.name, self.args
 
 
-class _Pickler(pickle._Pickler):  # type: ignore[name-defined,misc]
+class _Pickler(pickle._Pickler):
     """Writes names that are not here."""
 
     def persistent_id(self, obj: object) -> object:
@@ -107,12 +107,12 @@ class _Pickler(pickle._Pickler):  # type: ignore[name-defined,misc]
     def save(self, obj: Any, save_persistent_id: bool = True) -> None:
         if isinstance(obj, _Name):
             module, name = obj.name.split()
-            self.write(f"c{module}\n{name}\n".encode())
+            self.write(f"c{module}\n{name}\n".encode())  # type: ignore[attr-defined]  # typeshed leaves it out
             if obj.args:
                 self.save(obj.args)
-                self.write(b"R")
+                self.write(b"R")  # type: ignore[attr-defined]
             return
-        super().save(obj, save_persistent_id)
+        super().save(obj, save_persistent_id)  # type: ignore[misc]
 
 
 @lru_cache(1)
@@ -216,7 +216,8 @@ def made(rng: random.Random) -> bytes:
         elif kind < 6:
             pick, memo = (b"q" + bytes([memo]) if memo < 256 else b"r" + struct.pack("<I", memo)), memo + 1
         elif kind < 8:
-            pick, height = b"(", (marks.append(height), 0)[1]
+            marks.append(height)
+            pick, height = b"(", 0
         elif kind < 11 and marks:
             pick = rng.choice([b"t", b"t", b"e", b"u", b"\x90", b"\x91"])
             height = marks.pop() + (pick in (b"t", b"\x91"))
@@ -290,7 +291,8 @@ def _merged(path: Path) -> dict[object, object]:
 
 def _same(a: object, b: object) -> bool:
     """Tell whether two values are equal, as far as some thousand numbers say; a set of floats may come as a list."""
-    todo, compared = [(a, b)], 0
+    todo: list[tuple[Any, Any]] = [(a, b)]
+    compared = 0
     while todo and compared < _COMPARED:
         one, other = todo.pop()
         compared += 1

@@ -451,7 +451,7 @@ def test_a_card_that_the_hub_refuses_is_a_clear_error(hub, repo, tmp_path, log):
 SENDING = """
 import sys, json
 from pathlib import Path
-from laion_face_builder.publish.destination import OutgoingFile
+from laion_face_builder.publish.targets import OutgoingFile
 from laion_face_builder.publish.destination import destination_at
 place = destination_at(sys.argv[1])
 files = [OutgoingFile(name, Path(path), size, sha256) for name, path, size, sha256 in json.loads(sys.argv[2])]

@@ -260,8 +260,9 @@ def test_lines_count_bytes_and_what_has_no_end(caplog):
 
 LOGGED = """
 import json, sys
-from laion_face_builder import cli, progress_log
-progress_log.INTERVAL = 0.0
+from laion_face_builder import cli
+from laion_face_builder.progress import logged
+logged.INTERVAL = 0.0
 sys.exit(cli.main(json.loads(sys.argv[1])))
 """
 

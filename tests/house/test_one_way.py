@@ -14,14 +14,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
+import laion_face
+import laion_face_builder
 from laion_face_builder.errors import PictureError
 from laion_face_builder.fetch.names import NoAnswer
 from laion_face_builder.images.reasons import FINAL, Chance, Reason, Whose, http
 
-ROOT = Path(__file__).parents[2]
-PACKAGE = ROOT / "builder" / "laion_face_builder"
+PACKAGE = Path(laion_face_builder.__file__).parent
 COMPAT = PACKAGE / "examples" / "_compat.py"
-TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in [*PACKAGE.rglob("*.py"), ROOT / "laion_face.py"]}
+TREES = {
+    path: ast.parse(path.read_text(encoding="utf-8")) for path in [*PACKAGE.rglob("*.py"), Path(laion_face.__file__)]
+}
 
 
 def nodes(kind):

@@ -61,7 +61,7 @@ class Reason(str, Enum):
     #: Its bytes in the tar are not those that were downloaded.
     TAR_CHANGED = "tar_changed", Whose.OURS, Chance.LATER
     #: Its row of the index cannot be read: text that is not UTF-8, a face that is not whole.
-    BAD_ROW = "bad_row", Whose.OURS, Chance.NONE
+    BAD_ROW = "bad_row", Whose.OURS, Chance.LATER
     #: No address of the web, or one that nobody is asked at.
     BAD_URL = "bad_url", Whose.OURS, Chance.NONE
     #: The host has only addresses that are not public. Not final: names come to others.

@@ -114,7 +114,7 @@ class Scan(Sizes):
                 self._skip, at = at - len(data), len(data)
         self._left -= at
         if (is_last and not self.is_done) or self._skip > self._left:
-            raise EOFError("truncated")
+            raise EOFError("it ends too early")
         if sum(map(len, self._below)) + len(self._stack) > _MOST_WAITING:
             raise Malformed(f"more than {_MOST_WAITING} objects in one container's brackets")
         return at

@@ -82,7 +82,7 @@ class Scanned(io.RawIOBase):
         new = self._file.read(wanted)
         self._left -= wanted
         if len(new) < wanted:
-            raise EOFError("truncated")
+            raise EOFError("it ends too early")
         data = self._tail + new
         end = self._scan.feed(data, is_last=self._left == 0)
         self._ready, self._tail = memoryview(data)[:end], data[end:]

@@ -77,7 +77,7 @@ with Fetcher(limits) as fetcher:
         except NetworkOutage as error:
             print(error)
     else:
-        time.sleep(limits.timeout)
+        time.sleep(limits.options.timeout)
         print(sum(ticket.done() for ticket in tickets) < 60)
     for file in taken:
         os.close(file)

@@ -88,7 +88,7 @@ with HostileHost(address="0.0.0.0") as host, Fetcher(limits()) as fetcher:
     switch(False)
     tickets = [fetcher.submit(url) for url in urls(host, "/ok", first=100)]
     assert is_said.wait(60)
-    time.sleep(2 * limits().timeout)
+    time.sleep(2 * limits().options.timeout)
     switch(True)
     print({outcome(ticket) for ticket in tickets})
 """)

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import datasets
 
+import laion_face
 from laion_face_builder import errors
 from laion_face_builder.cli.arguments import make_parser
 from laion_face_builder.options import option_names
 from laion_face_builder.schema import EXAMPLE_COLUMNS, INDEX
 
 PACKAGE = Path(errors.__file__).parent
-SOURCES = [PACKAGE.parent.parent / "laion_face.py", *PACKAGE.rglob("*.py")]
+SOURCES = [Path(laion_face.__file__), *PACKAGE.rglob("*.py")]
 ERRORS = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, Exception)}
 LOGGERS = {"logger", "_LOG", "_logger"}
 #: What messages name of other libraries: torch's DataLoader, `datasets`, img2dataset.
@@ -60,7 +61,7 @@ def _texts(node: ast.AST) -> Iterator[str]:
         text = one.value if isinstance(one, ast.Constant) else ""
         if isinstance(one, ast.JoinedStr):
             text = "".join(str(part.value) if isinstance(part, ast.Constant) else "\0" for part in one.values)
-        if isinstance(text, str) and " " in text and "\n" not in text:
+        if isinstance(text, str) and " " in text and "\n" not in text and not text.startswith("<"):
             yield text
 
 

@@ -118,7 +118,8 @@ def found_near(picture, point, number, scale):
 @settings(deadline=None, max_examples=60)
 @given(st.integers(0, 11), st.sampled_from(RESIZE_MODES), st.floats(0.4, 4), st.booleans(), st.booleans())
 def test_drawn_faces_are_found_again_where_the_frame_says(seed, mode, scale, bigger, skip):
-    # A face is found within one pixel; when scaling down, within the width of one pixel of the original.
+    # A face is found within one pixel; when scaling down, within the width of one pixel of the original, but
+    # no nearer than half a pixel: few pixels are left of a disc.
     planned, picture = scene(seed)
     size = (planned.width, planned.height)
     side = min(size) if mode in ("keep_ratio", "center_crop") else max(size)
@@ -134,7 +135,7 @@ def test_drawn_faces_are_found_again_where_the_frame_says(seed, mode, scale, big
             reach = 12 * frame.scale_x
             if all(reach < at < length - reach for at, length in zip(mapped, now, strict=True)):  # not cut off
                 found = found_near(after, mapped, number, frame.scale_x)
-                assert np.abs(found - mapped).max() <= min(1, frame.scale_x, frame.scale_y)
+                assert np.abs(found - mapped).max() <= max(0.5, min(1, frame.scale_x, frame.scale_y))
 
 
 @pytest.mark.parametrize("mode", RESIZE_MODES)

@@ -173,6 +173,7 @@ class Workers(Generic[C]):
     def events(self, seconds: float) -> list[Event[C]]:
         """Return what has happened; wait up to `seconds` for the first event."""
         lines = {worker.line: worker for worker in self._workers}
+        # `wait` gives back what it was given, which its types do not say.
         return [event for line in wait(list(lines), seconds) for event in self._heard(lines[line])]  # type: ignore[index]
 
     def each(self, calls: Sequence[C]) -> Iterator[Done[C] | Failed[C]]:

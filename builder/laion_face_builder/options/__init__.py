@@ -1,14 +1,18 @@
 """Every option of a dataset, once: as it is given (`fields`), made plain (`plain`), as the work takes it (`tree`)."""
 
-from laion_face_builder.options.defining import ALWAYS, DEFINES, FETCHED, NEVER, READ
 from laion_face_builder.options.fields import (
+    ALWAYS,
     ARRIVAL_ORDER,
+    DEFINES,
+    FETCHED,
     IMAGE_MODES,
     INDEX_ORDER,
+    NEVER,
     NSFW_VALUES,
     ON_ERROR,
     ON_SIZE_CHANGE,
     ORDERS,
+    READ,
     OptionFields,
     option_names,
     refuse_unknown,

@@ -118,3 +118,13 @@ def _exclude(given: Any) -> Exclusion:
 
 
 _OF_THEIR_OWN = {"cache_images": _cache_images, "images": _images, "nsfw": _nsfw, "exclude": _exclude}
+
+
+def one_spelling(value: Any) -> Any:
+    """Write equal numbers alike: 64, 64.0 and NumPy's are one filter."""
+    if isinstance(value, dict):
+        return {name: one_spelling(one) for name, one in value.items()}
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return value
+    number = int(value) if isinstance(value, numbers.Integral) else float(value)
+    return int(number) if float(number).is_integer() else number

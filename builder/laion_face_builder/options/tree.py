@@ -21,9 +21,8 @@ from laion_face_builder.errors import OptionError
 from laion_face_builder.images.geometry import Resizing
 from laion_face_builder.index.filters import Filters
 from laion_face_builder.layout import CONFIG_PARTS, DataDir, parse_parts
-from laion_face_builder.options.defining import DEFINES, FETCHED, one_spelling
-from laion_face_builder.options.fields import ORDERS, RANGES, OptionFields
-from laion_face_builder.options.plain import plain
+from laion_face_builder.options.fields import DEFINES, FETCHED, ORDERS, RANGES, OptionFields
+from laion_face_builder.options.plain import one_spelling, plain
 from laion_face_builder.shown import ShownFields
 from laion_face_builder.sources.hub import Token, checked_token
 from laion_face_builder.sources.sources import Upstream

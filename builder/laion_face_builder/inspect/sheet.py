@@ -22,6 +22,8 @@ Example = dict[str, Any]
 #: Longest side of a picture in the page, pixels: a page of a hundred stays a few megabytes.
 THUMBNAIL = 512
 _QUALITY = 85
+#: Scores that a card tells; all are in the picture.
+_SCORES = 12
 #: Pixels: further out nothing is drawn.
 _FAR = 100_000
 _NAMES = ("left eye", "right eye", "nose", "left mouth corner", "right mouth corner")
@@ -57,11 +59,16 @@ def _card(example: Example) -> dict[str, Any]:
         "sample": f"{example['sample_id']}, part {example['part']}",
         "size": _sizes(example),
         "is_unsure": _is_unsure(example),
-        "scores": ", ".join(f"{face['score']:.2f}" for face in example["faces"]) or "no faces",
+        "scores": _scores(example["faces"]),
         "tags": f"{example['nsfw'] or 'no nsfw tag'}, similarity {similarity}",
         "url": example["url"],
         "drawing": _drawing(example),
     }
+
+
+def _scores(faces: Sequence[dict[str, Any]]) -> str:
+    scores = [f"{face['score']:.2f}" for face in faces[:_SCORES]]
+    return ", ".join(scores) + (f" and {len(faces) - _SCORES} more" if len(faces) > _SCORES else "") or "no faces"
 
 
 def _sizes(example: Example) -> str:
@@ -119,4 +126,5 @@ def _faces(faces: Sequence[dict[str, Any]], width: int, height: int) -> Iterator
             left, top = min(max(x1, 0), width - 2.8 * letter), min(max(y1, 0), height - 1.25 * letter)
             box = {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1}
             label = {"left": left, "top": top, "letter": letter, "score": f"{face['score']:.2f}"}
-            yield {**box, **label, "points": points}
+            marks = {"dot": min(letter / 4, (x2 - x1) / 12), "has_label": 2.8 * letter <= 2 * (x2 - x1)}
+            yield {**box, **label, **marks, "points": points}

@@ -18,32 +18,9 @@ from laion_face_builder.inspect.sheet import THUMBNAIL, sheet
 from laion_face_builder.inspect.show import Sheet
 from laion_face_builder.transforms.drawing import POINTS, SURE, UNSURE
 from tests.support import browser
+from tests.support.one_example import LANDMARKS, example
 
-LANDMARKS = [[30.0, 40.0], [60.0, 40.0], [45.0, 55.0], [33.0, 70.0], [57.0, 70.0]]
 SURE_IN_PAGE, UNSURE_IN_PAGE = (0, 122, 75), (179, 107, 0)
-
-
-def example(**given):
-    """Make an example with one face on a plain picture."""
-    image = given.pop("image", Image.new("RGB", (200, 160), (250, 240, 120)))
-    width, height = image.size if image is not None else (None, None)
-    return {
-        "sample_id": 7,
-        "part": 0,
-        "image": image,
-        "caption": "A caption",
-        "faces": [{"box": [20.0, 20.0, 90.0, 100.0], "landmarks": LANDMARKS, "score": 0.875}],
-        "url": "http://host.example/a.jpg",
-        "width": width,
-        "height": height,
-        "original_width": 200,
-        "original_height": 160,
-        "faces_aligned": image is not None,
-        "nsfw": "UNLIKELY",
-        "similarity": 0.31,
-        "license": "?",
-        **given,
-    }
 
 
 def share_of(picture, colour, near=12):

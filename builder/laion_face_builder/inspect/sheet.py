@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from io import BytesIO
 from typing import Any
@@ -53,16 +53,21 @@ def sheet(examples: Sequence[Example], command: str, counts: str, columns: int =
 
 
 def _card(example: Example) -> dict[str, Any]:
-    similarity = "unknown" if example["similarity"] is None else f"{example['similarity']:.3f}"
+    return {**facts(example), "drawing": _drawing(example)}
+
+
+def facts(example: Mapping[str, Any]) -> dict[str, Any]:
+    """Tell what is known of an example besides its picture: short texts, for a card."""
+    known = example.get("similarity")
+    similarity = "unknown" if known is None else f"{known:.3f}"
     return {
         "caption": example["caption"],
         "sample": f"{example['sample_id']}, part {example['part']}",
         "size": _sizes(example),
         "is_unsure": _is_unsure(example),
         "scores": _scores(example["faces"]),
-        "tags": f"{example['nsfw'] or 'no nsfw tag'}, similarity {similarity}",
+        "tags": f"{example.get('nsfw') or 'no nsfw tag'}, similarity {similarity}",
         "url": example["url"],
-        "drawing": _drawing(example),
     }
 
 
@@ -71,7 +76,7 @@ def _scores(faces: Sequence[dict[str, Any]]) -> str:
     return ", ".join(scores) + (f" and {len(faces) - _SCORES} more" if len(faces) > _SCORES else "") or "no faces"
 
 
-def _sizes(example: Example) -> str:
+def _sizes(example: Mapping[str, Any]) -> str:
     original, now = (_size(example[f"{kind}width"], example[f"{kind}height"]) for kind in ("original_", ""))
     if example["image"] is None:
         return f"{original} in the metadata"
@@ -84,9 +89,9 @@ def _size(width: int | None, height: int | None) -> str:
     return f"{'?' if width is None else width} x {'?' if height is None else height}"
 
 
-def _is_unsure(example: Example) -> bool:
+def _is_unsure(example: Mapping[str, Any]) -> bool:
     """Say whether there is a picture that the boxes may not fit."""
-    return example["image"] is not None and not example["faces_aligned"]
+    return example["image"] is not None and not example.get("faces_aligned", True)
 
 
 def _drawing(example: Example) -> dict[str, Any] | None:

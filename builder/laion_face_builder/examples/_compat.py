@@ -113,8 +113,9 @@ class _TypedRows(_BaseExamplesIterable):  # type: ignore[misc]  # likewise
         return _TypedRows(self.ex_iterable.reshard_data_sources(), self._features)
 
     def _init_state_dict(self) -> State:
-        self._state_dict = self.ex_iterable._init_state_dict()
-        return self._state_dict
+        state: State = self.ex_iterable._init_state_dict()
+        self._state_dict = state
+        return state
 
     def state_dict(self) -> Any:
         return self.ex_iterable.state_dict()
@@ -141,7 +142,7 @@ class TypedStream(datasets.IterableDataset):  # type: ignore[misc]  # likewise
 def typed(rows: datasets.IterableDataset) -> TypedStream:
     """Make a stream one that keeps to its features when it is read as tables."""
     rows.__class__ = TypedStream
-    return rows
+    return rows  # type: ignore[no-any-return]
 
 
 def _gives_typed(method: Callable[..., Any]) -> Callable[..., Any]:

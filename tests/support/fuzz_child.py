@@ -24,6 +24,8 @@ from typing import Protocol
 MEMORY = 2 << 30
 #: Seconds that one case may take on a busy machine; on an idle one they take milliseconds.
 PATIENCE = 60
+#: The same for what comes before the first.
+_START = 300
 _IN_MEMORY = Path("/dev/shm")
 
 SAME, CLEAR, SILENT, TRACEBACK, HUNG = "as without the fault", "clear error", "silent", "traceback", "hung"
@@ -108,9 +110,10 @@ def _one_child(trial: Trial, numbers: range, folder: Path, patience: float, foun
     child = context.Process(target=_work, args=(trial, numbers, folder, there))
     child.start()
     there.close()
-    at = numbers[0]
+    at, wait = numbers[0], float(_START)
     try:
-        while here.poll(patience):
+        while here.poll(wait):
+            wait = patience
             kind, number, what = here.recv()
             if kind == "end":
                 return None
@@ -119,7 +122,7 @@ def _one_child(trial: Trial, numbers: range, folder: Path, patience: float, foun
                 found.note(kind, at, what)
             elif kind == "ended":
                 found.counts[what] += 1
-        found.note(HUNG, at, f"took longer than {patience:.0f} s")
+        found.note(HUNG, at, f"took longer than {wait:.0f} s")
     except EOFError:
         child.join(patience)
         found.note(TRACEBACK, at, f"ended its process, exit code {child.exitcode}")
@@ -133,6 +136,7 @@ def _work(trial: Trial, numbers: range, folder: Path, out: Connection) -> None:
     """Try the cases; tell where it is before each, and what came of it."""
     logging.disable()
     attempt = trial.ready(folder)
+    out.send(("ready", numbers[0], ""))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for number in numbers:

@@ -90,7 +90,7 @@ FAULTS := $(VENV)/bin/python -m tests.support.faults $(if $(SECONDS),--seconds $
 faults: $(VENV)/ready
 	$(FAULTS) $(if $(LONG),--long)
 
-FUZZERS := flipped pickles Parquet pictures answers
+FUZZERS := flipped pickles Parquet tars pictures answers
 fuzz: $(VENV)/ready
 	$(FAULTS) --long --only $(if $(filter command line,$(origin ONLY)),$(ONLY),$(FUZZERS))
 

@@ -27,6 +27,7 @@ from tests.support.fuzz_child import OUTCOMES, SAME, TRACEBACK, Found, Trial, fu
 from tests.support.fuzz_files import Flips, StrangeParquet
 from tests.support.fuzz_pickles import Pickles
 from tests.support.fuzz_pictures import Pictures
+from tests.support.fuzz_tars import Tars
 from tests.support.kept_files import KINDS, World
 
 #: Cases of one process: what leaks is forgotten with it.
@@ -59,6 +60,7 @@ FAMILIES: dict[str, Family] = {
     "pickles, changed": Family(lambda _: Pickles(), 600, 1_000_000, lambda first, n: range(first, first + 2 * n, 2)),
     "pickles, made up": Family(lambda _: Pickles(), 600, 100_000, lambda first, n: range(first + 1, first + 2 * n, 2)),
     "Parquet of strangers": Family(StrangeParquet, 300, 20_000),
+    "tars of strangers": Family(lambda _: Tars(), 200, 20_000),
     "pictures": Family(lambda _: Pictures(), 300, 100_000),
     "answers of hosts": Family(lambda _: Answers(), 150, 20_000),
 }

@@ -185,19 +185,23 @@ class _Sample:
         fetched, original = _size(values, "original_"), _size(values, "laion_")
         fits = fetched is not None and original is not None and geometry.rescaled(original, fetched) is not None
         lost = bool(values.get(BOXES_COLUMN)) and not fits
-        return cls(number, values.get("error_message"), fetched, values.get("sha256"), lost)
+        return cls(number, _text(values.get("error_message")), fetched, _text(values.get("sha256")), lost)
 
     def fetched_columns(self, stored_sha256: str) -> Row:
         """Return the sidecar's columns on the fetched picture if the stored one is another; else none."""
         if self.fetched is None or self.sha256 == stored_sha256:
             return {}
-        sha256 = self.sha256 if isinstance(self.sha256, str) else None
-        return {"fetched_width": self.fetched[0], "fetched_height": self.fetched[1], "fetched_sha256": sha256}
+        return {"fetched_width": self.fetched[0], "fetched_height": self.fetched[1], "fetched_sha256": self.sha256}
 
 
 def _size(values: Mapping[str, Any], prefix: str) -> geometry.Size | None:
     width, height = (whole_number(values.get(prefix + name)) for name in ("width", "height"))
-    return (width, height) if width and height and min(width, height) > 0 else None
+    return (width, height) if width and height and 0 < min(width, height) <= max(width, height) < 1 << 31 else None
+
+
+def _text(value: object) -> str | None:
+    """Return `value` if it is text, as far as that can be written."""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else None
 
 
 def _samples(path: Path, tar: int, members: list[Member], id_column: str) -> dict[str, _Sample]:
@@ -224,18 +228,19 @@ def _samples_of_table(path: Path, id_column: str) -> Iterator[tuple[str, _Sample
         columns = [names[name] for name in ("key", id_column.lower(), "error_message")]
         columns += [names[name] for name in _ALSO_READ if name in names]
         table = pq.read_table(path, columns=columns, page_checksum_verification=True).select(columns)
-    except (OSError, KeyError, pa.ArrowInvalid):
+        rows = table.rename_columns([name.lower() for name in columns]).to_pylist()
+    except (OSError, KeyError, pa.ArrowException, UnicodeDecodeError, MemoryError):
         return  # The tar's own .json files say the same of what is in it.
-    for row in table.rename_columns([name.lower() for name in columns]).to_pylist():
+    for row in rows:
         sample = _Sample.of(row, id_column)
-        if sample is not None and row["key"] is not None:
+        if sample is not None and isinstance(row["key"], str):
             yield row["key"], sample
 
 
 def _of_document(text: bytes, id_column: str) -> _Sample | None:
     try:
         values = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(values, dict):
         return None
@@ -243,12 +248,14 @@ def _of_document(text: bytes, id_column: str) -> _Sample | None:
 
 
 def whole_number(value: object) -> int | None:
-    """Return `value` as an int, be it an int, a whole float or a string of one; else None."""
+    """Return `value` as an int of 64 bits, be it an int, a whole float or a string of one; else None."""
     if isinstance(value, str):
-        with suppress(ValueError):
-            return int(value)
-        with suppress(ValueError):
-            value = float(value)
-    if isinstance(value, float):
-        return int(value) if value.is_integer() else None
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+        try:
+            value = int(value)
+        except ValueError:
+            with suppress(ValueError):
+                value = float(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    return value if is_whole and -(1 << 63) <= value < 1 << 63 else None

@@ -32,6 +32,7 @@ from laion_face_builder.index.faces import FaceColumns, flat_columns
 from laion_face_builder.index.metadata import LONGEST_TEXT, is_text
 from laion_face_builder.index.parquet_at import Cursor, ParquetAt
 from laion_face_builder.layout import row_group_bounds
+from laion_face_builder.parquet_footer import ZSTD, OpenParquet
 from laion_face_builder.schema import FACE, INDEX
 from laion_face_builder.shown import short
 from laion_face_builder.sources.hub import Token
@@ -261,14 +262,14 @@ Spans = npt.NDArray[np.int64]
 Known = tuple[int, int] | None
 
 
-def known_parts(metadata: pq.FileMetaData) -> list[Known]:
+def known_parts(file: OpenParquet) -> list[Known]:
     """Return what the statistics say of the column `part` in each row group."""
-    # Found once by its name, rather than in each row group: see `parquet_files` on what columns of footers can do.
-    leaves = (metadata.schema.column(number).path for number in range(metadata.num_columns))
+    # Found by the schema's names, as what reads the column does: those in the row groups may differ.
+    leaves = (file.schema.column(number).path for number in range(file.metadata.num_columns))
     place = next((number for number, path in enumerate(leaves) if path == "part"), None)
-    if place is None:
-        return [None] * metadata.num_row_groups
-    return [_known(metadata.row_group(group).column(place)) for group in range(metadata.num_row_groups)]
+    if place is None or not pa.types.is_integer(file.schema_arrow.field("part").type):
+        return [None] * file.num_row_groups
+    return [None if group[place].nulls else group[place].bounds for group in file.chunks]
 
 
 def may_hold(known: Iterable[Known], part: int) -> bool:
@@ -300,14 +301,6 @@ def spans_of(
             continue
         spans.append(np.array([[start, stop]]) if one == (part, part) else start + _runs(read(start, stop) == part))
     return _merged(np.concatenate(spans))
-
-
-def _known(column: pq.ColumnChunkMetaData) -> Known:
-    found = column.statistics
-    if found is None or not found.has_min_max or found.null_count:
-        return None
-    low, high = found.min, found.max
-    return (int(low), int(high)) if isinstance(low, int) and isinstance(high, int) else None
 
 
 def _runs(chosen: npt.NDArray[np.bool_]) -> Spans:
@@ -359,9 +352,7 @@ class IndexFile:
     @property
     def group_bytes(self) -> list[int]:
         """Compressed bytes of each row group, all columns, as they lie in the file and as a client would fetch them."""
-        metadata = self._file.parquet.metadata
-        groups = (metadata.row_group(group) for group in range(metadata.num_row_groups))
-        return [sum(group.column(i).total_compressed_size for i in range(group.num_columns)) for group in groups]
+        return [sum(column.size for column in group) for group in self._file.asked(lambda: self._file.parquet.chunks)]
 
     @property
     def stamp(self) -> Fingerprint | None:
@@ -469,7 +460,7 @@ class IndexFile:
             raise self._file.bad("examples with pictures, which `datasets.load_dataset` reads without any code")
         rows = (metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
         stops = [0, *itertools.accumulate(rows)]
-        known = known_parts(metadata)
+        known = known_parts(parquet)
         bounds = list(itertools.pairwise(stops))
         is_ours = stamp.get("kind") == "index" and _is_untouched(parquet, bounds, known, stamp.get("part"))
         return _Layout(bounds, known, stamp if is_ours else None)
@@ -484,9 +475,8 @@ class IndexFile:
         return stamp
 
 
-def _is_untouched(parquet: pq.ParquetFile, bounds: list[tuple[int, int]], known: list[Known], part: int | None) -> bool:
+def _is_untouched(parquet: OpenParquet, bounds: list[tuple[int, int]], known: list[Known], part: int | None) -> bool:
     """Tell whether a file with our stamp is as we wrote it: pyarrow hands the stamp on, whatever rows it saves."""
     if not parquet.schema_arrow.equals(INDEX) or any(one not in (None, (part, part)) for one in known):
         return False
-    compressions = {parquet.metadata.row_group(group).column(0).compression for group in range(len(known))}
-    return compressions <= {"ZSTD"} or bounds == row_group_bounds(bounds[-1][1])
+    return all(group[0].codec == ZSTD for group in parquet.chunks) or bounds == row_group_bounds(bounds[-1][1])

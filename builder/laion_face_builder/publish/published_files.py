@@ -42,6 +42,7 @@ from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.layout import row_group_bounds
 from laion_face_builder.log import logger
 from laion_face_builder.options import Options
+from laion_face_builder.parquet_files import opened
 from laion_face_builder.publish.manifest import Entry
 from laion_face_builder.schema import EXAMPLE_COLUMNS, INDEX
 from laion_face_builder.shown import short
@@ -123,15 +124,14 @@ def columns_in(schema: pa.Schema, most: int = 40) -> str:
 
 def viewer_faults(path: Path) -> list[str]:
     """List what keeps the Hub's viewer from reading the file page by page; [] if nothing does. Read only the footer."""
-    metadata = pq.read_metadata(path)
+    with opened(path) as file:
+        sizes = [file.metadata.row_group(group).total_byte_size for group in range(file.num_row_groups)]
+        chunks = file.chunks
     faults = []
-    for group in range(metadata.num_row_groups):
-        row_group = metadata.row_group(group)
-        if row_group.total_byte_size > MOST_ROW_GROUP_BYTES:
-            faults.append(f"row group {group} has {row_group.total_byte_size} bytes, {MOST_ROW_GROUP_BYTES} are most")
-        columns = [row_group.column(number) for number in range(row_group.num_columns)]
-        without = [column.path_in_schema for column in columns if not column.has_offset_index]
-        if without:
+    for group, (size, columns) in enumerate(zip(sizes, chunks, strict=True)):
+        if size > MOST_ROW_GROUP_BYTES:
+            faults.append(f"row group {group} has {size} bytes, {MOST_ROW_GROUP_BYTES} are most")
+        if without := [column.path for column in columns if not column.is_indexed]:
             faults.append(f"row group {group} has no page index for {', '.join(without)}")
     return faults
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 import subprocess
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,13 +16,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from laion_face_builder import cli
 from laion_face_builder.download.tar_reader import PartPictures, StoredPicture
 from laion_face_builder.files import make_fingerprint, stamped
 from laion_face_builder.images import jpeg
 from laion_face_builder.layout import DataDir
 from laion_face_builder.sandbox import Answer, PictureHost, SandboxSpec, Truth
 from laion_face_builder.sandbox.content import make_content
+from laion_face_builder.sandbox.serving import Request
 from laion_face_builder.schema import INDEX
+from tests.download.test_download import children
 from tests.support.poison import DEEDS, poison, poisonous_python
 
 pytestmark = pytest.mark.slow
@@ -27,11 +34,27 @@ PARTS = (0, 2)
 OPTIONS = ("--samples-per-shard", "9", "--processes", "2", "--concurrency", "6", "--timeout", "60", "--retries", "0")
 
 
+class Deadly(PictureHost):
+    """Kills every worker that asks for one of some pictures to write it: a folder of this name is then new."""
+
+    paths: frozenset[str] = frozenset()
+    made: Path = Path("/nowhere")
+    seen = 0
+
+    def answer(self, request: Request) -> Answer:
+        made = len([*self.made.parent.glob(self.made.name)])
+        if request.path in self.paths and made > self.seen:
+            self.seen = made
+            for worker in children("download.worker"):
+                os.kill(worker, signal.SIGKILL)
+        return super().answer(request)
+
+
 @dataclass(frozen=True)
 class World:
     """Parts of an index whose pictures one host serves."""
 
-    host: PictureHost
+    host: Deadly
     truths: list[Truth]
 
     def write(self, data: DataDir) -> None:
@@ -48,8 +71,8 @@ class World:
 
 
 @pytest.fixture
-def world():
-    with PictureHost() as host:
+def world() -> Iterator[World]:
+    with Deadly() as host:
         content = make_content(SandboxSpec(parts=PARTS, rows=60, failing=0.1, twisted=0, slow=0), [host.url()])
         host.answers.update(content.answers)
         yield World(host, list(content.truth))
@@ -123,3 +146,25 @@ def test_all_else_is_as_if_poison_were_not_there(way: str, world: World, python:
 
 def test_poison_looks_like_any_picture() -> None:
     assert jpeg.quick(poison("ABRT", "JPEG")) is not None
+
+
+def test_a_shard_that_nothing_helps_stops_no_other(world: World, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    # Its processes die whenever it is written, and never while its samples are tried: no sample is to blame.
+    data = DataDir.at(tmp_path)
+    world.write(data)
+    world.host.made = data.tars(0) / "_tmp" / "00001.*"
+    world.host.paths = frozenset(truth.path for truth in world.truths if truth.part == 0 and 9 <= truth.row < 18)
+    command = ["download", "20M", "--parts", "0,2", "--data-dir", str(tmp_path), "--allow-private-hosts", *OPTIONS]
+    command += ["--processes", "1"]
+    assert cli.main(command) == 1
+    said = capfd.readouterr()
+    assert "part 00000 is not whole; the others go on" in said.err
+    assert f"{data.tars(0) / '00001.tar'}: the processes that make it go on dying" in said.err
+    assert [line.split()[0] for line in said.out.splitlines()] == ["part", "2"]
+    counts = Counter(truth.part for truth in world.truths)
+    with PartPictures.open(data, 2) as pictures:
+        assert pictures.num_rows == counts[2]
+    assert len([*data.tars(0).glob("*.tar")]) == -(-counts[0] // 9) - 1
+    world.host.paths = frozenset()
+    assert cli.main(command) == 0
+    assert len(everything(data)) == len(world.truths)

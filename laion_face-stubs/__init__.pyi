@@ -59,6 +59,7 @@ class _Options(TypedDict, total=False):
     retries: int
     max_bytes: int
     max_pixels: int
+    isolate_decoder: bool
     per_host: int
     outage_patience: float
     user_agent_token: str | None
@@ -100,6 +101,7 @@ class _Fields:
     retries: int
     max_bytes: int
     max_pixels: int
+    isolate_decoder: bool
     per_host: int
     outage_patience: float
     user_agent_token: str | None

@@ -136,8 +136,8 @@ OTHER = {
     "images": "none", "on_error": "null", "on_size_change": "drop", "mode": "L", "resize_mode": "border",
     "image_size": 99, "resize_only_if_bigger": True, "blur_faces": True, "order": "arrival", "concurrency": 3,
     "lookahead": 9, "max_buffer_bytes": 10**7, "cache_images": "kept", "cache_bytes": 10**6, "timeout": 3.5,
-    "retries": 3, "max_bytes": 10**6, "max_pixels": 10**6, "per_host": 2, "outage_patience": 5.0,
-    "user_agent_token": "me", "allow_private_hosts": True, "trust_proxy": True,
+    "retries": 3, "max_bytes": 10**6, "max_pixels": 10**6, "isolate_decoder": True, "per_host": 2,
+    "outage_patience": 5.0, "user_agent_token": "me", "allow_private_hosts": True, "trust_proxy": True,
 }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from laion_face_builder.cli.output import Output, say
-from laion_face_builder.errors import OptionError
+from laion_face_builder.errors import OptionError, ShardsGivenUp
 from laion_face_builder.layout import CONFIG_PARTS, DataDir
 from laion_face_builder.log import logger
 
@@ -87,10 +87,14 @@ def run_download(given: argparse.Namespace) -> None:
         if given.shards is not None:
             raise OptionError("--shards: --dry-run tells of all shards; leave --shards out")
         return _foretell(parts.forecast_download(options, how, given.retry_failed), given)
-    results = {}
-    for part, result in parts.download(options, how, given.retry_failed, given.shards, clean=given.clean_tars):
-        results[part] = result
-        out.document(partial(dict, part=part, **vars(result)))
+    results: dict[int, PartResult] = {}
+    try:
+        for part, result in parts.download(options, how, given.retry_failed, given.shards, clean=given.clean_tars):
+            results[part] = result
+            out.document(partial(dict, part=part, **vars(result)))
+    except ShardsGivenUp:  # of one part; the others have their results
+        out.lines(_download_table(results))
+        raise
     out.lines(_download_table(results))
 
 

@@ -99,8 +99,8 @@ def download_part(
         NotPrepared: there is no index.
         StateConflict: the part was started with other filters, another index, another size of shards, or with other
             resizing or blurring.
-        DownloadError: processes keep dying and no sample is to blame, or the disk is too small; NetworkOutage: no host
-            answers; DiskError: the disk is full, or read-only.
+        ShardsGivenUp: processes keep dying and no sample is to blame; DownloadError: the disk is too small;
+            NetworkOutage: no host answers; DiskError: the disk is full, or read-only.
         OptionError: the environment names a proxy that is not trusted, or img2dataset cannot write to such a path.
     """
     options = options or DownloadOptions()

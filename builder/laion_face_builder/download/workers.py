@@ -32,14 +32,6 @@ _LOCK_SECONDS = 60.0
 _POLL_SECONDS = 0.2
 #: Workers get no token of the Hub, unless the index lies there.
 _TOKENS = frozenset({"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"})
-#: No reports to anyone, and no look-ups for newer versions when img2dataset's libraries are imported.
-QUIET = {
-    "WANDB_MODE": "disabled",
-    "WANDB_SILENT": "true",
-    "WANDB_ERROR_REPORTING": "false",
-    "NO_ALBUMENTATIONS_UPDATE": "1",
-    "DO_NOT_TRACK": "1",
-}
 
 
 class Call(Protocol):
@@ -254,7 +246,7 @@ def environment(keeps_token: bool = False) -> dict[str, str]:
     """
     dropped = frozenset() if keeps_token else _TOKENS
     kept = {name: text for name, text in os.environ.items() if not name.lower().endswith("_proxy")}
-    return {name: text for name, text in kept.items() if name not in dropped} | QUIET
+    return {name: text for name, text in kept.items() if name not in dropped}
 
 
 def _held(lock: Path, how: int) -> int:

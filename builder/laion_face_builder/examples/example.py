@@ -121,7 +121,10 @@ class ExampleMaker:
             raise fetched
         if fetched is not None:
             return fetched
-        return self.pictures.get(number).picture if self.pictures is not None else None
+        picture = self.pictures.get(number).picture if self.pictures is not None else None
+        if picture is not None and self.options.fetch.isolate_decoder:
+            pictures.inspect(picture.data, max_pixels=self.options.fetch.max_pixels)
+        return picture
 
     def _failed(self, values: Example, error: PictureError) -> Example | None:
         self.tally.failed(error.reason, values["url"])

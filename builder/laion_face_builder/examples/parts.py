@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any
 from laion_face_builder import progress
 from laion_face_builder.download.adopt import part_folder
 from laion_face_builder.download.tar_reader import PartPictures
-from laion_face_builder.errors import NotPrepared, OptionError, StateConflict
+from laion_face_builder.errors import NotPrepared, OptionError, ShardsGivenUp, StateConflict
 from laion_face_builder.files import digest, read_fingerprint
 from laion_face_builder.forecast import Forecast
 from laion_face_builder.index.exclusion import Exclusion
 from laion_face_builder.index.published import PublishedPart, find_published
 from laion_face_builder.index.reader import IndexPart
+from laion_face_builder.log import logger
 from laion_face_builder.options import IMAGE_MODES, OptionFields, Options
 from laion_face_builder.shown import shown
 from laion_face_builder.sources import data_store
@@ -181,7 +182,8 @@ def download(
         shards: a share of each part's shards, as `share.Share.parse` understands it; None means all.
 
     Raises:
-        OptionError: no such number of rounds, or no such share; NotPrepared: a part has no index.
+        OptionError: no such number of rounds, or no such share; NotPrepared: a part has no index; ShardsGivenUp: not
+            all of a part could be made. The other parts are.
     """
     from laion_face_builder.download.download_options import RETRY_FAILED
     from laion_face_builder.download.part import Share, download_part, download_share
@@ -193,15 +195,23 @@ def download(
     if share is not None and clean:
         raise OptionError("shards and clean_tars: tars are cleaned by the download of all shards, last")
     require_prepared(options)
+    given_up: list[ShardsGivenUp] = []
     for number, part in enumerate(options.parts, 1):
         with _index_of(options, part) as index:
-            with progress.nth("part", number, len(options.parts)):
-                if share is None:
-                    given = (options.data, part, how, options.filters, retry_failed)
-                    result = download_part(*given, index=index, clean=clean)
-                else:
-                    result = download_share(options.data, part, share, how, options.filters, index=index)
+            try:
+                with progress.nth("part", number, len(options.parts)):
+                    if share is None:
+                        given = (options.data, part, how, options.filters, retry_failed)
+                        result = download_part(*given, index=index, clean=clean)
+                    else:
+                        result = download_share(options.data, part, share, how, options.filters, index=index)
+            except ShardsGivenUp as error:
+                logger.warning("part %05d is not whole; the others go on: %s", part, error)
+                given_up.append(error)
+                continue
             yield part, result
+    if given_up:
+        raise given_up[0]
 
 
 def forecast_download(options: Options, how: DownloadOptions, retry_failed: int = 0) -> Forecast:

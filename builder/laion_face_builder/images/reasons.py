@@ -116,11 +116,13 @@ class Reason(str, Enum):
     TOO_MANY_PIXELS = "too_many_pixels", Whose.PICTURES, Chance.LATER
     #: A file with more comments, chunks, directories or the like than a picture has.
     TOO_MUCH_METADATA = "too_much_metadata", Whose.PICTURES, Chance.LATER
-    #: Decoding it takes, or would take, longer than a picture may.
+    #: Decoding it would take longer than a picture may, by what its header says.
     SLOW_DECODE = "slow_decode", Whose.PICTURES, Chance.LATER
+    #: Its decoder did not end in the time that a picture of its size may take, and was ended.
+    DECODE_TIMEOUT = "decode_timeout", Whose.PICTURES, Chance.NONE
     #: Decoding it takes more memory than a picture of its size may.
     TOO_MUCH_MEMORY = "too_much_memory", Whose.PICTURES, Chance.LATER
-    #: The process that decoded it died, and so did another one.
+    #: The process that decoded it died of it, and so did another one.
     CRASHED_DECODER = "crashed_decoder", Whose.PICTURES, Chance.NONE
     #: Its faces are to be blurred, and nobody knows where in this picture they are.
     CANNOT_BLUR = "cannot_blur", Whose.PICTURES, Chance.NONE

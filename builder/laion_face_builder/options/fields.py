@@ -171,6 +171,12 @@ class OptionFields(ShownFields):
     max_pixels: int = option(
         MAX_PIXELS, "largest picture to accept, width times height, pixels", group="transfer", valid=_PIXELS
     )
+    isolate_decoder: bool = option(
+        False,
+        "decode ordinary JPEGs, too, once in a process of its own: one that kills or hangs its decoder costs its row",
+        kind=bool,
+        group="transfer",
+    )
     per_host: int = option(
         32,
         "most requests to one host at the same time, by all your processes on this machine; it begins with 8",
@@ -261,6 +267,7 @@ DEFINES = {
     "retries": (FETCHED, "rows whose first try failed come or fail"),
     "max_bytes": (FETCHED, "large files' rows come or fail"),
     "max_pixels": (FETCHED, "large pictures' rows come or fail"),
+    "isolate_decoder": (ALWAYS, "rows whose picture kills its decoder come or fail"),
     "per_host": (NEVER, "how fast: a host gets the same requests, waiting in our queue takes nothing from timeout"),
     "outage_patience": (NEVER, "when a run without a network ends; no row is counted as failed for it"),
     "user_agent_token": (FETCHED, "sites allow or refuse by this name"),

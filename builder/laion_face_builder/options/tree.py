@@ -43,6 +43,7 @@ class FetchOptions:
     retries: int = OptionFields.retries
     max_bytes: int = OptionFields.max_bytes
     max_pixels: int = OptionFields.max_pixels
+    isolate_decoder: bool = OptionFields.isolate_decoder
     per_host: int = OptionFields.per_host
     concurrency: int = OptionFields.concurrency
     outage_patience: float = OptionFields.outage_patience
@@ -157,6 +158,7 @@ class Options(ShownFields):
         """
         # Only what is not the default: caches of earlier versions stay good.
         changed = {"resize": self.resizing.as_dict(), "blur_faces": self.blur_faces, "mode": self.mode}
+        changed["isolate_decoder"] = self.fetch.isolate_decoder
         is_fetched = self.images == "fetch"
         defining = {
             "parts": self.parts,

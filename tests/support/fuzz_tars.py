@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from laion_face_builder.download.check import CheckJob
+from laion_face_builder.download.foreign import LookJob
 from laion_face_builder.errors import BadFile
 from tests.support import fuzz_pictures
 from tests.support.fuzz_child import READ
@@ -50,7 +50,7 @@ class Tars:
             path.write_bytes(changed)
             path.with_suffix(".parquet").write_bytes(mutated(rng, table) if rng.random() < 0.3 else table)
             try:
-                CheckJob(str(path), str(out), "sample_id", None, 1_000_000, {"kind": "tried"}).run()
+                LookJob(str(path), str(out), 1_000_000, {"kind": "tried"}).run()
             except BadFile as error:
                 if "\n" in str(error) or path.name not in str(error):
                     raise AssertionError(f"no line that names the tar: {error!s:.300}") from error

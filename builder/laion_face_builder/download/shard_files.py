@@ -74,6 +74,20 @@ def read_members(path: Path) -> list[Member]:
         os.close(descriptor)
 
 
+def whole_members(path: Path) -> tuple[list[Member], BadFile | None]:
+    """List the files in a tar up to where it is broken off, and what is wrong there; None if it is whole."""
+    descriptor = os.open(path, os.O_RDONLY)
+    members: list[Member] = []
+    try:
+        for member in _members(path, descriptor, os.fstat(descriptor).st_size):
+            members.append(member)
+    except BadFile as broken:
+        return members, broken
+    finally:
+        os.close(descriptor)
+    return members, None
+
+
 def _members(path: Path, descriptor: int, size: int) -> Iterator[Member]:
     position, long_name, long_size = 0, "", -1
     while True:

@@ -125,6 +125,7 @@ class LaionFace(HookedBuilder):
         self._options = self.config.options(self.token)
         super().as_streaming_dataset(*args, **kwargs)  # refuses a split that is not there, before hours of preparing
         self._adopted = loading.make_ready(self._options, streaming=True)
+        self._add_columns()
         self._report_folder = reports.new_folder()
         return super().as_streaming_dataset(*args, **kwargs)
 
@@ -132,10 +133,16 @@ class LaionFace(HookedBuilder):
         """Prepare the parts that are not yet there, then write the Arrow files."""
         self._options = self.config.options(self.token)
         self._adopted = loading.make_ready(self._options, streaming=False)
+        self._add_columns()
         folder = self._use_cache(loading.config_id(self._options, self._adopted))
         self._report_folder = reports.new_folder()
         arrow.discard_unfit(folder, self.dataset_name, self._options)
         super().download_and_prepare(*args, **kwargs)
+
+    def _add_columns(self) -> None:
+        """Join what is to be joined: which columns that brings is known only now."""
+        self._options = options = loading.with_columns(self._options)
+        self.info.features = example_features(blur_faces=options.blur_faces, mode=options.mode, more=options.more)
 
     def _before_config(self, name: str | None, features: Any, given: dict[str, Any]) -> None:
         progress.talk_unless_configured()

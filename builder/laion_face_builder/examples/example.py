@@ -21,7 +21,7 @@ from laion_face_builder.images.reasons import Reason
 from laion_face_builder.index.reader import RowBatch
 from laion_face_builder.log import logger
 from laion_face_builder.options import Options
-from laion_face_builder.schema import BLURRED_COLUMN, example_columns
+from laion_face_builder.schema import BLURRED_COLUMN
 
 Example = dict[str, Any]
 
@@ -225,7 +225,7 @@ class ExampleMaker:
     def _filled(self, values: Example, **made: Any) -> Example:
         known = {**values, "original_width": values["width"], "original_height": values["height"], **made}
         known[BLURRED_COLUMN] = known["image"] is not None
-        return {name: known[name] for name in example_columns(self.options.blur_faces)}
+        return {name: known[name] for name in self.options.columns}
 
 
 @functools.lru_cache(maxsize=8)

@@ -24,6 +24,7 @@ from laion_face_builder.errors import NotPrepared, OptionError, StateConflict
 from laion_face_builder.files import digest, read_fingerprint
 from laion_face_builder.forecast import Forecast
 from laion_face_builder.index.exclusion import Exclusion
+from laion_face_builder.index.joined_part import JoinedPart
 from laion_face_builder.index.published import PublishedPart, find_published
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.options import IMAGE_MODES, OptionFields, Options
@@ -112,7 +113,7 @@ def open_part(options: Options, part: int, adopted: Adopted | None = None) -> It
     """
     if not is_prepared(options, part):
         require_prepared(options)
-    with _index_of(options, part) as index, _pictures_of(options, part, index, adopted) or nullcontext() as pictures:
+    with index_of(options, part) as index, _pictures_of(options, part, index, adopted) or nullcontext() as pictures:
         yield OpenPart(index, pictures, is_fetched=pictures is None and options.images != "none")
 
 
@@ -127,7 +128,7 @@ def adopt(options: Options) -> Adopted:
 
 def rows_of(options: Options, part: int) -> int:
     """Give the number of rows of the part's index, which has to be there."""
-    with _index_of(options, part) as index:
+    with index_of(options, part) as index:
         return index.num_rows
 
 
@@ -161,7 +162,11 @@ def identity(options: Options, part: int, adopted: Adopted | None = None) -> dic
     """Give digests of what is read of a part, so that a cache never gives outdated content."""
     with open_part(options, part, adopted) as opened:
         pictures = opened.pictures
-        return {"index": digest(opened.index.fingerprint), "pictures": pictures and digest(pictures.fingerprint)}
+        read = {"index": digest(opened.index.fingerprint), "pictures": pictures and digest(pictures.fingerprint)}
+    if options.more is not None and options.more.names:
+        # Only then: caches of earlier versions stay good.
+        read["more"] = digest([str(options.more), *(table.fingerprint(part) for table in options.tables)])
+    return read
 
 
 def download_options(options: Options, **how: Any) -> DownloadOptions:
@@ -194,7 +199,7 @@ def download(
         raise OptionError("shards and clean_tars: tars are cleaned by the download of all shards, last")
     require_prepared(options)
     for number, part in enumerate(options.parts, 1):
-        with _index_of(options, part) as index:
+        with index_of(options, part) as index:
             with progress.nth("part", number, len(options.parts)):
                 if share is None:
                     given = (options.data, part, how, options.filters, retry_failed)
@@ -215,17 +220,23 @@ def forecast_download(options: Options, how: DownloadOptions, retry_failed: int 
     require_prepared(options)
 
     def forecast_of(part: int) -> PartForecast:
-        with _index_of(options, part) as index:
+        with index_of(options, part) as index:
             return forecast_part(options.data, part, how, options.filters, retry_failed, index=index)
 
     return forecast_parts(options.data, options.parts, forecast_of)
 
 
-def _index_of(options: Options, part: int) -> IndexPart:
-    if options.index is None:
-        return IndexPart.open(data_store.place(options.data, options.data.index(part)))
-    token = options.upstream.token
-    return IndexPart.open(_published(options.index, part, token), token)
+def index_of(options: Options, part: int) -> IndexPart:
+    """Return the part's rows, with those of the tables that are joined; nothing is opened yet."""
+    token = None if options.index is None else options.upstream.token
+    place = (
+        data_store.place(options.data, options.data.index(part))
+        if options.index is None
+        else _published(options.index, part, token)
+    )
+    if options.tables:
+        return JoinedPart.beside(place, part, options.tables, token)
+    return IndexPart.open(place, token)
 
 
 @functools.lru_cache(maxsize=64)
@@ -263,7 +274,7 @@ def _adopted(options: Options, part: int, index: IndexPart, adopted: Adopted | N
 
 
 def _looked_through(options: Options, part: int) -> Path:
-    with _index_of(options, part) as index, _adopted(options, part, index, None) as pictures:
+    with index_of(options, part) as index, _adopted(options, part, index, None) as pictures:
         return pictures.sidecar
 
 

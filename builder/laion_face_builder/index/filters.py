@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from laion_face_builder.index.exclusion import Exclusion, Mask
+from laion_face_builder.index.joined_columns import MATCHED
 
 Floats = np.ndarray[Any, np.dtype[Any]]
 
@@ -40,6 +41,7 @@ class Filters:
     nsfw: tuple[str, ...] | None = None
     min_similarity: float | None = None
     exclude: Exclusion | None = None
+    join_how: str = "left"
 
     @property
     def face_thresholds(self) -> bool:
@@ -64,6 +66,7 @@ class Filters:
             "similarity": self.min_similarity is not None,
             "sample_id": self.exclude is not None,
             "url": self.exclude is not None,
+            MATCHED: self.join_how == "inner",
         }
         return tuple(name for name, needed in wanted.items() if needed)
 
@@ -74,7 +77,7 @@ class Filters:
 
     def as_dict(self) -> dict[str, Any]:
         """Return what defines the filters, for fingerprints: the content of the exclusion list, not its path."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
         if self.exclude is not None:
             values["exclude"] = self.exclude.digest
         if self.nsfw is not None:
@@ -90,6 +93,8 @@ class Filters:
         if self.nsfw is not None:
             allowed = pc.is_in(table["nsfw"], value_set=pa.array(self.nsfw, pa.string()))
             keep &= _booleans(pc.and_(allowed, pc.is_valid(table["nsfw"])))
+        if self.join_how == "inner":
+            keep &= _booleans(table[MATCHED])
         if self.exclude is not None:
             keep &= ~self.exclude.mask(table)
         if self.fewest_faces > 0:

@@ -27,6 +27,7 @@ USER_AGENT_TOKEN = "laion-face"  # noqa: S105 - not a secret
 IMAGE_MODES = ("auto", "fetch", "download", "none")
 ON_ERROR = ("skip", "null", "raise")
 ON_SIZE_CHANGE = ("rescale", "drop", "keep")
+JOIN_HOWS = LEFT, INNER = "left", "inner"
 ORDERS = INDEX_ORDER, ARRIVAL_ORDER = "index", "arrival"
 NSFW_VALUES = ("UNLIKELY", "UNSURE", "NSFW")
 #: What no picture, machine or network has: nearly always a slip, or another unit.
@@ -38,13 +39,20 @@ _SHARE = Range(float, 0, 1)
 _MOST_TELLING = 100_000
 
 
-def option(default: Any, text: str, *, kind: type = str, group: str, valid: Range | None = None) -> Any:
-    """Return a dataclass field with its meaning in a line, the type and range of one value, and its display group."""
+def option(
+    default: Any, text: str, *, kind: type = str, group: str, valid: Range | None = None, is_repeated: bool = False
+) -> Any:
+    """Return a dataclass field with its meaning in a line, the type and range of one value, and its display group.
+
+    Args:
+        is_repeated: whether it may be given several times on the command line.
+    """
     # An end that only slips reach is said when it is reached.
     is_telling = valid is not None and valid.most is not None and valid.most <= _MOST_TELLING
     text = f"{text}; {valid.text}" if valid is not None and is_telling else text
     kind = kind if valid is None else valid.kind
-    return field(default=default, metadata={"help": text, "kind": kind, "group": group, "valid": valid})
+    told = {"help": text, "kind": kind, "group": group, "valid": valid, "is_repeated": is_repeated}
+    return field(default=default, metadata=told)
 
 
 @dataclass(repr=False)
@@ -103,6 +111,17 @@ class OptionFields(ShownFields):
         None,
         "file of sample ids, URLs, hosts, SHA-256s or MD5s to leave out, one a line; in Python also a list of these",
         group="filter",
+    )
+    join: str | os.PathLike[str] | Iterable[Any] | None = option(
+        None,
+        "table with a column sample_id or url, whose other columns come beside ours: a Parquet or CSV file, a folder, "
+        "a Hub dataset, an hf:// or http(s):// address; NAME=… puts NAME_ before their names; in Python also a list, "
+        "or a dict of names",
+        group="join",
+        is_repeated=True,
+    )
+    join_how: str = option(
+        LEFT, 'samples without a row in every table of join: "left" keeps them, "inner" leaves them out', group="join"
     )
     images: str | os.PathLike[str] = option(
         "auto",
@@ -243,6 +262,8 @@ DEFINES = {
     "nsfw": (ALWAYS, "which rows"),
     "min_similarity": (ALWAYS, "which rows"),
     "exclude": (ALWAYS, "which rows; by what is on the list, not by its path"),
+    "join": (READ, "which columns: the tables have fingerprints"),
+    "join_how": (ALWAYS, "which rows"),
     "images": (ALWAYS, "none, fetched or stored; which stored ones, their fingerprint says"),
     "on_error": (ALWAYS, "whether failures leave rows"),
     "on_size_change": (ALWAYS, "which rows, and where faces are"),

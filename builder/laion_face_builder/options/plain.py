@@ -8,20 +8,32 @@ from __future__ import annotations
 import dataclasses
 import numbers
 import os
+import re
 from collections.abc import Iterable, Mapping
+from glob import has_magic
 from typing import Any
 
 from laion_face_builder.errors import OptionError
 from laion_face_builder.images.geometry import RESIZE_MODES
 from laion_face_builder.images.modes import MODES
 from laion_face_builder.index.exclusion import Exclusion, exclusion_of, read_exclusion
-from laion_face_builder.options.fields import IMAGE_MODES, NSFW_VALUES, ON_ERROR, ON_SIZE_CHANGE, ORDERS, OptionFields
+from laion_face_builder.index.joined_columns import JoinSource
+from laion_face_builder.options.fields import (
+    IMAGE_MODES,
+    JOIN_HOWS,
+    NSFW_VALUES,
+    ON_ERROR,
+    ON_SIZE_CHANGE,
+    ORDERS,
+    OptionFields,
+)
 from laion_face_builder.values import absolute, as_written, one_of, place
 
 #: Options that are addresses or paths; `exclude` and `images` are too, among other things.
 _PLACES = ("source_repo", "metadata", "index")
 _TEXTS = ("source_revision", "user_agent_token")
 _WORDS = {
+    "join_how": JOIN_HOWS,
     "on_error": ON_ERROR,
     "on_size_change": ON_SIZE_CHANGE,
     "order": ORDERS,
@@ -117,7 +129,46 @@ def _exclude(given: Any) -> Exclusion:
     return exclusion_of(given)
 
 
-_OF_THEIR_OWN = {"cache_images": _cache_images, "images": _images, "nsfw": _nsfw, "exclude": _exclude}
+_NAMED = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<place>.+)", re.DOTALL)
+_TABLES = (".parquet", ".csv", ".csv.gz", ".tsv", ".tsv.gz")
+
+
+def _join(given: Any) -> tuple[JoinSource, ...] | None:
+    if isinstance(given, Mapping):
+        found = [_source(place, name) for name, place in given.items()]
+    elif isinstance(given, (str, os.PathLike, JoinSource)):
+        found = [_source(given)]
+    elif isinstance(given, Iterable) and not isinstance(given, (bytes, bytearray)):
+        found = [_source(one) for one in given]
+    else:
+        raise OptionError(
+            f"join={as_written(given)}: expected a table, a list of tables, or a dict of names and tables"
+        )
+    if doubled := [one for one in found if found.count(one) > 1]:
+        raise OptionError(f"join: {doubled[0]} is there {found.count(doubled[0])} times")
+    return tuple(found) or None
+
+
+def _source(given: Any, name: Any = None) -> JoinSource:
+    if isinstance(given, JoinSource):
+        return given
+    text = place("join", given)
+    if name is not None and not (isinstance(name, str) and _NAMED.fullmatch(f"{name}=x")):
+        raise OptionError(f"join: the name {as_written(name)}: expected letters, digits and _, the first no digit")
+    named = _NAMED.fullmatch(text) if name is None and isinstance(given, str) and not os.path.exists(text) else None
+    if named is not None:
+        name, text = named["name"], named["place"]
+    is_path = text.startswith((".", "~", os.sep)) or os.path.exists(text) or text.endswith(_TABLES) or has_magic(text)
+    return JoinSource(str(absolute(text)) if is_path and "://" not in text else text, name)
+
+
+_OF_THEIR_OWN = {
+    "cache_images": _cache_images,
+    "images": _images,
+    "nsfw": _nsfw,
+    "exclude": _exclude,
+    "join": _join,
+}
 
 
 def one_spelling(value: Any) -> Any:

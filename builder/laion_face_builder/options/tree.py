@@ -4,6 +4,7 @@
     ├── data: DataDir             where prepared parts live
     ├── upstream: Upstream        where ids, detections and metadata come from
     ├── filters: Filters          which rows pass
+    ├── join: JoinSource, …       tables whose columns come beside ours
     ├── resizing: Resizing        how downloads are resized
     ├── fetch: FetchOptions       how a picture is fetched, by streams and downloads alike
     └── ahead: Ahead              how far a stream runs ahead of its reader
@@ -17,12 +18,17 @@ import os
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
+import pyarrow as pa
+
 from laion_face_builder.errors import OptionError
 from laion_face_builder.images.geometry import Resizing
 from laion_face_builder.index.filters import Filters
+from laion_face_builder.index.joined_columns import JoinSource
+from laion_face_builder.index.side_table import SideTable
 from laion_face_builder.layout import CONFIG_PARTS, DataDir, parse_parts
-from laion_face_builder.options.fields import DEFINES, FETCHED, ORDERS, RANGES, OptionFields
+from laion_face_builder.options.fields import DEFINES, FETCHED, INNER, ORDERS, RANGES, OptionFields
 from laion_face_builder.options.plain import one_spelling, plain
+from laion_face_builder.schema import example_columns
 from laion_face_builder.shown import ShownFields
 from laion_face_builder.sources.hub import Token, checked_token
 from laion_face_builder.sources.sources import Upstream
@@ -87,6 +93,7 @@ class Options(ShownFields):
     parts: tuple[int, ...]
     shards_per_part: int
     filters: Filters
+    join: tuple[JoinSource, ...] | None
     images: str
     on_error: str
     on_size_change: str
@@ -95,6 +102,9 @@ class Options(ShownFields):
     blur_faces: bool
     fetch: FetchOptions
     ahead: Ahead
+    #: What is read beside the index, once it is known: see `examples.beside`.
+    more: pa.Schema | None = None
+    tables: tuple[SideTable, ...] = ()
 
     @classmethod
     def of(
@@ -121,6 +131,7 @@ class Options(ShownFields):
             parts=parse_parts(values.parts, config),
             shards_per_part=values.shards_per_part,
             filters=_group(Filters, values),
+            join=values.join,
             images=values.images,
             on_error=values.on_error,
             on_size_change=values.on_size_change,
@@ -130,6 +141,11 @@ class Options(ShownFields):
             fetch=_group(FetchOptions, values),
             ahead=_group(Ahead, values),
         )
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of an example: ours, and those that are read beside the index."""
+        return (*example_columns(self.blur_faces), *(self.more.names if self.more is not None else ()))
 
     def by_name(self) -> dict[str, Any]:
         """Return every option by the name that it is given under, for messages: a list to leave out stays `Exclusion`.
@@ -191,6 +207,8 @@ def _check_together(given: OptionFields) -> None:
     """Check what options mean to each other; each by itself is right."""
     if given.min_faces is not None and given.max_faces is not None and given.min_faces > given.max_faces:
         raise OptionError(f"min_faces={given.min_faces} is more than max_faces={given.max_faces}: nothing would pass")
+    if given.join_how == INNER and given.join is None:
+        raise OptionError("join_how='inner' says what becomes of samples that a table lacks: name one with join=")
     if given.resize_mode != "no" and given.images == "fetch":
         raise OptionError(
             f"resize_mode={given.resize_mode!r}: pictures that are fetched keep their size; valid is 'no'"

@@ -47,7 +47,7 @@ def test_inner_leaves_out_what_the_table_lacks(prepared, captions):
 def test_a_name_that_is_taken_is_refused_with_a_way_out(prepared, tmp_path):
     pd.DataFrame({"sample_id": [1], "caption": ["x"]}).to_parquet(tmp_path / "mine.parquet")
     how = {**WHICH, "streaming": True, "data_dir": str(prepared.data.root)}
-    with pytest.raises(OptionError, match="its column 'caption' would be 'caption'.*makes it 'mine_caption'"):
+    with pytest.raises(OptionError, match=r"its column .caption. would be 'caption'.*makes it 'mine_caption'"):
         laion_face.load_dataset("20M", join=tmp_path / "mine.parquet", **how)
     named = laion_face.load_dataset("20M", join={"blip": tmp_path / "mine.parquet"}, **how)
     assert list(named.features)[-1] == "blip_caption"

@@ -11,12 +11,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from laion_face_builder.errors import BadFile
+from laion_face_builder.errors import BadFile, OptionError
 from laion_face_builder.examples import parts
 from laion_face_builder.index.exclusion import Mask
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.index.side_table import SideTable
-from laion_face_builder.options import Options
+from laion_face_builder.options import INNER, Options
 from laion_face_builder.shown import short
 
 
@@ -30,8 +30,12 @@ def with_columns(options: Options, *, is_made: bool = False) -> Options:
         OptionError: two columns have one name; SourceError, BadFile: a table cannot be had, or not be joined.
         NotPrepared: `is_made`, and it is not.
     """
+    if options.join is None and options.filters.join_how == INNER:
+        raise OptionError("join_how='inner' says what becomes of samples that a table lacks: name the table with join=")
     if options.join is None and options.index is None:
         return options
+    if options.join is not None and options.data.address is not None:
+        raise OptionError(f"join: {options.data.where} is an address, and tables are joined in a folder. Leave it out")
     options = replace(options, more=None, tables=())
     with parts.index_of(options, options.parts[0]) as index:
         more = list(index.more)

@@ -130,6 +130,7 @@ class ExampleMaker:
         return self.without_picture(values) if self.options.on_error == "null" else None
 
     def _with_picture(self, values: Example, picture: Picture) -> Example:
+        self._require_included(values, picture)
         self._refuse_excluded(picture)
         values = self._put_right(values, picture)
         frame = self._frame(values, picture)
@@ -142,6 +143,13 @@ class ExampleMaker:
             height=picture.height,
             faces_aligned=aligned,
         )
+
+    def _require_included(self, values: Example, picture: Picture) -> None:
+        include = self.options.filters.include
+        if include is None or not include.has_hashes or include.names_row(values["sample_id"], values["url"]):
+            return
+        if not include.names_picture(picture.data, (picture.sha256, picture.fetched_sha256)):
+            raise PictureError(Reason.NOT_INCLUDED)
 
     def _refuse_excluded(self, picture: Picture) -> None:
         exclude = self.options.filters.exclude

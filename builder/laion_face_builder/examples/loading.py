@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 
 from laion_face_builder.errors import DiskError, LaionFaceError, NetworkOutage, OptionError
-from laion_face_builder.examples import _compat, beside, parts, ready, report
+from laion_face_builder.examples import _compat, parts, ready, report
 from laion_face_builder.examples.arrow import REPORT_KEY
 from laion_face_builder.examples.walk import shards_per_part_for, world_size
 from laion_face_builder.files import digest, disk_error, is_of_writing
@@ -96,20 +96,15 @@ def config_id(options: Options, adopted: parts.Adopted | None = None) -> str:
     return f"{options.config}-{digest({'options': options.defining(), 'read': read})}"
 
 
-def make_ready(options: Options, *, streaming: bool) -> parts.Adopted:
-    """Make what is missing and give the sidecars of an adopted folder; see `ready.make_ready`.
+def make_ready(options: Options, *, streaming: bool) -> tuple[Options, parts.Adopted]:
+    """Make what is missing, and give the options and the sidecars of an adopted folder; see `ready.make_ready`.
 
     Raises:
         NotPrepared: there are several ranks, and each would make the same.
     """
     if streaming:
         check_ranks(options)
-    return ready.make_ready(options, streaming=streaming)
-
-
-def with_columns(options: Options) -> Options:
-    """Join what is to be joined; see `beside.with_columns`. One process joins, of several ranks none does."""
-    return beside.with_columns(options, is_made=world_size() > 1)
+    return ready.make_ready(options, streaming=streaming, is_joined=streaming and world_size() > 1)
 
 
 def check_ranks(options: Options) -> None:

@@ -17,17 +17,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 from laion_face_builder import progress
 from laion_face_builder.download.adopt import part_folder
 from laion_face_builder.download.tar_reader import PartPictures
 from laion_face_builder.errors import NotPrepared, OptionError, StateConflict
 from laion_face_builder.files import digest, read_fingerprint
 from laion_face_builder.forecast import Forecast
-from laion_face_builder.index.exclusion import Exclusion
+from laion_face_builder.index.exclusion import Exclusion, Mask
+from laion_face_builder.index.filters import Filters
 from laion_face_builder.index.joined_part import JoinedPart
 from laion_face_builder.index.published import PublishedPart, find_published
 from laion_face_builder.index.reader import IndexPart
-from laion_face_builder.options import IMAGE_MODES, OptionFields, Options
+from laion_face_builder.options import IMAGE_MODES, INNER, OptionFields, Options
 from laion_face_builder.shown import shown
 from laion_face_builder.sources import data_store
 from laion_face_builder.sources.hub import Token
@@ -36,7 +39,7 @@ if TYPE_CHECKING:
     from laion_face_builder.download.part import DownloadOptions, PartResult
 
 #: Which options each command takes besides CONFIG, --parts and --data-dir, by their groups.
-_GROUPS = {"prepare": ("source",), "download": ("source", "filter", "resize", "transfer")}
+_GROUPS = {"prepare": ("source",), "download": ("source", "filter", "join", "resize", "transfer")}
 
 
 def command(name: str, options: Options, parts: Sequence[int]) -> str:
@@ -54,7 +57,11 @@ def command(name: str, options: Options, parts: Sequence[int]) -> str:
     for spec in dataclasses.fields(OptionFields):
         value = values[spec.name]
         if spec.metadata["group"] in _GROUPS[name] and value != spec.default:
-            words += [f"--{spec.name.replace('_', '-')}", *([] if value is True else [_typed(value)])]
+            flag = f"--{spec.name.replace('_', '-')}"
+            if spec.metadata["is_repeated"]:
+                words += [word for one in value for word in (flag, str(one))]
+            else:
+                words += [flag, *([] if value is True else [_typed(value)])]
     return shlex.join(words)
 
 
@@ -202,11 +209,39 @@ def download(
         with index_of(options, part) as index:
             with progress.nth("part", number, len(options.parts)):
                 if share is None:
-                    given = (options.data, part, how, options.filters, retry_failed)
+                    given = (options.data, part, how, row_filters(options, part), retry_failed)
                     result = download_part(*given, index=index, clean=clean)
                 else:
-                    result = download_share(options.data, part, share, how, options.filters, index=index)
+                    result = download_share(options.data, part, share, how, row_filters(options, part), index=index)
             yield part, result
+
+
+@dataclass(frozen=True)
+class JoinedFilters:
+    """The filters of a download, where rows that a table lacks are left out: which these are is part of them."""
+
+    filters: Filters
+    tables: tuple[str, ...]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that `mask` needs."""
+        return self.filters.columns
+
+    def mask(self, table: pa.Table) -> Mask:
+        """Tell, bool[n], which rows pass."""
+        return self.filters.mask(table)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what defines the filters, the content of the tables included."""
+        return {**self.filters.as_dict(), "tables": list(self.tables)}
+
+
+def row_filters(options: Options, part: int) -> Filters | JoinedFilters:
+    """Return what says which rows of a part are fetched into tars."""
+    if options.filters.join_how != INNER:
+        return options.filters
+    return JoinedFilters(options.filters, tuple(digest(table.fingerprint(part)) for table in options.tables))
 
 
 def forecast_download(options: Options, how: DownloadOptions, retry_failed: int = 0) -> Forecast:
@@ -221,7 +256,7 @@ def forecast_download(options: Options, how: DownloadOptions, retry_failed: int 
 
     def forecast_of(part: int) -> PartForecast:
         with index_of(options, part) as index:
-            return forecast_part(options.data, part, how, options.filters, retry_failed, index=index)
+            return forecast_part(options.data, part, how, row_filters(options, part), retry_failed, index=index)
 
     return forecast_parts(options.data, options.parts, forecast_of)
 

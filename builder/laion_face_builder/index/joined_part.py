@@ -48,7 +48,7 @@ class JoinedPart(IndexPart):
         Raises:
             NotPrepared: a side table is not there, or was made for another index.
         """
-        names = [*INDEX.names, *self.more.names] if columns is None else list(columns)
+        names = list(INDEX.names) if columns is None else list(columns)
         beside = {name: side for side in self._sides for name in side.table.schema.names}
         own = [name for name in names if name not in beside and name != MATCHED]
         found = super().read(start, stop, own or ["part"], is_lenient=is_lenient)

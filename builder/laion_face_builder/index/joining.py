@@ -38,7 +38,7 @@ from laion_face_builder.files import (
 )
 from laion_face_builder.index.joined_columns import KEYS, JoinSource, as_plain, refuse_clashes
 from laion_face_builder.index.joined_files import JoinedFile, find_joined
-from laion_face_builder.index.joined_rows import AT, Keys, Places, SortedRuns, keys_of_texts
+from laion_face_builder.index.joined_rows import AT, RUN_BYTES, Keys, Places, SortedRuns, keys_of_texts
 from laion_face_builder.index.metadata import as_text, parse_ids
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.index.side_table import MATCHED_FIELD, SideTable
@@ -60,6 +60,7 @@ class Joining:
         data: where side tables are kept.
         opened: gives the index of a part, to be closed by the caller.
         taken: names that columns have already, and whose they are.
+        run_bytes: how much is sorted at once.
     """
 
     data: DataDir
@@ -68,6 +69,7 @@ class Joining:
     opened: Opened
     taken: Mapping[str, str] = field(default_factory=dict)
     token: Token = field(default=None, repr=False)
+    run_bytes: int = RUN_BYTES
 
     def made(self) -> SideTable:
         """Make what is missing, and return the side table.
@@ -96,7 +98,7 @@ class Joining:
         if missing:
             raise NotPrepared(
                 f"{folder}: {self.source} is not joined there with parts {', '.join(map(str, missing))}. Load the "
-                "dataset once in one process, with the same options, before the ranks begin."
+                "dataset once with the same options, in one process and without a dry run."
             )
         return self._table(folder)
 
@@ -161,7 +163,7 @@ class _Join:
         self._gather_places()
         carried = [pa.field("_key", pa.string())] if self._key == "url" else []
         with _scratch(folder) as scratch, disk_errors(folder):
-            runs = SortedRuns(scratch, pa.schema([*carried, *self._schema]))
+            runs = SortedRuns(scratch, pa.schema([*carried, *self._schema]), self._joining.run_bytes)
             self._gather_rows(runs)
             merged = runs.merged(self._stretches())
             for number, part in enumerate(self._parts):

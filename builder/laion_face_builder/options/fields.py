@@ -35,6 +35,7 @@ _BYTES = Range(int, 1, 1_000_000_000_000_000)
 _PIXELS = Range(int, 1, 1_000_000_000_000)
 _SIDE = Range(int, 0, 100_000_000)
 _FACES = Range(int, 0, 1_000_000)
+_WORDS = Range(int, 0, 1_000_000)
 _SHARE = Range(float, 0, 1)
 _MOST_TELLING = 100_000
 
@@ -92,9 +93,15 @@ class OptionFields(ShownFields):
     min_face_area: float | None = option(
         None, "least area of the box of a face that counts, as a share of the picture", group="filter", valid=_SHARE
     )
+    min_face_share: float | None = option(
+        None,
+        "least share that the box of a face that counts takes of the picture's width and of its height",
+        group="filter",
+        valid=_SHARE,
+    )
     min_faces: int | None = option(
         None,
-        "least number of faces that count; default: 1 if one of the three limits on faces is given, else 0",
+        "least number of faces that count; default: 1 if one of the four limits on faces is given, else 0",
         group="filter",
         valid=_FACES,
     )
@@ -107,9 +114,22 @@ class OptionFields(ShownFields):
     min_similarity: float | None = option(
         None, "least CLIP similarity of picture and caption", group="filter", valid=Range(float, -1, 1)
     )
+    min_caption_words: int | None = option(None, "least number of words of the caption", group="filter", valid=_WORDS)
+    caption_matches: str | None = option(
+        None, "regular expression (RE2) that is found in the caption; (?i) before it ignores case", group="filter"
+    )
+    caption_excludes: str | None = option(
+        None, "regular expression (RE2) that is not found in the caption; no caption fails too", group="filter"
+    )
+    include: str | os.PathLike[str] | Iterable[Any] | None = option(
+        None,
+        "list of the only samples to keep, as for exclude; a hash is known once the picture is there",
+        group="filter",
+    )
     exclude: str | os.PathLike[str] | Iterable[Any] | None = option(
         None,
-        "file of sample ids, URLs, hosts, SHA-256s or MD5s to leave out, one a line; in Python also a list of these",
+        "file of sample ids, URLs, hosts, SHA-256s or MD5s to leave out, one a line, or a column of that name, CSV or "
+        "Parquet; on the command line - is the standard input; in Python also a list of these",
         group="filter",
     )
     join: str | os.PathLike[str] | Iterable[Any] | None = option(
@@ -122,6 +142,13 @@ class OptionFields(ShownFields):
     )
     join_how: str = option(
         LEFT, 'samples without a row in every table of join: "left" keeps them, "inner" leaves them out', group="join"
+    )
+    max_copies: int | None = option(
+        None,
+        "most addresses that may give the very same bytes: if more do, they are a placeholder, and fail; counted over "
+        "the tars in data_dir",
+        group="pictures",
+        valid=Range(int, 1, 1_000_000_000),
     )
     images: str | os.PathLike[str] = option(
         "auto",
@@ -255,12 +282,18 @@ DEFINES = {
     "min_score": (ALWAYS, "which rows"),
     "min_face_size": (ALWAYS, "which rows"),
     "min_face_area": (ALWAYS, "which rows"),
+    "min_face_share": (ALWAYS, "which rows"),
     "min_faces": (ALWAYS, "which rows"),
     "max_faces": (ALWAYS, "which rows"),
     "min_width": (ALWAYS, "which rows"),
     "min_height": (ALWAYS, "which rows"),
     "nsfw": (ALWAYS, "which rows"),
     "min_similarity": (ALWAYS, "which rows"),
+    "min_caption_words": (ALWAYS, "which rows"),
+    "caption_matches": (ALWAYS, "which rows"),
+    "caption_excludes": (ALWAYS, "which rows"),
+    "include": (ALWAYS, "which rows; by what is on the list, not by its path"),
+    "max_copies": (ALWAYS, "which rows; how many addresses there are of bytes is read"),
     "exclude": (ALWAYS, "which rows; by what is on the list, not by its path"),
     "join": (READ, "which columns: the tables have fingerprints"),
     "join_how": (ALWAYS, "which rows"),

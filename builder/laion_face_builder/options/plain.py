@@ -10,14 +10,19 @@ import numbers
 import os
 import re
 from collections.abc import Iterable, Mapping
+from functools import partial
 from glob import has_magic
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from laion_face_builder.errors import OptionError
 from laion_face_builder.images.geometry import RESIZE_MODES
 from laion_face_builder.images.modes import MODES
 from laion_face_builder.index.exclusion import Exclusion, exclusion_of, read_exclusion
 from laion_face_builder.index.joined_columns import JoinSource
+from laion_face_builder.index.listed_column import is_column, read_column
 from laion_face_builder.options.fields import (
     IMAGE_MODES,
     JOIN_HOWS,
@@ -27,6 +32,7 @@ from laion_face_builder.options.fields import (
     ORDERS,
     OptionFields,
 )
+from laion_face_builder.shown import short
 from laion_face_builder.values import absolute, as_written, one_of, place
 
 #: Options that are addresses or paths; `exclude` and `images` are too, among other things.
@@ -115,18 +121,30 @@ def _nsfw(given: Any) -> tuple[str, ...]:
     return chosen
 
 
-def _exclude(given: Any) -> Exclusion:
+def _list(option: str, given: Any) -> Exclusion:
     if isinstance(given, Exclusion):
         return given
     if isinstance(given, (str, os.PathLike)):
-        path = absolute(place("exclude", given))
+        path = absolute(place(option, given))
         if not path.is_file():
             found = "it is a folder" if path.is_dir() else "there is no such file"
-            raise OptionError(f"exclude={as_written(given)}: {found}; one entry goes as exclude=[…]")
-        return read_exclusion(str(path))
+            raise OptionError(f"{option}={as_written(given)}: {found}; one entry goes as {option}=[…]")
+        return read_column(str(path), option) if is_column(str(path)) else read_exclusion(str(path), option)
     if isinstance(given, (bytes, bytearray, Mapping)) or not isinstance(given, Iterable):
-        raise OptionError(f"exclude={as_written(given)}: expected a file, or a list of ids, URLs, hosts and hashes")
-    return exclusion_of(given)
+        raise OptionError(f"{option}={as_written(given)}: expected a file, or a list of ids, URLs, hosts and hashes")
+    return exclusion_of(given, option)
+
+
+def _pattern(option: str, given: Any) -> str:
+    """Return a regular expression that Arrow's RE2 understands."""
+    if not isinstance(given, str) or not given:
+        raise OptionError(f"{option}={as_written(given)}: expected a regular expression (RE2), such as '(?i)smil'")
+    try:
+        pc.match_substring_regex(pa.array([""]), given)
+    except pa.ArrowInvalid as error:
+        said = short(error).removeprefix("Invalid regular expression: ")
+        raise OptionError(f"{option}={as_written(given)}: no regular expression of RE2 ({said})") from error
+    return given
 
 
 _NAMED = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<place>.+)", re.DOTALL)
@@ -166,7 +184,10 @@ _OF_THEIR_OWN = {
     "cache_images": _cache_images,
     "images": _images,
     "nsfw": _nsfw,
-    "exclude": _exclude,
+    "include": partial(_list, "include"),
+    "exclude": partial(_list, "exclude"),
+    "caption_matches": partial(_pattern, "caption_matches"),
+    "caption_excludes": partial(_pattern, "caption_excludes"),
     "join": _join,
 }
 

@@ -26,7 +26,7 @@ from laion_face_builder.index.filters import Filters
 from laion_face_builder.index.joined_columns import JoinSource
 from laion_face_builder.index.side_table import SideTable
 from laion_face_builder.layout import CONFIG_PARTS, DataDir, parse_parts
-from laion_face_builder.options.fields import DEFINES, FETCHED, INNER, ORDERS, RANGES, OptionFields
+from laion_face_builder.options.fields import DEFINES, FETCHED, ORDERS, RANGES, OptionFields
 from laion_face_builder.options.plain import one_spelling, plain
 from laion_face_builder.schema import example_columns
 from laion_face_builder.shown import ShownFields
@@ -94,6 +94,7 @@ class Options(ShownFields):
     shards_per_part: int
     filters: Filters
     join: tuple[JoinSource, ...] | None
+    max_copies: int | None
     images: str
     on_error: str
     on_size_change: str
@@ -132,6 +133,7 @@ class Options(ShownFields):
             shards_per_part=values.shards_per_part,
             filters=_group(Filters, values),
             join=values.join,
+            max_copies=values.max_copies,
             images=values.images,
             on_error=values.on_error,
             on_size_change=values.on_size_change,
@@ -172,7 +174,12 @@ class Options(ShownFields):
         See `DEFINES`. Equal meanings give equal values, however they are spelled.
         """
         # Only what is not the default: caches of earlier versions stay good.
-        changed = {"resize": self.resizing.as_dict(), "blur_faces": self.blur_faces, "mode": self.mode}
+        changed = {
+            "resize": self.resizing.as_dict(),
+            "blur_faces": self.blur_faces,
+            "mode": self.mode,
+            "max_copies": self.max_copies,
+        }
         is_fetched = self.images == "fetch"
         defining = {
             "parts": self.parts,
@@ -207,8 +214,6 @@ def _check_together(given: OptionFields) -> None:
     """Check what options mean to each other; each by itself is right."""
     if given.min_faces is not None and given.max_faces is not None and given.min_faces > given.max_faces:
         raise OptionError(f"min_faces={given.min_faces} is more than max_faces={given.max_faces}: nothing would pass")
-    if given.join_how == INNER and given.join is None:
-        raise OptionError("join_how='inner' says what becomes of samples that a table lacks: name one with join=")
     if given.resize_mode != "no" and given.images == "fetch":
         raise OptionError(
             f"resize_mode={given.resize_mode!r}: pictures that are fetched keep their size; valid is 'no'"

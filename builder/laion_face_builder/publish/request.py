@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from laion_face_builder.errors import LaionFaceError, NotPrepared, OptionError
 from laion_face_builder.files import human_size
+from laion_face_builder.index.exclusion import Exclusion
 from laion_face_builder.layout import ALL_PARTS, DataDir
 from laion_face_builder.log import logger
 from laion_face_builder.options import OptionFields, Options
@@ -32,7 +33,7 @@ class PublishRequest:
         preview: rows of the config `preview`; 0 means none.
         private: the Hub repo is made private.
         public_pictures: the user has the right to show the pictures to everybody.
-        exclude: file of sample ids, URLs, hosts, SHA-256s or MD5s to leave out.
+        exclude: list, or file of sample ids, URLs, hosts, SHA-256s or MD5s to leave out.
         bounds, batch_bytes: how large files and commits get; one commit is up to so many bytes.
     """
 
@@ -45,7 +46,7 @@ class PublishRequest:
     public_pictures: bool = False
     revision: str | None = None
     token: Token = field(default=None, repr=False)
-    exclude: str | None = None
+    exclude: str | Exclusion | None = None
     bounds: Bounds = Bounds()
     batch_bytes: int = 4_000_000_000
 

@@ -29,6 +29,7 @@ _GROUPS = {
     "pictures": "pictures",
     "resize": "resizing and blurring",
     "images": "pictures",
+    "max_copies": "placeholders",
     "stream": "fetching ahead",
     "transfer": "fetching",
 }
@@ -167,7 +168,7 @@ def _add_stats(subparsers: Any) -> None:
         subparsers, "stats", commands.run_stats, "count what a filter keeps, and how faces, sizes and failures vary"
     )
     _add_config(command)
-    _add_options(command, "source", "which", "filter", "join", "images")
+    _add_options(command, "source", "which", "filter", "join", "images", "max_copies")
     command.add_argument("--out", type=Path, default=Path("stats.html"), help="page to write; default: %(default)s")
     _add_dry_run(command)
     _add_format(command)

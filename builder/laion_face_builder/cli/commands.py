@@ -177,7 +177,7 @@ def run_show(given: argparse.Namespace) -> None:
 
     out = Output(given.format)
     wanted = Sheet(given.out, given.count, given.columns, f"{as_typed('show', vars(given))} --count {given.count}")
-    options = to_look_at(options_of(given), given.parts, is_joined=given.dry_run)
+    options = to_look_at(options_of(given), given.parts, is_dry_run=given.dry_run)
     if given.dry_run:
         return _foretell(forecast_show(options, wanted), given)
     files = list(map(str, show(options, wanted)))
@@ -194,7 +194,7 @@ def run_stats(given: argparse.Namespace) -> None:
     from laion_face_builder.inspect.stats import as_json, lines, write_page
 
     out = Output(given.format)
-    options = to_look_at(options_of(given), given.parts, is_joined=given.dry_run)
+    options = to_look_at(options_of(given), given.parts, is_dry_run=given.dry_run)
     require_matplotlib()
     if given.dry_run:
         return _foretell(forecast_stats(options, given.out), given)

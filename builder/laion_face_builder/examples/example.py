@@ -132,6 +132,8 @@ class ExampleMaker:
     def _with_picture(self, values: Example, picture: Picture) -> Example:
         self._require_included(values, picture)
         self._refuse_excluded(picture)
+        if (picture.fetched_sha256 or picture.sha256) in self.options.placeholders:
+            raise PictureError(Reason.TOO_MANY_COPIES)
         values = self._put_right(values, picture)
         frame = self._frame(values, picture)
         placed, aligned = self._placed(values, picture, frame)

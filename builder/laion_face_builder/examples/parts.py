@@ -173,6 +173,8 @@ def identity(options: Options, part: int, adopted: Adopted | None = None) -> dic
     if options.more is not None and options.more.names:
         # Only then: caches of earlier versions stay good.
         read["more"] = digest([str(options.more), *(table.fingerprint(part) for table in options.tables)])
+    if options.max_copies is not None:
+        read["placeholders"] = digest(sorted(options.placeholders))
     return read
 
 

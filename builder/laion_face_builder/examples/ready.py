@@ -13,6 +13,7 @@ from laion_face_builder.download.adopt import part_folder
 from laion_face_builder.errors import NotPrepared
 from laion_face_builder.examples import beside, parts
 from laion_face_builder.examples.parts import command, listed
+from laion_face_builder.examples.placeholders import with_placeholders
 from laion_face_builder.files import disk_free, human_size
 from laion_face_builder.log import logger
 from laion_face_builder.options import IMAGE_MODES, Options
@@ -42,7 +43,8 @@ def make_ready(options: Options, *, streaming: bool, is_joined: bool = False) ->
     options = beside.with_columns(options, is_made=is_joined)
     if options.images == "download":
         _download(options)
-    return options, parts.adopt(options)
+    adopted = parts.adopt(options)
+    return with_placeholders(options, adopted), adopted
 
 
 def without_index(options: Options) -> list[int]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from laion_face_builder.examples import beside, parts
+from laion_face_builder.examples.placeholders import with_placeholders
 from laion_face_builder.options import OptionFields, Options
 from laion_face_builder.shown import shown
 
@@ -31,11 +32,11 @@ def as_typed(command: str, given: Mapping[str, Any]) -> str:
     return shlex.join(words)
 
 
-def to_look_at(options: Options, named: object, *, is_joined: bool = False) -> Options:
+def to_look_at(options: Options, named: object, *, is_dry_run: bool = False) -> Options:
     """Give the options for all parts if the user `named` parts, else for those that are prepared; join their tables.
 
     Args:
-        is_joined: whether these have to be joined already, for a dry run.
+        is_dry_run: whether nothing may be made: tables have to be joined already.
 
     Raises:
         NotPrepared: a part that was named is not prepared, or none is.
@@ -43,7 +44,8 @@ def to_look_at(options: Options, named: object, *, is_joined: bool = False) -> O
     if named is None:
         options = parts.of_those_prepared(options)
     parts.require_prepared(options)
-    return beside.with_columns(options, is_made=is_joined)
+    options = beside.with_columns(options, is_made=is_dry_run)
+    return options if is_dry_run else with_placeholders(options)
 
 
 def _plain(value: object) -> str:

@@ -106,6 +106,8 @@ class Options(ShownFields):
     #: What is read beside the index, once it is known: see `examples.beside`.
     more: pa.Schema | None = None
     tables: tuple[SideTable, ...] = ()
+    #: SHA-256s that more than `max_copies` addresses give, once they are counted: see `examples.placeholders`.
+    placeholders: frozenset[str] = frozenset()
 
     @classmethod
     def of(

@@ -144,7 +144,10 @@ def run_publish(given: argparse.Namespace) -> None:
     from laion_face_builder.publish.publish_forecast import forecast_publish
     from laion_face_builder.publish.request import PublishRequest
 
-    names = ("target", "parts", "with_images", "preview", "private", "public_pictures", "revision", "token", "exclude")
+    names = (
+        *("target", "parts", "with_images", "preview", "private", "public_pictures", "revision", "token"),
+        *("exclude", "join", "join_how"),
+    )
     asked = {name: getattr(given, name) for name in names}
     request = PublishRequest(DataDir.at(given.data_dir), **{**asked, **_lists_of_stdin(asked)})
     if given.dry_run:

@@ -4,6 +4,7 @@ import logging
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -145,7 +146,7 @@ def test_places_find_every_row_of_a_key(keys, asked, pieces):
     assert pairs == sorted((i, row) for i, key in enumerate(asked) for row, known in enumerate(keys) if key == known)
 
 
-ROWS = {0: [(1, "u1"), (2, "u2"), (3, "u3")], 2: [(4, "u4"), (2, "u5")]}
+ROWS: dict[int, list[tuple[int, str]]] = {0: [(1, "u1"), (2, "u2"), (3, "u3")], 2: [(4, "u4"), (2, "u5")]}
 
 
 @pytest.fixture
@@ -159,7 +160,8 @@ def values_of(data, table, column, parts=(0, 2)):
 
 @pytest.mark.parametrize("key", ["sample_id", "url"])
 def test_a_row_that_is_there_twice_is_named(data, tmp_path, key):
-    keys = {"sample_id": [9, 9, 2, 1, 2], "url": ["x", "x", "u2", "u1", "u2"]}[key]
+    of_keys: dict[str, list[Any]] = {"sample_id": [9, 9, 2, 1, 2], "url": ["x", "x", "u2", "u1", "u2"]}
+    keys = of_keys[key]
     pq.write_table(pa.table({key: keys, "x": range(5)}), tmp_path / "t.parquet")
     with pytest.raises(BadFile, match=f"t.parquet: found several rows of {key} {keys[2]}, expected at most one"):
         joining(data, tmp_path / "t.parquet", [0, 2]).made()

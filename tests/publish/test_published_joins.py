@@ -3,7 +3,6 @@
 import json
 
 import datasets
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -21,10 +20,10 @@ from laion_face_builder.verify.verify import verify
 def table(prepared, tmp_path_factory):
     ids = [truth.sample_id for truth in prepared.truth][::2]
     file = tmp_path_factory.mktemp("joined") / "captions.parquet"
-    frame = pd.DataFrame({"sample_id": ids, "text": [f"seen: {i}" for i in ids]})
-    frame["boxes"] = [[{"name": "eye", "xs": [i % 5, i % 7]}] * (i % 3) for i in ids]
-    frame.to_parquet(file, index=False)
-    return file, dict(zip(ids, frame["text"], strict=True))
+    boxes = [[{"name": "eye", "xs": [i % 5, i % 7]}] * (i % 3) for i in ids]
+    texts = [f"seen: {i}" for i in ids]
+    pq.write_table(pa.table({"sample_id": ids, "text": texts, "boxes": boxes}), file)
+    return file, dict(zip(ids, texts, strict=True))
 
 
 @pytest.mark.parametrize("with_images", [False, True])

@@ -13,7 +13,7 @@ import fnmatch
 import glob
 import os
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -108,7 +108,7 @@ def _of_fsspec(place: str, token: Token) -> tuple[RemoteFile, ...]:
     return tuple(files[found] for found in _chosen(_within(files, name), place, is_parquet_only=True))
 
 
-def _within(names: Sequence[str] | dict[str, object], below: str) -> list[str]:
+def _within(names: Iterable[str], below: str) -> list[str]:
     """Return the names that are a file, are in a folder, or fit a pattern."""
     below = below.strip("/")
     if glob.has_magic(below):
@@ -221,4 +221,5 @@ class JoinedFile:
 def _rows_at_once(metadata: pq.FileMetaData) -> int:
     """Return how many rows have some megabytes."""
     size = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
-    return max(_FEWEST_ROWS, min(_MOST_ROWS, _BATCH_BYTES * max(metadata.num_rows, 1) // max(size, 1)))
+    rows: int = max(_FEWEST_ROWS, min(_MOST_ROWS, _BATCH_BYTES * max(metadata.num_rows, 1) // max(size, 1)))
+    return rows

@@ -169,7 +169,7 @@ class Stats:
     options: Options
     total: PartStats
     by_part: dict[int, tuple[int, int]]
-    copies: Copies
+    copies: Copies = field(default_factory=dict)
 
     @property
     def bytes_a_picture(self) -> float:

@@ -9,7 +9,7 @@ import dataclasses
 import numbers
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from glob import has_magic
 from typing import Any
@@ -180,7 +180,7 @@ def _source(given: Any, name: Any = None) -> JoinSource:
     return JoinSource(str(absolute(text)) if is_path and "://" not in text else text, name)
 
 
-_OF_THEIR_OWN = {
+_OF_THEIR_OWN: dict[str, Callable[[Any], Any]] = {
     "cache_images": _cache_images,
     "images": _images,
     "nsfw": _nsfw,

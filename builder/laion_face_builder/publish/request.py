@@ -14,7 +14,7 @@ from laion_face_builder.files import human_size
 from laion_face_builder.index.exclusion import Exclusion
 from laion_face_builder.layout import ALL_PARTS, DataDir
 from laion_face_builder.log import logger
-from laion_face_builder.options import OptionFields, Options
+from laion_face_builder.options import LEFT, OptionFields, Options
 from laion_face_builder.parquet_files import table_of
 from laion_face_builder.publish.manifest import Kind
 from laion_face_builder.publish.published_files import MOST_ROWS, Bounds
@@ -51,7 +51,7 @@ class PublishRequest:
     token: Token = field(default=None, repr=False)
     exclude: str | Exclusion | None = None
     join: Any = None
-    join_how: str | None = None
+    join_how: str = LEFT
     bounds: Bounds = Bounds()
     batch_bytes: int = 4_000_000_000
 
@@ -90,8 +90,9 @@ def options_of(request: PublishRequest, *, is_dry_run: bool = False) -> Options:
         OptionError: no valid parts, or no such exclusion list; BadFile: a line of that list is wrong.
         NotPrepared: a part or its pictures are missing.
     """
+    exclude: Any = request.exclude
     fields = OptionFields(
-        parts=request.parts, exclude=request.exclude, join=request.join, join_how=request.join_how, on_error="null"
+        parts=request.parts, exclude=exclude, join=request.join, join_how=request.join_how, on_error="null"
     )
     everything = Options.of("50M", fields, request.data.root, request.token)
     chosen = everything.parts

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from laion_face_builder.errors import BadFile, NotPrepared, OptionError, SourceNotFound
 from laion_face_builder.index.joined_columns import MATCHED, JoinSource
 from laion_face_builder.index.joined_part import JoinedPart
-from laion_face_builder.index.joined_rows import Places
+from laion_face_builder.index.joined_rows import KeyPlaces
 from laion_face_builder.index.joining import Joining
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.layout import DataDir
@@ -136,7 +136,7 @@ def test_addresses_of_one_hash_are_told_apart(tmp_path, monkeypatch):
 @settings(deadline=None, max_examples=100)
 @given(st.lists(st.integers(-5, 5), max_size=30), st.lists(st.integers(-7, 7), max_size=10), st.integers(1, 4))
 def test_places_find_every_row_of_a_key(keys, asked, pieces):
-    places = Places()
+    places = KeyPlaces()
     all_keys, rows = np.array(keys, np.int64), np.arange(len(keys), dtype=np.uint32)
     for number in range(pieces):
         places.add(all_keys[number::pieces], rows[number::pieces])

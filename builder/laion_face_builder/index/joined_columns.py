@@ -78,7 +78,7 @@ def refuse_clashes(source: JoinSource, theirs: Iterable[str], taken: Mapping[str
         if name in OURS or name in taken:
             raise OptionError(
                 f"join={str(source)!r}: its column {column!r} would be {name!r}, which {taken.get(name, 'the index')} "
-                f"has too. Put another name before it: join='mine={shown(source.place)}' makes it 'mine_{column}'"
+                f"has too. Give the table a name: join={{'mine': {shown(source.place)!r}}} makes it 'mine_{column}'"
             )
 
 

@@ -1,6 +1,6 @@
 """Put rows that come in any order into the order of the index, in bounded memory.
 
-The index's keys are held sorted, 12 bytes a row (`Places`). Rows of which the index has the key are gathered until some
+The index's keys are held sorted, 12 bytes a row (`KeyPlaces`). Rows of which the index has the key are gathered until some
 hundred megabytes are together, sorted by their place in the index, and written as a run (`SortedRuns`). At last all
 runs are read side by side, a stretch of the index at a time.
 """
@@ -36,7 +36,7 @@ def keys_of_texts(texts: pa.Array) -> Keys:
     return np.fromiter(hashes, np.uint64, len(texts)).view(np.int64)
 
 
-class Places:
+class KeyPlaces:
     """Where the index has the rows of a key; one key may be that of several rows."""
 
     def __init__(self) -> None:

@@ -38,7 +38,7 @@ from laion_face_builder.files import (
 )
 from laion_face_builder.index.joined_columns import KEYS, JoinSource, as_plain, refuse_clashes
 from laion_face_builder.index.joined_files import JoinedFile, find_joined
-from laion_face_builder.index.joined_rows import AT, RUN_BYTES, Keys, Places, SortedRuns, keys_of_texts
+from laion_face_builder.index.joined_rows import AT, RUN_BYTES, KeyPlaces, Keys, SortedRuns, keys_of_texts
 from laion_face_builder.index.metadata import as_text, parse_ids
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.index.side_table import MATCHED_FIELD, SideTable
@@ -156,7 +156,7 @@ class _Join:
         refuse_clashes(joining.source, self._schema.names, joining.taken)
         self._counts = _Counts()
         self._starts = [0]
-        self._places = Places()
+        self._places = KeyPlaces()
 
     def run(self, folder: Path) -> None:
         """Make the files of all parts, each whole; what lies there of other content is replaced."""

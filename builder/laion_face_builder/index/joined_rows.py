@@ -1,6 +1,6 @@
 """Put rows that come in any order into the order of the index, in bounded memory.
 
-The index's keys are held sorted, 12 bytes a row (`KeyPlaces`). Rows of which the index has the key are gathered until some
+The keys of the index are held sorted, 12 bytes a row (`KeyPlaces`). Rows of which it has the key are gathered until some
 hundred megabytes are together, sorted by their place in the index, and written as a run (`SortedRuns`). At last all
 runs are read side by side, a stretch of the index at a time.
 """

@@ -1,8 +1,8 @@
 """Put rows that come in any order into the order of the index, in bounded memory.
 
-The keys of the index are held sorted, 12 bytes a row (`KeyPlaces`). Rows of which it has the key are gathered until some
-hundred megabytes are together, sorted by their place in the index, and written as a run (`SortedRuns`). At last all
-runs are read side by side, a stretch of the index at a time.
+The keys of the index are held sorted, 12 bytes a row (`KeyPlaces`). Rows of which it has the key are gathered until
+some hundred megabytes are together, sorted by their place in the index, and written as a run (`SortedRuns`). At last
+all runs are read side by side, a stretch of the index at a time.
 """
 
 from __future__ import annotations

@@ -210,6 +210,20 @@ def test_it_is_made_again_only_if_its_content_changes(data, tmp_path, caplog):
     assert values_of(data, joining(data, file, [0]).made(), "y", [0]) == [4]
 
 
+def test_a_side_table_that_is_damaged_is_found_and_says_what_to_do(data, tmp_path):
+    pq.write_table(pa.table({"sample_id": [1, 2], "x": ["some text", "more text"]}), tmp_path / "t.parquet")
+    table = joining(data, tmp_path / "t.parquet", [0]).made()
+    bytes_there = bytearray(table.path(0).read_bytes())
+    column = pq.read_metadata(table.path(0)).row_group(0).column(1)
+    bytes_there[column.data_page_offset + column.total_compressed_size // 2] ^= 255
+    table.path(0).write_bytes(bytes_there)
+    with pytest.raises(BadFile, match="expected a table as it was joined. Remove"):
+        joined(data, table, [0])
+    table.path(0).unlink()
+    with pytest.raises(NotPrepared, match="which joins it anew"):
+        joined(data, table, [0])
+
+
 def test_what_cannot_be_joined_says_why(data, tmp_path):
     def refusal(kind, table, parts=(0,)):
         pq.write_table(table, tmp_path / "t.parquet")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from laion_face_builder.errors import NotPrepared
+from laion_face_builder.errors import BadFile, NotPrepared
 from laion_face_builder.files import Fingerprint, digest, read_fingerprint
 from laion_face_builder.index.joined_columns import MATCHED
 from laion_face_builder.index.parquet_at import Cursor, ParquetAt
@@ -69,8 +69,20 @@ class SidePart:
             )
 
     def read(self, start: int, stop: int, names: Sequence[str]) -> pa.Table:
-        """Read rows start … stop of some of its columns, or MATCHED."""
-        return self._file.asked(lambda: pa.Table.from_batches(self._read(start, stop, names), self._schema(names)))
+        """Read rows start … stop of some of its columns, or MATCHED.
+
+        Raises:
+            BadFile: it is damaged.
+        """
+        try:
+            return self._file.asked(lambda: pa.Table.from_batches(self._read(start, stop, names), self._schema(names)))
+        except BadFile as error:
+            raise BadFile(
+                error.file,
+                found=error.found,
+                expected="a table as it was joined",
+                way_out=f"Remove {self.table.folder}, and load the dataset again, which joins it anew.",
+            ) from error.__cause__
 
     def close(self) -> None:
         """Close the file; the next read opens it again."""

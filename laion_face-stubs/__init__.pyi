@@ -34,13 +34,21 @@ class _Options(TypedDict, total=False):
     min_score: float | None
     min_face_size: float | None
     min_face_area: float | None
+    min_face_share: float | None
     min_faces: int | None
     max_faces: int | None
     min_width: int | None
     min_height: int | None
     nsfw: Literal["UNLIKELY", "UNSURE", "NSFW"] | Iterable[Literal["UNLIKELY", "UNSURE", "NSFW"]] | None
     min_similarity: float | None
+    min_caption_words: int | None
+    caption_matches: str | None
+    caption_excludes: str | None
+    include: str | os.PathLike[str] | Iterable[Any] | None
     exclude: str | os.PathLike[str] | Iterable[Any] | None
+    join: str | os.PathLike[str] | Iterable[Any] | None
+    join_how: str
+    max_copies: int | None
     images: Literal["auto", "fetch", "download", "none"] | os.PathLike[str]
     on_error: Literal["skip", "null", "raise"]
     on_size_change: Literal["rescale", "drop", "keep"]
@@ -76,13 +84,21 @@ class _Fields:
     min_score: float | None
     min_face_size: float | None
     min_face_area: float | None
+    min_face_share: float | None
     min_faces: int | None
     max_faces: int | None
     min_width: int | None
     min_height: int | None
     nsfw: Literal["UNLIKELY", "UNSURE", "NSFW"] | Iterable[Literal["UNLIKELY", "UNSURE", "NSFW"]] | None
     min_similarity: float | None
+    min_caption_words: int | None
+    caption_matches: str | None
+    caption_excludes: str | None
+    include: str | os.PathLike[str] | Iterable[Any] | None
     exclude: str | os.PathLike[str] | Iterable[Any] | None
+    join: str | os.PathLike[str] | Iterable[Any] | None
+    join_how: str
+    max_copies: int | None
     images: Literal["auto", "fetch", "download", "none"] | os.PathLike[str]
     on_error: Literal["skip", "null", "raise"]
     on_size_change: Literal["rescale", "drop", "keep"]

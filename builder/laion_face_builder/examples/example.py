@@ -21,7 +21,7 @@ from laion_face_builder.images.reasons import Reason
 from laion_face_builder.index.reader import RowBatch
 from laion_face_builder.log import logger
 from laion_face_builder.options import Options
-from laion_face_builder.schema import BLURRED_COLUMN, example_columns
+from laion_face_builder.schema import BLURRED_COLUMN
 
 Example = dict[str, Any]
 
@@ -133,7 +133,10 @@ class ExampleMaker:
         return self.without_picture(values) if self.options.on_error == "null" else None
 
     def _with_picture(self, values: Example, picture: Picture) -> Example:
+        self._require_included(values, picture)
         self._refuse_excluded(picture)
+        if (picture.fetched_sha256 or picture.sha256) in self.options.placeholders:
+            raise PictureError(Reason.TOO_MANY_COPIES)
         values = self._put_right(values, picture)
         frame = self._frame(values, picture)
         placed, aligned = self._placed(values, picture, frame)
@@ -145,6 +148,13 @@ class ExampleMaker:
             height=picture.height,
             faces_aligned=aligned,
         )
+
+    def _require_included(self, values: Example, picture: Picture) -> None:
+        include = self.options.filters.include
+        if include is None or not include.has_hashes or include.names_row(values["sample_id"], values["url"]):
+            return
+        if not include.names_picture(picture.data, (picture.sha256, picture.fetched_sha256)):
+            raise PictureError(Reason.NOT_INCLUDED)
 
     def _refuse_excluded(self, picture: Picture) -> None:
         exclude = self.options.filters.exclude
@@ -228,7 +238,7 @@ class ExampleMaker:
     def _filled(self, values: Example, **made: Any) -> Example:
         known = {**values, "original_width": values["width"], "original_height": values["height"], **made}
         known[BLURRED_COLUMN] = known["image"] is not None
-        return {name: known[name] for name in example_columns(self.options.blur_faces)}
+        return {name: known[name] for name in self.options.columns}
 
 
 @functools.lru_cache(maxsize=8)

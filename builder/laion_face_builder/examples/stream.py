@@ -30,7 +30,7 @@ from laion_face_builder.examples.state import Beyond, DoneRows, ShardSequence
 from laion_face_builder.examples.walk import Plan, Position, Shard, fetched, walk
 from laion_face_builder.log import logger
 from laion_face_builder.options import ARRIVAL_ORDER
-from laion_face_builder.schema import example_columns, example_features
+from laion_face_builder.schema import example_features
 
 Batch = TypeVar("Batch")
 
@@ -188,7 +188,7 @@ class ExampleStream(ExamplesIterable):
         return here
 
     def _replayed(self) -> Iterator[tuple[int, Example]]:
-        nothing = dict.fromkeys(example_columns(self._plan.options.blur_faces))
+        nothing = dict.fromkeys(self._plan.options.columns)
         while self._to_replay:
             self._to_replay -= 1
             self._count()
@@ -232,7 +232,8 @@ class ExampleStream(ExamplesIterable):
 
 
 def _features_of(plan: Plan, *, decode: bool) -> Features:
-    return example_features(decode=decode, blur_faces=plan.options.blur_faces, mode=plan.options.mode)
+    options = plan.options
+    return example_features(decode=decode, blur_faces=options.blur_faces, mode=options.mode, more=options.more)
 
 
 def examples(plan: Plan, shards: Sequence[Shard]) -> Iterator[tuple[int, Example]]:

@@ -48,6 +48,10 @@ class Reason(str, Enum):
     FILTERED = "filtered", Whose.OURS, Chance.NONE
     #: On the exclusion list, by what its bytes are.
     EXCLUDED = "excluded", Whose.OURS, Chance.LATER
+    #: Not on the list of what is included: neither its row nor its bytes.
+    NOT_INCLUDED = "not_included", Whose.OURS, Chance.LATER
+    #: More addresses give these very bytes than `max_copies` allows.
+    TOO_MANY_COPIES = "too_many_copies", Whose.OURS, Chance.LATER
     #: In none of the tars.
     NOT_DOWNLOADED = "not_downloaded", Whose.OURS, Chance.LATER
     #: Not asked for again when this shard was made anew: a tar of another round has it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 
@@ -16,6 +17,17 @@ def end_with_parent() -> None:
     if os.getpid() not in _WATCHED:
         _WATCHED.add(os.getpid())
         threading.Thread(target=_watch, args=(os.getppid(),), name="laion-face-orphan", daemon=True).start()
+
+
+def end_worker_with_parent() -> None:
+    """Do so if this process is a worker of `multiprocessing`, or of `multiprocess`, which datasets has.
+
+    Their pools' workers wait for ever for a parent that was killed, as do torch's in what takes long.
+    """
+    for name in ("multiprocessing", "multiprocess"):
+        library = sys.modules.get(name)
+        if library is not None and library.parent_process() is not None:
+            end_with_parent()
 
 
 def _watch(parent: int) -> None:

@@ -60,8 +60,11 @@ def test_a_share_leaves_the_others_alone(web: Web) -> None:
     for shard in (0, 1):
         (tars / "_tmp" / f"0000{shard}.12345678").mkdir(parents=True)
         (tars / f"0000{shard}.tar").write_bytes(b"half")
+    foreign = [".nfs.0001", "00000.notes", "notes.txt"]
+    for name in foreign:
+        (tars / "_tmp" / name).mkdir()
     download_share(web.folder, 0, Share(0, SHARDS), OPTIONS)
-    assert [path.name for path in (tars / "_tmp").iterdir()] == ["00001.12345678"]
+    assert sorted(path.name for path in (tars / "_tmp").iterdir()) == sorted([*foreign, "00001.12345678"])
     assert (tars / "00001.tar").read_bytes() == b"half"
     download_part(web.folder, 0, OPTIONS)
     require_all(web, web.folder)

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -83,7 +84,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> str:
     return poisonous_python(tmp_path_factory.mktemp("poisonous"))
 
 
-def download(python: str, data: DataDir, *options: str) -> list[dict[str, object]]:
+def download(python: str, data: DataDir, *options: str) -> list[dict[str, Any]]:
     command = (python, "-m", "laion_face", "download", "20M", "--parts", "0,2", "--data-dir", str(data.root))
     done = subprocess.run(
         [*command, *OPTIONS, "--allow-private-hosts", "--format", "json", *options],
@@ -97,7 +98,7 @@ def download(python: str, data: DataDir, *options: str) -> list[dict[str, object
 
 
 def everything(data: DataDir) -> dict[tuple[int, int], StoredPicture]:
-    found = {}
+    found: dict[tuple[int, int], StoredPicture] = {}
     for part in PARTS:
         with PartPictures.open(data, part) as pictures:
             found |= {(part, row): one for row, one in enumerate(pictures.read(0, pictures.num_rows))}
@@ -134,7 +135,7 @@ def test_all_else_is_as_if_poison_were_not_there(way: str, world: World, python:
     plain, found = everything(without), everything(poisoned)
     assert {place: found[place].status for place in expected} == expected
     assert found == plain | {place: replace(plain[place], status=reason) for place, reason in expected.items()}
-    counted = sum(int(one["failures"].get(reason, 0)) for one in said for reason in {*DEEDS.values()})  # type: ignore[attr-defined]
+    counted = sum(int(one["failures"].get(reason, 0)) for one in said for reason in {*DEEDS.values()})
     assert counted == len(expected)
 
     asked = len(world.host.log)

@@ -108,7 +108,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 @pytest.mark.parametrize(("workers", "method"), [(0, None), (2, "fork"), (2, "spawn")])
 @pytest.mark.parametrize("images", ["fetch", "download"])
 def test_isolated_decoders_cost_a_stream_their_rows(images: str, workers: int, method: str | None, world: World):
-    given = {"data_dir": str(world.folder), "images": images, "isolate_decoder": True}
+    given: dict[str, Any] = {"data_dir": str(world.folder), "images": images, "isolate_decoder": True}
     found = sums_of(world.python, workers=workers, method=method, **given)
     world.require(found, world.poisoned["PNG"] | world.poisoned["JPEG"])
 
@@ -119,6 +119,6 @@ def test_all_but_ordinary_jpegs_are_decoded_apart_anyway(world: World):
 
 
 def test_an_arrow_cache_is_made_without_them(world: World):
-    given = {"data_dir": str(world.folder), "images": "fetch", "isolate_decoder": True}
+    given: dict[str, Any] = {"data_dir": str(world.folder), "images": "fetch", "isolate_decoder": True}
     found = sums_of(world.python, is_arrow=True, cache_dir=str(world.folder / "cache"), **given)
     world.require(found, world.poisoned["PNG"] | world.poisoned["JPEG"])

@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -247,6 +247,24 @@ def environment(keeps_token: bool = False) -> dict[str, str]:
     dropped = frozenset() if keeps_token else _TOKENS
     kept = {name: text for name, text in os.environ.items() if not name.lower().endswith("_proxy")}
     return {name: text for name, text in kept.items() if name not in dropped}
+
+
+@contextmanager
+def nobody_works(lock: Path) -> Iterator[bool]:
+    """Yield whether no worker has this lock; then none gets it before the block ends."""
+    descriptor = -1
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_free = True
+    except OSError:  # somebody works, or nobody may write here
+        is_free = False
+    try:
+        yield is_free
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 def _held(lock: Path, how: int) -> int:

@@ -18,8 +18,6 @@ from __future__ import annotations
 import atexit
 import json
 import os
-import shutil
-import tempfile
 import time
 import uuid
 import weakref
@@ -33,6 +31,7 @@ from laion_face_builder import progress
 from laion_face_builder.images.reasons import Reason, http
 from laion_face_builder.index.urls import host_of
 from laion_face_builder.log import logger
+from laion_face_builder.temporary import make_folder, remove_folder
 
 #: Failures without an answer from the host: what a lost network, a broken resolver or a sign-in page look like.
 SILENT = frozenset(
@@ -281,7 +280,7 @@ def _write(counts: Report, listener: Listener, path: Path | None) -> None:
 
 def new_folder() -> Path:
     """Make a folder for the tallies of one dataset; it is removed when this process ends."""
-    folder = Path(tempfile.mkdtemp(prefix="laion-face-report-"))
+    folder = make_folder("report")
     atexit.register(_remove, folder, os.getpid())
     return folder
 
@@ -309,4 +308,4 @@ def keep(report: Report, folder: Path) -> None:
 def _remove(folder: Path, owner: int) -> None:
     # A forked worker inherits the exit handler but not the folder.
     if os.getpid() == owner:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_folder(folder)

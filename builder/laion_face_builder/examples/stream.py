@@ -30,6 +30,7 @@ from laion_face_builder.examples.state import Beyond, DoneRows, ShardSequence
 from laion_face_builder.examples.walk import Plan, Position, Shard, fetched, walk
 from laion_face_builder.log import logger
 from laion_face_builder.options import ARRIVAL_ORDER
+from laion_face_builder.orphans import end_worker_with_parent
 from laion_face_builder.schema import example_features
 
 Batch = TypeVar("Batch")
@@ -141,6 +142,7 @@ class ExampleStream(ExamplesIterable):
             yield key, pa.Table.from_pylist([example], schema=schema)
 
     def __iter__(self) -> Iterator[tuple[int, Example]]:
+        end_worker_with_parent()
         yield from self._replayed()
         with Tally(self._plan.report_folder) as tally:
             rows = walk(self._plan, self._shards, self._start(), tally)
@@ -241,6 +243,7 @@ def examples(plan: Plan, shards: Sequence[Shard]) -> Iterator[tuple[int, Example
 
     They come in the index's order whatever the options say, so that the cache is the same.
     """
+    end_worker_with_parent()
     with Tally(plan.report_folder) as tally:
         for step, picture in fetched(plan, walk(plan, shards, Position(), tally)):
             if (example := step.row.example(picture)) is not None:

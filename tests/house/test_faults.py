@@ -59,7 +59,7 @@ def test_what_is_wrong_is_found_and_told_by_its_number() -> None:
     found = fuzz(Wrong(), range(8), patience=5)
     assert found.tried == 8
     assert found.outcomes == {SAME: 2, CLEAR: 1, SILENT: 1, TRACEBACK: 3, HUNG: 1}
-    assert [re.match(r"case (\d): (\w+)", one).groups() for one in found.wrong] == [  # type: ignore[union-attr]
+    assert [re.match(r"case (\d): (\w+)", one).groups() for one in found.wrong] == [
         ("1", SILENT),
         ("2", TRACEBACK),
         ("3", TRACEBACK),

@@ -141,7 +141,8 @@ def main() -> None:
     parser.add_argument("--count", type=int)
     parser.add_argument("--markdown", type=Path, help="the table goes into this file too")
     given = parser.parse_args()
-    lines, wrong = [HEAD], []
+    lines = [HEAD]
+    wrong: list[str] = []
     print(HEAD)
 
     def note(name: str, outcomes: Counter[str], bad: list[str]) -> None:

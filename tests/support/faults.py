@@ -31,7 +31,7 @@ from tests.support.fuzz_tars import Tars
 from tests.support.kept_files import KINDS, World
 
 #: Cases of one process: what leaks is forgotten with it.
-_STEP = 10_000
+_STEP = 2_000
 #: Tests that kill what runs, and compare what comes of it with what comes without.
 _KILLS = (
     *("tests/index/test_prepare.py", "tests/index/test_spread_prepare.py", "tests/download/test_download.py"),

@@ -10,7 +10,6 @@ the exit status is 1 if there are. Cases are made from their numbers, and what i
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from laion_face_builder.sandbox import Hub, Sandbox, SandboxSpec, environment_for
+from tests.support import fault_walk
 from tests.support.fuzz_answers import Answers
 from tests.support.fuzz_child import OUTCOMES, SAME, TRACEBACK, Found, Trial, fuzz
 from tests.support.fuzz_files import Flips, StrangeParquet
@@ -96,16 +96,9 @@ def kills() -> tuple[Counter[str], list[str]]:
 
 
 def fault_points(is_long: bool) -> Iterator[tuple[str, Counter[str], list[str]]]:
-    """Walk the places where writers can fail, where that walk is in the tree; yield its rows."""
-    if importlib.util.find_spec("tests.support.fault_walk") is None:
-        return
-    command = [sys.executable, "-m", "tests.support.fault_walk", *(["--full"] if is_long else [])]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    for line in done.stdout.splitlines()[1:]:
-        name, _, *counts = line.split(" · ")
-        yield name, Counter(dict(zip(OUTCOMES, map(int, counts), strict=True))), []
-    if done.returncode:
-        yield "fault points that ended badly", Counter({TRACEBACK: 1}), done.stderr.splitlines()
+    """Walk the places where writers can fail; yield a row for each command."""
+    for found in fault_walk.rows(None if is_long else 2, is_full=is_long, say=lambda _: None):
+        yield f"calls that fail in {found.family}", found.counts, found.bad
 
 
 def made(folder: Path) -> World:
@@ -162,7 +155,7 @@ def main() -> None:
                 note(name, found.outcomes, found.wrong)
     if is_wanted("kills"):
         note("kills", *kills())
-    if is_wanted("fault points"):
+    if is_wanted("calls that fail"):
         for name, outcomes, bad in fault_points(given.long):
             note(name, outcomes, bad)
     if given.markdown:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
-from tests.support import browser
+from tests.support import browser, held_calls
 
 #: Runs a command with a network of its own.
 ALONE = ("unshare", "--map-root-user", "--net")
@@ -34,6 +34,10 @@ NEEDS = {
     "browser": Need(
         lambda: browser.command() is not None,
         "Tests that open pages were left out: no Chromium or Chrome here. `make test-browser` gets one and runs them.",
+    ),
+    "held_calls": Need(
+        held_calls.is_possible,
+        "Tests of failing disks were left out: no seccomp here that asks. It needs Linux since 5.5, x86-64 or ARM.",
     ),
     "own_network": Need(
         _may_be_alone,

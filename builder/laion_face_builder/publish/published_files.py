@@ -28,12 +28,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from laion_face_builder import progress
-from laion_face_builder.errors import BadFile, NotPrepared, PictureError
+from laion_face_builder.errors import BadFile, DiskError, NotPrepared, PictureError
 from laion_face_builder.examples import parts
 from laion_face_builder.examples.example import Example, Row
 from laion_face_builder.examples.report import Tally
 from laion_face_builder.examples.walk import MarkedRow, Plan, Position, Shard, walk
-from laion_face_builder.files import Fingerprint, make_fingerprint, read_fingerprint, sha256_of, stamped, written_whole
+from laion_face_builder.files import (
+    Fingerprint,
+    make_fingerprint,
+    read_fingerprint,
+    sha256_of,
+    stamped,
+    unreadable,
+    written_whole,
+)
 from laion_face_builder.images import pictures
 from laion_face_builder.images.reasons import Reason
 from laion_face_builder.index.faces import flat_columns
@@ -98,6 +106,8 @@ def measured(path: Path, name: str, part: int, rows: tuple[int, int]) -> Entry:
                 hasher.update(ids_bytes(table["sample_id"]))
             count, groups = file.metadata.num_rows, file.num_row_groups
     except (pa.ArrowInvalid, OSError, KeyError) as error:
+        if found := unreadable(path, error):
+            raise found from error
         raise BadFile(
             path,
             found=short(error, 200),
@@ -220,7 +230,9 @@ class PartExamples:
 
     def __init__(self, options: Options, part: int, first: int, rows: int, bounds: Bounds) -> None:
         self._part, self._rows, self._bounds = part, rows, bounds
-        steps = example_steps(options, part, first)
+        self._tars = options.data.tars(part)
+        self._tally = Tally(None)
+        steps = example_steps(options, part, first, self._tally)
         self._groups = _groups(steps, rows, bounds, options.fetch.max_pixels)
         self._next = next(self._groups, None)
 
@@ -239,13 +251,19 @@ class PartExamples:
                 if group.table.num_rows:
                     writer.write_table(group.table.cast(schema), row_group_size=group.table.num_rows)
                 size, stop = size + group.size, group.stop
+            if unread := self._tally.counts.failed[Reason.TAR_UNREADABLE]:
+                self._tally.close()
+                raise DiskError(
+                    f"{self._tars}: {unread:,} pictures cannot be read from the tars there (permission, or a disk that "
+                    "fails), and none is left out for that. Put it right, and publish again: it goes on"
+                )
         return stop
 
 
-def example_steps(options: Options, part: int, first: int) -> Iterator[MarkedRow]:
+def example_steps(options: Options, part: int, first: int, tally: Tally) -> Iterator[MarkedRow]:
     """Yield the part's rows from `first` on, as steps that can make examples."""
     plan = Plan(replace(options, parts=(part,), on_error="null"), None)
-    yield from walk(plan, [Shard(part, 0, 1)], Position(0, first), Tally(None))
+    yield from walk(plan, [Shard(part, 0, 1)], Position(0, first), tally)
 
 
 def checked_example(row: Row, max_pixels: int) -> Example | None:
@@ -336,7 +354,7 @@ def write_preview(path: Path, options: Options, rows: int, fingerprint: Fingerpr
 
 def _pictured(options: Options, chosen: Sequence[int]) -> Iterator[Example]:
     for part in chosen:
-        for step in example_steps(options, part, 0):
+        for step in example_steps(options, part, 0, Tally(None)):
             example = checked_example(step.row, options.fetch.max_pixels)
             if example is not None and example["image"] is not None:
                 yield example

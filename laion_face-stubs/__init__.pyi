@@ -227,6 +227,13 @@ def crop_faces(
     margin: float = 0.25,
     template: str | None = None,
 ) -> dict[str, list[Any]]: ...
+
+class _Look:
+    example: Mapping[str, Any]
+    @property
+    def picture(self) -> Image.Image | None: ...
+
+def look(example: Mapping[str, Any]) -> _Look: ...
 def draw_faces(image: _Picture, faces: Iterable[_Face], *, aligned: bool = True) -> _Picture: ...
 
 __version__: str

@@ -10,7 +10,7 @@ from tests.support.fault_walk import FAMILIES, Family, Walk
 
 pytestmark = [pytest.mark.slow, pytest.mark.held_calls]
 #: Points of each that are tried here; `make faults` tries all of them.
-_MOST = {"prepare": 5, "download": 5, "publish": 4, "arrow": 4}
+_MOST = {"prepare": 4, "download": 3, "publish": 3, "arrow": 3, "reading: stream": 3}
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def walk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Walk]:
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_whatever_fails_is_said_or_has_no_effect(family: Family, walk: Walk) -> None:
-    row = walk.walk(family, _MOST.get(family.name, 2))
+    row = walk.walk(family, _MOST.get(family.name, 1))
     assert row.tried, "none of its points was reached"
     assert row.bad == []
 

@@ -152,6 +152,19 @@ def disk_errors(path: Path, partial: Path | None = None) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def needing(room: int) -> Iterator[None]:
+    """Have the error of a full disk say how many bytes all that is done here takes."""
+    try:
+        yield
+    except DiskError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        found = DiskError(f"{error}. All of it takes about {human_size(room)}")
+        found.errno = error.errno
+        raise found from error
+
+
 def as_disk_error(path: Path, error: OSError, partial: Path | None = None) -> DiskError | None:
     """Return the DiskError for an error about writing `path`, as `disk_errors` raises it; None for all others."""
     named = next((Path(name) for name in (error.filename2, error.filename) if isinstance(name, str)), None)

@@ -153,7 +153,7 @@ def _serve(line: Connection) -> None:
             texts.append(stream.read().decode(errors="replace"))
             stream.close()
         took = time.monotonic() - began
-        line.send(Ended(code, *texts, tuple(holder.points), holder.has_failed, left, took))
+        line.send(Ended(code, texts[0], texts[1], tuple(holder.points), holder.has_failed, left, took))
 
 
 def _act(command: Command) -> None:

@@ -68,7 +68,10 @@ _QUESTION, _REPLY = struct.Struct("<QIIiIQ6Q"), struct.Struct("<QqiI")
 _GO_ON = 1
 _INTERNET = (socket.AF_INET, socket.AF_INET6)
 #: What differs from run to run in the names of temporary files.
-_RANDOM = re.compile(r"(?<=[./-])[0-9a-f]{8}(?![0-9a-f])|(?<=tmp)\w{8}|(?<=laion-face-)[a-z0-9_]{8}\b|#\d+")
+_RANDOM = re.compile(
+    r"(?<=^tmp/)[a-z0-9_]{8}$|(?<=/tmp)[a-z0-9_]{8}|(?<=-face-)[a-z0-9_]{8}\b|(?<=-report-)[a-z0-9_]{8}|#\d+"
+    r"|(?<=/)\d+-[0-9a-f]{8}(?=\.)|(?<=[./-])[0-9a-f]{8}(?![0-9a-f])"
+)
 
 
 def is_possible() -> bool:
@@ -230,7 +233,7 @@ class Holder:
             if path is not None and path.startswith(f"{folder}"):
                 below = path[len(str(folder)) :].removesuffix(" (deleted)")
                 if not below or below.startswith("/"):
-                    return name + _RANDOM.sub("*", below)
+                    return _RANDOM.sub("*", name + below)
         return None
 
     def _of_network(self, process: int, operation: str, arguments: list[int]) -> str | None:

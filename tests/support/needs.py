@@ -11,6 +11,8 @@ from tests.support import browser, held_calls
 
 #: Runs a command with a network of its own.
 ALONE = ("unshare", "--map-root-user", "--net")
+#: Runs a command that may mount disks, which nobody else sees.
+MOUNTING = ("unshare", "--map-root-user", "--mount")
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,15 @@ def _may_be_alone() -> bool:
         return False
 
 
+@cache
+def _may_mount() -> bool:
+    try:
+        words = [*MOUNTING, "mount", "-t", "tmpfs", "none", "/mnt"]
+        return subprocess.run(words, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
 #: By the mark of the tests that need it.
 NEEDS = {
     "browser": Need(
@@ -38,6 +49,10 @@ NEEDS = {
     "held_calls": Need(
         held_calls.is_possible,
         "Tests of failing disks were left out: no seccomp here that asks. It needs Linux since 5.5, x86-64 or ARM.",
+    ),
+    "own_disk": Need(
+        _may_mount,
+        f"Tests of full disks were left out: `{' '.join(MOUNTING)} mount` fails here. It needs Linux, user namespaces.",
     ),
     "own_network": Need(
         _may_be_alone,

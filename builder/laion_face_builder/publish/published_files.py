@@ -28,20 +28,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from laion_face_builder import progress
-from laion_face_builder.errors import BadFile, DiskError, NotPrepared, PictureError
+from laion_face_builder.errors import DiskError, NotPrepared, PictureError
 from laion_face_builder.examples import parts
 from laion_face_builder.examples.example import Example, Row
 from laion_face_builder.examples.report import Tally
 from laion_face_builder.examples.walk import MarkedRow, Plan, Position, Shard, walk
-from laion_face_builder.files import (
-    Fingerprint,
-    make_fingerprint,
-    read_fingerprint,
-    sha256_of,
-    stamped,
-    unreadable,
-    written_whole,
-)
+from laion_face_builder.files import Fingerprint, make_fingerprint, read_fingerprint, sha256_of, stamped, written_whole
 from laion_face_builder.images import pictures
 from laion_face_builder.images.reasons import Reason
 from laion_face_builder.index.faces import flat_columns
@@ -53,7 +45,6 @@ from laion_face_builder.options import Options
 from laion_face_builder.parquet_files import opened
 from laion_face_builder.publish.manifest import Entry
 from laion_face_builder.schema import EXAMPLE_COLUMNS, INDEX
-from laion_face_builder.shown import short
 
 _IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
 _OWN = {
@@ -98,22 +89,12 @@ def measured(path: Path, name: str, part: int, rows: tuple[int, int]) -> Entry:
     """
     fingerprint = read_fingerprint(path)
     hasher, arrow_bytes = hashlib.sha256(), 0
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            for group in range(file.num_row_groups):
-                table = file.read_row_group(group)
-                arrow_bytes += table.nbytes
-                hasher.update(ids_bytes(table["sample_id"]))
-            count, groups = file.metadata.num_rows, file.num_row_groups
-    except (pa.ArrowInvalid, OSError, KeyError) as error:
-        if found := unreadable(path, error):
-            raise found from error
-        raise BadFile(
-            path,
-            found=short(error, 200),
-            expected="a whole Parquet file",
-            way_out="Move it away and run `laion-face prepare` again.",
-        ) from error
+    with opened(path) as file:
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group)
+            arrow_bytes += table.nbytes
+            hasher.update(ids_bytes(table["sample_id"]))
+        count, groups = file.metadata.num_rows, file.num_row_groups
     size = path.stat().st_size
     return Entry(
         name, part, count, *rows, groups, size, arrow_bytes, sha256_of(path), hasher.hexdigest(), fingerprint or {}

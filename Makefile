@@ -7,7 +7,7 @@
 # make check     lint, format, types and imports; the forms of workflows and other YAML; the docs, whose links have to lead somewhere
 # make docs      the docs as a site, in site/
 # make bench     the benchmarks that need no files of yours, in their quick forms: several minutes
-# make faults    tries faults of every kind, and prints what came of them: a minute or two; LONG=1 as many as SECURITY.md tells
+# make faults    tries faults of every kind, and prints what came of them: a minute; LONG=1 with kills and failing calls, for hours
 # make fuzz      the fuzzers among these at full length, for hours; SECONDS=600 bounds each, ONLY=pictures names one
 # make develop   an editable install in .venv, and one with datasets 3.6 in .venv-datasets-3.6, to develop with
 

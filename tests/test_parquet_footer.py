@@ -34,7 +34,7 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
     "pyarrow, without statistics": lambda path: pq.write_table(TABLE, path, write_statistics=False),
     "nothing in it": lambda path: pq.write_table(TABLE.slice(0, 0), path),
     "many columns": lambda path: pq.write_table(pa.table({f"c{number}": [number] for number in range(3000)}), path),
-    "polars": lambda path: pl.from_arrow(TABLE).write_parquet(path),
+    "polars": lambda path: pl.DataFrame(TABLE).write_parquet(path),
     "duckdb": lambda path: duckdb.from_arrow(TABLE).write_parquet(str(path)),
 }
 

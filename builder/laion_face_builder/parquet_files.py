@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from laion_face_builder.errors import BadFile
+from laion_face_builder.files import unreadable
 from laion_face_builder.parquet_footer import OpenParquet
 from laion_face_builder.shown import short
 
@@ -32,13 +33,15 @@ def opened(source: Any, name: str | os.PathLike[str] | None = None, **how: Any) 
         how: further arguments of `pyarrow.parquet.ParquetFile`.
 
     Raises:
-        BadFile: it is damaged, also if that is found while the block reads from it.
+        BadFile: it is damaged, also if that is found while the block reads from it; DiskError: it cannot be read.
     """
     try:
         with OpenParquet(source, **how) as file:
             require_agreement(file.metadata)
             yield file
     except Exception as error:
+        if found := unreadable(source if name is None else name, error):
+            raise found from error
         if not is_damage(error):
             raise
         raise damaged(source if name is None else name, short(error, 200)) from error

@@ -52,7 +52,7 @@ class ColumnChunk:
     is_indexed: bool
 
 
-class OpenParquet(pq.ParquetFile):
+class OpenParquet(pq.ParquetFile):  # type: ignore[misc]  # pyarrow says nothing of its types
     """An open Parquet file that checks its pages as they are read, and knows its own footer.
 
     Args:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.support import faults
-from tests.support.fuzz_child import BAD, CLEAR, HUNG, SAME, SILENT, TRACEBACK, SilentError, fuzz
+from tests.support import fault_walk, faults
+from tests.support.fuzz_child import BAD, CLEAR, HUNG, OUTCOMES, SAME, SILENT, TRACEBACK, SilentError, fuzz
 from tests.support.kept_files import World
 
 
@@ -59,7 +59,7 @@ def test_what_is_wrong_is_found_and_told_by_its_number() -> None:
     found = fuzz(Wrong(), range(8), patience=5)
     assert found.tried == 8
     assert found.outcomes == {SAME: 2, CLEAR: 1, SILENT: 1, TRACEBACK: 3, HUNG: 1}
-    assert [re.match(r"case (\d): (\w+)", one).groups() for one in found.wrong] == [  # type: ignore[union-attr]
+    assert [re.match(r"case (\d): (\w+)", one).groups() for one in found.wrong] == [
         ("1", SILENT),
         ("2", TRACEBACK),
         ("3", TRACEBACK),
@@ -70,3 +70,4 @@ def test_what_is_wrong_is_found_and_told_by_its_number() -> None:
     assert line == "| all that is wrong | 8 | 2 | 1 | 1 | 3 | 1 |"
     assert line.count("|") == faults.HEAD.splitlines()[0].count("|")
     assert all(found.bad[kind] for kind in BAD)
+    assert fault_walk.OUTCOMES == OUTCOMES  # Its rows stand in the same table.

@@ -10,7 +10,6 @@ the exit status is 1 if there are. Cases are made from their numbers, and what i
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from laion_face_builder.sandbox import Hub, Sandbox, SandboxSpec, environment_for
+from tests.support import fault_walk
 from tests.support.fuzz_answers import Answers
 from tests.support.fuzz_child import OUTCOMES, SAME, TRACEBACK, Found, Trial, fuzz
 from tests.support.fuzz_files import Flips, StrangeParquet
@@ -30,8 +30,6 @@ from tests.support.fuzz_pictures import Pictures
 from tests.support.fuzz_tars import Tars
 from tests.support.kept_files import KINDS, World
 
-#: Cases of one process: what leaks is forgotten with it.
-_STEP = 10_000
 #: Tests that kill what runs, and compare what comes of it with what comes without.
 _KILLS = (
     *("tests/index/test_prepare.py", "tests/index/test_spread_prepare.py", "tests/download/test_download.py"),
@@ -46,19 +44,25 @@ class Family:
     Attributes:
         trial: makes it of a world.
         short, long: how many there are in the two sizes.
+        step: cases of one process: what leaks is forgotten with it, and the clock is looked at.
         numbers: turns the count, with the first one's number, into the numbers of cases.
     """
 
     trial: Callable[[World], Trial]
     short: int
     long: int
+    step: int = 2_000
     numbers: Callable[[int, int], range] = lambda first, count: range(first, first + count)
 
 
 FAMILIES: dict[str, Family] = {
-    f"flipped bits, {len(KINDS)} kinds of file": Family(Flips, 80, 2_000),
-    "pickles, changed": Family(lambda _: Pickles(), 600, 1_000_000, lambda first, n: range(first, first + 2 * n, 2)),
-    "pickles, made up": Family(lambda _: Pickles(), 600, 100_000, lambda first, n: range(first + 1, first + 2 * n, 2)),
+    f"flipped bits, {len(KINDS)} kinds of file": Family(Flips, 80, 2_000, 100),
+    "pickles, changed": Family(
+        lambda _: Pickles(), 600, 1_000_000, 10_000, lambda first, n: range(first, first + 2 * n, 2)
+    ),
+    "pickles, made up": Family(
+        lambda _: Pickles(), 600, 100_000, 10_000, lambda first, n: range(first + 1, first + 2 * n, 2)
+    ),
     "Parquet of strangers": Family(StrangeParquet, 300, 20_000),
     "tars of strangers": Family(lambda _: Tars(), 200, 20_000),
     "pictures": Family(lambda _: Pictures(), 300, 100_000),
@@ -69,8 +73,8 @@ FAMILIES: dict[str, Family] = {
 def run(family: Family, world: World, numbers: range, seconds: float = float("inf")) -> Found:
     """Try a family's cases, as many as the seconds allow; some processes one after the other."""
     found, started = Found(), time.monotonic()
-    for first in range(0, len(numbers), _STEP):
-        found.add(fuzz(family.trial(world), numbers[first : first + _STEP]))
+    for first in range(0, len(numbers), family.step):
+        found.add(fuzz(family.trial(world), numbers[first : first + family.step]))
         if time.monotonic() - started > seconds:
             break
     return found
@@ -96,16 +100,9 @@ def kills() -> tuple[Counter[str], list[str]]:
 
 
 def fault_points(is_long: bool) -> Iterator[tuple[str, Counter[str], list[str]]]:
-    """Walk the places where writers can fail, where that walk is in the tree; yield its rows."""
-    if importlib.util.find_spec("tests.support.fault_walk") is None:
-        return
-    command = [sys.executable, "-m", "tests.support.fault_walk", *(["--full"] if is_long else [])]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    for line in done.stdout.splitlines()[1:]:
-        name, _, *counts = line.split(" · ")
-        yield name, Counter(dict(zip(OUTCOMES, map(int, counts), strict=True))), []
-    if done.returncode:
-        yield "fault points that ended badly", Counter({TRACEBACK: 1}), done.stderr.splitlines()
+    """Walk the places where writers can fail; yield a row for each command."""
+    for found in fault_walk.rows(None if is_long else 2, is_full=is_long, say=lambda _: None):
+        yield f"calls that fail in {found.family}", found.counts, found.bad
 
 
 def made(folder: Path) -> World:
@@ -141,7 +138,8 @@ def main() -> None:
     parser.add_argument("--count", type=int)
     parser.add_argument("--markdown", type=Path, help="the table goes into this file too")
     given = parser.parse_args()
-    lines, wrong = [HEAD], []
+    lines = [HEAD]
+    wrong: list[str] = []
     print(HEAD)
 
     def note(name: str, outcomes: Counter[str], bad: list[str]) -> None:
@@ -159,9 +157,10 @@ def main() -> None:
                 count = given.count or (family.long if given.long else family.short)
                 found = run(family, world, family.numbers(given.first, count), given.seconds)
                 note(name, found.outcomes, found.wrong)
-    if is_wanted("kills"):
+    # They are tests as well, and take minutes: the short table leaves them out, unless they are named.
+    if is_wanted("kills") and (given.long or given.only):
         note("kills", *kills())
-    if is_wanted("fault points"):
+    if is_wanted("calls that fail") and (given.long or given.only):
         for name, outcomes, bad in fault_points(given.long):
             note(name, outcomes, bad)
     if given.markdown:

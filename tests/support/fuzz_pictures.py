@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, features
 
@@ -34,7 +35,7 @@ def _made() -> Iterator[bytes]:
     exif[0x0112] = 6
     turned = {"exif": exif.tobytes()}
     plain = Image.linear_gradient("L").resize(_SIZE)
-    kinds = [
+    kinds: list[tuple[str, str, dict[str, Any]]] = [
         ("JPEG", "RGB", turned),
         ("JPEG", "L", {"progressive": True}),
         ("JPEG", "CMYK", {"restart_marker_rows": 1}),

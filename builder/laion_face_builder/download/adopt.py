@@ -196,7 +196,11 @@ def _is_current(sidecar: Path, fingerprint: Fingerprint) -> bool:
 
 
 def _checked(tars: list[_Shard], probes: list[str], folder: Path, how: _CheckSettings) -> list[CheckedTar]:
-    """Check the tars that have not been checked before; leave out those that cannot be read."""
+    """Look through the shards that have not been looked through before; leave out those that are not whole.
+
+    Raises:
+        OSError: what was found out cannot be written, or a disk fails: then nobody knows whether they are whole.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [_job(tar, probe, folder, how) for tar, probe in zip(tars, probes, strict=True)]
     new = [job for job in jobs if not job.is_done]
@@ -206,6 +210,8 @@ def _checked(tars: list[_Shard], probes: list[str], folder: Path, how: _CheckSet
     with workers, progress.bar("looking through shards", len(new), "shard") as bar:
         for event in workers.each(new):
             if isinstance(event, Failed):
+                if not isinstance(event.error, BadFile):
+                    raise event.error
                 logger.warning("%s", event.error)
             bar.update()
     skipped = [tar.name for tar, job in zip(tars, jobs, strict=True) if not job.is_done]

@@ -233,5 +233,6 @@ def whole_number(value: object) -> int | None:
                 value = float(value)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    is_whole = isinstance(value, int) and not isinstance(value, bool)
-    return value if is_whole and -(1 << 63) <= value < 1 << 63 else None
+    if not isinstance(value, int) or isinstance(value, bool):
+        return None
+    return value if -(1 << 63) <= value < 1 << 63 else None

@@ -59,6 +59,7 @@ from laion_face_builder.files import (
     human_size,
     locked,
     make_fingerprint,
+    needing,
     remove_partials,
     written_whole,
 )
@@ -135,7 +136,8 @@ def _rounds(
             _say_space(files, this_round.samples_to_fetch)
             check_space(files, this_round.samples_to_fetch, options)
             withdraw_sidecar(files, this_round.missing_tars())
-            this_round.run(index)
+            with needing(bytes_of(this_round.samples_to_fetch)), disk_errors(files.data.tars(files.part)):
+                this_round.run(index)
         tars += this_round.tars()
         done = number
         if not _is_complete(files, number + 1, options, made_with):

@@ -13,7 +13,7 @@ from laion_face_builder.errors import DiskError, LaionFaceError, NetworkOutage, 
 from laion_face_builder.examples import _compat, parts, ready, report
 from laion_face_builder.examples.arrow import REPORT_KEY
 from laion_face_builder.examples.walk import shards_per_part_for, world_size
-from laion_face_builder.files import digest, disk_error, is_of_writing
+from laion_face_builder.files import as_disk_error, digest
 from laion_face_builder.layout import CONFIG_PARTS
 from laion_face_builder.log import logger
 from laion_face_builder.options import Options, refuse_unknown
@@ -49,11 +49,13 @@ def _plain_errors(cache_dir: Path) -> Iterator[None]:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, (OSError, NetworkOutage)):
             cause = cause.__cause__ or cause.__context__
-        if isinstance(cause, NetworkOutage):
-            raise NetworkOutage(str(cause)) from error
-        if cause is None or isinstance(cause, LaionFaceError) or not is_of_writing(cause):
+        if isinstance(cause, (DiskError, NetworkOutage)):
+            raise cause from None
+        if cause is None or isinstance(cause, LaionFaceError):
             raise
-        raise disk_error(cache_dir / "LaionFace", cause) from error
+        if found := as_disk_error(cache_dir, cause):
+            raise found from error
+        raise
 
 
 def _load(builder_class: type[datasets.GeneratorBasedBuilder], name: str | None, given: dict[str, Any]) -> Any:

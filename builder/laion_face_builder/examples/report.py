@@ -23,11 +23,13 @@ import uuid
 import weakref
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from laion_face_builder import progress
+from laion_face_builder.files import disk_error
 from laion_face_builder.images.reasons import Reason, http
 from laion_face_builder.index.urls import host_of
 from laion_face_builder.log import logger
@@ -187,22 +189,31 @@ class Report:
 
 
 class Tally:
-    """The running counts of one process, written to the report's folder and logged. Use as a context manager."""
+    """The running counts of one process, written to the report's folder and logged. Use as a context manager.
 
-    def __init__(self, folder: Path | None) -> None:
+    Args:
+        folder: of the report; None if nothing is to be written.
+        is_needed: whether the block ends with a DiskError if the counts cannot be written; else a line is logged.
+    """
+
+    def __init__(self, folder: Path | None, *, is_needed: bool = False) -> None:
         self.counts = Report()
         self._path = folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.json" if folder is not None else None
         self._written = self._said = time.monotonic()
         self._warned = False
         self._listener = Listener()
         # Runs once: when the block ends, the iterator is dropped, or the program ends, while there is still a logger.
-        self._end = weakref.finalize(self, _end, self.counts, self._listener, self._path)
+        self._end = weakref.finalize(self, _end, self.counts, self._listener, self._path, is_needed)
 
     def __enter__(self) -> Tally:
         progress.talk_unless_configured()  # in a worker process nobody else has done so
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Write and log the counts for the last time."""
         self._end()
 
     def filtered(self, is_excluded: bool = False) -> None:
@@ -233,7 +244,8 @@ class Tally:
         now = time.monotonic()
         if now - self._written >= _SECONDS_BETWEEN_WRITES:
             self._written = now
-            _write(self.counts, self._listener, self._path)
+            with suppress(OSError):  # The last time it is said.
+                _write(self.counts, self._listener, self._path)
         if now - self._said >= _SECONDS_BETWEEN_LINES:
             self._said = now
             logger.info("%s so far", self.counts)
@@ -263,8 +275,15 @@ class Tally:
             hosts[OTHER_HOSTS] += count
 
 
-def _end(counts: Report, listener: Listener, path: Path | None) -> None:
-    _write(counts, listener, path)
+def _end(counts: Report, listener: Listener, path: Path | None, is_needed: bool) -> None:
+    try:
+        _write(counts, listener, path)
+    except OSError as error:
+        assert path is not None, "nothing is written without a path"  # noqa: S101 - says it to the type checker
+        if is_needed:
+            raise disk_error(path, error) from error
+        # A stream's examples are not to be lost for the sake of their count.
+        logger.warning("%s. Only the report of the dataset lacks this: %s", disk_error(path, error), counts)
     if counts.failures:
         logger.info("%s", counts)
 

@@ -244,7 +244,7 @@ def examples(plan: Plan, shards: Sequence[Shard]) -> Iterator[tuple[int, Example
     They come in the index's order whatever the options say, so that the cache is the same.
     """
     end_worker_with_parent()
-    with Tally(plan.report_folder) as tally:
+    with Tally(plan.report_folder, is_needed=True) as tally:
         for step, picture in fetched(plan, walk(plan, shards, Position(), tally)):
             if (example := step.row.example(picture)) is not None:
                 yield step.key, example

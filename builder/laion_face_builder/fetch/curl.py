@@ -83,7 +83,7 @@ def name_of(curl: pycurl.Curl, number: int) -> str:
 
 def said_by(curl: pycurl.Curl) -> str:
     """Return libcurl's words for what ended a transfer; they may quote bytes of the host's that are no text."""
-    return curl.errstr_raw().decode(errors="replace")
+    return str(curl.errstr_raw(), errors="replace")
 
 
 def _of_connecting(reason: int) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from laion_face_builder import progress
 from laion_face_builder.errors import LaionFaceError, StateConflict
-from laion_face_builder.files import human_size
+from laion_face_builder.files import human_size, written_whole
 from laion_face_builder.log import logger
 from laion_face_builder.options import Options
 from laion_face_builder.publish.card import card_of
@@ -134,8 +134,8 @@ class _Job:
 
     def _text(self, name: str, text: str) -> OutgoingFile:
         path = self._staging.path("about") / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        with written_whole(path) as partial:
+            partial.write_text(text, encoding="utf-8")
         return OutgoingFile.of(name, path)
 
     def _remove(self, manifest: Manifest) -> None:

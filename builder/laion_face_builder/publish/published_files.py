@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from laion_face_builder import progress
-from laion_face_builder.errors import BadFile, NotPrepared, PictureError
+from laion_face_builder.errors import DiskError, NotPrepared, PictureError
 from laion_face_builder.examples import parts
 from laion_face_builder.examples.example import Example, Row
 from laion_face_builder.examples.report import Tally
@@ -54,7 +54,6 @@ from laion_face_builder.parquet_files import opened
 from laion_face_builder.publish.manifest import Entry
 from laion_face_builder.publish.published_columns import features_of
 from laion_face_builder.schema import EXAMPLE_COLUMNS, INDEX
-from laion_face_builder.shown import short
 
 _IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
 _OWN = {
@@ -99,20 +98,12 @@ def measured(path: Path, name: str, part: int, rows: tuple[int, int]) -> Entry:
     """
     fingerprint = read_fingerprint(path)
     hasher, arrow_bytes = hashlib.sha256(), 0
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            for group in range(file.num_row_groups):
-                table = file.read_row_group(group)
-                arrow_bytes += table.nbytes
-                hasher.update(ids_bytes(table["sample_id"]))
-            count, groups = file.metadata.num_rows, file.num_row_groups
-    except (pa.ArrowInvalid, OSError, KeyError) as error:
-        raise BadFile(
-            path,
-            found=short(error, 200),
-            expected="a whole Parquet file",
-            way_out="Move it away and run `laion-face prepare` again.",
-        ) from error
+    with opened(path) as file:
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group)
+            arrow_bytes += table.nbytes
+            hasher.update(ids_bytes(table["sample_id"]))
+        count, groups = file.metadata.num_rows, file.num_row_groups
     size = path.stat().st_size
     return Entry(
         name, part, count, *rows, groups, size, arrow_bytes, sha256_of(path), hasher.hexdigest(), fingerprint or {}
@@ -242,7 +233,9 @@ class PartExamples:
 
     def __init__(self, options: Options, part: int, first: int, rows: int, bounds: Bounds) -> None:
         self._part, self._rows, self._bounds = part, rows, bounds
-        steps = example_steps(options, part, first)
+        self._tars = options.data.tars(part)
+        self._tally = Tally(None)
+        steps = example_steps(options, part, first, self._tally)
         self._schema = examples_schema(options)
         self._groups = _groups(steps, rows, bounds, options.fetch.max_pixels, self._schema)
         self._next = next(self._groups, None)
@@ -262,13 +255,19 @@ class PartExamples:
                 if group.table.num_rows:
                     writer.write_table(group.table.cast(schema), row_group_size=group.table.num_rows)
                 size, stop = size + group.size, group.stop
+            if unread := self._tally.counts.failed[Reason.TAR_UNREADABLE]:
+                self._tally.close()
+                raise DiskError(
+                    f"{self._tars}: {unread:,} pictures cannot be read from the tars there (permission, or a disk that "
+                    "fails), and none is left out for that. Put it right, and publish again: it goes on"
+                )
         return stop
 
 
-def example_steps(options: Options, part: int, first: int) -> Iterator[MarkedRow]:
+def example_steps(options: Options, part: int, first: int, tally: Tally) -> Iterator[MarkedRow]:
     """Yield the part's rows from `first` on, as steps that can make examples."""
     plan = Plan(replace(options, parts=(part,), on_error="null"), None)
-    yield from walk(plan, [Shard(part, 0, 1)], Position(0, first), Tally(None))
+    yield from walk(plan, [Shard(part, 0, 1)], Position(0, first), tally)
 
 
 def checked_example(row: Row, max_pixels: int) -> Example | None:
@@ -367,7 +366,7 @@ def write_preview(path: Path, options: Options, rows: int, fingerprint: Fingerpr
 
 def _pictured(options: Options, chosen: Sequence[int]) -> Iterator[Example]:
     for part in chosen:
-        for step in example_steps(options, part, 0):
+        for step in example_steps(options, part, 0, Tally(None)):
             example = checked_example(step.row, options.fetch.max_pixels)
             if example is not None and example["image"] is not None:
                 yield example

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from laion_face_builder.errors import DiskError, LaionFaceError, SourceNotFound
-from laion_face_builder.files import Fingerprint, fingerprint_in, read_fingerprint, written_whole
+from laion_face_builder.files import Fingerprint, disk_error, fingerprint_in, read_fingerprint, written_whole
 from laion_face_builder.layout import DataDir
 from laion_face_builder.shown import harmless, short, shown
 from laion_face_builder.sources.fsspec_folder import filesystem_of
@@ -156,9 +156,16 @@ def send(data: DataDir, path: Path) -> None:
 
 
 def remove(data: DataDir, folder: Path) -> None:
-    """Remove a folder with all that is in it."""
-    if folder.exists():
-        shutil.rmtree(folder)
+    """Remove a folder with all that is in it.
+
+    Raises:
+        DiskError: it may not be removed.
+    """
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+    except OSError as error:  # It names the file, but not where that is.
+        raise disk_error(folder, error) from error
     if data.address is not None:
         _asked(data, folder, lambda system, at: system.rm(at, recursive=True))
 

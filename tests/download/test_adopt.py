@@ -160,11 +160,8 @@ ROWS = st.tuples(TEXTS, TEXTS)
 def test_rows_are_found_by_id_then_address_then_caption(tmp_path_factory, rows, shards):
     # The oracle looks for every row in every sample; the rule is that of the module's own words.
     folder = tmp_path_factory.mktemp("matching")
-    keys = RowKeys(
-        np.arange(len(rows), dtype=np.uint64),
-        *(np.array([checksum_of(row[at]) if row[at] else 0 for row in rows], np.uint64) for at in (0, 1)),
-        *(np.array([bool(row[at]) for row in rows]) for at in (0, 1)),
-    )
+    urls, captions = (np.array([checksum_of(one[at]) if one[at] else 0 for one in rows], np.uint64) for at in (0, 1))
+    keys = RowKeys(np.arange(len(rows), dtype=np.uint64), urls, captions, urls > 0, captions > 0)
     checked = [CheckedTar(str(number), written(folder, number, shard)) for number, shard in enumerate(shards)]
     found = matched(keys, checked)
     samples = [sample for shard in shards for sample in shard]

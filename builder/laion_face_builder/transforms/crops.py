@@ -22,7 +22,7 @@ from laion_face_builder.transforms.affine import (
     moved_points,
     opened,
 )
-from laion_face_builder.transforms.alignment import align_face, template_points
+from laion_face_builder.transforms.alignment import align_face, check_template
 
 #: A crop may reach far outside of the picture, as boxes are not clipped; but not over more source pixels than this.
 MOST_PIXELS = 64_000_000
@@ -130,7 +130,7 @@ def crop_faces(
         batch: columns of examples.
         size: of the crops, as in `crop_face`; with a template one number.
         margin: as in `crop_face`; a template has its own.
-        template: "arcface" or "farl" aligns the faces, see `align_face`.
+        template: "arcface", "farl" or "ffhq" aligns the faces, see `align_face`.
     """
     columns: dict[str, list[Any]] = {name: [] for name in batch}
     how = _CropSettings.checked(size, margin, template)
@@ -155,7 +155,7 @@ class _CropSettings:
         """Check the options once: wrong ones are an error, not a face after the other that cannot be cropped."""
         width, height = checked_size(size)
         if template is not None:
-            template_points(template, width)
+            check_template(template)
             if width != height:
                 raise TransformError(f"size: found {size!r}, expected one number, since a template is square")
         return cls((width, height), margin, template)

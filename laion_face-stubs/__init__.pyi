@@ -36,6 +36,7 @@ class _Options(TypedDict, total=False):
     min_face_area: float | None
     min_faces: int | None
     max_faces: int | None
+    max_faces_in_picture: int | None
     min_width: int | None
     min_height: int | None
     nsfw: Literal["UNLIKELY", "UNSURE", "NSFW"] | Iterable[Literal["UNLIKELY", "UNSURE", "NSFW"]] | None
@@ -44,6 +45,7 @@ class _Options(TypedDict, total=False):
     images: Literal["auto", "fetch", "download", "none"] | os.PathLike[str]
     on_error: Literal["skip", "null", "raise"]
     on_size_change: Literal["rescale", "drop", "keep"]
+    keep_faces: Literal["all", "counting", "largest"]
     mode: Literal["RGB", "L"] | None
     resize_mode: Literal["no", "keep_ratio", "keep_ratio_largest", "center_crop", "border"]
     image_size: int
@@ -77,6 +79,7 @@ class _Fields:
     min_face_area: float | None
     min_faces: int | None
     max_faces: int | None
+    max_faces_in_picture: int | None
     min_width: int | None
     min_height: int | None
     nsfw: Literal["UNLIKELY", "UNSURE", "NSFW"] | Iterable[Literal["UNLIKELY", "UNSURE", "NSFW"]] | None
@@ -85,6 +88,7 @@ class _Fields:
     images: Literal["auto", "fetch", "download", "none"] | os.PathLike[str]
     on_error: Literal["skip", "null", "raise"]
     on_size_change: Literal["rescale", "drop", "keep"]
+    keep_faces: Literal["all", "counting", "largest"]
     mode: Literal["RGB", "L"] | None
     resize_mode: Literal["no", "keep_ratio", "keep_ratio_largest", "center_crop", "border"]
     image_size: int
@@ -226,8 +230,19 @@ def crop_faces(
     size: int | tuple[int, int] = 224,
     margin: float = 0.25,
     template: str | None = None,
+    largest_face_only: bool = False,
 ) -> dict[str, list[Any]]: ...
-def draw_faces(image: _Picture, faces: Iterable[_Face], *, aligned: bool = True) -> _Picture: ...
+def draw_faces(
+    image: _Picture,
+    faces: Iterable[_Face],
+    *,
+    aligned: bool = True,
+    blank: bool = False,
+    boxes: bool = True,
+    landmarks: bool = True,
+    mesh: bool = False,
+    scores: bool = True,
+) -> _Picture: ...
 
 __version__: str
 __all__: list[str]

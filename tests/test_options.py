@@ -132,7 +132,8 @@ def test_every_default_is_that_of_the_options():
 OTHER = {
     "source_repo": "someone/else", "source_revision": "v2", "metadata": "some/where", "index": "some/index",
     "parts": 2, "shards_per_part": 7, "min_score": 0.5, "min_face_size": 64.0, "min_face_area": 0.25, "min_faces": 2,
-    "max_faces": 3, "min_width": 100, "min_height": 100, "nsfw": "UNLIKELY", "min_similarity": 0.25, "exclude": 5,
+    "max_faces": 3, "max_faces_in_picture": 4, "keep_faces": "largest",
+    "min_width": 100, "min_height": 100, "nsfw": "UNLIKELY", "min_similarity": 0.25, "exclude": 5,
     "images": "none", "on_error": "null", "on_size_change": "drop", "mode": "L", "resize_mode": "border",
     "image_size": 99, "resize_only_if_bigger": True, "blur_faces": True, "order": "arrival", "concurrency": 3,
     "lookahead": 9, "max_buffer_bytes": 10**7, "cache_images": "kept", "cache_bytes": 10**6, "timeout": 3.5,

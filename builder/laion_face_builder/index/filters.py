@@ -10,6 +10,7 @@ on it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from laion_face_builder.images.geometry import area_of
 from laion_face_builder.index.exclusion import Exclusion, Mask
 
 Floats = np.ndarray[Any, np.dtype[Any]]
@@ -35,6 +37,7 @@ class Filters:
     min_face_area: float | None = None
     min_faces: int | None = None
     max_faces: int | None = None
+    max_faces_in_picture: int | None = None
     min_width: int | None = None
     min_height: int | None = None
     nsfw: tuple[str, ...] | None = None
@@ -55,7 +58,7 @@ class Filters:
     def columns(self) -> tuple[str, ...]:
         """The index columns that `mask` needs besides `faces`."""
         wanted = {
-            "n_faces": self.fewest_faces > 0 or self.max_faces is not None,
+            "n_faces": self.fewest_faces > 0 or (self.max_faces, self.max_faces_in_picture) != (None, None),
             "max_face_score": self.min_score is not None,
             "max_face_size": self.min_face_size is not None,
             "width": self.min_width is not None or self.min_face_area is not None,
@@ -96,8 +99,9 @@ class Filters:
             keep &= _at_least(table, "n_faces", self.fewest_faces)
             keep &= _at_least(table, "max_face_score", _as_float32(self.min_score))
             keep &= _at_least(table, "max_face_size", _as_float32(self.min_face_size))
-        if not self.face_thresholds and self.max_faces is not None:
-            keep &= _numbers(table["n_faces"]) <= self.max_faces
+        for most in (self.max_faces_in_picture, None if self.face_thresholds else self.max_faces):
+            if most is not None:
+                keep &= _numbers(table["n_faces"]) <= most
         return keep
 
     def excluded(self, table: pa.Table) -> Mask:
@@ -113,6 +117,25 @@ class Filters:
             if self.max_faces is not None:
                 keep &= counting <= self.max_faces
         return keep
+
+    def counting(self, row: Mapping[str, Any]) -> list[int]:
+        """Tell which faces of one row, as plain values, reach the thresholds: their places in its `faces`."""
+        faces = row["faces"]
+        if not self.face_thresholds:
+            return list(range(len(faces)))
+        return [place for place, face in enumerate(faces) if self._counts(face, row["width"], row["height"])]
+
+    def _counts(self, face: Mapping[str, Any], width: int | None, height: int | None) -> bool:
+        box = np.asarray(face["box"], np.float32)
+        sides = box[2:] - box[:2]
+        if self.min_score is not None and not np.float32(face["score"]) >= _as_float32(self.min_score):
+            return False
+        if self.min_face_size is not None and not sides.min() >= _as_float32(self.min_face_size):
+            return False
+        if self.min_face_area is None:
+            return True
+        picture = float(width or 0) * float(height or 0)
+        return picture > 0 and area_of(face) / picture >= float(self.min_face_area)
 
     def _counting_faces(self, table: pa.Table) -> Floats:
         """Count, int[n], how many faces of each row reach the thresholds."""

@@ -1,12 +1,16 @@
 """Every option of a dataset, once: as it is given (`fields`), made plain (`plain`), as the work takes it (`tree`)."""
 
 from laion_face_builder.options.fields import (
+    ALL_FACES,
     ALWAYS,
     ARRIVAL_ORDER,
+    COUNTING_FACES,
     DEFINES,
     FETCHED,
     IMAGE_MODES,
     INDEX_ORDER,
+    KEEP_FACES,
+    LARGEST_FACE,
     NEVER,
     NSFW_VALUES,
     ON_ERROR,
@@ -20,12 +24,16 @@ from laion_face_builder.options.fields import (
 from laion_face_builder.options.tree import Ahead, FetchOptions, Options
 
 __all__ = [
+    "ALL_FACES",
     "ALWAYS",
     "ARRIVAL_ORDER",
+    "COUNTING_FACES",
     "DEFINES",
     "FETCHED",
     "IMAGE_MODES",
     "INDEX_ORDER",
+    "KEEP_FACES",
+    "LARGEST_FACE",
     "NEVER",
     "NSFW_VALUES",
     "ON_ERROR",

@@ -15,7 +15,15 @@ from laion_face_builder.errors import OptionError
 from laion_face_builder.images.geometry import RESIZE_MODES
 from laion_face_builder.images.modes import MODES
 from laion_face_builder.index.exclusion import Exclusion, exclusion_of, read_exclusion
-from laion_face_builder.options.fields import IMAGE_MODES, NSFW_VALUES, ON_ERROR, ON_SIZE_CHANGE, ORDERS, OptionFields
+from laion_face_builder.options.fields import (
+    IMAGE_MODES,
+    KEEP_FACES,
+    NSFW_VALUES,
+    ON_ERROR,
+    ON_SIZE_CHANGE,
+    ORDERS,
+    OptionFields,
+)
 from laion_face_builder.values import absolute, as_written, one_of, place
 
 #: Options that are addresses or paths; `exclude` and `images` are too, among other things.
@@ -24,6 +32,7 @@ _TEXTS = ("source_revision", "user_agent_token")
 _WORDS = {
     "on_error": ON_ERROR,
     "on_size_change": ON_SIZE_CHANGE,
+    "keep_faces": KEEP_FACES,
     "order": ORDERS,
     "mode": MODES,
     "resize_mode": RESIZE_MODES,

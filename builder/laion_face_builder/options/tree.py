@@ -21,7 +21,7 @@ from laion_face_builder.errors import OptionError
 from laion_face_builder.images.geometry import Resizing
 from laion_face_builder.index.filters import Filters
 from laion_face_builder.layout import CONFIG_PARTS, DataDir, parse_parts
-from laion_face_builder.options.fields import DEFINES, FETCHED, ORDERS, RANGES, OptionFields
+from laion_face_builder.options.fields import ALL_FACES, DEFINES, FETCHED, ORDERS, RANGES, OptionFields
 from laion_face_builder.options.plain import one_spelling, plain
 from laion_face_builder.shown import ShownFields
 from laion_face_builder.sources.hub import Token, checked_token
@@ -90,6 +90,7 @@ class Options(ShownFields):
     images: str
     on_error: str
     on_size_change: str
+    keep_faces: str
     mode: str | None
     resizing: Resizing
     blur_faces: bool
@@ -124,6 +125,7 @@ class Options(ShownFields):
             images=values.images,
             on_error=values.on_error,
             on_size_change=values.on_size_change,
+            keep_faces=values.keep_faces,
             mode=values.mode,
             resizing=Resizing(values.resize_mode, values.image_size, values.resize_only_if_bigger),
             blur_faces=values.blur_faces,
@@ -157,6 +159,7 @@ class Options(ShownFields):
         """
         # Only what is not the default: caches of earlier versions stay good.
         changed = {"resize": self.resizing.as_dict(), "blur_faces": self.blur_faces, "mode": self.mode}
+        changed["keep_faces"] = self.keep_faces if self.keep_faces != ALL_FACES else None
         is_fetched = self.images == "fetch"
         defining = {
             "parts": self.parts,

@@ -50,7 +50,7 @@ def align_face(
     Args:
         image: a PIL picture, or uint8[height, width(, 3)]; the aligned one is of the same kind.
         landmarks: [5, 2], left eye, right eye, nose, left and right mouth corner, (x, y) in pixels of `image`.
-        size: width and height of the result, pixels: 112 for ArcFace's models, 448 for FaRL's, 1,024 or less for FFHQ's.
+        size: width and height of the result, pixels: 112 for ArcFace's models, 448 for FaRL's, 1,024 for FFHQ.
         template: "arcface", "farl" or "ffhq"; for their sources see `ARCFACE_112`, `FARL` and the module `ffhq`.
         fill: 0 to 255, of what lies outside; of no meaning for "ffhq".
 

@@ -48,7 +48,7 @@ def ffhq_matrix(landmarks: Floats, size: int) -> Floats:
     """
     eyes, mouth = landmarks[:2].mean(axis=0), landmarks[3:].mean(axis=0)
     across, down = landmarks[1] - landmarks[0], mouth - eyes
-    x = across + (down[1], -down[0])
+    x = across + np.array([down[1], -down[0]])
     length, farthest = float(np.hypot(*x)), float(np.abs(landmarks).max())
     if length <= 1e-6 * (1 + farthest):
         raise TransformError(f"landmarks: they fall together or fit no face: {np.round(landmarks, 3).tolist()}")

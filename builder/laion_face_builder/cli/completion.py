@@ -10,6 +10,8 @@ from laion_face_builder.cli.parsing import Parser
 from laion_face_builder.download.download_options import ENCODE_FORMATS
 from laion_face_builder.images.geometry import RESIZE_MODES
 from laion_face_builder.options import IMAGE_MODES, KEEP_FACES, NSFW_VALUES, ON_ERROR, ON_SIZE_CHANGE
+from laion_face_builder.options.export_options import CROP_FORMATS, DRAWINGS, LAYOUTS
+from laion_face_builder.transforms.alignment import TEMPLATES
 
 #: Options and positional arguments that are names of folders or files.
 _FOLDERS = ("data_dir", "source_repo", "metadata", "index", "images", "cache_images", "place", "target", "folder")
@@ -22,6 +24,10 @@ _WORDS = {
     "on_error": ON_ERROR,
     "on_size_change": ON_SIZE_CHANGE,
     "resize_mode": RESIZE_MODES,
+    "layout": LAYOUTS,
+    "align": TEMPLATES,
+    "draw": DRAWINGS,
+    "crop_format": tuple(CROP_FORMATS),
     "encode_format": ENCODE_FORMATS,
 }
 

@@ -192,6 +192,11 @@ class Tally:
     def __exit__(self, *_: object) -> None:
         self._end()
 
+    @property
+    def lost_network(self) -> bool:
+        """Whether what this process heard shows an outage; see `is_outage`."""
+        return self._listener.lost_network
+
     def filtered(self, is_excluded: bool = False) -> None:
         """Count a row that the filters dropped, and whether the exclusion list names it."""
         self.counts.filtered += 1

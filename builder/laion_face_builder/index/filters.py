@@ -118,6 +118,12 @@ class Filters:
                 keep &= counting <= self.max_faces
         return keep
 
+    def count_faces(self, table: pa.Table) -> Floats:
+        """Count, int[n], how many faces of each row reach the thresholds. Needs `columns`, `faces` and `n_faces`."""
+        if not self.face_thresholds:
+            return np.nan_to_num(_numbers(table["n_faces"])).astype(np.int64)
+        return self._counting_faces(table)
+
     def counting(self, row: Mapping[str, Any]) -> list[int]:
         """Tell which faces of one row, as plain values, reach the thresholds: their places in its `faces`."""
         faces = row["faces"]

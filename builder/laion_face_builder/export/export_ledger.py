@@ -63,8 +63,9 @@ class ExportCounts:
         self.failed.update(other.failed)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the counts as plain numbers, the most frequent failures first."""
-        return {**asdict(self), "failed": dict(self.failed.most_common())}
+        """Return the counts as plain numbers, the most frequent failures first, of equal ones by name."""
+        failed = sorted(self.failed.items(), key=lambda item: (-item[1], item[0]))
+        return {**asdict(self), "failed": dict(failed)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ExportCounts:

@@ -92,7 +92,7 @@ def call(name: str | None, out: Any, given: Mapping[str, Any]) -> ExportCounts:
     """Export what a call asks for: the body of `laion_face.export`."""
     own = {spec.name for spec in fields(ExportOptions)}
     others = {"data_dir", "token", "shards", "processes"}
-    refuse_unknown([key for key in given if key not in own], others)
+    refuse_unknown(given, own | others)
     how = ExportOptions(**{key: value for key, value in given.items() if key in own and value is not None})
     options = OptionFields(**{key: value for key, value in given.items() if key not in own | others})
     chosen = Options.of(name or "", options, given.get("data_dir"), given.get("token"))

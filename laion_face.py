@@ -31,6 +31,7 @@ from laion_face_builder.examples import stream  # From: laion-face
 from laion_face_builder.examples._compat import HookedBuilder  # From: laion-face
 from laion_face_builder.examples.collate import collate  # From: laion-face
 from laion_face_builder.examples.stream import in_step  # From: laion-face
+from laion_face_builder.inspect.look import look  # From: laion-face
 from laion_face_builder.layout import CONFIG_PARTS  # From: laion-face
 from laion_face_builder.options import OptionFields  # From: laion-face
 from laion_face_builder.options import Options  # From: laion-face
@@ -57,6 +58,7 @@ __all__ = [
     "export",
     "in_step",
     "load_dataset",
+    "look",
     "report",
 ]
 

@@ -244,5 +244,23 @@ def draw_faces(
     scores: bool = True,
 ) -> _Picture: ...
 
+class _Look:
+    example: Mapping[str, Any]
+    @property
+    def picture(self) -> Image.Image | None: ...
+
+def look(example: Mapping[str, Any]) -> _Look: ...
+
+class _ExportCounts:
+    rows: int
+    filtered: int
+    excluded: int
+    pictures: int
+    pieces: int
+    bytes: int
+    failed: Counter[str]
+
+def export(name: _Config | None, out: str | os.PathLike[str], **options: Any) -> _ExportCounts: ...
+
 __version__: str
 __all__: list[str]

@@ -33,7 +33,7 @@ def test_the_stubs_names_and_parameters_are_those_that_run():
     nodes = ast.parse(stubs.STUB.read_text(encoding="utf-8")).body
     named: dict[str, Any] = {node.name: node for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     assert {name for name in named if name[0] != "_"} == set(laion_face.__all__)
-    for name in ("report", "collate", "in_step", "align_face", "crop_face", "crop_faces", "draw_faces"):
+    for name in ("report", "collate", "in_step", "align_face", "crop_face", "crop_faces", "draw_faces", "look"):
         stubbed, runs = named[name].args, inspect.signature(getattr(laion_face, name)).parameters
         assert [one.arg for one in [*stubbed.args, *stubbed.kwonlyargs]] == list(runs), name
         defaults = [None if one is None else ast.literal_eval(one) for one in [*stubbed.defaults, *stubbed.kw_defaults]]

@@ -12,37 +12,15 @@ from PIL import Image
 
 from laion_face_builder import cli
 from laion_face_builder.errors import OptionError
+from laion_face_builder.inspect import contact_sheet as sheets
 from laion_face_builder.inspect.contact_sheet import contact_sheet
 from laion_face_builder.inspect.sheet import THUMBNAIL, sheet
 from laion_face_builder.inspect.show import Sheet
 from laion_face_builder.transforms.drawing import POINTS, SURE, UNSURE
 from tests.support import browser
+from tests.support.one_example import LANDMARKS, example
 
-LANDMARKS = [[30.0, 40.0], [60.0, 40.0], [45.0, 55.0], [33.0, 70.0], [57.0, 70.0]]
 SURE_IN_PAGE, UNSURE_IN_PAGE = (0, 122, 75), (179, 107, 0)
-
-
-def example(**given):
-    """Make an example with one face on a plain picture."""
-    image = given.pop("image", Image.new("RGB", (200, 160), (250, 240, 120)))
-    width, height = image.size if image is not None else (None, None)
-    return {
-        "sample_id": 7,
-        "part": 0,
-        "image": image,
-        "caption": "A caption",
-        "faces": [{"box": [20.0, 20.0, 90.0, 100.0], "landmarks": LANDMARKS, "score": 0.875}],
-        "url": "http://host.example/a.jpg",
-        "width": width,
-        "height": height,
-        "original_width": 200,
-        "original_height": 160,
-        "faces_aligned": image is not None,
-        "nsfw": "UNLIKELY",
-        "similarity": 0.31,
-        "license": "?",
-        **given,
-    }
 
 
 def share_of(picture, colour, near=12):
@@ -230,6 +208,38 @@ def test_odd_examples_make_a_sheet():
     assert 'nan"' not in text
     assert "e+30" not in text
     assert contact_sheet(odd).size[0] > 1000
+
+
+def crowd(count):
+    """Make an example with faces of 12 pixels all over a picture of plain blue."""
+    spots = [(30.0 * (number % 40), 30.0 * (number // 40)) for number in range(count)]
+    faces = [
+        {"box": [x, y, x + 12, y + 12], "landmarks": [[x + 4 + 2 * at, y + 6] for at in range(5)], "score": 0.5}
+        for x, y in spots
+    ]
+    return example(image=Image.new("RGB", (1200, 600), (40, 60, 220)), faces=faces)
+
+
+def test_the_marks_of_a_crowd_do_not_hide_it():
+    assert share_of(contact_sheet([crowd(400)]).crop((30, 110, 270, 230)), (40, 60, 220), near=40) > 0.3
+    page = sheet([crowd(400)], "command", "counts")
+    assert page.count('class="box"') == 400
+    assert 'class="label"' not in page
+    assert "and 388 more" in page
+
+
+def test_a_caption_of_any_length_makes_a_sheet():
+    # A search for the longest line that fits took minutes from some thousand letters on.
+    for caption in ("word " * 240, "x" * 1_000_000, "\n" * 1_000_000):
+        assert contact_sheet([example(caption=caption)]).height == contact_sheet([example()]).height
+
+
+def test_letters_that_a_font_lacks_become_plain_ones(monkeypatch):
+    monkeypatch.setattr(sheets, "_is_missing", lambda character: not character.isascii())
+    sheets._script_if_missing.cache_clear()
+    found = sheets.showable("Øde Łódź, Æro, Đà Nẵng: Привет 微笑")
+    sheets._script_if_missing.cache_clear()
+    assert found == "Ode Lodz, AEro, Da Nang: <cyrillic> <cjk>"
 
 
 def test_a_smaller_copy_of_the_picture_keeps_the_frame():

@@ -6,6 +6,8 @@ an iterable has names of our own, which `HookedBuilder` and `ExamplesIterable` c
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -66,6 +68,98 @@ class ExamplesIterable(_BaseExamplesIterable):  # type: ignore[misc]  # datasets
         return self._state_dict
 
 
+class _TypedRows(_BaseExamplesIterable):  # type: ignore[misc]  # likewise
+    """The examples of another iterable, and the same as tables that have `features`, whatever stands in a row.
+
+    datasets itself infers the types of each row, and so cannot put a row with a null beside one without.
+    """
+
+    def __init__(self, ex_iterable: Any, features: datasets.Features) -> None:
+        super().__init__()
+        self.ex_iterable = ex_iterable
+        self._features = features
+
+    @property
+    def iter_arrow(self) -> Callable[[], Iterator[tuple[Any, pa.Table]]]:
+        return self._iter_arrow
+
+    @property
+    def is_typed(self) -> bool:
+        return bool(self.ex_iterable.is_typed)
+
+    @property
+    def features(self) -> datasets.Features:
+        return self._features
+
+    @property
+    def num_shards(self) -> int:
+        return int(self.ex_iterable.num_shards)
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        yield from self.ex_iterable
+
+    def _iter_arrow(self) -> Iterator[tuple[Any, pa.Table]]:
+        schema = self._features.arrow_schema
+        for key, example in self.ex_iterable:
+            yield key, pa.Table.from_pylist([self._features.encode_example(example)], schema=schema)
+
+    def shuffle_data_sources(self, generator: Any) -> _TypedRows:
+        return _TypedRows(self.ex_iterable.shuffle_data_sources(generator), self._features)
+
+    def shard_data_sources(self, *args: Any, **kwargs: Any) -> _TypedRows:
+        return _TypedRows(self.ex_iterable.shard_data_sources(*args, **kwargs), self._features)
+
+    def reshard_data_sources(self) -> _TypedRows:
+        return _TypedRows(self.ex_iterable.reshard_data_sources(), self._features)
+
+    def _init_state_dict(self) -> State:
+        state: State = self.ex_iterable._init_state_dict()
+        self._state_dict = state
+        return state
+
+    def state_dict(self) -> Any:
+        return self.ex_iterable.state_dict()
+
+    def load_state_dict(self, state_dict: State) -> Any:
+        return self.ex_iterable.load_state_dict(state_dict)
+
+
+class TypedStream(datasets.IterableDataset):  # type: ignore[misc]  # likewise
+    """A stream that keeps to its features when it is read as tables: to save it, or as Arrow, pandas or polars.
+
+    So are the streams that are made of it by `.filter` and the like, as long as their features are known.
+    """
+
+    def with_format(self, type: str | None = None) -> Any:
+        """Give the same rows in another format."""
+        made = super().with_format(type)
+        has_tables = made._formatting and made._formatting.is_table
+        if has_tables and made.features is not None and not made._ex_iterable.iter_arrow:
+            made._ex_iterable = _TypedRows(made._ex_iterable, made.features)
+        return typed(made)
+
+
+def typed(rows: datasets.IterableDataset) -> TypedStream:
+    """Make a stream one that keeps to its features when it is read as tables."""
+    rows.__class__ = TypedStream
+    return rows  # type: ignore[no-any-return]
+
+
+def _gives_typed(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def call(self: TypedStream, *args: Any, **kwargs: Any) -> TypedStream:
+        return typed(method(self, *args, **kwargs))
+
+    return call
+
+
+_STATIC = {name for name, method in vars(datasets.IterableDataset).items() if isinstance(method, staticmethod)}
+for _name, _method in inspect.getmembers(datasets.IterableDataset, inspect.isfunction):
+    _gives_stream = _method.__annotations__.get("return") in ("IterableDataset", datasets.IterableDataset)
+    if _gives_stream and not _name.startswith("_") and _name not in _STATIC and _name != "with_format":
+        setattr(TypedStream, _name, _gives_typed(_method))
+
+
 class HookedBuilder(datasets.GeneratorBasedBuilder):  # type: ignore[misc]  # likewise
     """A builder that may resume, filter and count where datasets would do so less exactly than failures need."""
 
@@ -109,7 +203,7 @@ class HookedBuilder(datasets.GeneratorBasedBuilder):  # type: ignore[misc]  # li
         return self._stream_of(**split_generator.gen_kwargs)
 
     def _as_streaming_dataset_single(self, splits_generator: Any, *args: Any) -> datasets.IterableDataset:
-        return self._stream_made(super()._as_streaming_dataset_single(splits_generator, *args))
+        return typed(self._stream_made(super()._as_streaming_dataset_single(splits_generator, *args)))
 
     def _download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
         self._before_writing(self._output_dir)

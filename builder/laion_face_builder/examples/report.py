@@ -172,6 +172,20 @@ class Report:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.failed.most_common())
         return f"{line} ({reasons})" if reasons else line
 
+    def _repr_html_(self) -> str:
+        """Give the counts as a table, for a notebook."""
+        from markupsafe import Markup
+
+        counts = [
+            ("rows", self.rows),
+            ("yielded", self.yielded),
+            ("filtered", self.filtered),
+            ("failed", self.failures),
+        ]
+        failed = [(f"failed: {reason}", count) for reason, count in self.failed.most_common()]
+        row = Markup("<tr><th>{}</th><td>{:,}</td></tr>")
+        return Markup("<table>{}</table>").format(Markup("").join(row.format(*one) for one in [*counts, *failed]))
+
 
 class Tally:
     """The running counts of one process, written to the report's folder and logged. Use as a context manager."""

@@ -8,11 +8,13 @@ import unicodedata
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache
+from importlib.util import find_spec
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, features
 
 from laion_face_builder.errors import TransformError
 from laion_face_builder.images.modes import to_rgb
@@ -26,6 +28,9 @@ _CARD, _PICTURE, _TEXT, _GAP, _HEAD = 264, 224, 76, 16, 56
 _PAGE, _PAPER, _LINE, _MAT = (242, 242, 239), (255, 255, 255), (218, 218, 214), (232, 233, 236)
 _INK, _FAINT = (34, 36, 40), (118, 122, 130)
 _ENLARGED_AT_MOST = 2.0
+#: More letters than a line has room for: the rest of a caption, which may be a whole page, is not measured.
+_LETTERS = 200
+_READ = 4 * _LETTERS  # of a caption, spaces and accents included
 
 
 def contact_sheet(examples: Sequence[Example], columns: int = 4) -> Image.Image:
@@ -68,7 +73,9 @@ def _card(example: Example) -> Image.Image:
     else:
         _place_picture(card, example)
     pen.rectangle((0, 0, card.width - 1, card.height - 1), outline=_LINE)
-    for number, line in enumerate(_wrapped(showable(example["caption"] or "(no caption)"), _font(14), _CARD - 20)):
+    for number, line in enumerate(
+        _wrapped(showable((example["caption"] or "(no caption)")[:_READ]), _font(14), _CARD - 20)
+    ):
         pen.text((10, _PICTURE + 8 + 19 * number), line, fill=_INK, font=_font(14))
     pen.text((10, _PICTURE + 52), _facts(example), fill=_FAINT, font=_font(12))
     return card
@@ -110,23 +117,43 @@ def showable(text: str) -> str:
 
 
 def _without_accents(text: str) -> str:
-    """Remove accents, but only from letters that the font does not have."""
-    return "".join(unicodedata.normalize("NFKD", one)[0] if _script_if_missing(one) == "latin" else one for one in text)
+    """Remove accents and strokes, but only from letters that the font does not have."""
+    return "".join(_plain_latin(one) if _script_if_missing(one) == "latin" else one for one in text)
+
+
+def _plain_latin(letter: str) -> str:
+    base = unicodedata.normalize("NFKD", letter)[0]
+    stroked = _STROKED.match(unicodedata.name(letter, ""))
+    if base != letter or not stroked:
+        return base
+    return stroked[2] if stroked[1] == "CAPITAL" else stroked[2].lower()
+
+
+#: Unicode has no plain letter for such as "LATIN SMALL LETTER O WITH STROKE", but names it.
+_STROKED = re.compile(r"LATIN (CAPITAL|SMALL) LETTER (\w{1,2})\b")
 
 
 @lru_cache(maxsize=4096)
 def _script_if_missing(character: str) -> str:
     """Return "" if the font has the character, else the first word of a letter's Unicode name: its script."""
-    if character.isascii() or bytes(_font(14).getmask(character)) != bytes(_font(14).getmask("\U0010ffff")):
+    if not _is_missing(character):
         return ""
     is_letter = unicodedata.category(character)[0] in "LM"
     return re.split(r"\W", unicodedata.name(character, "sign"))[0].lower() if is_letter else "sign"
 
 
+def _is_missing(character: str) -> bool:
+    if character.isascii():
+        return False
+    if unicodedata.bidirectional(character) in ("R", "AL") and not features.check("raqm"):
+        return True  # Pillow alone would draw it from the wrong side, its letters apart
+    return bytes(_font(14).getmask(character)) == bytes(_font(14).getmask("\U0010ffff"))
+
+
 def _wrapped(text: str, font: Font, width: int, lines: int = 2) -> list[str]:
     """Wrap `text` into at most `lines` lines of at most `width` pixels; what is left over ends in an ellipsis."""
     wrapped: list[str] = []
-    rest = text
+    rest = text[: lines * _LETTERS]
     while rest and len(wrapped) < lines:
         fits = next(n for n in range(len(rest), 0, -1) if n == 1 or font.getlength(rest[:n]) <= width)
         cut = rest.rfind(" ", 0, fits + 1) if fits < len(rest) else fits
@@ -140,4 +167,10 @@ def _wrapped(text: str, font: Font, width: int, lines: int = 2) -> list[str]:
 
 @lru_cache
 def _font(size: int) -> Font:
+    """Give DejaVu Sans, of the system or of matplotlib, which has most scripts; else Pillow's own, which is Latin."""
+    matplotlib = find_spec("matplotlib")
+    places = [Path(matplotlib.origin).parent / "mpl-data" / "fonts" / "ttf"] if matplotlib and matplotlib.origin else []
+    for place in (Path(), *places):
+        with suppress(OSError):
+            return ImageFont.truetype(str(place / "DejaVuSans.ttf"), size)
     return ImageFont.load_default(size=size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from io import BytesIO
 from typing import Any
@@ -22,6 +22,8 @@ Example = dict[str, Any]
 #: Longest side of a picture in the page, pixels: a page of a hundred stays a few megabytes.
 THUMBNAIL = 512
 _QUALITY = 85
+#: Scores that a card tells; all are in the picture.
+_SCORES = 12
 #: Pixels: further out nothing is drawn.
 _FAR = 100_000
 _NAMES = ("left eye", "right eye", "nose", "left mouth corner", "right mouth corner")
@@ -51,20 +53,30 @@ def sheet(examples: Sequence[Example], command: str, counts: str, columns: int =
 
 
 def _card(example: Example) -> dict[str, Any]:
-    similarity = "unknown" if example["similarity"] is None else f"{example['similarity']:.3f}"
+    return {**facts(example), "drawing": _drawing(example)}
+
+
+def facts(example: Mapping[str, Any]) -> dict[str, Any]:
+    """Tell what is known of an example besides its picture: short texts, for a card."""
+    known = example.get("similarity")
+    similarity = "unknown" if known is None else f"{known:.3f}"
     return {
         "caption": example["caption"],
         "sample": f"{example['sample_id']}, part {example['part']}",
         "size": _sizes(example),
         "is_unsure": _is_unsure(example),
-        "scores": ", ".join(f"{face['score']:.2f}" for face in example["faces"]) or "no faces",
-        "tags": f"{example['nsfw'] or 'no nsfw tag'}, similarity {similarity}",
+        "scores": _scores(example["faces"]),
+        "tags": f"{example.get('nsfw') or 'no nsfw tag'}, similarity {similarity}",
         "url": example["url"],
-        "drawing": _drawing(example),
     }
 
 
-def _sizes(example: Example) -> str:
+def _scores(faces: Sequence[dict[str, Any]]) -> str:
+    scores = [f"{face['score']:.2f}" for face in faces[:_SCORES]]
+    return ", ".join(scores) + (f" and {len(faces) - _SCORES} more" if len(faces) > _SCORES else "") or "no faces"
+
+
+def _sizes(example: Mapping[str, Any]) -> str:
     original, now = (_size(example[f"{kind}width"], example[f"{kind}height"]) for kind in ("original_", ""))
     if example["image"] is None:
         return f"{original} in the metadata"
@@ -77,9 +89,9 @@ def _size(width: int | None, height: int | None) -> str:
     return f"{'?' if width is None else width} x {'?' if height is None else height}"
 
 
-def _is_unsure(example: Example) -> bool:
+def _is_unsure(example: Mapping[str, Any]) -> bool:
     """Say whether there is a picture that the boxes may not fit."""
-    return example["image"] is not None and not example["faces_aligned"]
+    return example["image"] is not None and not example.get("faces_aligned", True)
 
 
 def _drawing(example: Example) -> dict[str, Any] | None:
@@ -119,4 +131,5 @@ def _faces(faces: Sequence[dict[str, Any]], width: int, height: int) -> Iterator
             left, top = min(max(x1, 0), width - 2.8 * letter), min(max(y1, 0), height - 1.25 * letter)
             box = {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1}
             label = {"left": left, "top": top, "letter": letter, "score": f"{face['score']:.2f}"}
-            yield {**box, **label, "points": points}
+            marks = {"dot": min(letter / 4, (x2 - x1) / 12), "has_label": 2.8 * letter <= 2 * (x2 - x1)}
+            yield {**box, **label, **marks, "points": points}

@@ -17,18 +17,18 @@ from laion_face_builder.sandbox.spec import FAILURES, RELEASES, TWISTS, Row, San
 from laion_face_builder.sandbox.today import files_of_today
 
 _CAPTIONS = (
-    "A portrait drawn with {} circles",
-    "Retrato sonriente número {}, con acentos y ñ",
-    "Улыбка номер {}",
-    "微笑的人像 {} 号",
-    "にこにこ似顔絵 {}",
-    "그림 속의 얼굴 {}",
-    "وجه مرسوم رقم {}",
-    "पर चेहरा {}",
-    "Πρόσωπο {} σε χαρτί",
-    "פנים מצוירות {}",
-    "Two friends 👩🏽‍🎨👨🏻‍🚀 — no. {}",
-    'Quotes "inside", commas, a\ttab and a\nnew line; {}',
+    "Cartoon portrait of a smiling woman, flat illustration no. {}",
+    "Retrato de un niño sonriente, ilustración vectorial n.º {}",
+    "Портрет улыбающейся девушки, рисунок № {}",
+    "微笑女孩卡通头像插画 {}",
+    "笑顔の女の子のイラスト その{}",
+    "웃는 얼굴 캐릭터 일러스트 {}",
+    "رسم كرتوني لوجه فتاة مبتسمة رقم {}",
+    "मुस्कुराती लड़की का कार्टून चित्र {}",
+    "Πορτρέτο αγοριού, σκίτσο αρ. {}",  # noqa: RUF001
+    "ציור פנים של ילדה מחייכת {}",
+    "Two friends 👩🏽‍🎨👨🏻‍🚀 — avatar pack, icon {} of 999",
+    '"Happy Birthday" greeting card, faces,\tset of {};\nfree download',
     "",
     None,
 )

@@ -88,7 +88,10 @@ class Marker:
     marks: Container[str] = frozenset({BOX, LANDMARKS, SCORE})
 
     def draw(self, face: Face, width: int) -> None:
-        """Mark one face, in pixels of the pen's picture, which is `width` wide: the score stays inside."""
+        """Mark one face, in pixels of the pen's picture, which is `width` wide: the score stays inside.
+
+        In a crowd marks must not hide the faces: dots shrink with the box, and one half as wide as its score has none.
+        """
         x1, y1, x2, y2 = np.clip(checked_box(face["box"]), -_FAR, _FAR).tolist()
         points = np.clip(checked_landmarks(face["landmarks"]), -_FAR, _FAR).tolist()
         pen, unit = self.pen, self.unit
@@ -96,15 +99,18 @@ class Marker:
             pen.rectangle((x1, y1, x2, y2), outline=self.colour, width=2 * unit)
         for start, end in MESH if LINES in self.marks else ():
             pen.line((*points[start], *points[end]), fill=POINTS[start], width=2 * unit)
+        dot = min(3 * unit, max(1, (x2 - x1) / 12))
         for (x, y), fill in zip(points, POINTS, strict=True) if LANDMARKS in self.marks else ():
-            pen.ellipse((x - 3 * unit, y - 3 * unit, x + 3 * unit, y + 3 * unit), fill=fill, outline="white")
+            pen.ellipse((x - dot, y - dot, x + dot, y + dot), fill=fill, outline="white" if dot > 2 else None)
         if SCORE in self.marks:
-            self._label(face, x1, y1, width)
+            self._label(face, (x1, y1, x2), width)
 
-    def _label(self, face: Face, x1: float, y1: float, width: int) -> None:
-        pen, unit = self.pen, self.unit
+    def _label(self, face: Face, edges: tuple[float, float, float], width: int) -> None:
+        (x1, y1, x2), pen, unit = edges, self.pen, self.unit
         label = f"{face['score']:.2f}"
         room = pen.textlength(label, font=self.font) + 4 * unit
+        if room > 2 * (x2 - x1):
+            return
         at = (max(min(max(x1, 0), width - room), 0) + 3 * unit, max(y1, 1) + 2 * unit)
         left, top, right, bottom = pen.textbbox(at, label, font=self.font)
         pen.rectangle((left - 3 * unit, top - 2 * unit, right + 2 * unit, bottom + 2 * unit), fill=self.colour)

@@ -29,6 +29,7 @@ from laion_face_builder.options import (
     option_names,
     refuse_unknown,
 )
+from laion_face_builder.options.export_options import ExportOptions
 from laion_face_builder.sources.sources import Upstream
 
 #: What datasets takes for itself, in any of the ways to a builder.
@@ -54,7 +55,7 @@ def test_every_option_says_what_it_means():
         assert field.metadata["group"] in {"source", "which", "filter", "pictures", "resize", "stream", "transfer"}
 
 
-@pytest.mark.parametrize("kind", [OptionFields, DownloadOptions])
+@pytest.mark.parametrize("kind", [OptionFields, DownloadOptions, ExportOptions])
 def test_a_meaning_names_only_options_that_exist(kind):
     words = {*option_names(), "data_dir", "keep_ratio", "keep_ratio_largest", "center_crop"}
     texts = [field.metadata.get("help", "") for field in dataclasses.fields(kind)]

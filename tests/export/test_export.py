@@ -5,6 +5,7 @@ import io
 import json
 import tarfile
 from collections import Counter
+from typing import Any
 
 import cv2
 import datasets
@@ -79,7 +80,7 @@ def test_files_are_the_pictures_of_load_dataset(made, examples):
 
 def test_imagefolder_and_diffusers_read_files(made, examples, tmp_path):
     out, _ = made()
-    ways = {
+    ways: dict[str, dict[str, Any]] = {
         "imagefolder": {"path": "imagefolder", "data_dir": str(out)},
         "diffusers' --train_data_dir": {"path": "imagefolder", "data_files": {"train": f"{out}/**"}},
         "the folder alone": {"path": str(out)},
@@ -193,7 +194,7 @@ def pieces_in(out, layout):
         paths = [path for path in out.glob("part-*/*.*") if not path.name.endswith((".txt", ".condition.png"))]
         return {path.stem: path.read_bytes() for path in paths}
     if layout == "webdataset":
-        found = {}
+        found: dict[str, bytes] = {}
         for path in out.glob("*.tar"):
             with tarfile.open(path) as tar:
                 names = [name for name in tar.getnames() if not name.endswith((".txt", ".json", ".condition.png"))]

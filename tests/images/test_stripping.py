@@ -135,16 +135,17 @@ def test_an_animation_stays_one():
     for kind in ("PNG", "WEBP"):
         data = saved(frames[0], kind, save_all=True, append_images=frames[1:], lossless=True, exif=exif())
         bare, _ = stripped(data)
-        assert (Image.open(io.BytesIO(bare)).n_frames, SECRET in bare) == (3, False)
+        frames_left = getattr(Image.open(io.BytesIO(bare)), "n_frames", 1)
+        assert (frames_left, SECRET in bare) == (3, False)
 
 
 @settings(deadline=None, max_examples=200)
 @given(st.sampled_from(ALL), st.data())
 def test_a_file_that_is_cut_or_changed_never_hangs_or_grows(which, data):
-    file = bytearray(FILES[which[0]][which[1]])
+    changed = bytearray(FILES[which[0]][which[1]])
     for _ in range(data.draw(st.integers(0, 3))):
-        file[data.draw(st.integers(0, len(file) - 1))] = data.draw(st.integers(0, 255))
-    file = bytes(file[: data.draw(st.integers(20, len(file)))])
+        changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
+    file = bytes(changed[: data.draw(st.integers(20, len(changed)))])
     try:
         bare, extension = stripped(file)
     except PictureError:

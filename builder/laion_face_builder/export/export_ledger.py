@@ -15,7 +15,7 @@ import json
 import platform
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +58,8 @@ class ExportCounts:
 
     def add(self, other: ExportCounts) -> None:
         """Add the counts of `other` to these."""
-        for name in ("rows", "filtered", "excluded", "pictures", "pieces", "bytes"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.failed.update(other.failed)
+        for spec in fields(self):
+            setattr(self, spec.name, getattr(self, spec.name) + getattr(other, spec.name))
 
     def as_dict(self) -> dict[str, Any]:
         """Return the counts as plain numbers, the most frequent failures first, of equal ones by name."""

@@ -81,7 +81,7 @@ class PieceMaker:
     how: ExportOptions
     failed: Counter[str] = field(default_factory=Counter)
 
-    def pieces(self, example: Example, row: Mapping[str, Any]) -> Iterator[Piece]:
+    def pieces(self, example: Example, row: Example) -> Iterator[Piece]:
         """Yield the pieces of an example, and count those that cannot be made.
 
         Args:
@@ -98,7 +98,7 @@ class PieceMaker:
             if self.options.on_error == "raise":
                 raise
 
-    def _pieces(self, example: Example, row: Mapping[str, Any]) -> Iterator[Piece]:
+    def _pieces(self, example: Example, row: Example) -> Iterator[Piece]:
         if self.how.layout == JSONL:
             yield self._piece(example, {})
             return
@@ -115,7 +115,7 @@ class PieceMaker:
                 except TransformError:
                     self.failed[Reason.CANNOT_CROP] += 1
 
-    def _chosen(self, example: Example, row: Mapping[str, Any]) -> list[tuple[int, Any]]:
+    def _chosen(self, example: Example, row: Example) -> list[tuple[int, Any]]:
         """List the faces that are cut out or drawn: their places in the row, and as they are in the example."""
         kept = chosen_faces(self.options.filters, row, self.options.keep_faces)
         there = dict(zip(kept, example["faces"], strict=True))

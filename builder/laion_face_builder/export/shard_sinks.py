@@ -71,7 +71,7 @@ def discard(path: Path) -> None:
         shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
 
 
-class _Folder:
+class _FolderSink:
     def __init__(self, partial: Path, name: str) -> None:
         self._partial, self._name = partial, name
 
@@ -97,14 +97,14 @@ def _folder(path: Path) -> Iterator[ShardSink]:
     with disk_errors(path, partial):
         partial.mkdir(parents=True)
         try:
-            yield _Folder(partial, path.name)
+            yield _FolderSink(partial, path.name)
             if any(partial.iterdir()):
                 os.replace(partial, path)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-class _Tar:
+class _TarSink:
     def __init__(self, tar: ShardTar, how: ExportOptions) -> None:
         self._tar, self._how, self.count = tar, how, 0
 
@@ -124,7 +124,7 @@ def _tar(path: Path, how: ExportOptions) -> Iterator[ShardSink]:
         extension = how.crop_format if how.of_faces else EXTENSIONS["JPEG"]
         tar = ShardTar(partial, extension, 0)
         try:
-            sink = _Tar(tar, how)
+            sink = _TarSink(tar, how)
             yield sink
             tar.finish()
             keep.append(sink.count)
@@ -132,7 +132,7 @@ def _tar(path: Path, how: ExportOptions) -> Iterator[ShardSink]:
             tar.close()
 
 
-class _Lines:
+class _LinesSink:
     def __init__(self, file: Any) -> None:
         self._file, self.count = file, 0
 
@@ -147,12 +147,12 @@ class _Lines:
 def _lines(path: Path) -> Iterator[ShardSink]:
     discard(path)
     with _written_if_any(path) as (partial, keep), partial.open("w", encoding="utf-8", errors="replace") as file:
-        sink = _Lines(file)
+        sink = _LinesSink(file)
         yield sink
         keep.append(sink.count)
 
 
-class _Table:
+class _TableSink:
     def __init__(self, partial: Path, schema: pa.Schema) -> None:
         self._partial, self._schema = partial, schema
         self._held: list[dict[str, Any]] = []
@@ -188,7 +188,7 @@ class _Table:
 def _table(path: Path, how: ExportOptions, options: Options) -> Iterator[ShardSink]:
     discard(path)
     with _written_if_any(path) as (partial, keep):
-        table = _Table(partial, _schema(how, options))
+        table = _TableSink(partial, _schema(how, options))
         try:
             yield table
             table.flush()

@@ -133,10 +133,7 @@ class Filters:
 
     def _counts(self, face: Mapping[str, Any], width: int | None, height: int | None) -> bool:
         box = np.asarray(face["box"], np.float32)
-        sides = box[2:] - box[:2]
-        if self.min_score is not None and not np.float32(face["score"]) >= _as_float32(self.min_score):
-            return False
-        if self.min_face_size is not None and not sides.min() >= _as_float32(self.min_face_size):
+        if not _reaches(face["score"], self.min_score) or not _reaches((box[2:] - box[:2]).min(), self.min_face_size):
             return False
         if self.min_face_area is None:
             return True
@@ -188,6 +185,12 @@ def _as_float32(least: float | None) -> float | None:
     """Round to the nearest float32, as a float: infinity for what is beyond them all."""
     with np.errstate(over="ignore"):
         return None if least is None else float(np.float32(least))
+
+
+def _reaches(value: float, least: float | None) -> bool:
+    """Say whether a float32 is at least a threshold, which is rounded as float32 are."""
+    rounded = _as_float32(least)
+    return rounded is None or bool(value >= rounded)
 
 
 def _at_least(table: pa.Table, column: str, least: float | None) -> Mask | np.bool_:

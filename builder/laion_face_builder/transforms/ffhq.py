@@ -165,11 +165,12 @@ def _median(part: Pixels, padding: _Padding) -> Floats:
     scale = min(1.0, _COPY / wide)
     small = (max(1, round(part.shape[1] * scale)), max(1, round(part.shape[0] * scale)))
     copy = cv2.resize(part, small, interpolation=cv2.INTER_AREA) if scale < 1 else part
-    beside = [round(width * scale) for width in (pads[1], pads[3], pads[0], pads[2])]
-    copy = cv2.copyMakeBorder(copy, *beside, cv2.BORDER_REFLECT_101).astype(np.float32)
+    before, after = ([round(pads[side] * scale) for side in sides] for sides in ((0, 1), (2, 3)))
+    border = cv2.BORDER_REFLECT_101
+    copy = cv2.copyMakeBorder(copy, before[1], after[1], before[0], after[0], border).astype(np.float32)
     copy = copy.reshape(*copy.shape[:2], -1)
-    x = left + (np.arange(copy.shape[1]) - beside[2] + 0.5) * ((right - left) / small[0]) - 0.5
-    y = top + (np.arange(copy.shape[0]) - beside[0] + 0.5) * ((bottom - top) / small[1]) - 0.5
+    x = left + (np.arange(copy.shape[1]) - before[0] + 0.5) * ((right - left) / small[0]) - 0.5
+    y = top + (np.arange(copy.shape[0]) - before[1] + 0.5) * ((bottom - top) / small[1]) - 0.5
     spread = max(1e-3, padding.side * scale * _BLUR)
     soft = cv2.GaussianBlur(copy, (0, 0), spread, borderType=cv2.BORDER_REFLECT).reshape(copy.shape)
     copy += (soft - copy) * np.clip(3 * padding.depth(x[None, :], y[:, None])[..., None] + 1, 0, 1)

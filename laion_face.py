@@ -55,6 +55,7 @@ __all__ = [
     "crop_face",
     "crop_faces",
     "draw_faces",
+    "export",
     "in_step",
     "load_dataset",
     "look",
@@ -192,6 +193,29 @@ def load_dataset(name: str | None = None, **options: Any) -> Any:
 def report(dataset: Any) -> Report:
     """Report what became of the rows behind a dataset of this builder: yielded, filtered, failed by reason."""
     return loading.report_of(dataset)
+
+
+def export(name: str | None, out: Any, **options: Any) -> Any:
+    """Write pictures, or faces cut out of them, as files that other programs read; `laion-face export` does the same.
+
+    What is whole in `out` from an earlier call is left as it is. Nothing is prepared or downloaded.
+
+    Args:
+        name: "20M" or "50M".
+        out: folder to write to.
+        options: data_dir, token; shards ("0/4") and processes; every field of `OptionFields` and of
+            `laion_face_builder.options.export_options.ExportOptions`, such as layout, align, size, draw.
+
+    Returns:
+        What became of the rows of all that is in `out`: `laion_face_builder.export.export_ledger.ExportCounts`.
+
+    Raises:
+        OptionError: an option is unknown or its value is not valid.
+        LaionFaceError: something is missing, the folder holds another export, the network was lost; see the message.
+    """
+    from laion_face_builder.export import exporter
+
+    return exporter.call(name, out, options)
 
 
 def __dir__() -> list[str]:

@@ -37,6 +37,7 @@ class _Options(TypedDict, total=False):
     min_face_share: float | None
     min_faces: int | None
     max_faces: int | None
+    max_faces_in_picture: int | None
     min_width: int | None
     min_height: int | None
     nsfw: Literal["UNLIKELY", "UNSURE", "NSFW"] | Iterable[Literal["UNLIKELY", "UNSURE", "NSFW"]] | None
@@ -52,6 +53,7 @@ class _Options(TypedDict, total=False):
     images: Literal["auto", "fetch", "download", "none"] | os.PathLike[str]
     on_error: Literal["skip", "null", "raise"]
     on_size_change: Literal["rescale", "drop", "keep"]
+    keep_faces: Literal["all", "counting", "largest"]
     mode: Literal["RGB", "L"] | None
     resize_mode: Literal["no", "keep_ratio", "keep_ratio_largest", "center_crop", "border"]
     image_size: int
@@ -87,6 +89,7 @@ class _Fields:
     min_face_share: float | None
     min_faces: int | None
     max_faces: int | None
+    max_faces_in_picture: int | None
     min_width: int | None
     min_height: int | None
     nsfw: Literal["UNLIKELY", "UNSURE", "NSFW"] | Iterable[Literal["UNLIKELY", "UNSURE", "NSFW"]] | None
@@ -102,6 +105,7 @@ class _Fields:
     images: Literal["auto", "fetch", "download", "none"] | os.PathLike[str]
     on_error: Literal["skip", "null", "raise"]
     on_size_change: Literal["rescale", "drop", "keep"]
+    keep_faces: Literal["all", "counting", "largest"]
     mode: Literal["RGB", "L"] | None
     resize_mode: Literal["no", "keep_ratio", "keep_ratio_largest", "center_crop", "border"]
     image_size: int
@@ -244,7 +248,19 @@ def crop_faces(
     size: int | tuple[int, int] = 224,
     margin: float = 0.25,
     template: str | None = None,
+    largest_face_only: bool = False,
 ) -> dict[str, list[Any]]: ...
+def draw_faces(
+    image: _Picture,
+    faces: Iterable[_Face],
+    *,
+    aligned: bool = True,
+    blank: bool = False,
+    boxes: bool = True,
+    landmarks: bool = True,
+    mesh: bool = False,
+    scores: bool = True,
+) -> _Picture: ...
 
 class _Look:
     example: Mapping[str, Any]
@@ -252,7 +268,17 @@ class _Look:
     def picture(self) -> Image.Image | None: ...
 
 def look(example: Mapping[str, Any]) -> _Look: ...
-def draw_faces(image: _Picture, faces: Iterable[_Face], *, aligned: bool = True) -> _Picture: ...
+
+class _ExportCounts:
+    rows: int
+    filtered: int
+    excluded: int
+    pictures: int
+    pieces: int
+    bytes: int
+    failed: Counter[str]
+
+def export(name: _Config | None, out: str | os.PathLike[str], **options: Any) -> _ExportCounts: ...
 
 __version__: str
 __all__: list[str]

@@ -29,6 +29,7 @@ from laion_face_builder.options import (
     option_names,
     refuse_unknown,
 )
+from laion_face_builder.options.export_options import ExportOptions
 from laion_face_builder.sources.sources import Upstream
 
 #: What datasets takes for itself, in any of the ways to a builder.
@@ -57,7 +58,7 @@ def test_every_option_says_what_it_means():
         assert field.metadata["group"] in GROUPS
 
 
-@pytest.mark.parametrize("kind", [OptionFields, DownloadOptions])
+@pytest.mark.parametrize("kind", [OptionFields, DownloadOptions, ExportOptions])
 def test_a_meaning_names_only_options_that_exist(kind):
     words = {*option_names(), "data_dir", "keep_ratio", "keep_ratio_largest", "center_crop", "sample_id"}
     texts = [field.metadata.get("help", "") for field in dataclasses.fields(kind)]
@@ -135,7 +136,8 @@ def test_every_default_is_that_of_the_options():
 OTHER = {
     "source_repo": "someone/else", "source_revision": "v2", "metadata": "some/where", "index": "some/index",
     "parts": 2, "shards_per_part": 7, "min_score": 0.5, "min_face_size": 64.0, "min_face_area": 0.25, "min_faces": 2,
-    "max_faces": 3, "min_width": 100, "min_height": 100, "nsfw": "UNLIKELY", "min_similarity": 0.25, "exclude": 5,
+    "max_faces": 3, "max_faces_in_picture": 4, "keep_faces": "largest",
+    "min_width": 100, "min_height": 100, "nsfw": "UNLIKELY", "min_similarity": 0.25, "exclude": 5,
     "images": "none", "on_error": "null", "on_size_change": "drop", "mode": "L", "resize_mode": "border",
     "min_face_share": 0.5, "min_caption_words": 3, "caption_matches": "smil", "caption_excludes": "logo", "include": 5,
     "max_copies": 9, "join": "some/table", "join_how": "inner",

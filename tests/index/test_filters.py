@@ -8,6 +8,7 @@ import pyarrow as pa
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from laion_face_builder.images.geometry import area_of, largest
 from laion_face_builder.index.exclusion import parse_exclusion
 from laion_face_builder.index.filters import Filters
 from laion_face_builder.index.reader import in_batches
@@ -42,6 +43,7 @@ some_filters = st.builds(
     min_face_share=maybe(st.sampled_from([0.1, 0.5])),
     min_faces=maybe(st.integers(0, 2)),
     max_faces=maybe(st.integers(0, 3)),
+    max_faces_in_picture=maybe(st.integers(0, 3)),
     min_width=maybe(st.integers(1, 300)),
     min_height=maybe(st.integers(1, 300)),
     nsfw=maybe(st.sampled_from([("UNLIKELY",), ("UNLIKELY", "UNSURE")])),
@@ -115,6 +117,8 @@ def passes_by_lists(row, filters):
 
 def passes(row, filters):
     """Say whether one row passes, as the design words it."""
+    if filters.max_faces_in_picture is not None and len(row["faces"]) > filters.max_faces_in_picture:
+        return False
     number = sum(counts(face, row, filters) for face in row["faces"])
     if number < filters.fewest_faces or (filters.max_faces is not None and number > filters.max_faces):
         return False
@@ -135,6 +139,18 @@ def passes(row, filters):
 def test_the_mask_equals_a_plain_loop(rows, filters):
     table = table_of(rows)
     assert filters.mask(table).tolist() == [passes(row, filters) for row in rows]
+
+
+@settings(deadline=None, max_examples=300)
+@given(rows, some_filters)
+def test_the_faces_that_count_are_those_of_the_loop_and_the_largest_is_one_of_them(row, filters):
+    shown = next(iter(in_batches(table_of([row]))))[0]
+    counting = filters.counting(shown)
+    assert counting == [place for place, face in enumerate(row["faces"]) if counts(face, row, filters)]
+    found = largest(shown["faces"], counting)
+    assert len(found) == min(1, len(counting))
+    for place in found:
+        assert area_of(shown["faces"][place]) == max(area_of(shown["faces"][one]) for one in counting)
 
 
 @settings(deadline=None, max_examples=100)

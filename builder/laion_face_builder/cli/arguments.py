@@ -178,6 +178,47 @@ def _add_stats(subparsers: Any) -> None:
     )
 
 
+def _add_export(subparsers: Any) -> None:
+    from laion_face_builder.options.export_options import EXPORT_TYPED, ExportOptions
+
+    command = _command(
+        subparsers, "export", commands.run_export, "write pictures or faces as files, tars, lists or tables for others"
+    )
+    command.add_argument("out", metavar="OUT", type=Path, help="folder to write to; an export there goes on")
+    group = command.add_argument_group("what is written")
+    for spec in dataclasses.fields(ExportOptions):
+        _add_option(group, spec, EXPORT_TYPED.get(spec.name, ""), **_destination(spec.name))
+    command.add_argument(
+        "--config", default="50M", choices=sorted(CONFIG_PARTS), help="config to read; default: %(default)s"
+    )
+    _add_data_dir(command)
+    command.add_argument("--token", default=None, help=_OF_TOKENS)
+    _add_options(command, "source", "which", "filter", "pictures", "resize", "transfer")
+    command.add_argument(
+        "--shards",
+        default=None,
+        metavar="I/N",
+        help="export only every Nth shard, from the Ith on, counted from 0: for one of N jobs that share OUT; the last "
+        "to end writes the lists over all",
+    )
+    command.add_argument(
+        "--processes",
+        type=int,
+        default=None,
+        metavar="N",
+        help="processes that work; default: one where pictures come from the web, else one for each core, at most 16",
+    )
+    _add_dry_run(command)
+    _add_format(command)
+
+
+def _destination(name: str) -> dict[str, str]:
+    """Say where argparse puts an option whose flag has another name."""
+    from laion_face_builder.options.export_options import EXPORT_TYPED
+
+    return {"dest": name} if name in EXPORT_TYPED else {}
+
+
 def _add_demo(subparsers: Any) -> None:
     command = _command(subparsers, "demo", commands.run_demo, "run every step on a tiny dataset made on this machine")
     command.add_argument("folder", nargs="?", default="demo", type=Path, help="where to write; default: %(default)s")
@@ -202,6 +243,7 @@ _COMMANDS = (
     _add_verify,
     _add_show,
     _add_stats,
+    _add_export,
     _add_demo,
     _add_completion,
 )

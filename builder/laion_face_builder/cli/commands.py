@@ -212,6 +212,24 @@ def run_stats(given: argparse.Namespace) -> None:
     logger.info("%s: the same with plots", given.out)
 
 
+def run_export(given: argparse.Namespace) -> None:
+    """Export examples as files."""
+    from laion_face_builder.export.export_forecast import forecast_export
+    from laion_face_builder.export.exporter import ExportRequest, export
+    from laion_face_builder.inspect.command_line import to_look_at
+    from laion_face_builder.options.export_options import ExportOptions
+    from laion_face_builder.values import folder
+
+    how = ExportOptions(**{spec.name: getattr(given, spec.name) for spec in dataclasses.fields(ExportOptions)})
+    options = how.read_with(to_look_at(options_of(given), given.parts))
+    request = ExportRequest(options, how, folder("out", given.out), given.shards, given.processes)
+    if given.dry_run:
+        return _foretell(forecast_export(request), given)
+    counts, out = export(request), Output(given.format)
+    out.lines([f"{given.out}: {counts}"])
+    out.document(lambda: {"out": str(given.out), **counts.as_dict()})
+
+
 def run_demo(given: argparse.Namespace) -> None:
     """Run the demo."""
     from laion_face_builder.sandbox.demo import forecast_demo, run_demo

@@ -126,6 +126,16 @@ SCHEMAS: dict[str, _Schema] = {
         by_part=_map(_object(asked=_COUNT, usable=_COUNT)),
         hosts=_list(_object(host=_TEXT, asked=_COUNT, usable=_COUNT)),
     ),
+    "export": _object(
+        out=_TEXT,
+        rows=_COUNT,
+        filtered=_COUNT,
+        excluded=_COUNT,
+        pictures=_COUNT,
+        pieces=_COUNT,
+        bytes=_COUNT,
+        failed=_map(_COUNT),
+    ),
     "demo": _object(
         folder=_TEXT,
         metadata_rows=_COUNT,

@@ -287,14 +287,22 @@ class ShardTar:
         self._file = path.open("wb")
         self._position = 0
 
-    def write(self, key: str, picture: bytes, values: Mapping[str, Any], caption: str | None) -> Member:
-        """Add a sample; return where its picture lies."""
+    def write(
+        self,
+        key: str,
+        picture: bytes,
+        values: Mapping[str, Any],
+        caption: str | None,
+        more: Mapping[str, bytes] | None = None,
+    ) -> Member:
+        """Add a sample, and `more` files of it by extension; return where its picture lies."""
         member = Member(f"{key}.{self._extension}", self._position + BLOCK, len(picture))
         data = b"".join(
             (
                 *self._pieces(member.name, picture),
                 *self._pieces(f"{key}.json", json.dumps(values).encode()),
-                *self._pieces(f"{key}.txt", (caption or "").encode()),
+                *self._pieces(f"{key}.txt", (caption or "").encode(errors="replace")),
+                *(piece for name, content in (more or {}).items() for piece in self._pieces(f"{key}.{name}", content)),
             )
         )
         self._file.write(data)

@@ -15,12 +15,13 @@ from laion_face_builder.download.tar_reader import PartPictures
 from laion_face_builder.errors import PictureError
 from laion_face_builder.examples.report import Tally
 from laion_face_builder.images import modes, pictures
-from laion_face_builder.images.geometry import Frame, Size, frame_of, is_swapped, rescaled
+from laion_face_builder.images.geometry import Frame, Size, frame_of, is_swapped, largest, rescaled
 from laion_face_builder.images.pictures import Picture
 from laion_face_builder.images.reasons import Reason
+from laion_face_builder.index.filters import Filters
 from laion_face_builder.index.reader import RowBatch
 from laion_face_builder.log import logger
-from laion_face_builder.options import Options
+from laion_face_builder.options import ALL_FACES, LARGEST_FACE, Options
 from laion_face_builder.schema import BLURRED_COLUMN
 
 Example = dict[str, Any]
@@ -143,7 +144,7 @@ class ExampleMaker:
         return self._filled(
             values,
             image={"bytes": self._data(values, picture, frame), "path": None},
-            faces=placed.faces(values["faces"]),
+            faces=placed.faces(self._kept_faces(values)),
             width=picture.width,
             height=picture.height,
             faces_aligned=aligned,
@@ -233,12 +234,25 @@ class ExampleMaker:
 
     def without_picture(self, values: Example) -> Example:
         """Make the example of a row whose picture is missing: image None, faces in the original frame."""
-        return self._filled(values, image=None, width=None, height=None, faces_aligned=False)
+        faces = self._kept_faces(values)
+        return self._filled(values, image=None, faces=faces, width=None, height=None, faces_aligned=False)
+
+    def _kept_faces(self, values: Example) -> list[Any]:
+        faces: list[Any] = values["faces"]
+        return [faces[place] for place in chosen_faces(self.options.filters, values, self.options.keep_faces)]
 
     def _filled(self, values: Example, **made: Any) -> Example:
         known = {**values, "original_width": values["width"], "original_height": values["height"], **made}
         known[BLURRED_COLUMN] = known["image"] is not None
         return {name: known[name] for name in self.options.columns}
+
+
+def chosen_faces(filters: Filters, values: Example, keep_faces: str) -> list[int]:
+    """Tell which faces of a row's `faces` its example has, by their places there, as `keep_faces` says."""
+    if keep_faces == ALL_FACES:
+        return list(range(len(values["faces"])))
+    counting = filters.counting(values)
+    return largest(values["faces"], counting) if keep_faces == LARGEST_FACE else counting
 
 
 @functools.lru_cache(maxsize=8)

@@ -216,6 +216,11 @@ class Tally:
         """Write and log the counts for the last time."""
         self._end()
 
+    @property
+    def lost_network(self) -> bool:
+        """Whether what this process heard shows an outage; see `is_outage`."""
+        return self._listener.lost_network
+
     def filtered(self, is_excluded: bool = False) -> None:
         """Count a row that the filters dropped, and whether the exclusion list names it."""
         self.counts.filtered += 1

@@ -130,6 +130,10 @@ class Reason(str, Enum):
     CRASHED_DECODER = "crashed_decoder", Whose.PICTURES, Chance.NONE
     #: Its faces are to be blurred, and nobody knows where in this picture they are.
     CANNOT_BLUR = "cannot_blur", Whose.PICTURES, Chance.NONE
+    #: Its faces are to be cut out or drawn, and nobody knows where in this picture they are.
+    UNSURE_FACES = "unsure_faces", Whose.PICTURES, Chance.LATER
+    #: A face that cannot be cut out: it lies outside of the picture, or has no area.
+    CANNOT_CROP = "cannot_crop", Whose.PICTURES, Chance.LATER
     #: It has another shape than the one that the faces were found in, and on_size_change is "drop".
     SIZE_CHANGED = "size_changed", Whose.PICTURES, Chance.LATER
     #: It would be turned by whoever opens it.

@@ -11,6 +11,7 @@ separate, as for `str.split`; patterns are RE2's, and are searched for anywhere 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -18,11 +19,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from laion_face_builder.images.geometry import area_of
 from laion_face_builder.index.exclusion import Exclusion, Mask
 from laion_face_builder.index.joined_columns import MATCHED
 
 #: The filters that say which faces count, and how many there have to be.
-_OF_FACES = ("min_score", "min_face_size", "min_face_area", "min_face_share", "min_faces", "max_faces")
+_OF_FACES = (
+    "min_score",
+    "min_face_size",
+    "min_face_area",
+    "min_face_share",
+    "min_faces",
+    "max_faces",
+    "max_faces_in_picture",
+)
 Floats = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -40,6 +50,7 @@ class Filters:
     min_face_share: float | None = None
     min_faces: int | None = None
     max_faces: int | None = None
+    max_faces_in_picture: int | None = None
     min_width: int | None = None
     min_height: int | None = None
     nsfw: tuple[str, ...] | None = None
@@ -69,7 +80,7 @@ class Filters:
         is_listed = self.include is not None or self.exclude is not None
         of_caption = (self.min_caption_words, self.caption_matches, self.caption_excludes)
         wanted = {
-            "n_faces": self.fewest_faces > 0 or self.max_faces is not None,
+            "n_faces": self.fewest_faces > 0 or (self.max_faces, self.max_faces_in_picture) != (None, None),
             "max_face_score": self.min_score is not None,
             "max_face_size": self.min_face_size is not None,
             "width": self.min_width is not None or of_picture,
@@ -118,8 +129,9 @@ class Filters:
             keep &= _at_least(table, "n_faces", self.fewest_faces)
             keep &= _at_least(table, "max_face_score", _as_float32(self.min_score))
             keep &= _at_least(table, "max_face_size", _as_float32(self.min_face_size))
-        if not self.face_thresholds and self.max_faces is not None:
-            keep &= _numbers(table["n_faces"]) <= self.max_faces
+        for most in (self.max_faces_in_picture, None if self.face_thresholds else self.max_faces):
+            if most is not None:
+                keep &= _numbers(table["n_faces"]) <= most
         return keep
 
     def excluded(self, table: pa.Table) -> Mask:
@@ -153,6 +165,32 @@ class Filters:
         faces = {name: given.pop(name) for name in _OF_FACES if name in given}
         found = {"faces": Filters(**faces)} if faces else {}
         return found | {name: Filters(**{name: value}) for name, value in given.items()}
+
+    def count_faces(self, table: pa.Table) -> Floats:
+        """Count, int[n], how many faces of each row reach the thresholds. Needs `columns`, `faces` and `n_faces`."""
+        if not self.face_thresholds:
+            return np.nan_to_num(_numbers(table["n_faces"])).astype(np.int64)
+        return self._counting_faces(table)
+
+    def counting(self, row: Mapping[str, Any]) -> list[int]:
+        """Tell which faces of one row, as plain values, reach the thresholds: their places in its `faces`."""
+        faces = row["faces"]
+        if not self.face_thresholds:
+            return list(range(len(faces)))
+        return [place for place, face in enumerate(faces) if self._counts(face, row["width"], row["height"])]
+
+    def _counts(self, face: Mapping[str, Any], width: int | None, height: int | None) -> bool:
+        box = np.asarray(face["box"], np.float32)
+        if not _reaches(face["score"], self.min_score) or not _reaches((box[2:] - box[:2]).min(), self.min_face_size):
+            return False
+        if self.min_face_area is None and self.min_face_share is None:
+            return True
+        if not width or not height:
+            return False
+        if self.min_face_area is not None and not area_of(face) / (float(width) * height) >= float(self.min_face_area):
+            return False
+        x1, y1, x2, y2 = box.astype(np.float64).tolist()
+        return self.min_face_share is None or min((x2 - x1) / width, (y2 - y1) / height) >= float(self.min_face_share)
 
     def _counting_faces(self, table: pa.Table) -> Floats:
         """Count, int[n], how many faces of each row reach the thresholds."""
@@ -220,6 +258,12 @@ def _as_float32(least: float | None) -> float | None:
     """Round to the nearest float32, as a float: infinity for what is beyond them all."""
     with np.errstate(over="ignore"):
         return None if least is None else float(np.float32(least))
+
+
+def _reaches(value: float, least: float | None) -> bool:
+    """Say whether a float32 is at least a threshold, which is rounded as float32 are."""
+    rounded = _as_float32(least)
+    return rounded is None or bool(value >= rounded)
 
 
 def _at_least(table: pa.Table, column: str, least: float | None) -> Mask | np.bool_:

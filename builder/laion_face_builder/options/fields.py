@@ -28,6 +28,7 @@ IMAGE_MODES = ("auto", "fetch", "download", "none")
 ON_ERROR = ("skip", "null", "raise")
 ON_SIZE_CHANGE = ("rescale", "drop", "keep")
 JOIN_HOWS = LEFT, INNER = "left", "inner"
+KEEP_FACES = ALL_FACES, COUNTING_FACES, LARGEST_FACE = "all", "counting", "largest"
 ORDERS = INDEX_ORDER, ARRIVAL_ORDER = "index", "arrival"
 NSFW_VALUES = ("UNLIKELY", "UNSURE", "NSFW")
 #: What no picture, machine or network has: nearly always a slip, or another unit.
@@ -106,6 +107,12 @@ class OptionFields(ShownFields):
         valid=_FACES,
     )
     max_faces: int | None = option(None, "greatest number of faces that count", group="filter", valid=_FACES)
+    max_faces_in_picture: int | None = option(
+        None,
+        "greatest number of faces in the picture, whether they count or not; 1 with min_faces=1 means exactly one face",
+        group="filter",
+        valid=_FACES,
+    )
     min_width: int | None = option(None, "least width of the original picture, pixels", group="filter", valid=_SIDE)
     min_height: int | None = option(None, "least height of the original picture, pixels", group="filter", valid=_SIDE)
     nsfw: str | Iterable[str] | None = option(
@@ -163,6 +170,12 @@ class OptionFields(ShownFields):
         "rescale",
         'what to do with a picture that has another size than the original: "rescale" its faces, "drop" its row if its '
         'shape is another too, or "keep" its faces unmoved',
+        group="pictures",
+    )
+    keep_faces: str = option(
+        ALL_FACES,
+        'which faces an example has: "all" of its picture, those "counting" by the limits on faces, or the "largest" '
+        "of these",
         group="pictures",
     )
     mode: str | None = option(
@@ -291,6 +304,7 @@ DEFINES = {
     "min_face_share": (ALWAYS, "which rows"),
     "min_faces": (ALWAYS, "which rows"),
     "max_faces": (ALWAYS, "which rows"),
+    "max_faces_in_picture": (ALWAYS, "which rows"),
     "min_width": (ALWAYS, "which rows"),
     "min_height": (ALWAYS, "which rows"),
     "nsfw": (ALWAYS, "which rows"),
@@ -306,6 +320,7 @@ DEFINES = {
     "images": (ALWAYS, "none, fetched or stored; which stored ones, their fingerprint says"),
     "on_error": (ALWAYS, "whether failures leave rows"),
     "on_size_change": (ALWAYS, "which rows, and where faces are"),
+    "keep_faces": (ALWAYS, "which faces"),
     "resize_mode": (ALWAYS, "which pictures"),
     "image_size": (ALWAYS, "which pictures, if they are resized"),
     "resize_only_if_bigger": (ALWAYS, "which pictures, if they are resized"),

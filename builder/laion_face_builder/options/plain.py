@@ -26,6 +26,7 @@ from laion_face_builder.index.listed_column import is_column, read_column
 from laion_face_builder.options.fields import (
     IMAGE_MODES,
     JOIN_HOWS,
+    KEEP_FACES,
     NSFW_VALUES,
     ON_ERROR,
     ON_SIZE_CHANGE,
@@ -42,6 +43,7 @@ _WORDS = {
     "join_how": JOIN_HOWS,
     "on_error": ON_ERROR,
     "on_size_change": ON_SIZE_CHANGE,
+    "keep_faces": KEEP_FACES,
     "order": ORDERS,
     "mode": MODES,
     "resize_mode": RESIZE_MODES,

@@ -26,7 +26,7 @@ from laion_face_builder.index.filters import Filters
 from laion_face_builder.index.joined_columns import JoinSource
 from laion_face_builder.index.side_table import SideTable
 from laion_face_builder.layout import CONFIG_PARTS, DataDir, parse_parts
-from laion_face_builder.options.fields import DEFINES, FETCHED, ORDERS, RANGES, OptionFields
+from laion_face_builder.options.fields import ALL_FACES, DEFINES, FETCHED, ORDERS, RANGES, OptionFields
 from laion_face_builder.options.plain import one_spelling, plain
 from laion_face_builder.schema import example_columns
 from laion_face_builder.shown import ShownFields
@@ -99,6 +99,7 @@ class Options(ShownFields):
     images: str
     on_error: str
     on_size_change: str
+    keep_faces: str
     mode: str | None
     resizing: Resizing
     blur_faces: bool
@@ -140,6 +141,7 @@ class Options(ShownFields):
             images=values.images,
             on_error=values.on_error,
             on_size_change=values.on_size_change,
+            keep_faces=values.keep_faces,
             mode=values.mode,
             resizing=Resizing(values.resize_mode, values.image_size, values.resize_only_if_bigger),
             blur_faces=values.blur_faces,
@@ -184,6 +186,7 @@ class Options(ShownFields):
             "max_copies": self.max_copies,
             "isolate_decoder": self.fetch.isolate_decoder,
         }
+        changed["keep_faces"] = self.keep_faces if self.keep_faces != ALL_FACES else None
         is_fetched = self.images == "fetch"
         defining = {
             "parts": self.parts,

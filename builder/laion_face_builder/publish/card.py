@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import importlib.resources
+from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -17,7 +18,7 @@ import yaml
 from laion_face_builder.errors import BadFile
 from laion_face_builder.files import human_size
 from laion_face_builder.layout import CONFIG_PARTS
-from laion_face_builder.publish.manifest import PREVIEW, Manifest
+from laion_face_builder.publish.manifest import GLOBS, PREVIEW, PREVIEW_FILE, Manifest
 from laion_face_builder.publish.published_columns import features_of, schema_of_features
 from laion_face_builder.publish.published_files import EXAMPLES
 from laion_face_builder.schema import INDEX
@@ -72,9 +73,12 @@ def schema_of(manifest: Manifest, config: str) -> pa.Schema:
     return pa.schema([*ours, *schema_of_features(manifest.columns(config))])
 
 
-def data_files(manifest: Manifest, config: str) -> list[str]:
-    """List the names of a config's files."""
-    return [entry.name for entry in manifest.of_config(config)]
+def data_files(manifest: Manifest, config: str) -> str | list[str]:
+    """Give the pattern of a config's files; their names, where an earlier version published under others."""
+    names = [entry.name for entry in manifest.of_config(config)]
+    pattern = GLOBS.get(config, PREVIEW_FILE)
+    found = [name for name in manifest.entries if PurePosixPath(name).match(pattern)]
+    return pattern if set(found) == set(names) else names
 
 
 def measured_head(manifest: Manifest) -> dict[str, Any]:
@@ -83,7 +87,11 @@ def measured_head(manifest: Manifest) -> dict[str, Any]:
     rows = sum(entry.rows for entry in manifest.entries.values() if entry.part >= 0)
     return {
         "size_categories": [_SIZES[bisect.bisect_right(_SIZE_LIMITS, rows)]],
-        "configs": [_config(manifest, config, is_default=config == configs[0]) for config in configs],
+        # The Hub opens the first of them to see whether its pages are small: that has to be one file.
+        "configs": [
+            _config(manifest, config, is_default=config == configs[0])
+            for config in sorted(configs, key=lambda config: config != PREVIEW)
+        ],
         "dataset_info": [_info(manifest, config) for config in configs],
     }
 
@@ -95,13 +103,12 @@ def _config(manifest: Manifest, config: str, is_default: bool) -> dict[str, Any]
 
 def _info(manifest: Manifest, config: str) -> dict[str, Any]:
     entries = manifest.of_config(config)
-    rows, arrow = sum(entry.rows for entry in entries), sum(entry.arrow_bytes for entry in entries)
+    # No splits: `datasets` would hold load_dataset(..., filters=…) to their numbers of rows, and raise.
     return {
         "config_name": config,
         "features": features_of(schema_of(manifest, config)),
-        "splits": [{"name": "train", "num_bytes": arrow, "num_examples": rows}],
         "download_size": sum(entry.size for entry in entries),
-        "dataset_size": arrow,
+        "dataset_size": sum(entry.arrow_bytes for entry in entries),
     }
 
 

@@ -51,7 +51,7 @@ class Staging:
         """Open the folder for `target`, locked against other processes until the block ends."""
         root = _folder(data, target, kind)
         with locked(root, waiting=f"waiting for another publish to {target}"):
-            for folder in (root, root / "data", root / "preview"):
+            for folder in (root, root / "data", root / "more", root / "preview"):
                 remove_partials(folder)
             yield cls(root, kind, known)
 

@@ -211,10 +211,6 @@ class Tally:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Write and log the counts for the last time."""
         self._end()
 
     def filtered(self, is_excluded: bool = False) -> None:

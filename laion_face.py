@@ -55,6 +55,7 @@ __all__ = [
     "crop_face",
     "crop_faces",
     "draw_faces",
+    "export",
     "in_step",
     "load_dataset",
     "look",
@@ -126,18 +127,23 @@ class LaionFace(HookedBuilder):
         """Prepare the parts that are not yet there, then give the stream(s). Iterating these prepares nothing."""
         self._options = self.config.options(self.token)
         super().as_streaming_dataset(*args, **kwargs)  # refuses a split that is not there, before hours of preparing
-        self._adopted = loading.make_ready(self._options, streaming=True)
+        self._make_ready(self._options, streaming=True)
         self._report_folder = reports.new_folder()
         return super().as_streaming_dataset(*args, **kwargs)
 
     def download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
         """Prepare the parts that are not yet there, then write the Arrow files."""
-        self._options = self.config.options(self.token)
-        self._adopted = loading.make_ready(self._options, streaming=False)
-        folder = self._use_cache(loading.config_id(self._options, self._adopted))
+        self._make_ready(self.config.options(self.token), streaming=False)
+        folder = self._use_cache(loading.config_id(self._plan().options, self._adopted))
         self._report_folder = reports.new_folder()
-        arrow.discard_unfit(folder, self.dataset_name, self._options)
+        arrow.discard_unfit(folder, self.dataset_name, self._plan().options)
         super().download_and_prepare(*args, **kwargs)
+
+    def _make_ready(self, options: Options, *, streaming: bool) -> None:
+        """Make what is missing; which columns there are is known only then."""
+        options, self._adopted = loading.make_ready(options, streaming=streaming)
+        self._options = options
+        self.info.features = example_features(blur_faces=options.blur_faces, mode=options.mode, more=options.more)
 
     def _before_config(self, name: str | None, features: Any, given: dict[str, Any]) -> None:
         progress.talk_unless_configured()
@@ -187,6 +193,29 @@ def load_dataset(name: str | None = None, **options: Any) -> Any:
 def report(dataset: Any) -> Report:
     """Report what became of the rows behind a dataset of this builder: yielded, filtered, failed by reason."""
     return loading.report_of(dataset)
+
+
+def export(name: str | None, out: Any, **options: Any) -> Any:
+    """Write pictures, or faces cut out of them, as files that other programs read; `laion-face export` does the same.
+
+    What is whole in `out` from an earlier call is left as it is. Nothing is prepared or downloaded.
+
+    Args:
+        name: "20M" or "50M".
+        out: folder to write to.
+        options: data_dir, token; shards ("0/4") and processes; every field of `OptionFields` and of
+            `laion_face_builder.options.export_options.ExportOptions`, such as layout, align, size, draw.
+
+    Returns:
+        What became of the rows of all that is in `out`: `laion_face_builder.export.export_ledger.ExportCounts`.
+
+    Raises:
+        OptionError: an option is unknown or its value is not valid.
+        LaionFaceError: something is missing, the folder holds another export, the network was lost; see the message.
+    """
+    from laion_face_builder.export import exporter
+
+    return exporter.call(name, out, options)
 
 
 def __dir__() -> list[str]:

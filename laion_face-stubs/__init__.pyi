@@ -34,16 +34,26 @@ class _Options(TypedDict, total=False):
     min_score: float | None
     min_face_size: float | None
     min_face_area: float | None
+    min_face_share: float | None
     min_faces: int | None
     max_faces: int | None
+    max_faces_in_picture: int | None
     min_width: int | None
     min_height: int | None
     nsfw: Literal["UNLIKELY", "UNSURE", "NSFW"] | Iterable[Literal["UNLIKELY", "UNSURE", "NSFW"]] | None
     min_similarity: float | None
+    min_caption_words: int | None
+    caption_matches: str | None
+    caption_excludes: str | None
+    include: str | os.PathLike[str] | Iterable[Any] | None
     exclude: str | os.PathLike[str] | Iterable[Any] | None
+    join: str | os.PathLike[str] | Iterable[Any] | None
+    join_how: str
+    max_copies: int | None
     images: Literal["auto", "fetch", "download", "none"] | os.PathLike[str]
     on_error: Literal["skip", "null", "raise"]
     on_size_change: Literal["rescale", "drop", "keep"]
+    keep_faces: Literal["all", "counting", "largest"]
     mode: Literal["RGB", "L"] | None
     resize_mode: Literal["no", "keep_ratio", "keep_ratio_largest", "center_crop", "border"]
     image_size: int
@@ -59,6 +69,7 @@ class _Options(TypedDict, total=False):
     retries: int
     max_bytes: int
     max_pixels: int
+    isolate_decoder: bool
     per_host: int
     outage_patience: float
     user_agent_token: str | None
@@ -75,16 +86,26 @@ class _Fields:
     min_score: float | None
     min_face_size: float | None
     min_face_area: float | None
+    min_face_share: float | None
     min_faces: int | None
     max_faces: int | None
+    max_faces_in_picture: int | None
     min_width: int | None
     min_height: int | None
     nsfw: Literal["UNLIKELY", "UNSURE", "NSFW"] | Iterable[Literal["UNLIKELY", "UNSURE", "NSFW"]] | None
     min_similarity: float | None
+    min_caption_words: int | None
+    caption_matches: str | None
+    caption_excludes: str | None
+    include: str | os.PathLike[str] | Iterable[Any] | None
     exclude: str | os.PathLike[str] | Iterable[Any] | None
+    join: str | os.PathLike[str] | Iterable[Any] | None
+    join_how: str
+    max_copies: int | None
     images: Literal["auto", "fetch", "download", "none"] | os.PathLike[str]
     on_error: Literal["skip", "null", "raise"]
     on_size_change: Literal["rescale", "drop", "keep"]
+    keep_faces: Literal["all", "counting", "largest"]
     mode: Literal["RGB", "L"] | None
     resize_mode: Literal["no", "keep_ratio", "keep_ratio_largest", "center_crop", "border"]
     image_size: int
@@ -100,6 +121,7 @@ class _Fields:
     retries: int
     max_bytes: int
     max_pixels: int
+    isolate_decoder: bool
     per_host: int
     outage_patience: float
     user_agent_token: str | None
@@ -226,7 +248,19 @@ def crop_faces(
     size: int | tuple[int, int] = 224,
     margin: float = 0.25,
     template: str | None = None,
+    largest_face_only: bool = False,
 ) -> dict[str, list[Any]]: ...
+def draw_faces(
+    image: _Picture,
+    faces: Iterable[_Face],
+    *,
+    aligned: bool = True,
+    blank: bool = False,
+    boxes: bool = True,
+    landmarks: bool = True,
+    mesh: bool = False,
+    scores: bool = True,
+) -> _Picture: ...
 
 class _Look:
     example: Mapping[str, Any]
@@ -234,7 +268,17 @@ class _Look:
     def picture(self) -> Image.Image | None: ...
 
 def look(example: Mapping[str, Any]) -> _Look: ...
-def draw_faces(image: _Picture, faces: Iterable[_Face], *, aligned: bool = True) -> _Picture: ...
+
+class _ExportCounts:
+    rows: int
+    filtered: int
+    excluded: int
+    pictures: int
+    pieces: int
+    bytes: int
+    failed: Counter[str]
+
+def export(name: _Config | None, out: str | os.PathLike[str], **options: Any) -> _ExportCounts: ...
 
 __version__: str
 __all__: list[str]

@@ -67,6 +67,7 @@ def words_of(prepared, tmp_path):
             "verify": ["verify", *data],
             "show": ["show", "20M", "--images", "none", "--count", "3", "--out", str(tmp_path / "sheet.html"), *data],
             "stats": ["stats", "20M", "--out", str(tmp_path / "stats.html"), *data],
+            "export": ["export", str(tmp_path / "out"), "--as", "webdataset", "--shards-per-part", "2", *data],
             "demo": ["demo", str(tmp_path / "demo")],
         }[command]
 
@@ -91,7 +92,7 @@ def test_json_has_the_documented_shape(words_of, capsys, command):
         jsonschema.validate(document, SCHEMAS[command])
 
 
-@pytest.mark.parametrize("command", ["prepare", "download", "publish", "show", "stats", "demo"])
+@pytest.mark.parametrize("command", ["prepare", "download", "publish", "show", "stats", "export", "demo"])
 def test_every_command_that_writes_has_a_dry_run_of_one_shape(words_of, capsys, command):
     words = [*words_of(command), "--dry-run"]
     code, out, _ = run(capsys, *words, "--format", "json")

@@ -748,6 +748,9 @@ def _commands(data: Path, sandbox: Sandbox, out: Path) -> list[list[str]]:
         ["show", "20M", *at, "--out", str(out / "sheet")],
         ["show", "20M", *at, "--out", str(out / "sheet"), "--images", "fetch", "--allow-private-hosts"],
         ["stats", "20M", *at, "--out", str(out / "stats.html")],
+        ["export", str(out / "exported"), *at, "--align", "ffhq", "--min-face-size", "64", "--draw", "boxes"],
+        ["export", str(out / "exported"), *at, "--as", "jsonl"],
+        ["export", str(out / "exported"), *at, "--images", "fetch", "--allow-private-hosts"],
         ["demo", str(out / "demo")],
     ]
 
@@ -756,7 +759,7 @@ def test_every_command_that_writes_has_it(data: DataDir, sandbox: Sandbox, tmp_p
     parser = make_parser()
     (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     have = {name for name, command in commands.choices.items() if "--dry-run" in command.format_help()}
-    assert have >= {"prepare", "download", "publish", "show", "stats", "demo"}
+    assert have >= {"prepare", "download", "publish", "show", "stats", "export", "demo"}
     pictures = len(sandbox.pictures.log)
     for command in _commands(data.root, sandbox, tmp_path):
         assert untouched(lambda command=command: cli.main([*command, "--dry-run"])) == 0, command

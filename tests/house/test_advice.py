@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
 import re
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import laion_face
 from laion_face_builder import errors
 from laion_face_builder.cli.arguments import make_parser
 from laion_face_builder.options import option_names
+from laion_face_builder.options.export_options import ExportOptions
 from laion_face_builder.schema import EXAMPLE_COLUMNS, INDEX
 
 PACKAGE = Path(errors.__file__).parent
@@ -79,7 +81,8 @@ def valid() -> set[str]:
     for taker in (datasets.load_dataset, datasets.DatasetBuilder.as_dataset):
         arguments |= set(inspect.signature(taker).parameters)
     names = {flag[2:].replace("-", "_") for flag in flags}
-    return {*option_names(), *arguments, *flags, *names, *OTHERS, *COLUMNS}
+    own = {spec.name for spec in dataclasses.fields(ExportOptions)}
+    return {*option_names(), *own, *arguments, *flags, *names, *OTHERS, *COLUMNS}
 
 
 def test_names_are_found_where_messages_have_them():

@@ -32,7 +32,7 @@ def page(name):
 
 
 README, QUICK_START, REAL_THING = "README.md", "docs/quick-start.md", "docs/real-thing.md"
-RECIPES, PUBLISH = "docs/recipes.md", "docs/publish.md"
+RECIPES, PUBLISH, EXPORT = "docs/recipes.md", "docs/publish.md", "docs/export.md"
 
 
 class Block(NamedTuple):
@@ -164,11 +164,24 @@ def test_publishing_runs_as_it_is_printed(tmp_path):
             at.types(block)
 
 
+def test_exports_run_as_they_are_printed(tmp_path):
+    with reader(tmp_path) as at:
+        for block in blocks(REAL_THING):
+            at.types(block)
+        for block in blocks(EXPORT):
+            at.types(block)
+        exports = re.findall(r"laion-face export (\w+)", page(EXPORT))
+        assert len(exports) == 8
+        for name in (*exports, "faces"):
+            ds = datasets.load_dataset(str(at.here / name), split="train", cache_dir=str(tmp_path / "cache" / name))
+            assert len(ds) > 0, name
+
+
 @pytest.mark.parametrize("name", [README, *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
 def test_every_block_is_run(name):
     # SQL has a test of its own below. What installs, or sets up what these tests run in, is a console's.
     kinds = re.findall(r"^ *```(\w+)$", page(name), re.MULTILINE)
-    run = blocks(name) if name in (README, QUICK_START, REAL_THING, RECIPES, PUBLISH) else []
+    run = blocks(name) if name in (README, QUICK_START, REAL_THING, RECIPES, PUBLISH, EXPORT) else []
     assert len(kinds) == len(run) + sum(kinds.count(kind) for kind in ("sql", "console", "text", "bibtex"))
     for console in re.findall(r"```console\n(.*?)```", page(name), re.DOTALL):
         assert re.fullmatch(r"(\$ (make|pip install|laion-face)\b.*\n)+", console)

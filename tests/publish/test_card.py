@@ -12,6 +12,7 @@ from laion_face_builder.errors import BadFile
 from laion_face_builder.layout import CONFIG_PARTS
 from laion_face_builder.publish import card
 from laion_face_builder.publish.manifest import Entry, Manifest, index_name
+from laion_face_builder.publish.published_columns import features_of
 from laion_face_builder.publish.published_files import EXAMPLES
 from laion_face_builder.schema import INDEX, example_features
 
@@ -54,11 +55,11 @@ def test_the_card_says(said, published):
 
 def test_datasets_reads_the_features_as_they_are():
     # `datasets` reads them on this version, from the YAML alone.
-    read = datasets.Features._from_yaml_list(card.features_of(EXAMPLES))
+    read = datasets.Features._from_yaml_list(features_of(EXAMPLES))
     features = {**example_features(), **datasets.Features.from_arrow_schema(INDEX)}
     assert read == datasets.Features({name: features[name] for name in EXAMPLES.names})
     assert read.arrow_schema.remove_metadata().field("faces").type == INDEX.field("faces").type
-    assert datasets.Features._from_yaml_list(card.features_of(INDEX)) == datasets.Features.from_arrow_schema(INDEX)
+    assert datasets.Features._from_yaml_list(features_of(INDEX)) == datasets.Features.from_arrow_schema(INDEX)
 
 
 def test_no_tag_switches_the_viewer_off(published, published_pictures):

@@ -20,6 +20,7 @@ def _literal(values: tuple[str, ...]) -> str:
 
 #: What is `str` to datasets, and one of a few words to a type checker.
 TYPES = {
+    "keep_faces": _literal(options.KEEP_FACES),
     "nsfw": f"{_literal(options.NSFW_VALUES)} | Iterable[{_literal(options.NSFW_VALUES)}] | None",
     "images": f"{_literal(options.IMAGE_MODES)} | os.PathLike[str]",
     "on_error": _literal(options.ON_ERROR),

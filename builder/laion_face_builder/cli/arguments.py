@@ -25,9 +25,11 @@ _GROUPS = {
     "source": "sources",
     "which": "which parts",
     "filter": "which samples",
+    "join": "tables to join",
     "pictures": "pictures",
     "resize": "resizing and blurring",
     "images": "pictures",
+    "max_copies": "placeholders",
     "stream": "fetching ahead",
     "transfer": "fetching",
 }
@@ -78,7 +80,7 @@ def _add_download(subparsers: Any) -> None:
 
     command = _command(subparsers, "download", commands.run_download, "download pictures into tars, like img2dataset")
     _add_config(command)
-    _add_options(command, "source", "which", "filter", "resize", "transfer")
+    _add_options(command, "source", "which", "filter", "join", "resize", "transfer")
     for spec in dataclasses.fields(DownloadOptions):
         if "help" in spec.metadata:
             _add_option(command, spec, TYPED.get(spec.name, ""), choices=_CHOICES.get(spec.name))
@@ -148,7 +150,7 @@ def _add_show(subparsers: Any) -> None:
         subparsers, "show", commands.run_show, "draw a contact sheet: pictures, boxes, landmarks, scores, captions"
     )
     _add_config(command)
-    _add_options(command, "source", "which", "filter", "pictures", "resize", "transfer")
+    _add_options(command, "source", "which", "filter", "join", "pictures", "resize", "transfer")
     command.add_argument("--count", type=int, default=24, help="examples to show; default: %(default)s")
     command.add_argument("--columns", type=int, default=4, help="columns of the sheet; default: %(default)s")
     command.add_argument(
@@ -166,7 +168,7 @@ def _add_stats(subparsers: Any) -> None:
         subparsers, "stats", commands.run_stats, "count what a filter keeps, and how faces, sizes and failures vary"
     )
     _add_config(command)
-    _add_options(command, "source", "which", "filter", "images")
+    _add_options(command, "source", "which", "filter", "join", "images", "max_copies")
     command.add_argument("--out", type=Path, default=Path("stats.html"), help="page to write; default: %(default)s")
     _add_dry_run(command)
     _add_format(command)
@@ -174,6 +176,47 @@ def _add_stats(subparsers: Any) -> None:
     command.add_argument(
         "--json", dest="format", action="store_const", const="json", default=argparse.SUPPRESS, help=argparse.SUPPRESS
     )
+
+
+def _add_export(subparsers: Any) -> None:
+    from laion_face_builder.options.export_options import EXPORT_TYPED, ExportOptions
+
+    command = _command(
+        subparsers, "export", commands.run_export, "write pictures or faces as files, tars, lists or tables for others"
+    )
+    command.add_argument("out", metavar="OUT", type=Path, help="folder to write to; an export there goes on")
+    group = command.add_argument_group("what is written")
+    for spec in dataclasses.fields(ExportOptions):
+        _add_option(group, spec, EXPORT_TYPED.get(spec.name, ""), **_destination(spec.name))
+    command.add_argument(
+        "--config", default="50M", choices=sorted(CONFIG_PARTS), help="config to read; default: %(default)s"
+    )
+    _add_data_dir(command)
+    command.add_argument("--token", default=None, help=_OF_TOKENS)
+    _add_options(command, "source", "which", "filter", "pictures", "resize", "transfer")
+    command.add_argument(
+        "--shards",
+        default=None,
+        metavar="I/N",
+        help="export only every Nth shard, from the Ith on, counted from 0: for one of N jobs that share OUT; the last "
+        "to end writes the lists over all",
+    )
+    command.add_argument(
+        "--processes",
+        type=int,
+        default=None,
+        metavar="N",
+        help="processes that work; default: one where pictures come from the web, else one for each core, at most 16",
+    )
+    _add_dry_run(command)
+    _add_format(command)
+
+
+def _destination(name: str) -> dict[str, str]:
+    """Say where argparse puts an option whose flag has another name."""
+    from laion_face_builder.options.export_options import EXPORT_TYPED
+
+    return {"dest": name} if name in EXPORT_TYPED else {}
 
 
 def _add_demo(subparsers: Any) -> None:
@@ -200,6 +243,7 @@ _COMMANDS = (
     _add_verify,
     _add_show,
     _add_stats,
+    _add_export,
     _add_demo,
     _add_completion,
 )
@@ -241,6 +285,7 @@ def _add_config(command: argparse.ArgumentParser) -> None:
 def _add_publishing(command: argparse.ArgumentParser) -> None:
     command.add_argument("--parts", default=None, help='parts, such as "0,2,5-7"; default: all that are there')
     command.add_argument("--exclude", default=None, help="file of sample ids, URLs, hosts or hashes to leave out")
+    _add_options(command, "join")
     command.add_argument("--with-images", action="store_true", help="add pictures from the tars, for private repos")
     command.add_argument(
         "--preview", type=int, default=0, metavar="N", help="add a config `preview` with N pictures; default: none"
@@ -284,6 +329,9 @@ def _add_option(group: Any, spec: dataclasses.Field[Any], typed: str = "", **mor
     text = text.replace("%", "%%")
     if spec.metadata["kind"] is bool:
         group.add_argument(flag, action="store_true", help=text)
+        return
+    if spec.metadata.get("is_repeated"):
+        group.add_argument(flag, action="append", default=spec.default, help=f"{text}; may be given several times")
         return
     text = text if spec.default is None else f"{text}; default: %(default)s"
     group.add_argument(flag, type=spec.metadata["kind"], default=spec.default, help=text, **more)

@@ -98,15 +98,15 @@ def config_id(options: Options, adopted: parts.Adopted | None = None) -> str:
     return f"{options.config}-{digest({'options': options.defining(), 'read': read})}"
 
 
-def make_ready(options: Options, *, streaming: bool) -> parts.Adopted:
-    """Make what is missing and give the sidecars of an adopted folder; see `ready.make_ready`.
+def make_ready(options: Options, *, streaming: bool) -> tuple[Options, parts.Adopted]:
+    """Make what is missing, and give the options and the sidecars of an adopted folder; see `ready.make_ready`.
 
     Raises:
         NotPrepared: there are several ranks, and each would make the same.
     """
     if streaming:
         check_ranks(options)
-    return ready.make_ready(options, streaming=streaming)
+    return ready.make_ready(options, streaming=streaming, is_joined=streaming and world_size() > 1)
 
 
 def check_ranks(options: Options) -> None:

@@ -18,8 +18,6 @@ from __future__ import annotations
 import atexit
 import json
 import os
-import shutil
-import tempfile
 import time
 import uuid
 import weakref
@@ -35,6 +33,7 @@ from laion_face_builder.files import disk_error
 from laion_face_builder.images.reasons import Reason, http
 from laion_face_builder.index.urls import host_of
 from laion_face_builder.log import logger
+from laion_face_builder.temporary import make_folder, remove_folder
 
 #: Failures without an answer from the host: what a lost network, a broken resolver or a sign-in page look like.
 SILENT = frozenset(
@@ -213,6 +212,11 @@ class Tally:
     def __exit__(self, *_: object) -> None:
         self._end()
 
+    @property
+    def lost_network(self) -> bool:
+        """Whether what this process heard shows an outage; see `is_outage`."""
+        return self._listener.lost_network
+
     def filtered(self, is_excluded: bool = False) -> None:
         """Count a row that the filters dropped, and whether the exclusion list names it."""
         self.counts.filtered += 1
@@ -296,7 +300,7 @@ def _write(counts: Report, listener: Listener, path: Path | None) -> None:
 
 def new_folder() -> Path:
     """Make a folder for the tallies of one dataset; it is removed when this process ends."""
-    folder = Path(tempfile.mkdtemp(prefix="laion-face-report-"))
+    folder = make_folder("report")
     atexit.register(_remove, folder, os.getpid())
     return folder
 
@@ -324,4 +328,4 @@ def keep(report: Report, folder: Path) -> None:
 def _remove(folder: Path, owner: int) -> None:
     # A forked worker inherits the exit handler but not the folder.
     if os.getpid() == owner:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_folder(folder)

@@ -31,6 +31,17 @@ Face = dict[str, Any]
 Size = tuple[int, int]
 
 
+def area_of(face: Mapping[str, Any]) -> float:
+    """Return the area of a face's box in pixels, not clipped."""
+    x1, y1, x2, y2 = map(float, face["box"])
+    return max(x2 - x1, 0.0) * max(y2 - y1, 0.0)
+
+
+def largest(faces: Sequence[Mapping[str, Any]], places: Sequence[int]) -> list[int]:
+    """Return the place of the face with the largest box, the first of several, among those at `places`; [] of none."""
+    return [max(places, key=lambda place: area_of(faces[place]))] if places else []
+
+
 @dataclass(frozen=True)
 class Frame:
     """How x and y of the original picture (pixels) become x and y of the yielded one: v' = v * scale + offset."""

@@ -1,12 +1,19 @@
 """Every option of a dataset, once: as it is given (`fields`), made plain (`plain`), as the work takes it (`tree`)."""
 
 from laion_face_builder.options.fields import (
+    ALL_FACES,
     ALWAYS,
     ARRIVAL_ORDER,
+    COUNTING_FACES,
     DEFINES,
     FETCHED,
     IMAGE_MODES,
     INDEX_ORDER,
+    INNER,
+    JOIN_HOWS,
+    KEEP_FACES,
+    LARGEST_FACE,
+    LEFT,
     NEVER,
     NSFW_VALUES,
     ON_ERROR,
@@ -20,12 +27,19 @@ from laion_face_builder.options.fields import (
 from laion_face_builder.options.tree import Ahead, FetchOptions, Options
 
 __all__ = [
+    "ALL_FACES",
     "ALWAYS",
     "ARRIVAL_ORDER",
+    "COUNTING_FACES",
     "DEFINES",
     "FETCHED",
     "IMAGE_MODES",
     "INDEX_ORDER",
+    "INNER",
+    "JOIN_HOWS",
+    "KEEP_FACES",
+    "LARGEST_FACE",
+    "LEFT",
     "NEVER",
     "NSFW_VALUES",
     "ON_ERROR",

@@ -84,6 +84,12 @@ class Manifest:
         """The preview's file, if there is one."""
         return self.entries.get(PREVIEW_FILE)
 
+    def columns(self, config: str) -> list[dict[str, Any]]:
+        """Describe the columns beside ours in a config's files, as dataset_info does; all files have the same."""
+        entries = self.of_config(config) if config in (*CONFIG_PARTS, PREVIEW) else self.entries.values()
+        found = [entry.fingerprint.get("columns", []) for entry in entries]
+        return list(found[0]) if found else []
+
     def of_config(self, config: str) -> list[Entry]:
         """List the files of a config in the order of their names; none if none of its parts are there."""
         if config == PREVIEW:

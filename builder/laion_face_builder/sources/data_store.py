@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import shutil
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from laion_face_builder.layout import DataDir
 from laion_face_builder.shown import harmless, short, shown
 from laion_face_builder.sources.fsspec_folder import filesystem_of
 from laion_face_builder.sources.retrying import TransientError, retried
+from laion_face_builder.temporary import make_folder, remove_folder
 
 T = TypeVar("T")
 
@@ -42,8 +42,11 @@ def at_work(data: DataDir) -> Iterator[DataDir]:
     if data.address is None:
         yield data
         return
-    with tempfile.TemporaryDirectory(prefix="laion-face-") as folder:
-        yield dataclasses.replace(data, root=Path(folder))
+    folder = make_folder("work")
+    try:
+        yield dataclasses.replace(data, root=folder)
+    finally:
+        remove_folder(folder)
 
 
 def has(data: DataDir, path: Path) -> bool:

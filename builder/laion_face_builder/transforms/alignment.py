@@ -1,4 +1,7 @@
-"""Alignment: five landmarks brought onto a template by a similarity (turn, scale, shift), as recognisers want it."""
+"""Alignment: five landmarks brought onto a template by a similarity (turn, scale, shift), as models want it.
+
+Recognisers' templates are five points. That of FFHQ, which generators are trained on, is a rule: see `ffhq`.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from laion_face_builder.transforms.affine import (
     moved_points,
     opened,
 )
+from laion_face_builder.transforms.ffhq import ffhq_matrix, inverse, padded_square
 
 #: Left eye, right eye, nose, left and right mouth corner, pixels of a picture 112 x 112: what ArcFace models are
 #: trained on. Source: deepinsight/insightface, python-package/insightface/utils/face_align.py, `arcface_src`.
@@ -30,7 +34,9 @@ FARL = np.array([[196.0, 226.0], [316.0, 226.0], [256.0, 286.0], [220.0, 360.4],
 #: "ibug300w/448" (facer/face_alignment/farl.py) and "celebm/448" (facer/face_parsing/farl.py).
 FARL_FACE_SCALE = 0.8
 
-TEMPLATES = ("arcface", "farl")
+#: Templates of five points, and FFHQ's square; and the size of a result that each is mostly wanted in, pixels.
+TEMPLATES = POINTS_ARCFACE, POINTS_FARL, SQUARE_FFHQ = "arcface", "farl", "ffhq"
+USUAL_SIZES = {POINTS_ARCFACE: 112, POINTS_FARL: 448, SQUARE_FFHQ: 1024}
 
 
 def align_face(
@@ -38,38 +44,58 @@ def align_face(
 ) -> Transformed[Picture]:
     """Turn, scale and shift the face so that its landmarks lie, by least squares, on the template's.
 
-    What is scaled down is averaged first, so that it does not alias. Parts outside the picture are filled.
+    What is scaled down is averaged first, so that it does not alias. Parts outside the picture are filled; with "ffhq"
+    they are mirrored, blurred and faded, as that data set has it.
 
     Args:
         image: a PIL picture, or uint8[height, width(, 3)]; the aligned one is of the same kind.
         landmarks: [5, 2], left eye, right eye, nose, left and right mouth corner, (x, y) in pixels of `image`.
-        size: width and height of the result, pixels: 112 for ArcFace's models, 448 for FaRL's.
-        template: "arcface" or "farl"; see `ARCFACE_112` and `FARL` for their sources.
-        fill: 0 to 255, of what lies outside.
+        size: width and height of the result, pixels: 112 for ArcFace's models, 448 for FaRL's, 1,024 for FFHQ.
+        template: "arcface", "farl" or "ffhq"; for their sources see `ARCFACE_112`, `FARL` and the module `ffhq`.
+        fill: 0 to 255, of what lies outside; of no meaning for "ffhq".
 
     Raises:
         TransformError: landmarks that fall together or are not finite, an unknown template, no such picture.
     """
     width, height = checked_size(size)
     points = checked_landmarks(landmarks)
-    matrix = similarity(points, template_points(template, width))
+    matrix = template_matrix(template, points, width)
     pixels, give_back = opened(image)
-    warped = warp(pixels, matrix, (width, height), fill)
+    padded = padded_square(pixels, matrix, width) if template == SQUARE_FFHQ else None
+    warped = warp(pixels, matrix, (width, height), fill) if padded is None else padded
     return Transformed(give_back(warped), matrix, moved_points(points, matrix))
 
 
-def template_points(template: str, size: int) -> Floats:
-    """Return a template's landmarks in a picture of `size` x `size` pixels, float64[5, 2].
+def check_template(template: str) -> None:
+    """Raise TransformError if there is no such template."""
+    if template not in TEMPLATES:
+        raise TransformError(f"template: found {template!r}, valid are {', '.join(map(repr, TEMPLATES))}")
+
+
+def template_matrix(template: str, landmarks: Floats, size: int) -> Floats:
+    """Return the similarity, float64[2, 3], that aligns `landmarks` [5, 2] in a picture of `size` x `size` pixels.
 
     Raises:
-        TransformError: there is no such template.
+        TransformError: there is no such template, or the landmarks fall together.
     """
-    if template == "arcface":
+    check_template(template)
+    if template == SQUARE_FFHQ:
+        return ffhq_matrix(landmarks, size)
+    return similarity(landmarks, template_points(template, size))
+
+
+def template_points(template: str, size: int) -> Floats:
+    """Return the landmarks of a template of points in a picture of `size` x `size` pixels, float64[5, 2].
+
+    Raises:
+        TransformError: there is no such template of points.
+    """
+    if template == POINTS_ARCFACE:
         # As insightface scales it; a pixel's centre at 0 stays there.
         return np.asarray(ARCFACE_112 * (size / 112), np.float64)
-    if template == "farl":
+    if template == POINTS_FARL:
         return np.asarray((FARL * FARL_FACE_SCALE + 1) * ((size - 1) / 2), np.float64)
-    raise TransformError(f"template: found {template!r}, valid are {', '.join(map(repr, TEMPLATES))}")
+    raise TransformError(f"template: found {template!r}, of points are {POINTS_ARCFACE!r} and {POINTS_FARL!r}")
 
 
 def similarity(source: Floats, target: Floats) -> Floats:
@@ -118,9 +144,9 @@ def warp(pixels: Pixels, matrix: Floats, size: tuple[int, int], fill: int) -> Pi
 
 def _seen(matrix: Floats, size: tuple[int, int], shape: tuple[int, ...]) -> tuple[int, int, int, int]:
     """Return the part of the picture that the warp reads: left, top, right, bottom."""
-    inverse = np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))[:2]
-    corners = moved_points([(-1, -1), (size[0], -1), (-1, size[1]), size], inverse)
-    around = 2 + round(float(np.hypot(*inverse[:, 0])))
+    back = inverse(matrix)
+    corners = moved_points([(-1, -1), (size[0], -1), (-1, size[1]), size], back)
+    around = 2 + round(float(np.hypot(*back[:, 0])))
     left, top = np.clip(np.floor(corners.min(axis=0)) - around, 0, shape[1::-1]).astype(int).tolist()
     right, bottom = np.clip(np.ceil(corners.max(axis=0)) + around, 0, shape[1::-1]).astype(int).tolist()
     if right <= left or bottom <= top:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from laion_face_builder.errors import TransformError
+from laion_face_builder.images.geometry import largest
 from laion_face_builder.transforms.affine import (
     Face,
     Floats,
@@ -22,7 +23,7 @@ from laion_face_builder.transforms.affine import (
     moved_points,
     opened,
 )
-from laion_face_builder.transforms.alignment import align_face, template_points
+from laion_face_builder.transforms.alignment import align_face, check_template
 
 #: A crop may reach far outside of the picture, as boxes are not clipped; but not over more source pixels than this.
 MOST_PIXELS = 64_000_000
@@ -113,6 +114,7 @@ def crop_faces(
     size: int | tuple[int, int] = 224,
     margin: float = 0.25,
     template: str | None = None,
+    largest_face_only: bool = False,
 ) -> dict[str, list[Any]]:
     """Make one example of each face, cropped, or aligned to a template; for `.map(batched=True)`.
 
@@ -123,6 +125,9 @@ def crop_faces(
     function for `.map` and not an option of the config, so that crops can be made from any dataset of this builder,
     stream or Arrow, old or new `datasets`, published or not, and changed without preparing anything again.
 
+    Which faces those are, the dataset says: with `keep_faces="counting"` they are those that its limits on faces
+    (`min_face_size` and the like) count, by the original picture's pixels.
+
     There is no example for a picture without faces, without a picture, or whose faces are not known to fit it
     (`faces_aligned`), nor for a face that cannot be cropped, such as one wholly outside of the picture.
 
@@ -130,10 +135,11 @@ def crop_faces(
         batch: columns of examples.
         size: of the crops, as in `crop_face`; with a template one number.
         margin: as in `crop_face`; a template has its own.
-        template: "arcface" or "farl" aligns the faces, see `align_face`.
+        template: "arcface", "farl" or "ffhq" aligns the faces, see `align_face`.
+        largest_face_only: make one example of each picture, of the face with the largest box.
     """
     columns: dict[str, list[Any]] = {name: [] for name in batch}
-    how = _CropSettings.checked(size, margin, template)
+    how = _CropSettings.checked(size, margin, template, largest_face_only)
     for number in range(len(batch["image"])):
         example = {name: column[number] for name, column in batch.items()}
         for crop in how.crops(example):
@@ -149,22 +155,27 @@ class _CropSettings:
     size: tuple[int, int]
     margin: float
     template: str | None
+    largest_face_only: bool
 
     @classmethod
-    def checked(cls, size: int | tuple[int, int], margin: float, template: str | None) -> _CropSettings:
+    def checked(
+        cls, size: int | tuple[int, int], margin: float, template: str | None, largest_face_only: bool
+    ) -> _CropSettings:
         """Check the options once: wrong ones are an error, not a face after the other that cannot be cropped."""
         width, height = checked_size(size)
         if template is not None:
-            template_points(template, width)
+            check_template(template)
             if width != height:
                 raise TransformError(f"size: found {size!r}, expected one number, since a template is square")
-        return cls((width, height), margin, template)
+        return cls((width, height), margin, template, largest_face_only)
 
     def crops(self, example: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Yield an example for each face of `example` that can be cropped."""
         if example["image"] is None or not example["faces_aligned"]:
             return
-        for face in example["faces"]:
+        faces = example["faces"]
+        places = range(len(faces))
+        for face in (faces[place] for place in (largest(faces, places) if self.largest_face_only else places)):
             try:
                 crop = self._crop(example["image"], face)
             except TransformError:

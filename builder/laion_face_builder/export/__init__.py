@@ -1,0 +1,1 @@
+"""What is prepared or on the web, as files that other programs read: pictures, crops, tars, lists, tables."""

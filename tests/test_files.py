@@ -81,11 +81,12 @@ def test_an_error_of_a_disk_names_what_is_concerned_and_the_way_out(tmp_path, nu
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.EACCES, errno.ENOENT])
 def test_a_file_that_cannot_be_read_is_not_taken_for_a_bad_one(tmp_path, number):
-    found = files.unreadable(tmp_path / "file", OSError(number, os.strerror(number)))
-    assert isinstance(found, DiskError)
-    assert str(found).startswith(f"{tmp_path / 'file'}: cannot be read ({os.strerror(number)}). ")
-    assert files.unreadable(tmp_path / "file", OSError(number, "", str(tmp_path / "another"))) is None
-    assert files.unreadable(tmp_path / "file", ValueError("content")) is None
+    path = tmp_path / "file"
+    with pytest.raises(DiskError) as caught:
+        files.require_readable(path, OSError(number, os.strerror(number)))
+    assert str(caught.value).startswith(f"{path}: cannot be read ({os.strerror(number)}). ")
+    files.require_readable(path, OSError(number, "", str(tmp_path / "another")))
+    files.require_readable(path, ValueError("content"))
 
 
 def test_a_full_disk_says_what_all_of_it_takes(tmp_path):

@@ -97,8 +97,7 @@ def fingerprint_in(source: Any, name: str | os.PathLike[str]) -> Fingerprint:
             raise TypeError
         return fingerprint
     except (pa.ArrowException, OSError, KeyError, ValueError, TypeError, RecursionError) as error:
-        if found := unreadable(name, error):
-            raise found from error
+        require_readable(name, error)
         raise BadFile(
             name,
             found=f"no fingerprint ({type(error).__name__})",
@@ -147,9 +146,9 @@ def disk_errors(path: Path, partial: Path | None = None) -> Iterator[None]:
     except DiskError:
         raise
     except OSError as error:
-        if found := as_disk_error(path, error, partial):
-            raise found from error
-        raise
+        if (file := concerned(path, error, partial)) is None:
+            raise
+        raise disk_error(file, error) from error
 
 
 @contextmanager
@@ -160,19 +159,23 @@ def needing(room: int) -> Iterator[None]:
     except DiskError as error:
         if error.errno not in _NO_ROOM:
             raise
-        found = DiskError(f"{error}. All of it takes about {human_size(room)}")
-        found.errno = error.errno
-        raise found from error
+        raise _with_need(error, room) from error
 
 
-def as_disk_error(path: Path, error: OSError, partial: Path | None = None) -> DiskError | None:
-    """Return the DiskError for an error about writing `path`, as `disk_errors` raises it; None for all others."""
+def _with_need(error: DiskError, room: int) -> DiskError:
+    found = DiskError(f"{error}. All of it takes about {human_size(room)}")
+    found.errno = error.errno
+    return found
+
+
+def concerned(path: Path, error: OSError, partial: Path | None = None) -> Path | None:
+    """Return the file that could not be written, if that is what the error is about; `path` for its partial file."""
     named = next((Path(name) for name in (error.filename2, error.filename) if isinstance(name, str)), None)
     if named is None:  # Arrow has the name in the text only, others have none.
-        return disk_error(path, error) if error.errno in {*_OF_WRITING, *_OF_DISKS} or path.name in str(error) else None
+        return path if error.errno in {*_OF_WRITING, *_OF_DISKS} or path.name in str(error) else None
     if named in (partial, path, *path.parents):
-        return disk_error(path, error)
-    return disk_error(named, error) if path in named.parents or error.errno in _OF_WRITING else None
+        return path
+    return named if path in named.parents or error.errno in _OF_WRITING else None
 
 
 def disk_error(path: Path, error: OSError) -> DiskError:
@@ -196,18 +199,24 @@ def disk_error(path: Path, error: OSError) -> DiskError:
     return found
 
 
-def unreadable(path: str | os.PathLike[str], error: BaseException) -> DiskError | None:
-    """Return the error that a file of this machine cannot be read; None if `error` says nothing of the kind.
+def require_readable(path: str | os.PathLike[str], error: BaseException) -> None:
+    """Raise the error that a file of this machine cannot be read, if that is what `error` says.
 
     Whatever is in it may be as it should: it is not to be thrown away.
+
+    Raises:
+        DiskError: it cannot be read.
     """
     name = os.fspath(path)
     if not isinstance(error, OSError) or isinstance(error, LaionFaceError) or "://" in name:
-        return None
-    if error.errno not in _OF_READING or error.filename not in (None, name):
-        return None
-    found = DiskError(f"{name}: cannot be read ({os.strerror(error.errno or 0)}). {_WAYS_OUT[error.errno or 0]}")
-    found.errno = error.errno
+        return
+    if error.errno in _OF_READING and error.filename in (None, name):
+        raise _read_error(name, error.errno) from error
+
+
+def _read_error(name: str, number: int) -> DiskError:
+    found = DiskError(f"{name}: cannot be read ({os.strerror(number)}). {_WAYS_OUT[number]}")
+    found.errno = number
     return found
 
 
@@ -310,7 +319,8 @@ def _read(file: IO[bytes], path: Path) -> bytes:
     try:
         return file.read(1 << 22)
     except OSError as error:  # It names no file, and is not to be taken for one of what the pieces are written to.
-        raise unreadable(path, error) or error from error
+        require_readable(path, error)
+        raise
 
 
 def disk_free(folder: Path) -> int:

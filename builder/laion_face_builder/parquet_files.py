@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from laion_face_builder.errors import BadFile
-from laion_face_builder.files import unreadable
+from laion_face_builder.files import require_readable
 from laion_face_builder.parquet_footer import OpenParquet
 from laion_face_builder.shown import short
 
@@ -40,8 +40,7 @@ def opened(source: Any, name: str | os.PathLike[str] | None = None, **how: Any) 
             require_agreement(file.metadata)
             yield file
     except Exception as error:
-        if found := unreadable(source if name is None else name, error):
-            raise found from error
+        require_readable(source if name is None else name, error)
         if not is_damage(error):
             raise
         raise damaged(source if name is None else name, short(error, 200)) from error

@@ -13,7 +13,7 @@ from laion_face_builder.errors import DiskError, LaionFaceError, NetworkOutage, 
 from laion_face_builder.examples import _compat, parts, ready, report
 from laion_face_builder.examples.arrow import REPORT_KEY
 from laion_face_builder.examples.walk import shards_per_part_for, world_size
-from laion_face_builder.files import as_disk_error, digest
+from laion_face_builder.files import concerned, digest, disk_error
 from laion_face_builder.layout import CONFIG_PARTS
 from laion_face_builder.log import logger
 from laion_face_builder.options import Options, refuse_unknown
@@ -53,9 +53,9 @@ def _plain_errors(cache_dir: Path) -> Iterator[None]:
             raise cause from None
         if cause is None or isinstance(cause, LaionFaceError):
             raise
-        if found := as_disk_error(cache_dir, cause):
-            raise found from error
-        raise
+        if (file := concerned(cache_dir, cause)) is None:
+            raise
+        raise disk_error(file, cause) from error
 
 
 def _load(builder_class: type[datasets.GeneratorBasedBuilder], name: str | None, given: dict[str, Any]) -> Any:

@@ -210,10 +210,6 @@ class Tally:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Write and log the counts for the last time."""
         self._end()
 
     @property

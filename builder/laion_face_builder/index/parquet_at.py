@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from laion_face_builder.errors import BadFile, LaionFaceError, NotPrepared, SourceNotFound
-from laion_face_builder.files import digest, sha256_of, unreadable
+from laion_face_builder.files import digest, require_readable, sha256_of
 from laion_face_builder.parquet_files import is_damage, require_agreement
 from laion_face_builder.parquet_footer import OpenParquet
 from laion_face_builder.shown import harmless, short, shown
@@ -156,8 +156,7 @@ class ParquetAt:
             if not (is_damaged or self._is_remote or isinstance(error, OSError)):
                 raise
             self.close()
-            if not self._is_remote and (unread := unreadable(self.address, error)):
-                raise unread from error
+            require_readable(self.address, error)
             if is_damaged:
                 bad = self.bad(short(error, 200))
                 raise (_Damaged(bad) if self._is_remote else bad) from harmless(error)

@@ -234,8 +234,9 @@ class PartExamples:
     def __init__(self, options: Options, part: int, first: int, rows: int, bounds: Bounds) -> None:
         self._part, self._rows, self._bounds = part, rows, bounds
         self._tars = options.data.tars(part)
-        self._tally = Tally(None)
-        steps = example_steps(options, part, first, self._tally)
+        tally = Tally(None)
+        self._counts = tally.counts
+        steps = example_steps(options, part, first, tally)
         self._schema = examples_schema(options)
         self._groups = _groups(steps, rows, bounds, options.fetch.max_pixels, self._schema)
         self._next = next(self._groups, None)
@@ -255,8 +256,7 @@ class PartExamples:
                 if group.table.num_rows:
                     writer.write_table(group.table.cast(schema), row_group_size=group.table.num_rows)
                 size, stop = size + group.size, group.stop
-            if unread := self._tally.counts.failed[Reason.TAR_UNREADABLE]:
-                self._tally.close()
+            if unread := self._counts.failed[Reason.TAR_UNREADABLE]:
                 raise DiskError(
                     f"{self._tars}: {unread:,} pictures cannot be read from the tars there (permission, or a disk that "
                     "fails), and none is left out for that. Put it right, and publish again: it goes on"

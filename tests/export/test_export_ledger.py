@@ -63,6 +63,15 @@ def test_shares_and_processes_make_what_one_makes(prepared, expected, tmp_path):
     assert tree(tmp_path / "processes") == files
 
 
+def test_parts_may_come_one_after_the_other(prepared, tmp_path):
+    both = {**HOW, "shards_per_part": 1, "layout": "files"}
+    counts = export(prepared, tmp_path / "both", **{**both, "parts": "0,2"})
+    for part in ("2", "0"):
+        export(prepared, tmp_path / "out", **{**both, "parts": part})
+    assert tree(tmp_path / "out") == tree(tmp_path / "both")
+    assert len((tmp_path / "out" / "metadata.jsonl").read_text(encoding="utf-8").splitlines()) == counts.pieces
+
+
 def test_a_share_says_that_the_rest_is_missing(prepared, tmp_path):
     export(prepared, tmp_path / "out", shards="1/2")
     manifest = json.loads((tmp_path / "out" / "__export__" / "manifest.json").read_text(encoding="utf-8"))

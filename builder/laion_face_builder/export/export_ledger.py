@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import platform
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -127,6 +127,14 @@ class Ledger:
         """Return what the folder was begun with; None if it was not."""
         return self._read("request.json")
 
+    def shards(self) -> list[Shard]:
+        """List all shards that were ever asked for, in the index's order."""
+        request = self.request()
+        if request is None:
+            return []
+        of = int(request["examples"]["shards_per_part"])
+        return [Shard(int(part), number, of) for part in sorted(request["parts"], key=int) for number in range(of)]
+
     def finish(self, shard: Shard, counts: ExportCounts, listed: Iterable[str] | None) -> None:
         """Note that a shard is whole."""
         if listed is not None:
@@ -143,9 +151,9 @@ class Ledger:
         values = self._read(f"{shard_name(shard)}.json")
         return None if values is None else ExportCounts.from_dict(values)
 
-    def write_manifest(self, shards: Sequence[Shard]) -> ExportCounts:
-        """Write the manifest over those of `shards` that are whole, and return their sum."""
-        total, files = ExportCounts(), {}
+    def write_manifest(self) -> ExportCounts:
+        """Write the manifest over all shards that are whole, and return their sum."""
+        total, files, shards = ExportCounts(), {}, self.shards()
         for shard in shards:
             if (counts := self.counts_of(shard)) is not None:
                 total.add(counts)

@@ -35,6 +35,8 @@ from laion_face_builder.parallel import cores
 from laion_face_builder.values import Range, folder
 
 _MOST_PROCESSES = 16
+#: Rows that are worth a process.
+_ROWS_A_PROCESS = 2_000
 #: Tasks for each process where pictures come from the web: at the end of each one nothing is fetched ahead.
 _TASKS_A_PROCESS = 4
 
@@ -119,17 +121,16 @@ def export(request: ExportRequest) -> ExportCounts:
         ledger.begin(request.asked(adopted))
         todo = [shard for shard in request.mine if ledger.counts_of(shard) is None]
         _run(request, adopted, todo)
-        everything = Plan(request.options, None).shards()
         with locked(ledger.path("manifest.json")):
-            total = ledger.write_manifest(everything)
-            write_lists(ledger, request.how, everything, total)
+            total = ledger.write_manifest()
+            write_lists(ledger, request.how, total)
     return total
 
 
-def workers_of(request: ExportRequest, todo: Sequence[Shard], *, is_fetched: bool) -> int:
-    """Return how many processes work."""
-    usual = 1 if is_fetched else min(cores(), _MOST_PROCESSES)
-    return max(1, min(request.processes or usual, len(todo)))
+def _workers(request: ExportRequest, sizes: Mapping[Shard, int], *, is_fetched: bool) -> int:
+    """Return how many processes work: a few rows are read sooner than a process has started."""
+    usual = 1 if is_fetched else min(cores(), _MOST_PROCESSES, sum(sizes.values()) // _ROWS_A_PROCESS)
+    return max(1, min(request.processes or usual, len(sizes)))
 
 
 def _run(request: ExportRequest, adopted: parts.Adopted, todo: Sequence[Shard]) -> None:
@@ -139,7 +140,7 @@ def _run(request: ExportRequest, adopted: parts.Adopted, todo: Sequence[Shard]) 
             rows[part] = opened.index.num_rows
             is_fetched = is_fetched or opened.is_fetched
     sizes = {shard: _size(shard, rows) for shard in todo}
-    workers = workers_of(request, todo, is_fetched=is_fetched)
+    workers = _workers(request, sizes, is_fetched=is_fetched)
     with progress.bar("export", sum(sizes.values()), "row") as bar:
         if workers == 1:
             for done in _exported(_Task(request, adopted, tuple(todo)), bar):

@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from laion_face_builder.download.shard_files import ShardTar
 from laion_face_builder.export.pieces import Piece
-from laion_face_builder.files import disk_errors, written_whole
+from laion_face_builder.files import disk_errors, put_in_place, written_whole
 from laion_face_builder.images.stripping import EXTENSIONS
 from laion_face_builder.options import Options
 from laion_face_builder.options.export_options import FILES, JSONL, PARQUET, WEBDATASET, ExportOptions
@@ -83,10 +83,7 @@ class _FolderSink:
         return {**paths, "text": piece.caption, **piece.values}
 
     def _write(self, name: str, data: bytes) -> str:
-        with (self._partial / name).open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        (self._partial / name).write_bytes(data)
         return f"{self._name}/{name}"
 
 
@@ -98,8 +95,12 @@ def _folder(path: Path) -> Iterator[ShardSink]:
         partial.mkdir(parents=True)
         try:
             yield _FolderSink(partial, path.name)
-            if any(partial.iterdir()):
-                os.replace(partial, path)
+            files = list(partial.iterdir())
+            for file in files:  # once all are written: most are on the disk by then
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
+            if files:
+                put_in_place(partial, path)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from laion_face_builder.examples.walk import Shard
 from laion_face_builder.export.export_ledger import ExportCounts, Ledger, shard_name
 from laion_face_builder.export.shard_sinks import line_of, shard_path
 from laion_face_builder.files import written_whole
@@ -44,16 +43,16 @@ metadata come under LAION's terms.
 """
 
 
-def write_lists(ledger: Ledger, how: ExportOptions, shards: Sequence[Shard], total: ExportCounts) -> None:
-    """Write the lists over those of `shards` that are whole; they are there whole or as they were."""
+def write_lists(ledger: Ledger, how: ExportOptions, total: ExportCounts) -> None:
+    """Write the lists over all shards that are whole; they are there whole or as they were."""
     if how.layout == FILES:
-        _write_files_lists(ledger, how, shards)
+        _write_files_lists(ledger, how)
     with written_whole(ledger.out / README) as partial:
-        paths = json.dumps(_data_paths(ledger.out, how, shards))
+        paths = json.dumps(_data_paths(ledger.out, how))
         partial.write_text(_CARD.format(paths=paths, count=f"{total.pieces:,} samples"), encoding="utf-8")
 
 
-def _write_files_lists(ledger: Ledger, how: ExportOptions, shards: Sequence[Shard]) -> None:
+def _write_files_lists(ledger: Ledger, how: ExportOptions) -> None:
     with ExitStack() as stack:
 
         def opened(name: str) -> Any:
@@ -64,7 +63,7 @@ def _write_files_lists(ledger: Ledger, how: ExportOptions, shards: Sequence[Shar
         table = csv.writer(clip, dialect="excel-tab", lineterminator="\n")
         table.writerow(["filepath", "title"])
         prompts = opened(PROMPTS) if how.draw is not None else None
-        for line, values in _lines(ledger, shards):
+        for line, values in _lines(ledger):
             metadata.write(line)
             table.writerow([values["file_name"], " ".join(values["text"].split())])
             if prompts is not None:
@@ -72,8 +71,8 @@ def _write_files_lists(ledger: Ledger, how: ExportOptions, shards: Sequence[Shar
                 prompts.write(line_of({name: values[of] for name, of in names.items()}))
 
 
-def _lines(ledger: Ledger, shards: Sequence[Shard]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for shard in shards:
+def _lines(ledger: Ledger) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for shard in ledger.shards():
         path = ledger.path(f"{shard_name(shard)}.list")
         if ledger.counts_of(shard) is None or not path.exists():
             continue
@@ -82,7 +81,7 @@ def _lines(ledger: Ledger, shards: Sequence[Shard]) -> Iterator[tuple[str, Mappi
                 yield line, json.loads(line)
 
 
-def _data_paths(out: Path, how: ExportOptions, shards: Sequence[Shard]) -> list[str]:
+def _data_paths(out: Path, how: ExportOptions) -> list[str]:
     """List the patterns of the data's files, each of which fits some: `datasets` wants that."""
     if how.layout != FILES:
         return [shard_path(Path(), how.layout, "part-*").as_posix()]

@@ -40,17 +40,21 @@ _IN_A_TAR = 100
 def make(folder: Path, pictures: int) -> None:
     """Write an index with faces, and tars of its pictures."""
     rng = np.random.default_rng(0)
-    rows, tar = [], None
+    rows: list[dict[str, Any]] = []
     (folder / "images" / "part-00000").mkdir(parents=True)
     for number in range(pictures):
         if number % _IN_A_TAR == 0:
-            if tar is not None:
+            if number:
                 tar.finish()
             tar = ShardTar(folder / "images" / "part-00000" / f"{number // _IN_A_TAR:05d}.tar", "jpg", 0)
         noise = cv2.GaussianBlur(rng.integers(0, 256, (_HEIGHT, _WIDTH, 3), np.uint8), (0, 0), 1.5)
         faces = [face(rng) for _ in range(_FACES)]
         data = cv2.imencode(".jpg", noise, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()
-        values = {"sample_id": number, "url": f"http://host.example/{number}.jpg", "caption": f"picture {number}"}
+        values: dict[str, Any] = {
+            "sample_id": number,
+            "url": f"http://host.example/{number}.jpg",
+            "caption": f"picture {number}",
+        }
         tar.write(f"{number:09d}", data, {**values, "faces": faces}, values["caption"])
         flat = {"n_faces": _FACES, "max_face_score": 0.9, "max_face_size": float(_SIDE)}
         more = {"part": 0, "width": _WIDTH, "height": _HEIGHT, "nsfw": "UNLIKELY", "similarity": 0.3, "license": "?"}
@@ -64,7 +68,7 @@ def face(rng: np.random.Generator) -> dict[str, Any]:
     """Make a face somewhere in the picture."""
     x, y = rng.uniform(0, _WIDTH - _SIDE), rng.uniform(0, _HEIGHT - _SIDE)
     points = (ARCFACE_112 / 112 + rng.normal(0, 0.01, (5, 2))) * _SIDE + (x, y)
-    exact = np.float32([*points.ravel(), x, y, x + _SIDE, y + _SIDE]).tolist()
+    exact = np.array([*points.ravel(), x, y, x + _SIDE, y + _SIDE], np.float32).tolist()
     landmarks = [exact[at : at + 2] for at in range(0, 10, 2)]
     return {"box": exact[10:], "landmarks": landmarks, "score": 0.9}
 

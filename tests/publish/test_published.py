@@ -47,12 +47,11 @@ def test_the_index_reads_as_it_was_published(published, place_of, tmp_path, stre
 
 @pytest.mark.parametrize("streaming", [True, False])
 def test_rows_and_columns_are_chosen_while_they_are_read(published, place_of, tmp_path, streaming):
-    wanted = {"filters": [("n_faces", "==", 1)], "columns": ["sample_id", "caption", "n_faces"]}
-    ds = datasets.load_dataset(
-        place_of(published), "20M", split="train", streaming=streaming, cache_dir=str(tmp_path), **wanted
-    )
-    expected = [{name: row[name] for name in wanted["columns"]} for row in index_rows(published) if row["n_faces"] == 1]
-    assert [{name: row[name] for name in wanted["columns"]} for row in ds] == expected
+    names = ["sample_id", "caption", "n_faces"]
+    how = {"split": "train", "streaming": streaming, "cache_dir": str(tmp_path)}
+    ds = datasets.load_dataset(place_of(published), "20M", filters=[("n_faces", "==", 1)], columns=names, **how)
+    expected = [{name: row[name] for name in names} for row in index_rows(published) if row["n_faces"] == 1]
+    assert [{name: row[name] for name in names} for row in ds] == expected
 
 
 def test_the_hub_finds_a_configs_files_by_its_pattern(published, sandbox):
@@ -130,6 +129,6 @@ def test_a_remote_row_group_costs_three_requests(published, sandbox):
 
 
 def test_a_copy_with_pictures_is_not_taken_for_an_index(published_pictures):
-    how = {"parts": "0", "split": "train", "streaming": True, "images": "none"}
+    index = str(published_pictures.folder)
     with pytest.raises(SourceError, match="expected one part-00000"):
-        laion_face.load_dataset("20M", index=str(published_pictures.folder), **how)
+        laion_face.load_dataset("20M", parts="0", split="train", streaming=True, index=index, images="none")

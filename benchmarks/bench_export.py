@@ -42,24 +42,26 @@ def make(folder: Path, pictures: int) -> None:
     rng = np.random.default_rng(0)
     rows: list[dict[str, Any]] = []
     (folder / "images" / "part-00000").mkdir(parents=True)
-    for number in range(pictures):
-        if number % _IN_A_TAR == 0:
-            if number:
-                tar.finish()
-            tar = ShardTar(folder / "images" / "part-00000" / f"{number // _IN_A_TAR:05d}.tar", "jpg", 0)
-        noise = cv2.GaussianBlur(rng.integers(0, 256, (_HEIGHT, _WIDTH, 3), np.uint8), (0, 0), 1.5)
-        faces = [face(rng) for _ in range(_FACES)]
-        data = cv2.imencode(".jpg", noise, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()
-        values: dict[str, Any] = {
-            "sample_id": number,
-            "url": f"http://host.example/{number}.jpg",
-            "caption": f"picture {number}",
-        }
-        tar.write(f"{number:09d}", data, {**values, "faces": faces}, values["caption"])
-        flat = {"n_faces": _FACES, "max_face_score": 0.9, "max_face_size": float(_SIDE)}
-        more = {"part": 0, "width": _WIDTH, "height": _HEIGHT, "nsfw": "UNLIKELY", "similarity": 0.3, "license": "?"}
-        rows.append({**values, **more, **flat, "faces": faces})
-    tar.finish()
+    for first in range(0, pictures, _IN_A_TAR):
+        tar = ShardTar(folder / "images" / "part-00000" / f"{first // _IN_A_TAR:05d}.tar", "jpg", 0)
+        for number in range(first, min(first + _IN_A_TAR, pictures)):
+            noise = cv2.GaussianBlur(rng.integers(0, 256, (_HEIGHT, _WIDTH, 3), np.uint8), (0, 0), 1.5)
+            faces = [face(rng) for _ in range(_FACES)]
+            data = cv2.imencode(".jpg", noise, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()
+            caption = f"picture {number}"
+            values = {"sample_id": number, "url": f"http://host.example/{number}.jpg", "caption": caption}
+            tar.write(f"{number:09d}", data, {**values, "faces": faces}, caption)
+            flat = {"n_faces": _FACES, "max_face_score": 0.9, "max_face_size": float(_SIDE)}
+            more = {
+                "part": 0,
+                "width": _WIDTH,
+                "height": _HEIGHT,
+                "nsfw": "UNLIKELY",
+                "similarity": 0.3,
+                "license": "?",
+            }
+            rows.append({**values, **more, **flat, "faces": faces})
+        tar.finish()
     (folder / "index").mkdir()
     pq.write_table(pa.Table.from_pylist(rows, schema=INDEX), folder / "index" / "part-00000.parquet")
 

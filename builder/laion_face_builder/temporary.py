@@ -15,6 +15,8 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from laion_face_builder.files import disk_errors
+
 _PREFIX = "laion-face-"
 _ALIVE = ".alive"
 #: The locks that are held, by folder; they end with the process.
@@ -22,11 +24,17 @@ _HELD: dict[Path, int] = {}
 
 
 def make_folder(purpose: str) -> Path:
-    """Make a folder, and remove those of this user whose makers are dead; `remove_folder` it when done."""
-    _sweep(Path(tempfile.gettempdir()))
+    """Make a folder, and remove those of this user whose makers are dead; `remove_folder` it when done.
+
+    Raises:
+        DiskError: none can be made.
+    """
+    place = Path(tempfile.gettempdir())
+    _sweep(place)
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{purpose}-"))
-        lock = os.open(folder / _ALIVE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with disk_errors(place):
+            folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{purpose}-"))
+            lock = os.open(folder / _ALIVE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         with suppress(OSError):  # a disk without locks: then nobody takes it for dead, either
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if (folder / _ALIVE).exists():  # nobody swept it before it was locked

@@ -227,7 +227,9 @@ class _Tried:
         if root in ("stdout", "stderr"):
             return "standard output"
         base = self.folder.parent / root if root == "tmp" else self.folder / root
-        return str(base if self.fault.lasts or "/" not in below else base / below.partition("/")[0])
+        folder, slash, _ = below.partition("/")
+        # A folder with a name by chance is a pattern here.
+        return str(base if self.fault.lasts or not slash or "*" in folder else base / folder)
 
 
 def _judged(tried: _Tried, wanted: object, whole: Mapping[str, bytes]) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 import shutil
 
+import datasets
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -161,3 +162,12 @@ def test_only_samples_of_the_table_are_downloaded(prepared, captions, tmp_path, 
     frame = pd.read_parquet(file)
     frame[1:].to_parquet(tmp_path / "t.parquet")
     assert main(["download", "20M", *told, "--join", str(tmp_path / "t.parquet"), "--join-how", "inner"]) == 1
+
+
+def test_joined_columns_are_exported(prepared, captions, tmp_path):
+    file, known = captions
+    told = ["--config", "20M", "--parts", "0", "--data-dir", str(prepared.data.root), "--as", "files"]
+    assert main(["export", str(tmp_path / "out"), *told, "--join", f"my={file}", "--join-how", "inner"]) == 0
+    rows = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "out"), split="train", cache_dir=str(tmp_path))
+    assert len(rows) > 5
+    assert rows["my_blip"][:] == [known[one] for one in rows["sample_id"]]

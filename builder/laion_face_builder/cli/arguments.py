@@ -193,7 +193,7 @@ def _add_export(subparsers: Any) -> None:
     )
     _add_data_dir(command)
     command.add_argument("--token", default=None, help=_OF_TOKENS)
-    _add_options(command, "source", "which", "filter", "pictures", "resize", "transfer")
+    _add_options(command, "source", "which", "filter", "join", "pictures", "resize", "transfer")
     command.add_argument(
         "--shards",
         default=None,

@@ -221,7 +221,7 @@ def run_export(given: argparse.Namespace) -> None:
     from laion_face_builder.values import folder
 
     how = ExportOptions(**{spec.name: getattr(given, spec.name) for spec in dataclasses.fields(ExportOptions)})
-    options = how.read_with(to_look_at(options_of(given), given.parts))
+    options = how.read_with(to_look_at(options_of(given), given.parts, is_dry_run=given.dry_run))
     request = ExportRequest(options, how, folder("out", given.out), given.shards, given.processes)
     if given.dry_run:
         return _foretell(forecast_export(request), given)

@@ -7,7 +7,8 @@
 # make check     lint, format, types and imports; the forms of workflows and other YAML; the docs, whose links have to lead somewhere
 # make docs      the docs as a site, in site/
 # make bench     the benchmarks that need no files of yours, in their quick forms: several minutes
-# make fuzz      feeds a million changed and made-up pickles to all that reads them: hours; SECONDS=600 bounds it
+# make faults    tries faults of every kind, and prints what came of them: a minute; LONG=1 with kills and failing calls, for hours
+# make fuzz      the fuzzers among these at full length, for hours; SECONDS=600 bounds each, ONLY=pictures names one
 # make develop   an editable install in .venv, and one with datasets 3.6 in .venv-datasets-3.6, to develop with
 
 PYTHON ?= python3
@@ -19,7 +20,7 @@ FORM := $(VENV)/bin/check-jsonschema --quiet --builtin-schema
 BENCHES := "bench_first_example.py --runs 1" "bench_transforms.py --seconds 0.5 --repeats 1" \
   "bench_fetch.py --seconds 2 --latency 0.1" "bench_stream.py --seconds 1 --repeats 1 --only stream"
 
-.PHONY: demo test test-engines java versions check bench fuzz develop browser clean
+.PHONY: demo test test-engines java versions check bench faults fuzz develop browser clean
 # Commands are started by the hundred: what they import is compiled once, not by each of them.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -85,8 +86,13 @@ docs: $(VENV)/ready
 bench: $(VENV)/ready
 	@set -e; for bench in $(BENCHES); do echo "== $$bench"; $(VENV)/bin/python benchmarks/$$bench; done
 
+FAULTS := $(VENV)/bin/python -m tests.support.faults $(if $(SECONDS),--seconds $(SECONDS))
+faults: $(VENV)/ready
+	$(FAULTS) $(if $(LONG),--long)
+
+FUZZERS := flipped pickles Parquet tars pictures answers
 fuzz: $(VENV)/ready
-	$(VENV)/bin/python -m tests.support.fuzz_pickles --count 1000000 $(if $(SECONDS),--seconds $(SECONDS))
+	$(FAULTS) --long --only $(if $(filter command line,$(origin ONLY)),$(ONLY),$(FUZZERS))
 
 develop: $(VENV)/ready $(VENV)-datasets-3.6/ready
 

@@ -127,18 +127,23 @@ class LaionFace(HookedBuilder):
         """Prepare the parts that are not yet there, then give the stream(s). Iterating these prepares nothing."""
         self._options = self.config.options(self.token)
         super().as_streaming_dataset(*args, **kwargs)  # refuses a split that is not there, before hours of preparing
-        self._adopted = loading.make_ready(self._options, streaming=True)
+        self._make_ready(self._options, streaming=True)
         self._report_folder = reports.new_folder()
         return super().as_streaming_dataset(*args, **kwargs)
 
     def download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
         """Prepare the parts that are not yet there, then write the Arrow files."""
-        self._options = self.config.options(self.token)
-        self._adopted = loading.make_ready(self._options, streaming=False)
-        folder = self._use_cache(loading.config_id(self._options, self._adopted))
+        self._make_ready(self.config.options(self.token), streaming=False)
+        folder = self._use_cache(loading.config_id(self._plan().options, self._adopted))
         self._report_folder = reports.new_folder()
-        arrow.discard_unfit(folder, self.dataset_name, self._options)
+        arrow.discard_unfit(folder, self.dataset_name, self._plan().options)
         super().download_and_prepare(*args, **kwargs)
+
+    def _make_ready(self, options: Options, *, streaming: bool) -> None:
+        """Make what is missing; which columns there are is known only then."""
+        options, self._adopted = loading.make_ready(options, streaming=streaming)
+        self._options = options
+        self.info.features = example_features(blur_faces=options.blur_faces, mode=options.mode, more=options.more)
 
     def _before_config(self, name: str | None, features: Any, given: dict[str, Any]) -> None:
         progress.talk_unless_configured()

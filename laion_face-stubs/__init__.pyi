@@ -34,6 +34,7 @@ class _Options(TypedDict, total=False):
     min_score: float | None
     min_face_size: float | None
     min_face_area: float | None
+    min_face_share: float | None
     min_faces: int | None
     max_faces: int | None
     max_faces_in_picture: int | None
@@ -41,7 +42,14 @@ class _Options(TypedDict, total=False):
     min_height: int | None
     nsfw: Literal["UNLIKELY", "UNSURE", "NSFW"] | Iterable[Literal["UNLIKELY", "UNSURE", "NSFW"]] | None
     min_similarity: float | None
+    min_caption_words: int | None
+    caption_matches: str | None
+    caption_excludes: str | None
+    include: str | os.PathLike[str] | Iterable[Any] | None
     exclude: str | os.PathLike[str] | Iterable[Any] | None
+    join: str | os.PathLike[str] | Iterable[Any] | None
+    join_how: str
+    max_copies: int | None
     images: Literal["auto", "fetch", "download", "none"] | os.PathLike[str]
     on_error: Literal["skip", "null", "raise"]
     on_size_change: Literal["rescale", "drop", "keep"]
@@ -61,6 +69,7 @@ class _Options(TypedDict, total=False):
     retries: int
     max_bytes: int
     max_pixels: int
+    isolate_decoder: bool
     per_host: int
     outage_patience: float
     user_agent_token: str | None
@@ -77,6 +86,7 @@ class _Fields:
     min_score: float | None
     min_face_size: float | None
     min_face_area: float | None
+    min_face_share: float | None
     min_faces: int | None
     max_faces: int | None
     max_faces_in_picture: int | None
@@ -84,7 +94,14 @@ class _Fields:
     min_height: int | None
     nsfw: Literal["UNLIKELY", "UNSURE", "NSFW"] | Iterable[Literal["UNLIKELY", "UNSURE", "NSFW"]] | None
     min_similarity: float | None
+    min_caption_words: int | None
+    caption_matches: str | None
+    caption_excludes: str | None
+    include: str | os.PathLike[str] | Iterable[Any] | None
     exclude: str | os.PathLike[str] | Iterable[Any] | None
+    join: str | os.PathLike[str] | Iterable[Any] | None
+    join_how: str
+    max_copies: int | None
     images: Literal["auto", "fetch", "download", "none"] | os.PathLike[str]
     on_error: Literal["skip", "null", "raise"]
     on_size_change: Literal["rescale", "drop", "keep"]
@@ -104,6 +121,7 @@ class _Fields:
     retries: int
     max_bytes: int
     max_pixels: int
+    isolate_decoder: bool
     per_host: int
     outage_patience: float
     user_agent_token: str | None

@@ -49,15 +49,18 @@ def test_no_option_has_a_name_that_datasets_takes():
     assert not set(option_names()) & (TAKEN | parameters)
 
 
+GROUPS = {"source", "which", "filter", "join", "pictures", "resize", "stream", "transfer"}
+
+
 def test_every_option_says_what_it_means():
     for field in dataclasses.fields(OptionFields):
         assert len(field.metadata["help"]) > 10
-        assert field.metadata["group"] in {"source", "which", "filter", "pictures", "resize", "stream", "transfer"}
+        assert field.metadata["group"] in GROUPS
 
 
 @pytest.mark.parametrize("kind", [OptionFields, DownloadOptions, ExportOptions])
 def test_a_meaning_names_only_options_that_exist(kind):
-    words = {*option_names(), "data_dir", "keep_ratio", "keep_ratio_largest", "center_crop"}
+    words = {*option_names(), "data_dir", "keep_ratio", "keep_ratio_largest", "center_crop", "sample_id"}
     texts = [field.metadata.get("help", "") for field in dataclasses.fields(kind)]
     assert {word for text in texts for word in re.findall(r"[a-z]+(?:_[a-z]+)+", text)} <= words
     # One line in a table and on a terminal: no sentence, no end of one.
@@ -136,10 +139,12 @@ OTHER = {
     "max_faces": 3, "max_faces_in_picture": 4, "keep_faces": "largest",
     "min_width": 100, "min_height": 100, "nsfw": "UNLIKELY", "min_similarity": 0.25, "exclude": 5,
     "images": "none", "on_error": "null", "on_size_change": "drop", "mode": "L", "resize_mode": "border",
+    "min_face_share": 0.5, "min_caption_words": 3, "caption_matches": "smil", "caption_excludes": "logo", "include": 5,
+    "max_copies": 9, "join": "some/table", "join_how": "inner",
     "image_size": 99, "resize_only_if_bigger": True, "blur_faces": True, "order": "arrival", "concurrency": 3,
     "lookahead": 9, "max_buffer_bytes": 10**7, "cache_images": "kept", "cache_bytes": 10**6, "timeout": 3.5,
-    "retries": 3, "max_bytes": 10**6, "max_pixels": 10**6, "per_host": 2, "outage_patience": 5.0,
-    "user_agent_token": "me", "allow_private_hosts": True, "trust_proxy": True,
+    "retries": 3, "max_bytes": 10**6, "max_pixels": 10**6, "isolate_decoder": True, "per_host": 2,
+    "outage_patience": 5.0, "user_agent_token": "me", "allow_private_hosts": True, "trust_proxy": True,
 }  # fmt: skip
 
 
@@ -154,7 +159,7 @@ def as_numpys(value):
     return [form for kind in kinds for form in (kind(value), np.array(value, kind))]
 
 
-@pytest.mark.parametrize("name", sorted(set(OTHER) - {"exclude"}))
+@pytest.mark.parametrize("name", sorted(set(OTHER) - {"include", "exclude", "join"}))
 def test_numpys_scalars_mean_what_they_hold(name):
     for form in as_numpys(OTHER[name]):
         assert of(**{name: form}) == of(**{name: OTHER[name]})
@@ -172,7 +177,7 @@ def test_none_is_the_default_of_every_option(name):
 
 @pytest.mark.parametrize("name", option_names())
 def test_options_by_name_are_the_options_again(name):
-    options = of(**{name: [OTHER[name]] if name == "exclude" else OTHER[name]})
+    options = of(**{name: [OTHER[name]] if name in ("include", "exclude") else OTHER[name]})
     assert options.by_name().keys() == set(option_names())
     assert Options.of("20M", OptionFields(**options.by_name())) == options != of()
 

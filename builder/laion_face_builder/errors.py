@@ -14,6 +14,7 @@ LaionFaceError
 ├── StateConflict          going on would throw away, or mix, what took days to make
 ├── PublishError           the place to publish to refuses, or cannot be reached
 ├── DownloadError          a download cannot go on
+│   └── ShardsGivenUp      processes that make some of its shards go on dying
 ├── WorkerDied             a worker process ended without an answer to its task
 ├── NetworkOutage          no host answers: it is not the pictures' fault
 ├── PictureError           one picture cannot be used; `reason` is its short name in the counts
@@ -106,6 +107,10 @@ class PublishError(LaionFaceError):
 
 class DownloadError(LaionFaceError):
     """A download cannot go on. What is finished is kept; the same command goes on."""
+
+
+class ShardsGivenUp(DownloadError):
+    """The processes that make some shards go on dying; all others of the part are finished."""
 
 
 class WorkerDied(LaionFaceError):

@@ -16,13 +16,13 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from laion_face_builder.errors import BadFile, DiskError
+from laion_face_builder.errors import BadFile, DiskError, LaionFaceError
 from laion_face_builder.log import logger
 
 FINGERPRINT_KEY = b"laion_face.fingerprint"
@@ -35,6 +35,23 @@ _NO_ROOM = {errno.ENOSPC: "no room left on its disk", errno.EDQUOT: "your quota 
 _NOT_ALLOWED = {errno.EROFS: "read-only", errno.EACCES: "no permission to write", errno.EPERM: "no permission to write"}
 #: Only writing meets these.
 _OF_WRITING = {*_NO_ROOM, errno.EFBIG, errno.EROFS}
+#: Of a disk that fails, whoever reads or writes; they come without the name of a file.
+_OF_DISKS = {errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV}
+_OF_READING = {*_OF_DISKS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOENT, errno.ELOOP}
+_AGAIN = "run the same command again: it goes on"
+#: What to do about the others.
+_WAYS_OUT = {
+    **dict.fromkeys(_OF_DISKS, f"Look what the system's log says of that disk, and {_AGAIN}"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "Give yourself the permission"),
+    errno.ELOOP: "Its links lead in a circle: mend them",
+    errno.EMFILE: f"Raise the limit of open files (ulimit -n 4096), and {_AGAIN}",
+    errno.ENFILE: f"Close some programs, and {_AGAIN}",
+    errno.ENOLCK: "Its disk cannot lock files: name a folder on another",
+    errno.EBUSY: f"End the program that uses it, and {_AGAIN}",
+    errno.ETXTBSY: f"End the program that runs it, and {_AGAIN}",
+    errno.ENAMETOOLONG: "Name a folder with a shorter path",
+    errno.ENOENT: f"Something has removed it, or its folder: {_AGAIN}",
+}
 
 
 def canonical_json(value: object) -> str:
@@ -71,7 +88,7 @@ def fingerprint_in(source: Any, name: str | os.PathLike[str]) -> Fingerprint:
     """Return the fingerprint of one of our Parquet files: a path, or an open file that is called `name`.
 
     Raises:
-        BadFile: it is not one of ours.
+        BadFile: it is not one of ours; DiskError: it cannot be read.
     """
     try:
         metadata = pq.read_schema(source).metadata or {}
@@ -80,6 +97,7 @@ def fingerprint_in(source: Any, name: str | os.PathLike[str]) -> Fingerprint:
             raise TypeError
         return fingerprint
     except (pa.ArrowException, OSError, KeyError, ValueError, TypeError, RecursionError) as error:
+        require_readable(name, error)
         raise BadFile(
             name,
             found=f"no fingerprint ({type(error).__name__})",
@@ -120,7 +138,7 @@ def disk_errors(path: Path, partial: Path | None = None) -> Iterator[None]:
     """Turn OSErrors about writing `path` into a DiskError that says what to do; let all others pass.
 
     Args:
-        path: what people call it.
+        path: what people call it; a folder stands for all that is in it.
         partial: what is written first, if that is another file.
     """
     try:
@@ -128,42 +146,77 @@ def disk_errors(path: Path, partial: Path | None = None) -> Iterator[None]:
     except DiskError:
         raise
     except OSError as error:
-        if error.errno in _OF_WRITING or _is_about(partial or path, error):
-            raise disk_error(path, error) from error
-        raise
+        if (file := concerned(path, error, partial)) is None:
+            raise
+        raise disk_error(file, error) from error
 
 
-def is_of_writing(error: OSError) -> bool:
-    """Say whether `error` means a disk that is full or may not be written to, and nothing else."""
-    return error.errno in {*_OF_WRITING, *_NOT_ALLOWED}
+@contextmanager
+def needing(room: int) -> Iterator[None]:
+    """Have the error of a full disk say how many bytes all that is done here takes."""
+    try:
+        yield
+    except DiskError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise _with_need(error, room) from error
 
 
-def _is_about(path: Path, error: OSError) -> bool:
-    """Say whether `error` is about `path` or a folder above it: errors about other files are not ours to explain."""
-    name = error.filename
-    if isinstance(name, str):
-        return Path(name) in (path, *path.parents)
-    return name is None and path.name in str(error)  # Arrow says it in the text only.
+def _with_need(error: DiskError, room: int) -> DiskError:
+    found = DiskError(f"{error}. All of it takes about {human_size(room)}")
+    found.errno = error.errno
+    return found
+
+
+def concerned(path: Path, error: OSError, partial: Path | None = None) -> Path | None:
+    """Return the file that could not be written, if that is what the error is about; `path` for its partial file."""
+    named = next((Path(name) for name in (error.filename2, error.filename) if isinstance(name, str)), None)
+    if named is None:  # Arrow has the name in the text only, others have none.
+        return path if error.errno in {*_OF_WRITING, *_OF_DISKS} or path.name in str(error) else None
+    if named in (partial, path, *path.parents):
+        return path
+    return named if path in named.parents or error.errno in _OF_WRITING else None
 
 
 def disk_error(path: Path, error: OSError) -> DiskError:
     """Return the error that `path` cannot be written, in words for its user."""
-    folder = path.parent
-    while not folder.is_dir() and folder != folder.parent:
-        folder = folder.parent
-    again = "run the same command again: it goes on"
+    folder = next(place for place in (path, *path.parents, Path()) if place.is_dir())
     if error.errno in _NOT_ALLOWED:
-        where = f"{folder}: {_NOT_ALLOWED[error.errno]}, so {path} cannot be written"
+        here = path.parent if folder == path else folder
+        where = f"{here}: {_NOT_ALLOWED[error.errno]}, so {path} cannot be written"
         said = f"{where}. Give yourself the permission, or name another folder"
     elif error.errno in _NO_ROOM:
-        said = f"{path}: {_NO_ROOM[error.errno]} ({_free(folder)}). Make room, or name another folder, and {again}"
+        said = f"{path}: {_NO_ROOM[error.errno]} ({_free(folder)}). Make room, or name another folder, and {_AGAIN}"
     elif error.errno == errno.EFBIG:
         limits = "than a file may be there, see `ulimit -f`"
-        said = f"{path}: larger {limits} ({_free(folder)}). Raise that, or name another folder, and {again}"
+        said = f"{path}: larger {limits} ({_free(folder)}). Raise that, or name another folder, and {_AGAIN}"
     else:
-        said = f"{path}: cannot be written ({error.strerror or error}). Move away what is in its way, or name another"
+        why = os.strerror(error.errno) if error.errno is not None else str(error)
+        way_out = _WAYS_OUT.get(error.errno or 0, "Move away what is in its way, or name another")
+        said = f"{path}: cannot be written ({why}). {way_out}"
     found = DiskError(said)
     found.errno = error.errno
+    return found
+
+
+def require_readable(path: str | os.PathLike[str], error: BaseException) -> None:
+    """Raise the error that a file of this machine cannot be read, if that is what `error` says.
+
+    Whatever is in it may be as it should: it is not to be thrown away.
+
+    Raises:
+        DiskError: it cannot be read.
+    """
+    name = os.fspath(path)
+    if not isinstance(error, OSError) or isinstance(error, LaionFaceError) or "://" in name:
+        return
+    if error.errno in _OF_READING and error.filename in (None, name):
+        raise _read_error(name, error.errno) from error
+
+
+def _read_error(name: str, number: int) -> DiskError:
+    found = DiskError(f"{name}: cannot be read ({os.strerror(number)}). {_WAYS_OUT[number]}")
+    found.errno = number
     return found
 
 
@@ -245,11 +298,29 @@ def _require_unwritable(lock: Path, error: OSError) -> None:
 
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file's bytes in hex, reading it in pieces."""
-    with path.open("rb") as file:
-        hasher = hashlib.sha256()
-        while piece := file.read(1 << 22):
-            hasher.update(piece)
+    hasher = hashlib.sha256()
+    for piece in pieces_of(path):
+        hasher.update(piece)
     return hasher.hexdigest()
+
+
+def pieces_of(path: Path) -> Iterator[bytes]:
+    """Read a file in pieces of 4 MB.
+
+    Raises:
+        DiskError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        while piece := _read(file, path):
+            yield piece
+
+
+def _read(file: IO[bytes], path: Path) -> bytes:
+    try:
+        return file.read(1 << 22)
+    except OSError as error:  # It names no file, and is not to be taken for one of what the pieces are written to.
+        require_readable(path, error)
+        raise
 
 
 def disk_free(folder: Path) -> int:
@@ -272,5 +343,7 @@ def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:  # It names no file.
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         os.close(descriptor)

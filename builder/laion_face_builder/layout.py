@@ -7,6 +7,7 @@ DATA_DIR/
   faces/part-000NN.parquet        sample_id, faces; sorted by sample_id
   index/part-000NN.parquet        the index: metadata and faces in one table
   index/part-000NN.json           the proof of the join that made it
+  joined/HEX/part-000NN.parquet   a table that people join (HEX stands for its place), in the order of the index
   images/part-000NN/              tars as img2dataset writes them, retry-1/ … for later rounds
   images/part-000NN.fingerprint   what the downloads were made with
   images/part-000NN.parquet       the sidecar: where each row's picture lies
@@ -155,6 +156,10 @@ class DataDir:
     def index(self, part: int) -> Path:
         """Return the path of the part's index."""
         return self.root / "index" / f"part-{part:05d}.parquet"
+
+    def joined(self, key: str) -> Path:
+        """Return the folder of a table that is joined, laid out in the order of the index."""
+        return self.root / "joined" / key
 
     def tars(self, part: int) -> Path:
         """Return the folder of the part's tars."""

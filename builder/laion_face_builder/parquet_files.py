@@ -3,8 +3,7 @@
 A flipped bit in a page is found by the checksum that was written with it. A footer has none, but says how many rows
 there are in several places, and what is read has to have as many.
 
-Of a footer as little as can be is looked at before that: where it is damaged, `RowGroupMetaData.column` of pyarrow (26)
-ends the whole process, where reading gives an error.
+What it says of columns comes from `parquet_footer`: pyarrow would end the process where a footer is damaged.
 """
 
 from __future__ import annotations
@@ -18,13 +17,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from laion_face_builder.errors import BadFile
+from laion_face_builder.files import require_readable
+from laion_face_builder.parquet_footer import OpenParquet
 from laion_face_builder.shown import short
 
 _WAY_OUT = "It has changed since it was written: remove it, and run the command that made it again (prepare, download)."
 
 
 @contextmanager
-def opened(source: Any, name: str | os.PathLike[str] | None = None, **how: Any) -> Iterator[pq.ParquetFile]:
+def opened(source: Any, name: str | os.PathLike[str] | None = None, **how: Any) -> Iterator[OpenParquet]:
     """Open a file of ours, and check its pages as they are read.
 
     Args:
@@ -32,13 +33,14 @@ def opened(source: Any, name: str | os.PathLike[str] | None = None, **how: Any) 
         how: further arguments of `pyarrow.parquet.ParquetFile`.
 
     Raises:
-        BadFile: it is damaged, also if that is found while the block reads from it.
+        BadFile: it is damaged, also if that is found while the block reads from it; DiskError: it cannot be read.
     """
     try:
-        with pq.ParquetFile(source, page_checksum_verification=True, **how) as file:
+        with OpenParquet(source, **how) as file:
             require_agreement(file.metadata)
             yield file
     except Exception as error:
+        require_readable(source if name is None else name, error)
         if not is_damage(error):
             raise
         raise damaged(source if name is None else name, short(error, 200)) from error

@@ -99,15 +99,18 @@ def example_columns(blur_faces: bool = False) -> tuple[str, ...]:
     return (*EXAMPLE_COLUMNS, BLURRED_COLUMN) if blur_faces else EXAMPLE_COLUMNS
 
 
-def example_features(*, decode: bool = True, blur_faces: bool = False, mode: str | None = None) -> Features:
+def example_features(
+    *, decode: bool = True, blur_faces: bool = False, mode: str | None = None, more: pa.Schema | None = None
+) -> Features:
     """Return the `datasets.Features` of an example.
 
-    Types come from `INDEX`. Image() is the only addition to Arrow's own.
+    Types come from `INDEX`, and `more`. Image() is the only addition to Arrow's own.
 
     Args:
         decode: whether pictures come decoded, or as {"bytes", "path"}.
         blur_faces: whether faces are blurred, which an example then says in a last column.
         mode: Pillow's name of the mode that pictures are decoded to; None leaves each its own.
+        more: columns that come after ours: joined ones, and further ones of an index.
     """
     from datasets import Features, Image, Value
 
@@ -119,4 +122,5 @@ def example_features(*, decode: bool = True, blur_faces: bool = False, mode: str
         "faces_aligned": Value("bool"),
         BLURRED_COLUMN: Value("bool"),
     }
-    return Features({name: own.get(name) or index[name] for name in example_columns(blur_faces)})
+    ours = {name: own.get(name) or index[name] for name in example_columns(blur_faces)}
+    return Features({**ours, **(Features.from_arrow_schema(more) if more is not None else {})})

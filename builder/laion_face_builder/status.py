@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from laion_face_builder.errors import BadFile
-from laion_face_builder.files import human_size
+from laion_face_builder.files import human_size, require_readable
 from laion_face_builder.images.reasons import Reason
 from laion_face_builder.index.writer import proof_path
 from laion_face_builder.layout import DataDir
@@ -125,6 +125,7 @@ def _proof(data: DataDir, part: int) -> dict[str, Any] | None:
     try:
         return dict(json.loads(data_store.bring(data, path).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
+        require_readable(path, error)
         raise BadFile(
             path,
             found=f"no JSON ({error})",

@@ -354,7 +354,9 @@ def test_what_has_to_be_written_names_the_folder(words, reads_only):
 
 def limited(size: int, *words) -> subprocess.CompletedProcess:
     """Run a command whose files may not get larger, as on a full disk."""
-    return run(*words, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)))
+    # Nor may what Python compiles on the way: it keeps a cut file, and every later run fails on that.
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    return run(*words, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)), env=environment)
 
 
 @pytest.mark.parametrize(

@@ -347,6 +347,8 @@ def test_a_second_process_waits_and_says_so(story: Story, caplog: pytest.LogCapt
 class Even:
     """Passes every other row, as `filters.Filters` would pass some."""
 
+    columns = ("sample_id",)
+
     def mask(self, table: pa.Table) -> np.ndarray:
         assert table.column_names == INDEX.names
         return table["sample_id"].to_numpy() % 2 == 0

@@ -1,8 +1,6 @@
 """Bits that flip on a disk or on the way: all is as without them, or an error names the file, or a status counts them.
 
-The bits are drawn from seeds: over whole files, or, where the reader looks at the row groups of a footer itself, over
-pages, their headers, and the end of the footer: pyarrow ends the whole process at some of what lies between (see
-`parquet_files`). That is loud, and no answer. Nothing may be different in silence.
+The bits are drawn from seeds, over whole files. Nothing may be different in silence. `make faults` has more of them.
 """
 
 from __future__ import annotations
@@ -20,17 +18,15 @@ import pytest
 
 import laion_face
 from laion_face_builder import cli
-from laion_face_builder.download.sidecar import result_of
 from laion_face_builder.download.tar_reader import PartPictures, StoredPicture
 from laion_face_builder.errors import BadFile, LaionFaceError
-from laion_face_builder.index.faces import FaceTable
-from laion_face_builder.index.ids import read_ids
 from laion_face_builder.index.published import find_published
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.layout import DataDir
-from laion_face_builder.parquet_files import rows_in
 from laion_face_builder.sandbox import FolderHost
 from laion_face_builder.sandbox.serving import Answer, Request
+from tests.support import mutations
+from tests.support.kept_files import OF_DATA_DIR
 
 FLIPS = 60
 
@@ -52,13 +48,9 @@ def places(size: int, count: int, seed: str) -> list[tuple[int, int]]:
 def flipped(path: Path, count: int, seed: str) -> Iterator[tuple[int, int]]:
     """Yield with one bit after the other flipped; the file is whole in the end."""
     whole = path.read_bytes()
-    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
-    # What the fingerprint, the name of the writer and the end take.
-    left_out = 0 if path.parent.name in ("ids", "images") else max(0, len(whole) - footer - 500)
     try:
-        for place, bit in places(len(whole) - left_out, count, seed):
-            at = place if place < footer else place + left_out
-            path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << bit]) + whole[at + 1 :])
+        for at, bit in places(len(whole), count, seed):
+            path.write_bytes(mutations.flipped(whole, at, bit))
             yield at, bit
     finally:
         path.write_bytes(whole)
@@ -72,43 +64,17 @@ def outcome(read: Callable[[], Any]) -> tuple[Any, str]:
         return None, str(error)
 
 
-def read_faces(data: DataDir) -> dict[str, Any]:
-    table = FaceTable.read(data.faces(0))
-    return {name: (value.shape, value.tobytes()) for name, value in vars(table).items()}
-
-
-def read_index(data: DataDir) -> list[Any]:
-    with IndexPart.open(data.index(0)) as part:
-        whole = part.read(0, part.num_rows)
-        pieces = [part.read(start, stop, ["sample_id", "faces"]).to_pylist() for start, stop in part.row_groups[::16]]
-    return [whole.to_pylist(), pieces]
-
-
-def read_sidecar(data: DataDir) -> list[Any]:
-    with PartPictures(data.tars(0), data.sidecar(0)) as pictures:
-        stored = list(pictures.read(0, pictures.num_rows, [False] * pictures.num_rows))
-    return [stored, str(result_of(data.sidecar(0), 0))]
-
-
-READ: dict[str, Callable[[DataDir], Any]] = {
-    "ids": lambda data: (rows_in(data.ids(0)), read_ids(data.ids(0)).tolist()),
-    "faces": read_faces,
-    "index": read_index,
-    "sidecar": read_sidecar,
-}
-
-
-@pytest.mark.parametrize("kind", READ)
+@pytest.mark.parametrize("kind", OF_DATA_DIR)
 def test_a_flipped_bit_changes_nothing_in_silence(data: DataDir, kind: str) -> None:
     path: Path = getattr(data, kind)(0)
-    true, named = READ[kind](data), 0
+    true, named = OF_DATA_DIR[kind](data), 0
     for at, bit in flipped(path, FLIPS, kind):
-        found, said = outcome(lambda: READ[kind](data))
+        found, said = outcome(lambda: OF_DATA_DIR[kind](data))
         assert found == true or str(path) in said, f"bit {bit} of byte {at}: {said}"
         assert "\n" not in said
         named += bool(said)
     assert named > FLIPS // 4
-    assert READ[kind](data) == true
+    assert OF_DATA_DIR[kind](data) == true
 
 
 class FlippingHost(FolderHost):

@@ -1,5 +1,6 @@
 """`download --shards I/N`: jobs that share a DATA_DIR, each at its own shards, and the one that ends the part."""
 
+import fcntl
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
@@ -60,10 +61,27 @@ def test_a_share_leaves_the_others_alone(web: Web) -> None:
     for shard in (0, 1):
         (tars / "_tmp" / f"0000{shard}.12345678").mkdir(parents=True)
         (tars / f"0000{shard}.tar").write_bytes(b"half")
+    foreign = [".nfs.0001", "00000.notes", "notes.txt"]
+    for name in foreign:
+        (tars / "_tmp" / name).mkdir()
     download_share(web.folder, 0, Share(0, SHARDS), OPTIONS)
-    assert [path.name for path in (tars / "_tmp").iterdir()] == ["00001.12345678"]
+    assert sorted(path.name for path in (tars / "_tmp").iterdir()) == sorted([*foreign, "00001.12345678"])
     assert (tars / "00001.tar").read_bytes() == b"half"
     download_part(web.folder, 0, OPTIONS)
+    require_all(web, web.folder)
+
+
+def test_what_a_late_kill_left_goes_though_nothing_is_missing(web: Web) -> None:
+    tars = web.folder.tars(0)
+    download_part(web.folder, 0, OPTIONS)
+    left = tars / "_tmp" / "00001.12345678"
+    left.mkdir(parents=True)
+    with open(PartFiles(web.folder, 0).writers, "rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)  # a worker of whoever was killed still runs
+        download_part(web.folder, 0, OPTIONS)
+        assert left.exists()
+    download_part(web.folder, 0, OPTIONS)
+    assert not left.parent.exists()
     require_all(web, web.folder)
 
 

@@ -198,12 +198,22 @@ def test_doubled_and_undecodable_samples(data: DataDir, tmp_path: Path) -> None:
     assert [one.data for one in stored] == [picture(9, (4, 4)), picture(2), picture(3), picture(9, (4, 4))]
 
 
-def test_samples_without_ids_say_so(data: DataDir, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_samples_without_names_are_told_with_what_is_there(
+    data: DataDir, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     write_index(data, [1])
-    write_tar(tmp_path / "00000.tar", {1: picture(1)}, id_column="id")
-    with pytest.raises(NotPrepared, match="none of its 0 samples"):
+    pictures = {"000000000.jpg": picture(1), "000000000.json": b'{"key": "000000000", "size": 1}'}
+    with tarfile.open(tmp_path / "00000.tar", "w") as tar:
+        for name, content in pictures.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    with pytest.raises(
+        NotPrepared, match="none of its 0 samples is in the index of part 3, by SAMPLE_ID, url or caption"
+    ):
         PartPictures.adopt(tmp_path, data, PART)
-    assert "without sample ids" in caplog.text
+    assert "samples without names (columns: key, size)" in caplog.text
+    assert "expected SAMPLE_ID, url or caption" in caplog.text
 
 
 def test_tars_that_vanish_or_shrink_are_a_status(data: DataDir, tmp_path: Path) -> None:

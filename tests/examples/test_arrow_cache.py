@@ -111,7 +111,8 @@ def test_what_is_remembered_is_bounded():
 OTHER = {
     "source_repo": "someone/else", "source_revision": "v2", "metadata": "some/where", "index": "some/index",
     "parts": "0", "nsfw": "UNLIKELY", "images": "none", "on_error": "null", "on_size_change": "drop", "mode": "L",
-    "resize_mode": "border", "order": "arrival", "cache_images": "kept", "user_agent_token": "me",
+    "resize_mode": "border", "order": "arrival", "cache_images": "kept", "user_agent_token": "me", "join": "some/table",
+    "join_how": "inner", "caption_matches": "smil", "caption_excludes": "logo",
 }  # fmt: skip
 #: What these two need to mean anything.
 BESIDES = {"image_size": {"resize_mode": "border"}, "resize_only_if_bigger": {"resize_mode": "border"}}
@@ -141,7 +142,7 @@ def test_every_option_is_classified_with_a_reason():
 @pytest.mark.parametrize("name", option_names())
 def test_an_option_is_part_of_the_id_as_its_class_says(name, images, tmp_path):
     (tmp_path / "list").write_text("http://host.example/a.jpg\n")
-    value = str(tmp_path / "list") if name == "exclude" else another(name)
+    value = str(tmp_path / "list") if name in ("include", "exclude") else another(name)
     if (name.startswith("resize") or name == "image_size") and images == "fetch":
         value, besides = getattr(OptionFields, name), {}  # refused otherwise: what is fetched keeps its size
     else:

@@ -1,5 +1,6 @@
 """Filters against a plain loop over faces, and a row's own values as thresholds."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from laion_face_builder.images.geometry import area_of, largest
+from laion_face_builder.index.exclusion import parse_exclusion
 from laion_face_builder.index.filters import Filters
 from laion_face_builder.index.reader import in_batches
 from laion_face_builder.schema import INDEX
@@ -26,16 +28,19 @@ rows = st.fixed_dictionaries(
         "width": st.one_of(st.none(), st.integers(1, 400)),
         "height": st.one_of(st.none(), st.integers(1, 400)),
         "nsfw": st.sampled_from(["UNLIKELY", "UNSURE", "NSFW", None]),
+        "caption": st.one_of(st.none(), st.text("aB \u2003\n", max_size=6), st.just("A smile, à la")),
         "similarity": st.one_of(st.none(), st.sampled_from([0.3, float(f32(0.3)), 0.31, 0.29999999])),
         "faces": st.lists(faces, max_size=3),
     }
 )
+listed = st.sampled_from(["1", "7", "a.example", "https://c.example:8/x", "ab" * 32])
 maybe = lambda values: st.one_of(st.none(), values)  # noqa: E731 a name for a strategy
 some_filters = st.builds(
     Filters,
     min_score=maybe(st.sampled_from([0.75, 0.9])),
     min_face_size=maybe(st.sampled_from([10, 64.5])),
     min_face_area=maybe(st.sampled_from([0.01, 0.2])),
+    min_face_share=maybe(st.sampled_from([0.1, 0.5])),
     min_faces=maybe(st.integers(0, 2)),
     max_faces=maybe(st.integers(0, 3)),
     max_faces_in_picture=maybe(st.integers(0, 3)),
@@ -43,6 +48,11 @@ some_filters = st.builds(
     min_height=maybe(st.integers(1, 300)),
     nsfw=maybe(st.sampled_from([("UNLIKELY",), ("UNLIKELY", "UNSURE")])),
     min_similarity=maybe(st.sampled_from([0.3, float(f32(0.3))])),
+    min_caption_words=maybe(st.integers(0, 3)),
+    caption_matches=maybe(st.sampled_from(["a", "(?i)b", r"\bla\b"])),
+    caption_excludes=maybe(st.sampled_from(["B", "^a"])),
+    include=maybe(st.builds(parse_exclusion, st.lists(listed, max_size=3))),
+    exclude=maybe(st.builds(parse_exclusion, st.lists(listed, max_size=3))),
 )
 
 
@@ -77,8 +87,32 @@ def counts(face, row, filters):
             return False
         left, top, right, bottom = map(float, face["box"])
         area = max(right - left, 0.0) * max(bottom - top, 0.0)
-        return area / (row["width"] * row["height"]) >= filters.min_face_area
+        if not area / (row["width"] * row["height"]) >= filters.min_face_area:
+            return False
+    if filters.min_face_share is not None:
+        if row["width"] is None or row["height"] is None:
+            return False
+        left, top, right, bottom = map(float, face["box"])
+        return min((right - left) / row["width"], (bottom - top) / row["height"]) >= filters.min_face_share
     return True
+
+
+def passes_by_caption(caption, filters):
+    words, wanted, unwanted = filters.min_caption_words, filters.caption_matches, filters.caption_excludes
+    if caption is None:
+        return words is wanted is unwanted is None
+    return (
+        (words is None or len(caption.split()) >= words)
+        and (wanted is None or re.search(wanted, caption) is not None)
+        and (unwanted is None or re.search(unwanted, caption) is None)
+    )
+
+
+def passes_by_lists(row, filters):
+    include, exclude = filters.include, filters.exclude
+    named = [one is not None and one.names_row(row["sample_id"], row["url"]) for one in (include, exclude)]
+    # What is named by its bytes is known once they are there.
+    return (include is None or named[0] or include.has_hashes) and not named[1]
 
 
 def passes(row, filters):
@@ -93,6 +127,8 @@ def passes(row, filters):
         if least is not None and (row[column] is None or row[column] < least):
             return False
     if filters.nsfw is not None and row["nsfw"] not in filters.nsfw:
+        return False
+    if not passes_by_caption(row["caption"], filters) or not passes_by_lists(row, filters):
         return False
     least = filters.min_similarity
     return least is None or (row["similarity"] is not None and row["similarity"] >= least)

@@ -20,6 +20,7 @@ GROUPS = {
     "source": "Where from",
     "which": "Which parts",
     "filter": "Which samples",
+    "join": "Tables to join",
     "pictures": "Pictures",
     "resize": "Resizing and blurring",
     "stream": "Fetching ahead",

@@ -3,30 +3,24 @@
     python -m tests.support.fuzz_pickles [--count 1000000] [--seconds 3600] [--seed 0]
 
 Half of them are honest files with some bytes, numbers or opcodes changed, a tenth of these in the zip around it; the
-others are opcodes at random that fit the stack. Workers have 2 GB of memory. A case is found to be wrong if a worker
-dies, takes longer than `PATIENCE` for it, raises anything but BadFile, or if two ways to read it differ. It is told by
-its number: `--first N --count 1` runs it again.
+others are opcodes at random that fit the stack. What is wrong is said in `fuzz_child`; also that two ways to read a
+file differ. A case is told by its number: `--first N --count 1` runs it again.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-import logging
-import multiprocessing
 import pickle
 import random
-import resource
 import struct
 import sys
-import tempfile
 import time
-import traceback
 import zipfile
-from collections import Counter, OrderedDict, defaultdict
-from dataclasses import dataclass, field
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +33,9 @@ from laion_face_builder.torch_pickle.chunks import iter_dict
 from laion_face_builder.torch_pickle.float_lists import FloatList, load_lists
 from laion_face_builder.torch_pickle.pickle_names import ALLOWED
 from laion_face_builder.torch_pickle.torch_file import load_pickle
+from tests.support.fuzz_child import READ, Found, SilentError, fuzz
 
-MEMORY = 2 << 30
-#: Seconds that one case may take on a busy machine; on an idle one they take milliseconds.
-PATIENCE = 60
-_IN_MEMORY = Path("/dev/shm")
-#: Cases of one worker process.
+#: Cases of one process.
 _STEP = 10_000
 _MAGIC = [0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}]
 _OPCODES = bytes(op for op in range(256) if chr(op) in "KMJGNXBCTU]})(tRbcaeusQ.hjqr0l12dpgIVLSFio") + bytes(
@@ -253,8 +244,14 @@ def _value(rng: random.Random, memo: int) -> bytes:
     return rng.choice([*plain, get, get, get, call, call, f"c{module}\n{name}\n".encode()])
 
 
+def require(is_so: bool, otherwise: str) -> None:
+    """Raise SilentError if it is not so."""
+    if not is_so:
+        raise SilentError(otherwise)
+
+
 def try_out(path: Path) -> str:
-    """Read a file in all ways; return how it ended. Raises AssertionError if two ways differ."""
+    """Read a file in all ways; return how it ended. Raises SilentError if two ways differ."""
     whole = _outcome(load_pickle, path)
     lists = _outcome(load_lists, path)
     if not isinstance(lists, BadFile):
@@ -263,11 +260,11 @@ def try_out(path: Path) -> str:
     pieces = _outcome(_merged, path)
     if not isinstance(whole, BadFile):
         assert not isinstance(lists, BadFile), f"whole, but not with lists: {lists}"
-        assert _same(whole, lists), "other lists"
+        require(_same(whole, lists), "other lists")
         if isinstance(whole, dict):
             assert not isinstance(pieces, BadFile), f"whole, but not in pieces: {pieces}"
-            assert _same(dict(whole), pieces), "other pieces"
-    return type(whole).__name__ if isinstance(whole, BadFile) else "read"
+            require(_same(dict(whole), pieces), "other pieces")
+    return type(whole).__name__ if isinstance(whole, BadFile) else READ
 
 
 def _outcome(read: Any, path: Path, *args: Any) -> Any:
@@ -331,77 +328,25 @@ def _same(a: object, b: object) -> bool:
 _PLAIN = (int, float, str, bytes, bytearray, np.generic)
 
 
-def _work(numbers: range, seed: int, folder: str, out: Connection) -> None:
-    """Try the cases of one job; tell where it is before each, and what was wrong."""
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    logging.disable()
-    path = Path(folder) / f"case-{numbers[0]}.pth"
-    counts: Counter[str] = Counter()
-    for number in numbers:
-        out.send(("at", number))
-        path.write_bytes(case(number, seed))
-        try:
-            counts[try_out(path)] += 1
-        except Exception:
-            out.send(("wrong", f"case {number}: {traceback.format_exc(limit=-4)}"))
-    out.send(("counts", counts))
-
-
-@dataclass
-class Found:
-    """What a run has found.
+@dataclass(frozen=True)
+class Pickles:
+    """Changed pickles, those with even numbers, and made-up ones, in all ways that pickles are read.
 
     Attributes:
-        tried: how many cases ended.
-        counts: how: "read", "BadFile", "UnsafePickle".
-        wrong: what should not be, with the case's number.
+        seed: other seeds have other cases.
     """
 
-    tried: int = 0
-    counts: Counter[str] = field(default_factory=Counter)
-    wrong: list[str] = field(default_factory=list)
+    seed: int = 0
 
+    def ready(self, folder: Path) -> Callable[[int], str]:
+        """See `fuzz_child.Trial`."""
+        path = folder / "case.pth"
 
-def fuzz(numbers: range, seed: int = 0, patience: float = PATIENCE) -> Found:
-    """Try these cases in a process of their own; where it dies or hangs, go on in another one behind that case."""
-    found = Found()
-    with tempfile.TemporaryDirectory(dir=_IN_MEMORY if _IN_MEMORY.is_dir() else None) as folder:
-        while numbers:
-            at = _one_worker(numbers, seed, folder, patience, found)
-            numbers = numbers[numbers.index(at) + 1 :] if at is not None else numbers[:0]
-    return found
+        def attempt(number: int) -> str:
+            path.write_bytes(case(number, self.seed))
+            return try_out(path)
 
-
-def _one_worker(numbers: range, seed: int, folder: str, patience: float, found: Found) -> int | None:
-    """Run one worker; return the case that ended it, None if it came to the end."""
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe(duplex=False)
-    worker = context.Process(target=_work, args=(numbers, seed, folder, there), daemon=True)
-    worker.start()
-    there.close()
-    at, why = numbers[0], ""
-    try:
-        while here.poll(patience):
-            kind, what = here.recv()
-            if kind == "counts":
-                found.tried += 1
-                found.counts += what
-                return None
-            if kind == "wrong":
-                found.wrong.append(what)
-            else:
-                found.tried += what != numbers[0]
-                at = what
-        why = f"took longer than {patience:.0f} s"
-    except EOFError:
-        worker.join(patience)
-        why = f"ended its process, exit code {worker.exitcode}"
-    finally:
-        worker.kill()
-        worker.join()
-    found.tried += 1
-    found.wrong.append(f"case {at}: {why}")
-    return at
+        return attempt
 
 
 def main() -> None:
@@ -414,10 +359,8 @@ def main() -> None:
     args = parser.parse_args()
     started, total = time.monotonic(), Found()
     for first in range(args.first, args.first + args.count, _STEP):
-        found = fuzz(range(first, min(first + _STEP, args.first + args.count)), args.seed)
-        total.tried += found.tried
-        total.counts += found.counts
-        total.wrong += found.wrong
+        found = fuzz(Pickles(args.seed), range(first, min(first + _STEP, args.first + args.count)))
+        total.add(found)
         print(*found.wrong, sep="\n", end="\n" * bool(found.wrong))
         print(f"{total.tried:,} tried, {len(total.wrong)} wrong, {dict(total.counts)}", flush=True)
         if time.monotonic() - started > args.seconds:

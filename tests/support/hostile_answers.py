@@ -135,6 +135,10 @@ BAD: dict[str, tuple[str, Callable[[bytes], Iterable[bytes]]]] = {
     "location-of-a-user": ("bad_redirect", lambda _: to(b"http://user@127.0.0.1/")),
     "a-nul-in-a-header": ("bad_response", lambda picture: answer(picture, b"X: a\0b")),
     "a-nul-in-location": ("bad_response", lambda _: to(b"/ok\0")),
+    "a-transfer-coding-of-no-text": (
+        "content_coding",
+        lambda picture: [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: ch\xd4unked\r\n\r\n", picture],
+    ),
     "another-protocol": ("bad_response", lambda _: [b"SSH-2.0-OpenSSH_9.6\r\n" * 20]),
     "endless-extension": ("too_large", lambda _: forever(CHUNKED + b"5;", b"x")),
     "endless-extensions": ("bad_response", lambda _: forever(CHUNKED, b"1;" + b"x" * 1000 + b"\r\ny\r\n")),

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
-from tests.support import browser
+from tests.support import browser, held_calls
 
 #: Runs a command with a network of its own.
 ALONE = ("unshare", "--map-root-user", "--net")
+#: Runs a command that may mount disks, which nobody else sees.
+MOUNTING = ("unshare", "--map-root-user", "--mount")
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,28 @@ def _may_be_alone() -> bool:
         return False
 
 
+@cache
+def _may_mount() -> bool:
+    try:
+        words = [*MOUNTING, "mount", "-t", "tmpfs", "none", "/mnt"]
+        return subprocess.run(words, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
 #: By the mark of the tests that need it.
 NEEDS = {
     "browser": Need(
         lambda: browser.command() is not None,
         "Tests that open pages were left out: no Chromium or Chrome here. `make test-browser` gets one and runs them.",
+    ),
+    "held_calls": Need(
+        held_calls.is_possible,
+        "Tests of failing disks were left out: no seccomp here that asks. It needs Linux since 5.5, x86-64 or ARM.",
+    ),
+    "own_disk": Need(
+        _may_mount,
+        f"Tests of full disks were left out: `{' '.join(MOUNTING)} mount` fails here. It needs Linux, user namespaces.",
     ),
     "own_network": Need(
         _may_be_alone,

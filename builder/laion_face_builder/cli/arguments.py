@@ -25,9 +25,11 @@ _GROUPS = {
     "source": "sources",
     "which": "which parts",
     "filter": "which samples",
+    "join": "tables to join",
     "pictures": "pictures",
     "resize": "resizing and blurring",
     "images": "pictures",
+    "max_copies": "placeholders",
     "stream": "fetching ahead",
     "transfer": "fetching",
 }
@@ -78,7 +80,7 @@ def _add_download(subparsers: Any) -> None:
 
     command = _command(subparsers, "download", commands.run_download, "download pictures into tars, like img2dataset")
     _add_config(command)
-    _add_options(command, "source", "which", "filter", "resize", "transfer")
+    _add_options(command, "source", "which", "filter", "join", "resize", "transfer")
     for spec in dataclasses.fields(DownloadOptions):
         if "help" in spec.metadata:
             _add_option(command, spec, TYPED.get(spec.name, ""), choices=_CHOICES.get(spec.name))
@@ -148,7 +150,7 @@ def _add_show(subparsers: Any) -> None:
         subparsers, "show", commands.run_show, "draw a contact sheet: pictures, boxes, landmarks, scores, captions"
     )
     _add_config(command)
-    _add_options(command, "source", "which", "filter", "pictures", "resize", "transfer")
+    _add_options(command, "source", "which", "filter", "join", "pictures", "resize", "transfer")
     command.add_argument("--count", type=int, default=24, help="examples to show; default: %(default)s")
     command.add_argument("--columns", type=int, default=4, help="columns of the sheet; default: %(default)s")
     command.add_argument(
@@ -166,7 +168,7 @@ def _add_stats(subparsers: Any) -> None:
         subparsers, "stats", commands.run_stats, "count what a filter keeps, and how faces, sizes and failures vary"
     )
     _add_config(command)
-    _add_options(command, "source", "which", "filter", "images")
+    _add_options(command, "source", "which", "filter", "join", "images", "max_copies")
     command.add_argument("--out", type=Path, default=Path("stats.html"), help="page to write; default: %(default)s")
     _add_dry_run(command)
     _add_format(command)
@@ -283,6 +285,7 @@ def _add_config(command: argparse.ArgumentParser) -> None:
 def _add_publishing(command: argparse.ArgumentParser) -> None:
     command.add_argument("--parts", default=None, help='parts, such as "0,2,5-7"; default: all that are there')
     command.add_argument("--exclude", default=None, help="file of sample ids, URLs, hosts or hashes to leave out")
+    _add_options(command, "join")
     command.add_argument("--with-images", action="store_true", help="add pictures from the tars, for private repos")
     command.add_argument(
         "--preview", type=int, default=0, metavar="N", help="add a config `preview` with N pictures; default: none"
@@ -326,6 +329,9 @@ def _add_option(group: Any, spec: dataclasses.Field[Any], typed: str = "", **mor
     text = text.replace("%", "%%")
     if spec.metadata["kind"] is bool:
         group.add_argument(flag, action="store_true", help=text)
+        return
+    if spec.metadata.get("is_repeated"):
+        group.add_argument(flag, action="append", default=spec.default, help=f"{text}; may be given several times")
         return
     text = text if spec.default is None else f"{text}; default: %(default)s"
     group.add_argument(flag, type=spec.metadata["kind"], default=spec.default, help=text, **more)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from laion_face_builder.cli.output import Output, say
-from laion_face_builder.errors import OptionError
+from laion_face_builder.errors import OptionError, ShardsGivenUp
 from laion_face_builder.layout import CONFIG_PARTS, DataDir
 from laion_face_builder.log import logger
 
@@ -31,11 +32,26 @@ def options_of(given: argparse.Namespace, *, anywhere: bool = False) -> Any:
     """
     from laion_face_builder.options import OptionFields, Options, option_names
 
-    fields = OptionFields(**{name: getattr(given, name) for name in option_names() if hasattr(given, name)})
+    named = {name: getattr(given, name) for name in option_names() if hasattr(given, name)}
+    fields = OptionFields(**{**named, **_lists_of_stdin(named)})
     data = DataDir.kept_at(given.data_dir) if anywhere else None
     if data is None or data.address is None:
         return Options.of(given.config, fields, given.data_dir, given.token)
     return dataclasses.replace(Options.of(given.config, fields, None, given.token), data=data)
+
+
+def _lists_of_stdin(named: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the list that was given as "-", a line each as in a file.
+
+    Raises:
+        OptionError: there are two such; BadFile: a line has none of the known forms.
+    """
+    from laion_face_builder.index.exclusion import parse_exclusion
+
+    asked = [name for name in ("include", "exclude") if named.get(name) == "-"]
+    if len(asked) > 1:
+        raise OptionError("--include - and --exclude -: the standard input is one list. Give the other one as a file")
+    return {name: parse_exclusion(sys.stdin.read().splitlines(), "-") for name in asked}
 
 
 def run_nothing(given: argparse.Namespace) -> None:
@@ -71,9 +87,13 @@ def run_prepare(given: argparse.Namespace) -> None:
 
 def run_download(given: argparse.Namespace) -> None:
     """Download the pictures."""
-    from laion_face_builder.examples import parts
+    from laion_face_builder.examples import beside, parts
+    from laion_face_builder.options import LEFT
 
     options, out = options_of(given, anywhere=True), Output(given.format)
+    if options.join is not None or options.filters.join_how != LEFT:
+        parts.require_prepared(options)
+        options = beside.with_columns(options, is_made=given.dry_run)
     how = parts.download_options(
         options,
         processes_count=given.processes,
@@ -87,10 +107,14 @@ def run_download(given: argparse.Namespace) -> None:
         if given.shards is not None:
             raise OptionError("--shards: --dry-run tells of all shards; leave --shards out")
         return _foretell(parts.forecast_download(options, how, given.retry_failed), given)
-    results = {}
-    for part, result in parts.download(options, how, given.retry_failed, given.shards, clean=given.clean_tars):
-        results[part] = result
-        out.document(partial(dict, part=part, **vars(result)))
+    results: dict[int, PartResult] = {}
+    try:
+        for part, result in parts.download(options, how, given.retry_failed, given.shards, clean=given.clean_tars):
+            results[part] = result
+            out.document(partial(dict, part=part, **vars(result)))
+    except ShardsGivenUp:  # of one part; the others have their results
+        out.lines(_download_table(results))
+        raise
     out.lines(_download_table(results))
 
 
@@ -124,8 +148,12 @@ def run_publish(given: argparse.Namespace) -> None:
     from laion_face_builder.publish.publish_forecast import forecast_publish
     from laion_face_builder.publish.request import PublishRequest
 
-    names = ("target", "parts", "with_images", "preview", "private", "public_pictures", "revision", "token", "exclude")
-    request = PublishRequest(DataDir.at(given.data_dir), **{name: getattr(given, name) for name in names})
+    names = (
+        *("target", "parts", "with_images", "preview", "private", "public_pictures", "revision", "token"),
+        *("exclude", "join", "join_how"),
+    )
+    asked = {name: getattr(given, name) for name in names}
+    request = PublishRequest(DataDir.at(given.data_dir), **{**asked, **_lists_of_stdin(asked)})
     if given.dry_run:
         return _foretell(forecast_publish(request), given)
     manifest = publish(request)
@@ -156,7 +184,7 @@ def run_show(given: argparse.Namespace) -> None:
 
     out = Output(given.format)
     wanted = Sheet(given.out, given.count, given.columns, f"{as_typed('show', vars(given))} --count {given.count}")
-    options = to_look_at(options_of(given), given.parts)
+    options = to_look_at(options_of(given), given.parts, is_dry_run=given.dry_run)
     if given.dry_run:
         return _foretell(forecast_show(options, wanted), given)
     files = list(map(str, show(options, wanted)))
@@ -173,7 +201,7 @@ def run_stats(given: argparse.Namespace) -> None:
     from laion_face_builder.inspect.stats import as_json, lines, write_page
 
     out = Output(given.format)
-    options = to_look_at(options_of(given), given.parts)
+    options = to_look_at(options_of(given), given.parts, is_dry_run=given.dry_run)
     require_matplotlib()
     if given.dry_run:
         return _foretell(forecast_stats(options, given.out), given)

@@ -117,6 +117,8 @@ SCHEMAS: dict[str, _Schema] = {
         index_bytes=_ALL_AND_KEPT,
         picture_bytes=_ALL_AND_KEPT,
         excluded=_COUNT,
+        dropped=_map(_COUNT),
+        copies=_list(_object(sha256=_SHA256, addresses=_COUNT)),
         spreads=_map(_list(_object(bin=_TEXT, all=_COUNT, kept=_COUNT))),
         asked=_COUNT,
         usable=_COUNT,

@@ -13,6 +13,7 @@ re-encoded pictures are welcome: sizes come from the bytes, and the size before 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,12 +22,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from laion_face_builder import progress
-from laion_face_builder.download.check import CheckJob
+from laion_face_builder.download.foreign import LookJob, is_table_of_pictures
+from laion_face_builder.download.matching import RowKeys, matched
 from laion_face_builder.download.plan import opened_index
-from laion_face_builder.download.sidecar import CheckedTar, assemble, write_sidecar
+from laion_face_builder.download.sidecar import CheckedTar, sidecar_of, write_sidecar
 from laion_face_builder.download.workers import Failed, Workers
 from laion_face_builder.errors import BadFile, NotPrepared
 from laion_face_builder.files import Fingerprint, digest, disk_errors, locked, make_fingerprint, read_fingerprint
@@ -36,24 +37,33 @@ from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.layout import DataDir
 from laion_face_builder.log import logger
 from laion_face_builder.parallel import cores
-from laion_face_builder.parquet_files import rows_in
+from laion_face_builder.shown import short
 
 _ENDS_BYTES = 16 << 10
+_NUMBERED = re.compile(r"\d{5,}")
 _NAMED_PART = re.compile(r"(?:split_|part-)(\d+)")
 #: Sidecars that this process has found up to date, by the state of the tars: asked for again with every shard.
 _KNOWN: dict[object, Path] = {}
 
 
 @dataclass(frozen=True)
-class _Tar:
+class _Shard:
     path: Path
     name: str
     size: int
     modified: int
 
     def probe(self) -> str:
-        """Return a digest of the tar's name, its size and the bytes at both ends: the same wherever it lies."""
+        """Return a digest of the shard's name, its size and the bytes at both ends: the same wherever it lies.
+
+        Of a folder: of the names and sizes of its files.
+        """
         hasher = hashlib.sha256(f"{self.name} {self.size} ".encode())
+        if self.path.is_dir():
+            with os.scandir(self.path) as files:
+                listed = sorted((file.name, file.stat().st_size) for file in files)
+            hasher.update(repr(listed).encode(errors="surrogateescape"))
+            return hasher.hexdigest()[:32]
         with self.path.open("rb") as file:
             hasher.update(file.read(_ENDS_BYTES))
             file.seek(max(0, self.size - _ENDS_BYTES))
@@ -125,30 +135,45 @@ def part_folder(folder: Path, part: int) -> Path:
         if candidate.is_dir():
             return candidate
     named = _NAMED_PART.fullmatch(folder.absolute().name)
-    if any(folder.glob("*.tar")) and (named is None or int(named[1]) == part):
+    if (named is None or int(named[1]) == part) and next(_shards(folder), None) is not None:
         return folder
     raise NotPrepared(
         f"{folder}: no pictures of part {part} in it; expected {', '.join(names[:2])}, or the part's tars themselves."
     )
 
 
-def _tars_of(folder: Path, part: int) -> tuple[Path, list[_Tar]]:
+def _tars_of(folder: Path, part: int) -> tuple[Path, list[_Shard]]:
     place = part_folder(folder, part)
-    tars = list(_tars(place))
-    if not tars:
-        raise NotPrepared(f"{place}: there is no .tar in it; expected img2dataset's output_format webdataset.")
-    return place, tars
+    shards = list(_shards(place))
+    if not shards:
+        raise NotPrepared(
+            f"{place}: there are no shards in it; expected what img2dataset writes: 00000.tar (webdataset), a folder "
+            f"00000 (files) or 00000.parquet with pictures in it (parquet)."
+        )
+    return place, shards
 
 
-def _tars(place: Path) -> Iterator[_Tar]:
-    """Yield the tars, later rounds last: of several successes the latest wins."""
+def _shards(place: Path) -> Iterator[_Shard]:
+    """Yield the shards, later rounds last: of several successes the latest wins."""
     rounds = sorted(place.glob("retry-*"), key=lambda path: (len(path.name), path.name))
-    for path in (path for folder in (place, *rounds) for path in sorted(folder.glob("*.tar"))):
+    for path in (path for folder in (place, *rounds) for path in _shards_in(folder)):
         state = path.stat()
-        yield _Tar(path, path.relative_to(place).as_posix(), state.st_size, state.st_mtime_ns)
+        # What is in a folder has changed if the folder has; its own size tells nothing, nor is it everywhere the same.
+        size = 0 if path.is_dir() else state.st_size
+        yield _Shard(path, path.relative_to(place).as_posix(), size, state.st_mtime_ns)
 
 
-def _sidecar(tars: list[_Tar], data: DataDir, part: int, index: IndexPart, how: _CheckSettings) -> Path:
+def _shards_in(folder: Path) -> Iterator[Path]:
+    if not folder.is_dir():
+        return
+    tars = sorted(folder.glob("*.tar"))
+    folders = [path for path in sorted(folder.iterdir()) if _NUMBERED.fullmatch(path.name) and path.is_dir()]
+    beside = {path.stem for path in (*tars, *folders)}
+    tables = [path for path in sorted(folder.glob("*.parquet")) if path.stem not in beside]
+    yield from (*tars, *folders, *(path for path in tables if is_table_of_pictures(path)))
+
+
+def _sidecar(tars: list[_Shard], data: DataDir, part: int, index: IndexPart, how: _CheckSettings) -> Path:
     probes = [tar.probe() for tar in tars]
     fingerprint = make_fingerprint(
         "adopted", part=part, index=digest(index.fingerprint), tars=digest(probes), **how.for_sidecar()
@@ -170,40 +195,47 @@ def _is_current(sidecar: Path, fingerprint: Fingerprint) -> bool:
     return found is not None and {**found, "pictures": None} == {**fingerprint, "pictures": None}
 
 
-def _checked(tars: list[_Tar], probes: list[str], folder: Path, how: _CheckSettings) -> list[CheckedTar]:
-    """Check the tars that have not been checked before; leave out those that cannot be read."""
+def _checked(tars: list[_Shard], probes: list[str], folder: Path, how: _CheckSettings) -> list[CheckedTar]:
+    """Look through the shards that have not been looked through before; leave out those that are not whole.
+
+    Raises:
+        OSError: what was found out cannot be written, or a disk fails: then nobody knows whether they are whole.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [_job(tar, probe, folder, how) for tar, probe in zip(tars, probes, strict=True)]
     new = [job for job in jobs if not job.is_done]
     if new:
-        logger.info("%s: looking through %d tars, once", tars[0].path.parent, len(new))
-    workers: Workers[CheckJob] = Workers(min(cores(), len(new)))
-    with workers, progress.bar("looking through tars", len(new), "tar") as bar:
+        logger.info("%s: looking through %d shards, once", tars[0].path.parent, len(new))
+    workers: Workers[LookJob] = Workers(min(cores(), len(new)))
+    with workers, progress.bar("looking through shards", len(new), "shard") as bar:
         for event in workers.each(new):
             if isinstance(event, Failed):
+                if not isinstance(event.error, BadFile):
+                    raise event.error
                 logger.warning("%s", event.error)
             bar.update()
     skipped = [tar.name for tar, job in zip(tars, jobs, strict=True) if not job.is_done]
     if skipped:
-        logger.warning("%s: left out, since they are not whole: %s", tars[0].path.parent, ", ".join(skipped))
-    return [CheckedTar(tar.name, Path(job.out)) for tar, job in zip(tars, jobs, strict=True) if tar.name not in skipped]
+        names = short(", ".join(skipped), 500)
+        logger.warning("%s: %d shards cannot be used, and are left out: %s", tars[0].path.parent, len(skipped), names)
+    return [CheckedTar(tar.name, Path(job.out)) for tar, job in zip(tars, jobs, strict=True) if job.is_done]
 
 
-def _job(tar: _Tar, probe: str, folder: Path, how: _CheckSettings) -> CheckJob:
+def _job(shard: _Shard, probe: str, folder: Path, how: _CheckSettings) -> LookJob:
     fingerprint = make_fingerprint("checked", tar=probe, **how.for_pass())
-    out = folder / f"{digest(fingerprint, 32)}.parquet"
-    return CheckJob(str(tar.path), str(out), "sample_id", None, how.max_pixels, fingerprint)
+    return LookJob(str(shard.path), str(folder / f"{digest(fingerprint, 32)}.parquet"), how.max_pixels, fingerprint)
 
 
 def _joined(checked: list[CheckedTar], index: IndexPart, part: int, place: Path) -> pa.Table:
     sample_ids = index.read(0, index.num_rows, ["sample_id"])["sample_id"]
     without = pa.chunked_array([pa.array([Reason.NOT_DOWNLOADED] * index.num_rows, pa.string())])
-    table = assemble(sample_ids, np.asarray(sample_ids.to_numpy(), dtype=np.int64), checked, without)
-    held = sum(rows_in(tar.file) for tar in checked)
-    found = pc.sum(pc.not_equal(table["status"], Reason.NOT_DOWNLOADED)).as_py() or 0
-    logger.info("%s: %d of its %d samples are in part %d", place, found, held, part)
-    if index.num_rows and not found:
+    found = matched(RowKeys.of(index), checked)
+    is_there = found.positions >= 0
+    logger.info("%s: %d of its %d samples are in part %d", place, is_there.sum(), found.held, part)
+    if index.num_rows and not is_there.any():
         raise NotPrepared(
-            f"{place}: none of its {held} samples is in the index of part {part}. Is it the folder of another part?"
+            f"{place}: none of its {found.held} samples is in the index of part {part}, by SAMPLE_ID, url or caption. "
+            f"Is it the folder of another part?"
         )
-    return table
+    taken = found.table.take(pa.array(np.maximum(found.positions, 0), mask=~is_there))
+    return sidecar_of(sample_ids, taken, without)

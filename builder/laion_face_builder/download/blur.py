@@ -11,11 +11,7 @@ have to be left out (`Reason.CANNOT_BLUR`).
 
 from __future__ import annotations
 
-import os
-import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,10 +19,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from laion_face_builder.errors import PictureError
-from laion_face_builder.images import modes, pictures
+from laion_face_builder.images import pictures
+from laion_face_builder.images.apart import DecoderProcess
 from laion_face_builder.images.geometry import Face, Size
 from laion_face_builder.images.reasons import Reason
+from laion_face_builder.parallel import python
 
+#: The children that resize and blur.
+ENCODER = DecoderProcess(python("-m", "laion_face_builder.download.encoding_child"))
 #: As img2dataset's default.
 JPEG_QUALITY = 95
 #: The column of a shard with the boxes to blur, as img2dataset wants them.
@@ -42,7 +42,6 @@ _MOST_REACH = 5000.0
 _FAR = 1000.0
 
 Floats = np.ndarray[Any, np.dtype[Any]]
-Pixels = np.ndarray[Any, np.dtype[Any]]
 
 
 def boxes_to_blur(table: pa.Table) -> pa.Array:
@@ -94,52 +93,7 @@ def blurred(data: bytes, faces: Sequence[Face], within: Size, size: Size) -> byt
     """
     if not faces:
         return pictures.neutral(data)
-    import cv2
-
     shares = _shares(np.array([face["box"] for face in faces]), within)
     if shares is None or size[0] * size[1] > MOST_PIXELS:
         raise PictureError(Reason.CANNOT_BLUR, f"{size[0]} x {size[1]}, {len(faces)} boxes")
-    pixels = _decoded(data)
-    if pixels.shape[1::-1] != size:
-        raise PictureError(Reason.CANNOT_BLUR, f"OpenCV sees {pixels.shape[1::-1]}, expected {size}")
-    with _untouched_random():
-        changed = _blurrer()(pixels, shares.tolist())
-    written = cv2.imencode(".jpg", changed, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
-    return bytes(written.tobytes())
-
-
-def _decoded(data: bytes) -> Pixels:
-    """Decode as img2dataset's resizer does: uint8[height, width] or [height, width, 3].
-
-    EXIF's turn is not applied, and what is behind alpha is white.
-    """
-    import cv2
-
-    pixels = cv2.imdecode(np.frombuffer(modes.simple(data), np.uint8), cv2.IMREAD_UNCHANGED)
-    if pixels is None:
-        raise PictureError(Reason.CANNOT_BLUR, "OpenCV cannot decode it")
-    return np.asarray(pixels)
-
-
-def quiet_albumentations() -> None:
-    """Keep albumentations from asking the network for a newer version of itself; call before importing img2dataset."""
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-
-
-@cache
-def _blurrer() -> Any:
-    quiet_albumentations()
-    from img2dataset.blurrer import BoundingBoxBlurrer
-
-    return BoundingBoxBlurrer()
-
-
-@contextmanager
-def _untouched_random() -> Iterator[None]:
-    """Restore Python's and NumPy's global random state afterwards: the blurrer seeds both with 42."""
-    ours, numpys = random.getstate(), np.random.get_state()
-    try:
-        yield
-    finally:
-        random.setstate(ours)
-        np.random.set_state(numpys)
+    return ENCODER.call("blurred", data, shares=shares.tolist(), size=size, quality=JPEG_QUALITY)[1]

@@ -1,4 +1,4 @@
-"""Check a tar that another program wrote: somebody else's img2dataset, or an earlier version of this one.
+"""Check a tar that img2dataset wrote for an earlier version of this one. Those of other people: `foreign`.
 
 img2dataset gives no sizes where it keeps every byte, and counts whatever a host sent as a success. Here every picture
 is decoded once, by the same check as in fetching, and a small Parquet file says for every sample where its picture lies
@@ -11,7 +11,6 @@ blurred something else. Such a picture is a failure, and in our own tars its byt
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -29,6 +28,7 @@ from laion_face_builder.errors import BadFile, PictureError
 from laion_face_builder.files import read_fingerprint, stamped, written_whole
 from laion_face_builder.images import geometry, pictures
 from laion_face_builder.images.reasons import Reason, proxy_was_gone, short_name
+from laion_face_builder.shown import short
 
 #: One sample of a tar. `id` is the index row in our own downloads, the sample id in adopted ones.
 CHECKED = pa.schema(
@@ -51,7 +51,7 @@ CHECKED = pa.schema(
 )
 DETAIL_CHARACTERS = 200
 #: Columns of a shard's parquet that are read if they are there.
-_ALSO_READ = ("original_width", "original_height", "sha256", "laion_width", "laion_height", BOXES_COLUMN)
+ALSO_READ = ("original_width", "original_height", "sha256", "laion_width", "laion_height", BOXES_COLUMN)
 
 Row = dict[str, Any]
 
@@ -64,7 +64,7 @@ class CheckJob:
         tar: its path.
         out: the file to write.
         id_column: the column that names a sample, in any case.
-        samples: how many the shard must have; None where there need not be stats, as in adopted folders.
+        samples: how many the shard must have.
         max_pixels: larger pictures fail.
         fingerprint: goes into `out`.
     """
@@ -72,7 +72,7 @@ class CheckJob:
     tar: str
     out: str
     id_column: str
-    samples: int | None
+    samples: int
     max_pixels: int
     fingerprint: Mapping[str, Any]
 
@@ -98,22 +98,22 @@ def check_tar(job: CheckJob) -> None:
     """
     path = Path(job.tar)
     members = read_members(path)
-    if job.samples is not None:
-        require_whole(ShardFiles(path.parent, int(path.stem)), job.samples, members)
+    require_whole(ShardFiles(path.parent, int(path.stem)), job.samples, members)
+    samples = dict(_samples_of_table(path.with_suffix(".parquet"), job.id_column))
+    _require_proxy(path, samples)
+    found = pictures_in(members)
     with path.open("rb") as tar:
-        samples = _samples(path, tar.fileno(), members, job.id_column)
-        if job.samples is not None:
-            _require_proxy(path, samples)
-        found = pictures_in(members)
-        if job.samples is not None:
-            _erase(path, [found[key] for key, sample in samples.items() if sample.is_lost and key in found])
-        rows = [_row(tar.fileno(), sample, found.get(key), job.max_pixels) for key, sample in samples.items()]
+        _erase(path, [found[key] for key, sample in samples.items() if sample.is_lost and key in found])
+        rows = [
+            checked_row(sample, place := found.get(key), _data(tar.fileno(), place), job.max_pixels)
+            for key, sample in samples.items()
+        ]
     with written_whole(Path(job.out)) as partial:
         table = pa.Table.from_pylist(rows, schema=stamped(CHECKED, job.fingerprint))
         pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
 
 
-def _require_proxy(path: Path, samples: Mapping[str, _Sample]) -> None:
+def _require_proxy(path: Path, samples: Mapping[str, Sample]) -> None:
     """Raise BadFile if the shard has failures that only the missing guarding proxy explains.
 
     Earlier versions fetched through a proxy, which a kill ended a moment before img2dataset.
@@ -138,16 +138,20 @@ def _erase(path: Path, members: list[Member]) -> None:
         os.fsync(tar.fileno())
 
 
-def _row(tar: int, sample: _Sample, picture: Member | None, max_pixels: int) -> Row:
+def _data(tar: int, place: Member | None) -> bytes | None:
+    return None if place is None else os.pread(tar, place.length, place.offset)
+
+
+def checked_row(sample: Sample, place: Member | None, data: bytes | None, max_pixels: int) -> Row:
+    """Return the row of `CHECKED` on one sample, whose picture has these bytes and lies there; None without one."""
     row: Row = {"id": sample.id}
-    if picture is None:
+    if place is None or data is None:
         if sample.message is None:
             return row | {"status": "missing_in_tar", "detail": "a success without a picture"}
         return row | {"status": short_name(sample.message), "detail": sample.message[:DETAIL_CHARACTERS]}
     if sample.is_lost:
         return row | {"status": Reason.CANNOT_BLUR, "detail": f"boxes do not fit the fetched {sample.fetched}"}
-    data = os.pread(tar, picture.length, picture.offset)
-    row |= {"offset": picture.offset, "length": picture.length}
+    row |= {"offset": place.offset, "length": place.length}
     row |= {"sha256": hashlib.sha256(data).hexdigest(), "xxh3": xxhash.xxh3_64_intdigest(data)}
     try:
         seen = pictures.inspect(data, max_pixels=max_pixels)
@@ -159,96 +163,76 @@ def _row(tar: int, sample: _Sample, picture: Member | None, max_pixels: int) -> 
 
 
 @dataclass(frozen=True)
-class _Sample:
+class Sample:
     """What img2dataset says of a sample.
 
     Args:
-        id: see `CHECKED`.
+        id: see `CHECKED`; None if it has none, or one that is no whole number.
         message: why it failed; None of a success.
         fetched: width and height of what the host gave; None if it was not decoded.
         sha256: of those bytes.
         is_lost: its faces were to be blurred, but nobody knows where in this picture they are.
     """
 
-    id: int
+    id: int | None
     message: str | None = None
     fetched: geometry.Size | None = None
     sha256: str | None = None
     is_lost: bool = False
 
     @classmethod
-    def of(cls, values: Mapping[str, Any], id_column: str) -> _Sample | None:
-        """Make one from a row of the shard's parquet or a `.json`, names in lower case; None if it has no id."""
+    def of(cls, values: Mapping[str, Any], id_column: str) -> Sample:
+        """Make one from a row of the shard's parquet or a `.json`, names in lower case."""
         number = whole_number(values.get(id_column.lower()))
-        if number is None:
-            return None
         fetched, original = _size(values, "original_"), _size(values, "laion_")
         fits = fetched is not None and original is not None and geometry.rescaled(original, fetched) is not None
         lost = bool(values.get(BOXES_COLUMN)) and not fits
-        return cls(number, values.get("error_message"), fetched, values.get("sha256"), lost)
+        return cls(number, _text(values.get("error_message")), fetched, _text(values.get("sha256")), lost)
 
     def fetched_columns(self, stored_sha256: str) -> Row:
         """Return the sidecar's columns on the fetched picture if the stored one is another; else none."""
         if self.fetched is None or self.sha256 == stored_sha256:
             return {}
-        sha256 = self.sha256 if isinstance(self.sha256, str) else None
-        return {"fetched_width": self.fetched[0], "fetched_height": self.fetched[1], "fetched_sha256": sha256}
+        return {"fetched_width": self.fetched[0], "fetched_height": self.fetched[1], "fetched_sha256": self.sha256}
 
 
 def _size(values: Mapping[str, Any], prefix: str) -> geometry.Size | None:
     width, height = (whole_number(values.get(prefix + name)) for name in ("width", "height"))
-    return (width, height) if width and height and min(width, height) > 0 else None
+    return (width, height) if width and height and 0 < min(width, height) <= max(width, height) < 1 << 31 else None
 
 
-def _samples(path: Path, tar: int, members: list[Member], id_column: str) -> dict[str, _Sample]:
-    """Return the samples by key: from the shard's parquet, and from the `.json` in the tar for those not in it."""
-    samples = dict(_samples_of_table(path.with_suffix(".parquet"), id_column))
-    documents = [member for member in members if member.extension == "json" and member.key not in samples]
-    for member in documents:
-        found = _of_document(os.pread(tar, member.length, member.offset), id_column)
-        if found is not None:
-            samples[member.key] = found
-    if not samples and pictures_in(members):
-        raise BadFile(
-            path,
-            found="pictures without sample ids",
-            expected=f"a column {id_column} in the .json of its samples, or in the .parquet beside it",
-            way_out="Download with --save_additional_columns that name SAMPLE_ID.",
-        )
-    return samples
+def _text(value: object) -> str | None:
+    """Return `value` if it is text, as far as that can be written."""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else None
 
 
-def _samples_of_table(path: Path, id_column: str) -> Iterator[tuple[str, _Sample]]:
+def _samples_of_table(path: Path, id_column: str) -> Iterator[tuple[str, Sample]]:
     try:
         names = {name.lower(): name for name in reversed(pq.read_schema(path).names)}
         columns = [names[name] for name in ("key", id_column.lower(), "error_message")]
-        columns += [names[name] for name in _ALSO_READ if name in names]
+        columns += [names[name] for name in ALSO_READ if name in names]
         table = pq.read_table(path, columns=columns, page_checksum_verification=True).select(columns)
-    except (OSError, KeyError, pa.ArrowInvalid):
-        return  # The tar's own .json files say the same of what is in it.
-    for row in table.rename_columns([name.lower() for name in columns]).to_pylist():
-        sample = _Sample.of(row, id_column)
-        if sample is not None and row["key"] is not None:
+        rows = table.rename_columns([name.lower() for name in columns]).to_pylist()
+    except (OSError, KeyError, pa.ArrowException, UnicodeDecodeError, MemoryError) as error:
+        found = f"no readable table ({short(error, 200)})"
+        expected = f"columns key, {id_column}, error_message"
+        raise BadFile(path, found=found, expected=expected, way_out="The shard is downloaded again.") from error
+    for row in rows:
+        sample = Sample.of(row, id_column)
+        if sample.id is not None and isinstance(row["key"], str):
             yield row["key"], sample
 
 
-def _of_document(text: bytes, id_column: str) -> _Sample | None:
-    try:
-        values = json.loads(text)
-    except ValueError:
-        return None
-    if not isinstance(values, dict):
-        return None
-    return _Sample.of({name.lower(): value for name, value in values.items()}, id_column)
-
-
 def whole_number(value: object) -> int | None:
-    """Return `value` as an int, be it an int, a whole float or a string of one; else None."""
+    """Return `value` as an int of 64 bits, be it an int, a whole float or a string of one; else None."""
     if isinstance(value, str):
-        with suppress(ValueError):
-            return int(value)
-        with suppress(ValueError):
-            value = float(value)
-    if isinstance(value, float):
-        return int(value) if value.is_integer() else None
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+        try:
+            value = int(value)
+        except ValueError:
+            with suppress(ValueError):
+                value = float(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool):
+        return None
+    return value if -(1 << 63) <= value < 1 << 63 else None

@@ -6,12 +6,11 @@ distributor's own choice. There are no `Progress` events.
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any, Generic, TypeVar
 
 from laion_face_builder import distribute
-from laion_face_builder.download.workers import QUIET, Call, Died, Done, Event, Failed
+from laion_face_builder.download.workers import Call, Died, Done, Event, Failed
 from laion_face_builder.errors import LaionFaceError, WorkerDied
 
 C = TypeVar("C", bound=Call)
@@ -58,8 +57,6 @@ class Cluster(Generic[C]):
 
 
 def _do(call: Call) -> Any:
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
     return call.run(lambda _: None)
 
 

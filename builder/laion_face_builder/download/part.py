@@ -18,7 +18,6 @@ import json
 import os
 import re
 from collections import Counter
-from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +37,7 @@ from laion_face_builder.download.plan import (
     write_round,
 )
 from laion_face_builder.download.round import Round
+from laion_face_builder.download.shard_files import remove_half_written
 from laion_face_builder.download.sidecar import (
     CheckedTar,
     PartResult,
@@ -47,6 +47,7 @@ from laion_face_builder.download.sidecar import (
     sidecar_made_from,
     write_sidecar,
 )
+from laion_face_builder.download.workers import nobody_works
 from laion_face_builder.errors import BadFile, DownloadError, OptionError, StateConflict
 from laion_face_builder.fetch.addresses import refuse_user_proxy
 from laion_face_builder.files import (
@@ -58,6 +59,7 @@ from laion_face_builder.files import (
     human_size,
     locked,
     make_fingerprint,
+    needing,
     remove_partials,
     written_whole,
 )
@@ -99,8 +101,8 @@ def download_part(
         NotPrepared: there is no index.
         StateConflict: the part was started with other filters, another index, another size of shards, or with other
             resizing or blurring.
-        DownloadError: processes keep dying and no sample is to blame, or the disk is too small; NetworkOutage: no host
-            answers; DiskError: the disk is full, or read-only.
+        ShardsGivenUp: processes keep dying and no sample is to blame; DownloadError: the disk is too small;
+            NetworkOutage: no host answers; DiskError: the disk is full, or read-only.
         OptionError: the environment names a proxy that is not trusted, or img2dataset cannot write to such a path.
     """
     options = options or DownloadOptions()
@@ -134,7 +136,8 @@ def _rounds(
             _say_space(files, this_round.samples_to_fetch)
             check_space(files, this_round.samples_to_fetch, options)
             withdraw_sidecar(files, this_round.missing_tars())
-            this_round.run(index)
+            with needing(bytes_of(this_round.samples_to_fetch)), disk_errors(files.data.tars(files.part)):
+                this_round.run(index)
         tars += this_round.tars()
         done = number
         if not _is_complete(files, number + 1, options, made_with):
@@ -278,8 +281,9 @@ def _remove_leftovers(files: PartFiles) -> None:
         remove_partials(files.checked)
     folder = files.data.tars(files.part)
     remove_partials(folder.parent, f"{folder.name}.")
-    with suppress(OSError):  # Shares leave it empty, since others may be about to write there.
-        (folder / "_tmp").rmdir()
+    with nobody_works(files.writers) as is_free:
+        for number in range(files.rounds_started() + 1) if is_free else ():
+            remove_half_written(files.tars(number))
 
 
 def _say_space(files: PartFiles, samples: int) -> None:

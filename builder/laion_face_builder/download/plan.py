@@ -35,6 +35,7 @@ from laion_face_builder.images.reasons import FINAL, Reason
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.layout import DataDir
 from laion_face_builder.parquet_files import table_of
+from laion_face_builder.schema import INDEX
 from laion_face_builder.shown import shown
 from laion_face_builder.sources import data_store
 
@@ -61,6 +62,11 @@ CARRIED = ("row", *LISTED.values())
 
 class RowFilters(Protocol):
     """Which index rows are wanted; see `filters.Filters`."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that `mask` needs, which may be more than an index has."""
+        ...
 
     def mask(self, table: pa.Table) -> Mask:
         """Return bool[n]: which rows of `table` are wanted; it has all index columns."""
@@ -154,8 +160,9 @@ def write_plan(
 
 def planned(index: IndexPart, filters: RowFilters | None, blur_faces: bool = False) -> Iterator[pa.Array]:
     """Yield the plan, a row group at a time: why a row is not fetched, null if it is."""
+    columns = list(dict.fromkeys((*INDEX.names, *(() if filters is None else filters.columns))))
     for start, stop in index.row_groups:
-        table = index.read(start, stop)
+        table = index.read(start, stop, columns)
         keep = np.ones(stop - start, dtype=bool) if filters is None else filters.mask(table)
         urls = zip(table["url"].to_pylist(), keep, strict=True)
         status = pa.array([_url_status(url) if kept else Reason.FILTERED for url, kept in urls], pa.string())

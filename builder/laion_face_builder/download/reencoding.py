@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
-from laion_face_builder.download.blur import BOXES_COLUMN, MOST_PIXELS, quiet_albumentations
+from laion_face_builder.download.blur import BOXES_COLUMN, ENCODER, MOST_PIXELS
 from laion_face_builder.download.download_options import DownloadOptions
 from laion_face_builder.errors import PictureError
-from laion_face_builder.images import modes
 from laion_face_builder.images.geometry import Size, rescaled
 from laion_face_builder.images.pictures import Picture
-from laion_face_builder.images.reasons import Reason, short_name
+from laion_face_builder.images.reasons import Reason
 from laion_face_builder.images.structure import check_pixels
 
 #: What Pillow calls the formats that img2dataset encodes in.
 _FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
-#: One thread at a time: the resizer turns the process's stdout and stderr off while it works, and on again.
-_ONE_AT_A_TIME = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -68,33 +62,24 @@ def stored(picture: Picture, values: Mapping[str, Any], options: DownloadOptions
         raise PictureError(Reason.CANNOT_BLUR, f"boxes do not fit the fetched {size}")
     # The resizer checks the size only after OpenCV has decoded the picture.
     check_pixels(size, _most_pixels(options))
-    simple = modes.simple(picture.data)
-    with _ONE_AT_A_TIME:
-        data, width, height, fetched_width, fetched_height, message = resizer(options)(io.BytesIO(simple), boxes)
-    if message is not None:
-        raise PictureError(short_name(message), message)
-    fetched, new = (fetched_width, fetched_height), hashlib.sha256(data).hexdigest()
+    made, data = ENCODER.call(
+        "resized",
+        picture.data,
+        resizer={
+            "image_size": options.resizing.size,
+            "resize_mode": options.resizing.mode,
+            "resize_only_if_bigger": options.resizing.only_if_bigger,
+            "encode_format": options.encode_format,
+            "encode_quality": options.quality,
+        },
+        blur=options.blur_faces,
+        boxes=boxes,
+        max_pixels=_most_pixels(options),
+    )
+    (width, height), fetched, new = made["size"], tuple(made["fetched"]), hashlib.sha256(data).hexdigest()
     return Stored(data, _FORMATS[options.encode_format], (width, height), 1, new, fetched, sha256)
 
 
 def _most_pixels(options: DownloadOptions) -> int:
     most = options.fetch.max_pixels
     return most if options.resizing else min(most, MOST_PIXELS)
-
-
-@lru_cache(maxsize=1)
-def resizer(options: DownloadOptions) -> Any:
-    """Return img2dataset's resizer; it is made once a process."""
-    quiet_albumentations()
-    from img2dataset.blurrer import BoundingBoxBlurrer
-    from img2dataset.resizer import Resizer
-
-    return Resizer(
-        image_size=options.resizing.size,
-        resize_mode=options.resizing.mode,
-        resize_only_if_bigger=options.resizing.only_if_bigger,
-        encode_format=options.encode_format,
-        encode_quality=options.quality,
-        max_image_area=_most_pixels(options),
-        blurrer=BoundingBoxBlurrer() if options.blur_faces else None,
-    )

@@ -27,7 +27,7 @@ from laion_face_builder.download.shard_files import remove_half_written, remove_
 from laion_face_builder.download.sidecar import CheckedTar, rows_held
 from laion_face_builder.download.task import ShardPlace, ShardResult, ShardTask, Span
 from laion_face_builder.download.workers import Died, Done, Event, Failed, Workers
-from laion_face_builder.errors import DownloadError
+from laion_face_builder.errors import ShardsGivenUp
 from laion_face_builder.files import Fingerprint, digest, human_size
 from laion_face_builder.images.reasons import Reason
 from laion_face_builder.index.reader import IndexPart
@@ -155,13 +155,15 @@ class ShardWork:
         self._attempts = {task.place.shard: Attempts(task.place.samples) for task in tasks}
         self._waiting = deque(self._tasks)
         self._suspects: deque[int] = deque()
+        self._given_up: list[int] = []
         self._workers, self._sight = workers, sight
 
     def finished(self) -> Iterator[int]:
         """Make all shards; yield the number of each when it is finished.
 
         Raises:
-            DownloadError: processes go on dying, and no sample is to blame; NetworkOutage: no host answers.
+            ShardsGivenUp: processes go on dying, and no sample is to blame; all other shards are finished.
+            NetworkOutage: no host answers.
             OSError: a shard cannot be written.
         """
         while self._waiting or self._suspects or self._workers.is_busy:
@@ -170,6 +172,12 @@ class ShardWork:
                 if self._is_finished_by(event):
                     yield event.call.place.shard
             self._sight.tick()
+        if self._given_up:
+            tars = ", ".join(str(self._tasks[shard].place.files.tar) for shard in sorted(self._given_up))
+            raise ShardsGivenUp(
+                f"{tars}: the processes that make it go on dying, and no sample is what ends them. Is there enough "
+                "memory? Run the same command to go on, with fewer --processes."
+            )
 
     def _start(self) -> None:
         while self._suspects and self._workers.has_place(alone=True):
@@ -195,7 +203,9 @@ class ShardWork:
                 self._suspects.append(shard)
         else:
             self._sight.tell(shard, event.value)
-        self._require_hope(shard)
+        if self._attempts[shard].is_hopeless and shard in self._suspects:
+            self._suspects.remove(shard)
+            self._given_up.append(shard)
         return isinstance(event, Done) and not is_probe
 
     def _mourn(self, shard: int, said: str) -> None:
@@ -211,13 +221,6 @@ class ShardWork:
             )
         elif tried.probe is None:
             logger.warning("%s: its process ended (%s); it is made again", place.files.tar, said)
-
-    def _require_hope(self, shard: int) -> None:
-        if self._attempts[shard].is_hopeless:
-            raise DownloadError(
-                f"{self._tasks[shard].place.files.tar}: the processes that make it go on dying, and no sample is what "
-                "ends them. Is there enough memory? Run the same command to go on, with fewer --processes."
-            )
 
 
 #: Shards that a worker has at a time: while the last pictures of one come, the next one is asked for.
@@ -301,7 +304,7 @@ class Round:
             share: the shards to make; other processes may make the others meanwhile. None means all shards.
 
         Raises:
-            DownloadError: workers died again and again, and no sample is to blame; NetworkOutage: no host answers.
+            ShardsGivenUp, NetworkOutage: as `ShardWork.finished`.
             OSError: a shard cannot be written.
         """
         missing, folder = self.missing_of(share), self._files.tars(self._number)

@@ -74,6 +74,20 @@ def read_members(path: Path) -> list[Member]:
         os.close(descriptor)
 
 
+def whole_members(path: Path) -> tuple[list[Member], BadFile | None]:
+    """List the files in a tar up to where it is broken off, and what is wrong there; None if it is whole."""
+    descriptor = os.open(path, os.O_RDONLY)
+    members: list[Member] = []
+    try:
+        for member in _members(path, descriptor, os.fstat(descriptor).st_size):
+            members.append(member)
+    except BadFile as broken:
+        return members, broken
+    finally:
+        os.close(descriptor)
+    return members, None
+
+
 def _members(path: Path, descriptor: int, size: int) -> Iterator[Member]:
     position, long_name, long_size = 0, "", -1
     while True:
@@ -145,6 +159,8 @@ def _broken(path: Path, found: str) -> BadFile:
 
 
 _OURS = re.compile(r"(\d{5,})(\.tar|\.parquet|_stats\.json)")
+#: What is being written in `_tmp`: a shard, and whose.
+_BEGUN = re.compile(r"(\d{5,})\.[0-9a-f]{8}")
 #: Extensions that img2dataset gives to pictures (its encode_format), and what other tools write.
 PICTURE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp"})
 
@@ -242,7 +258,8 @@ def remove_half_written(folder: Path, share: Container[int] | None = None) -> No
     if share is None:
         shutil.rmtree(folder / "_tmp", ignore_errors=True)
     for begun in folder.glob("_tmp/*.*"):
-        if share is not None and int(begun.name.partition(".")[0]) in share:
+        named = _BEGUN.fullmatch(begun.name)
+        if share is not None and named and int(named[1]) in share:
             shutil.rmtree(begun, ignore_errors=True)
 
 

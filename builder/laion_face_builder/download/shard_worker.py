@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from laion_face_builder.download.blur import ENCODER
 from laion_face_builder.download.check import check_tar
 from laion_face_builder.download.download_options import DownloadOptions
 from laion_face_builder.download.plan import listed, rows_of_round
-from laion_face_builder.download.reencoding import Stored, resizer, stored
+from laion_face_builder.download.reencoding import Stored, stored
 from laion_face_builder.download.shard_writer import ShardWriter
 from laion_face_builder.download.task import Report, ShardResult, ShardTask
 from laion_face_builder.errors import BadFile, NetworkOutage, PictureError
@@ -83,8 +84,7 @@ def _downloaded(task: ShardTask, report: Report) -> ShardResult:
     with task.index as index:
         table = listed(index, rows, task.options.blur_faces)
     if task.options.encodes_again:
-        # Before the first request: importing img2dataset takes seconds, in which requests under way would time out.
-        resizer(task.options)
+        ENCODER.start()  # before the first request: importing img2dataset takes seconds
     writer = None if task.probe else ShardWriter(task, table.schema)
     try:
         for (position, values), found in _fetched(task, _samples(table)):

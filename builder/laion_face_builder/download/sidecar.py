@@ -99,7 +99,11 @@ def assemble(sample_ids: pa.ChunkedArray, keys: Ids, tars: Sequence[CheckedTar],
     inside[inside] = winners.ids[at[inside]] == keys[inside]
     position = np.zeros(len(keys), dtype=np.int64)
     position[inside] = winners.positions[at[inside]]
-    taken = found.append_column("tar", names).take(pa.array(position, mask=~inside))
+    return sidecar_of(sample_ids, found.append_column("tar", names).take(pa.array(position, mask=~inside)), without)
+
+
+def sidecar_of(sample_ids: pa.ChunkedArray, taken: pa.Table, without: pa.ChunkedArray) -> pa.Table:
+    """Return the sidecar of n index rows whose samples are the n rows of `taken`, null where there is none."""
     is_ok = pc.fill_null(pc.equal(taken["status"], Reason.OK), False)
     columns = {name: taken[name] for name in SIDECAR.names if name != "sample_id"}
     columns["status"] = pc.coalesce(taken["status"], without)

@@ -23,6 +23,7 @@ from typing import Any
 import xxhash
 
 from laion_face_builder.download.adopt import adopted
+from laion_face_builder.download.picture_tables import PictureTables
 from laion_face_builder.errors import NotPrepared, PictureError, StateConflict
 from laion_face_builder.files import Fingerprint, digest, read_fingerprint
 from laion_face_builder.images.geometry import Resizing, Size
@@ -96,6 +97,7 @@ class PartPictures:
         self._tars: OrderedDict[str, int] = OrderedDict()
         self._bounds: list[tuple[int, int]] | None = None
         self._window: tuple[int, list[Row]] = (0, [])
+        self._cells = PictureTables()
 
     @classmethod
     def open(cls, data: DataDir, part: int, index: IndexPart | None = None) -> PartPictures:
@@ -263,7 +265,12 @@ class PartPictures:
         )
 
     def _bytes(self, tar: str, offset: int, length: int) -> bytes | str:
-        """Return the bytes there, fewer if the tar is shorter; the status of its samples if it cannot be read."""
+        """Return the bytes there, fewer if the tar is shorter; the status of its samples if it cannot be read.
+
+        Of a table of pictures `tar` is its name, a slash, and a column, and `offset` the row.
+        """
+        if (table := Path(tar).parent).suffix == ".parquet":
+            return self._cells.get(self.folder / table, Path(tar).name, offset)
         try:
             return os.pread(self._descriptor(tar), length, offset)
         except FileNotFoundError:

@@ -50,8 +50,6 @@ def _do(line: _Line, number: int, call: Any) -> None:
 
 def main() -> None:
     """Do calls until the parent is gone."""
-    # Where there is torch, img2dataset comes to import it, for nothing: 6 s and 0.2 GB in every process.
-    sys.modules["torch"] = None  # type: ignore[assignment]  # how Python is told that there is no such module
     parent, connection = os.getppid(), Connection(int(sys.argv[1]))
     line = _Line(connection)
     logger.addHandler(line)

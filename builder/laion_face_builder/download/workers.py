@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -32,14 +32,6 @@ _LOCK_SECONDS = 60.0
 _POLL_SECONDS = 0.2
 #: Workers get no token of the Hub, unless the index lies there.
 _TOKENS = frozenset({"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"})
-#: No reports to anyone, and no look-ups for newer versions when img2dataset's libraries are imported.
-QUIET = {
-    "WANDB_MODE": "disabled",
-    "WANDB_SILENT": "true",
-    "WANDB_ERROR_REPORTING": "false",
-    "NO_ALBUMENTATIONS_UPDATE": "1",
-    "DO_NOT_TRACK": "1",
-}
 
 
 class Call(Protocol):
@@ -254,7 +246,25 @@ def environment(keeps_token: bool = False) -> dict[str, str]:
     """
     dropped = frozenset() if keeps_token else _TOKENS
     kept = {name: text for name, text in os.environ.items() if not name.lower().endswith("_proxy")}
-    return {name: text for name, text in kept.items() if name not in dropped} | QUIET
+    return {name: text for name, text in kept.items() if name not in dropped}
+
+
+@contextmanager
+def nobody_works(lock: Path) -> Iterator[bool]:
+    """Yield whether no worker has this lock; then none gets it before the block ends."""
+    descriptor = -1
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_free = True
+    except OSError:  # somebody works, or nobody may write here
+        is_free = False
+    try:
+        yield is_free
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 def _held(lock: Path, how: int) -> int:

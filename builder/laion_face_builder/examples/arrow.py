@@ -19,10 +19,11 @@ import datasets
 from datasets.arrow_reader import ArrowReader
 from filelock import Timeout
 
-from laion_face_builder.errors import LaionFaceError, NotPrepared, SourceError
+from laion_face_builder.errors import DiskError, LaionFaceError, NotPrepared, SourceError
 from laion_face_builder.examples import _compat, report
 from laion_face_builder.examples.report import Report
 from laion_face_builder.examples.walk import Plan
+from laion_face_builder.images.reasons import Reason
 from laion_face_builder.log import logger
 from laion_face_builder.options import Options
 
@@ -87,7 +88,7 @@ def keep(plan: Plan, folder: str) -> None:
         folder: where the files are; one on a remote disk gets no report.
 
     Raises:
-        SourceError, NotPrepared: what was written must not be kept.
+        SourceError, NotPrepared, DiskError: what was written must not be kept.
     """
     tallies = plan.report_folder or Path(folder)
     counts = report.read(tallies)
@@ -111,6 +112,13 @@ def why_not_kept(counts: Report, is_lost: bool, options: Options) -> LaionFaceEr
             f"images='fetch': the network was lost on the way, {counts.failures:,} of {asked:,} pictures failed "
             f"({reasons}). Nothing of this run was cached. Load the dataset again once the network is back; with "
             "cache_images=FOLDER what came is kept, and images='download' asks again for what failed."
+        )
+    if unread := counts.failed[Reason.TAR_UNREADABLE]:
+        place = options.data.tars(options.parts[0]).parent
+        return DiskError(
+            f"{place}: {unread:,} pictures could not be read from their tars (permission, or a disk that "
+            "fails). Nothing of this run was cached, since it would lack them ever after. Put it right, and load the "
+            "dataset again; streaming=True counts them and goes on."
         )
     if counts.yielded or not counts.failures:
         return None

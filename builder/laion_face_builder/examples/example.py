@@ -22,7 +22,7 @@ from laion_face_builder.index.filters import Filters
 from laion_face_builder.index.reader import RowBatch
 from laion_face_builder.log import logger
 from laion_face_builder.options import ALL_FACES, LARGEST_FACE, Options
-from laion_face_builder.schema import BLURRED_COLUMN, example_columns
+from laion_face_builder.schema import BLURRED_COLUMN
 
 Example = dict[str, Any]
 
@@ -122,7 +122,10 @@ class ExampleMaker:
             raise fetched
         if fetched is not None:
             return fetched
-        return self.pictures.get(number).picture if self.pictures is not None else None
+        picture = self.pictures.get(number).picture if self.pictures is not None else None
+        if picture is not None and self.options.fetch.isolate_decoder:
+            pictures.inspect(picture.data, max_pixels=self.options.fetch.max_pixels)
+        return picture
 
     def _failed(self, values: Example, error: PictureError) -> Example | None:
         self.tally.failed(error.reason, values["url"])
@@ -131,7 +134,10 @@ class ExampleMaker:
         return self.without_picture(values) if self.options.on_error == "null" else None
 
     def _with_picture(self, values: Example, picture: Picture) -> Example:
+        self._require_included(values, picture)
         self._refuse_excluded(picture)
+        if (picture.fetched_sha256 or picture.sha256) in self.options.placeholders:
+            raise PictureError(Reason.TOO_MANY_COPIES)
         values = self._put_right(values, picture)
         frame = self._frame(values, picture)
         placed, aligned = self._placed(values, picture, frame)
@@ -143,6 +149,13 @@ class ExampleMaker:
             height=picture.height,
             faces_aligned=aligned,
         )
+
+    def _require_included(self, values: Example, picture: Picture) -> None:
+        include = self.options.filters.include
+        if include is None or not include.has_hashes or include.names_row(values["sample_id"], values["url"]):
+            return
+        if not include.names_picture(picture.data, (picture.sha256, picture.fetched_sha256)):
+            raise PictureError(Reason.NOT_INCLUDED)
 
     def _refuse_excluded(self, picture: Picture) -> None:
         exclude = self.options.filters.exclude
@@ -231,7 +244,7 @@ class ExampleMaker:
     def _filled(self, values: Example, **made: Any) -> Example:
         known = {**values, "original_width": values["width"], "original_height": values["height"], **made}
         known[BLURRED_COLUMN] = known["image"] is not None
-        return {name: known[name] for name in example_columns(self.options.blur_faces)}
+        return {name: known[name] for name in self.options.columns}
 
 
 def chosen_faces(filters: Filters, values: Example, keep_faces: str) -> list[int]:

@@ -13,7 +13,7 @@ from laion_face_builder.errors import DiskError, LaionFaceError, NetworkOutage, 
 from laion_face_builder.examples import _compat, parts, ready, report
 from laion_face_builder.examples.arrow import REPORT_KEY
 from laion_face_builder.examples.walk import shards_per_part_for, world_size
-from laion_face_builder.files import digest, disk_error, is_of_writing
+from laion_face_builder.files import concerned, digest, disk_error
 from laion_face_builder.layout import CONFIG_PARTS
 from laion_face_builder.log import logger
 from laion_face_builder.options import Options, refuse_unknown
@@ -49,11 +49,13 @@ def _plain_errors(cache_dir: Path) -> Iterator[None]:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, (OSError, NetworkOutage)):
             cause = cause.__cause__ or cause.__context__
-        if isinstance(cause, NetworkOutage):
-            raise NetworkOutage(str(cause)) from error
-        if cause is None or isinstance(cause, LaionFaceError) or not is_of_writing(cause):
+        if isinstance(cause, (DiskError, NetworkOutage)):
+            raise cause from None
+        if cause is None or isinstance(cause, LaionFaceError):
             raise
-        raise disk_error(cache_dir / "LaionFace", cause) from error
+        if (file := concerned(cache_dir, cause)) is None:
+            raise
+        raise disk_error(file, cause) from error
 
 
 def _load(builder_class: type[datasets.GeneratorBasedBuilder], name: str | None, given: dict[str, Any]) -> Any:
@@ -96,15 +98,15 @@ def config_id(options: Options, adopted: parts.Adopted | None = None) -> str:
     return f"{options.config}-{digest({'options': options.defining(), 'read': read})}"
 
 
-def make_ready(options: Options, *, streaming: bool) -> parts.Adopted:
-    """Make what is missing and give the sidecars of an adopted folder; see `ready.make_ready`.
+def make_ready(options: Options, *, streaming: bool) -> tuple[Options, parts.Adopted]:
+    """Make what is missing, and give the options and the sidecars of an adopted folder; see `ready.make_ready`.
 
     Raises:
         NotPrepared: there are several ranks, and each would make the same.
     """
     if streaming:
         check_ranks(options)
-    return ready.make_ready(options, streaming=streaming)
+    return ready.make_ready(options, streaming=streaming, is_joined=streaming and world_size() > 1)
 
 
 def check_ranks(options: Options) -> None:

@@ -17,16 +17,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 from laion_face_builder import progress
 from laion_face_builder.download.adopt import part_folder
 from laion_face_builder.download.tar_reader import PartPictures
-from laion_face_builder.errors import NotPrepared, OptionError, StateConflict
+from laion_face_builder.errors import NotPrepared, OptionError, ShardsGivenUp, StateConflict
 from laion_face_builder.files import digest, read_fingerprint
 from laion_face_builder.forecast import Forecast
-from laion_face_builder.index.exclusion import Exclusion
+from laion_face_builder.index.exclusion import Exclusion, Mask
+from laion_face_builder.index.filters import Filters
+from laion_face_builder.index.joined_part import JoinedPart
 from laion_face_builder.index.published import PublishedPart, find_published
 from laion_face_builder.index.reader import IndexPart
-from laion_face_builder.options import IMAGE_MODES, OptionFields, Options
+from laion_face_builder.log import logger
+from laion_face_builder.options import IMAGE_MODES, INNER, OptionFields, Options
 from laion_face_builder.shown import shown
 from laion_face_builder.sources import data_store
 from laion_face_builder.sources.hub import Token
@@ -35,7 +40,7 @@ if TYPE_CHECKING:
     from laion_face_builder.download.part import DownloadOptions, PartResult
 
 #: Which options each command takes besides CONFIG, --parts and --data-dir, by their groups.
-_GROUPS = {"prepare": ("source",), "download": ("source", "filter", "resize", "transfer")}
+_GROUPS = {"prepare": ("source",), "download": ("source", "filter", "join", "resize", "transfer")}
 
 
 def command(name: str, options: Options, parts: Sequence[int]) -> str:
@@ -53,7 +58,11 @@ def command(name: str, options: Options, parts: Sequence[int]) -> str:
     for spec in dataclasses.fields(OptionFields):
         value = values[spec.name]
         if spec.metadata["group"] in _GROUPS[name] and value != spec.default:
-            words += [f"--{spec.name.replace('_', '-')}", *([] if value is True else [_typed(value)])]
+            flag = f"--{spec.name.replace('_', '-')}"
+            if spec.metadata["is_repeated"]:
+                words += [word for one in value for word in (flag, str(one))]
+            else:
+                words += [flag, *([] if value is True else [_typed(value)])]
     return shlex.join(words)
 
 
@@ -112,7 +121,7 @@ def open_part(options: Options, part: int, adopted: Adopted | None = None) -> It
     """
     if not is_prepared(options, part):
         require_prepared(options)
-    with _index_of(options, part) as index, _pictures_of(options, part, index, adopted) or nullcontext() as pictures:
+    with index_of(options, part) as index, _pictures_of(options, part, index, adopted) or nullcontext() as pictures:
         yield OpenPart(index, pictures, is_fetched=pictures is None and options.images != "none")
 
 
@@ -127,7 +136,7 @@ def adopt(options: Options) -> Adopted:
 
 def rows_of(options: Options, part: int) -> int:
     """Give the number of rows of the part's index, which has to be there."""
-    with _index_of(options, part) as index:
+    with index_of(options, part) as index:
         return index.num_rows
 
 
@@ -161,7 +170,13 @@ def identity(options: Options, part: int, adopted: Adopted | None = None) -> dic
     """Give digests of what is read of a part, so that a cache never gives outdated content."""
     with open_part(options, part, adopted) as opened:
         pictures = opened.pictures
-        return {"index": digest(opened.index.fingerprint), "pictures": pictures and digest(pictures.fingerprint)}
+        read = {"index": digest(opened.index.fingerprint), "pictures": pictures and digest(pictures.fingerprint)}
+    if options.more is not None and options.more.names:
+        # Only then: caches of earlier versions stay good.
+        read["more"] = digest([str(options.more), *(table.fingerprint(part) for table in options.tables)])
+    if options.max_copies is not None:
+        read["placeholders"] = digest(sorted(options.placeholders))
+    return read
 
 
 def download_options(options: Options, **how: Any) -> DownloadOptions:
@@ -181,7 +196,8 @@ def download(
         shards: a share of each part's shards, as `share.Share.parse` understands it; None means all.
 
     Raises:
-        OptionError: no such number of rounds, or no such share; NotPrepared: a part has no index.
+        OptionError: no such number of rounds, or no such share; NotPrepared: a part has no index; ShardsGivenUp: not
+            all of a part could be made. The other parts are.
     """
     from laion_face_builder.download.download_options import RETRY_FAILED
     from laion_face_builder.download.part import Share, download_part, download_share
@@ -193,15 +209,51 @@ def download(
     if share is not None and clean:
         raise OptionError("shards and clean_tars: tars are cleaned by the download of all shards, last")
     require_prepared(options)
+    given_up: list[ShardsGivenUp] = []
     for number, part in enumerate(options.parts, 1):
-        with _index_of(options, part) as index:
-            with progress.nth("part", number, len(options.parts)):
-                if share is None:
-                    given = (options.data, part, how, options.filters, retry_failed)
-                    result = download_part(*given, index=index, clean=clean)
-                else:
-                    result = download_share(options.data, part, share, how, options.filters, index=index)
+        with index_of(options, part) as index:
+            try:
+                with progress.nth("part", number, len(options.parts)):
+                    if share is None:
+                        given = (options.data, part, how, row_filters(options, part), retry_failed)
+                        result = download_part(*given, index=index, clean=clean)
+                    else:
+                        result = download_share(options.data, part, share, how, row_filters(options, part), index=index)
+            except ShardsGivenUp as error:
+                logger.warning("part %05d is not whole; the others go on: %s", part, error)
+                given_up.append(error)
+                continue
             yield part, result
+    if given_up:
+        raise given_up[0]
+
+
+@dataclass(frozen=True)
+class JoinedFilters:
+    """The filters of a download, where rows that a table lacks are left out: which these are is part of them."""
+
+    filters: Filters
+    tables: tuple[str, ...]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that `mask` needs."""
+        return self.filters.columns
+
+    def mask(self, table: pa.Table) -> Mask:
+        """Tell, bool[n], which rows pass."""
+        return self.filters.mask(table)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what defines the filters, the content of the tables included."""
+        return {**self.filters.as_dict(), "tables": list(self.tables)}
+
+
+def row_filters(options: Options, part: int) -> Filters | JoinedFilters:
+    """Return what says which rows of a part are fetched into tars."""
+    if options.filters.join_how != INNER:
+        return options.filters
+    return JoinedFilters(options.filters, tuple(digest(table.fingerprint(part)) for table in options.tables))
 
 
 def forecast_download(options: Options, how: DownloadOptions, retry_failed: int = 0) -> Forecast:
@@ -215,17 +267,23 @@ def forecast_download(options: Options, how: DownloadOptions, retry_failed: int 
     require_prepared(options)
 
     def forecast_of(part: int) -> PartForecast:
-        with _index_of(options, part) as index:
-            return forecast_part(options.data, part, how, options.filters, retry_failed, index=index)
+        with index_of(options, part) as index:
+            return forecast_part(options.data, part, how, row_filters(options, part), retry_failed, index=index)
 
     return forecast_parts(options.data, options.parts, forecast_of)
 
 
-def _index_of(options: Options, part: int) -> IndexPart:
-    if options.index is None:
-        return IndexPart.open(data_store.place(options.data, options.data.index(part)))
-    token = options.upstream.token
-    return IndexPart.open(_published(options.index, part, token), token)
+def index_of(options: Options, part: int) -> IndexPart:
+    """Return the part's rows, with those of the tables that are joined; nothing is opened yet."""
+    token = None if options.index is None else options.upstream.token
+    place = (
+        data_store.place(options.data, options.data.index(part))
+        if options.index is None
+        else _published(options.index, part, token)
+    )
+    if options.tables:
+        return JoinedPart.beside(place, part, options.tables, token)
+    return IndexPart.open(place, token)
 
 
 @functools.lru_cache(maxsize=64)
@@ -263,7 +321,7 @@ def _adopted(options: Options, part: int, index: IndexPart, adopted: Adopted | N
 
 
 def _looked_through(options: Options, part: int) -> Path:
-    with _index_of(options, part) as index, _adopted(options, part, index, None) as pictures:
+    with index_of(options, part) as index, _adopted(options, part, index, None) as pictures:
         return pictures.sidecar
 
 

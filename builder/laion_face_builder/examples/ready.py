@@ -11,21 +11,24 @@ from pathlib import Path
 
 from laion_face_builder.download.adopt import part_folder
 from laion_face_builder.errors import NotPrepared
-from laion_face_builder.examples import parts
+from laion_face_builder.examples import beside, parts
 from laion_face_builder.examples.parts import command, listed
+from laion_face_builder.examples.placeholders import with_placeholders
 from laion_face_builder.files import disk_free, human_size
 from laion_face_builder.log import logger
 from laion_face_builder.options import IMAGE_MODES, Options
 
 
-def make_ready(options: Options, *, streaming: bool) -> parts.Adopted:
+def make_ready(options: Options, *, streaming: bool, is_joined: bool = False) -> tuple[Options, parts.Adopted]:
     """Make what is missing before the parts can be read; log first how much that is.
 
     Args:
         streaming: pictures that are nowhere on disk may then be fetched with images="auto".
+        is_joined: whether another process has joined what is to be joined.
 
     Returns:
-        The sidecars of an adopted folder, by part; none with other pictures.
+        The options with what is read beside the index, see `beside.with_columns`; and the sidecars of an adopted
+        folder, by part; none with other pictures.
 
     Raises:
         NotPrepared: pictures are missing, and no option says where from; the message says what downloading them takes.
@@ -37,9 +40,11 @@ def make_ready(options: Options, *, streaming: bool) -> parts.Adopted:
         from laion_face_builder.index.prepare import prepare
 
         prepare(options.data, missing, options.upstream)
+    options = beside.with_columns(options, is_made=is_joined)
     if options.images == "download":
         _download(options)
-    return parts.adopt(options)
+    adopted = parts.adopt(options)
+    return with_placeholders(options, adopted), adopted
 
 
 def without_index(options: Options) -> list[int]:

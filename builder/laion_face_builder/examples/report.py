@@ -18,21 +18,22 @@ from __future__ import annotations
 import atexit
 import json
 import os
-import shutil
-import tempfile
 import time
 import uuid
 import weakref
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from laion_face_builder import progress
+from laion_face_builder.files import disk_error
 from laion_face_builder.images.reasons import Reason, http
 from laion_face_builder.index.urls import host_of
 from laion_face_builder.log import logger
+from laion_face_builder.temporary import make_folder, remove_folder
 
 #: Failures without an answer from the host: what a lost network, a broken resolver or a sign-in page look like.
 SILENT = frozenset(
@@ -188,16 +189,21 @@ class Report:
 
 
 class Tally:
-    """The running counts of one process, written to the report's folder and logged. Use as a context manager."""
+    """The running counts of one process, written to the report's folder and logged. Use as a context manager.
 
-    def __init__(self, folder: Path | None) -> None:
+    Args:
+        folder: of the report; None if nothing is to be written.
+        is_needed: whether the block ends with a DiskError if the counts cannot be written; else a line is logged.
+    """
+
+    def __init__(self, folder: Path | None, *, is_needed: bool = False) -> None:
         self.counts = Report()
         self._path = folder / f"{os.getpid()}-{uuid.uuid4().hex[:8]}.json" if folder is not None else None
         self._written = self._said = time.monotonic()
         self._warned = False
         self._listener = Listener()
         # Runs once: when the block ends, the iterator is dropped, or the program ends, while there is still a logger.
-        self._end = weakref.finalize(self, _end, self.counts, self._listener, self._path)
+        self._end = weakref.finalize(self, _end, self.counts, self._listener, self._path, is_needed)
 
     def __enter__(self) -> Tally:
         progress.talk_unless_configured()  # in a worker process nobody else has done so
@@ -239,7 +245,8 @@ class Tally:
         now = time.monotonic()
         if now - self._written >= _SECONDS_BETWEEN_WRITES:
             self._written = now
-            _write(self.counts, self._listener, self._path)
+            with suppress(OSError):  # The last time it is said.
+                _write(self.counts, self._listener, self._path)
         if now - self._said >= _SECONDS_BETWEEN_LINES:
             self._said = now
             logger.info("%s so far", self.counts)
@@ -269,8 +276,15 @@ class Tally:
             hosts[OTHER_HOSTS] += count
 
 
-def _end(counts: Report, listener: Listener, path: Path | None) -> None:
-    _write(counts, listener, path)
+def _end(counts: Report, listener: Listener, path: Path | None, is_needed: bool) -> None:
+    try:
+        _write(counts, listener, path)
+    except OSError as error:
+        assert path is not None, "nothing is written without a path"  # noqa: S101 - says it to the type checker
+        if is_needed:
+            raise disk_error(path, error) from error
+        # A stream's examples are not to be lost for the sake of their count.
+        logger.warning("%s. Only the report of the dataset lacks this: %s", disk_error(path, error), counts)
     if counts.failures:
         logger.info("%s", counts)
 
@@ -286,7 +300,7 @@ def _write(counts: Report, listener: Listener, path: Path | None) -> None:
 
 def new_folder() -> Path:
     """Make a folder for the tallies of one dataset; it is removed when this process ends."""
-    folder = Path(tempfile.mkdtemp(prefix="laion-face-report-"))
+    folder = make_folder("report")
     atexit.register(_remove, folder, os.getpid())
     return folder
 
@@ -314,4 +328,4 @@ def keep(report: Report, folder: Path) -> None:
 def _remove(folder: Path, owner: int) -> None:
     # A forked worker inherits the exit handler but not the folder.
     if os.getpid() == owner:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_folder(folder)

@@ -30,7 +30,8 @@ from laion_face_builder.examples.state import Beyond, DoneRows, ShardSequence
 from laion_face_builder.examples.walk import Plan, Position, Shard, fetched, walk
 from laion_face_builder.log import logger
 from laion_face_builder.options import ARRIVAL_ORDER
-from laion_face_builder.schema import example_columns, example_features
+from laion_face_builder.orphans import end_worker_with_parent
+from laion_face_builder.schema import example_features
 
 Batch = TypeVar("Batch")
 
@@ -141,6 +142,7 @@ class ExampleStream(ExamplesIterable):
             yield key, pa.Table.from_pylist([example], schema=schema)
 
     def __iter__(self) -> Iterator[tuple[int, Example]]:
+        end_worker_with_parent()
         yield from self._replayed()
         with Tally(self._plan.report_folder) as tally:
             rows = walk(self._plan, self._shards, self._start(), tally)
@@ -188,7 +190,7 @@ class ExampleStream(ExamplesIterable):
         return here
 
     def _replayed(self) -> Iterator[tuple[int, Example]]:
-        nothing = dict.fromkeys(example_columns(self._plan.options.blur_faces))
+        nothing = dict.fromkeys(self._plan.options.columns)
         while self._to_replay:
             self._to_replay -= 1
             self._count()
@@ -232,7 +234,8 @@ class ExampleStream(ExamplesIterable):
 
 
 def _features_of(plan: Plan, *, decode: bool) -> Features:
-    return example_features(decode=decode, blur_faces=plan.options.blur_faces, mode=plan.options.mode)
+    options = plan.options
+    return example_features(decode=decode, blur_faces=options.blur_faces, mode=options.mode, more=options.more)
 
 
 def examples(plan: Plan, shards: Sequence[Shard]) -> Iterator[tuple[int, Example]]:
@@ -240,7 +243,8 @@ def examples(plan: Plan, shards: Sequence[Shard]) -> Iterator[tuple[int, Example
 
     They come in the index's order whatever the options say, so that the cache is the same.
     """
-    with Tally(plan.report_folder) as tally:
+    end_worker_with_parent()
+    with Tally(plan.report_folder, is_needed=True) as tally:
         for step, picture in fetched(plan, walk(plan, shards, Position(), tally)):
             if (example := step.row.example(picture)) is not None:
                 yield step.key, example

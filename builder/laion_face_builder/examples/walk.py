@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from laion_face_builder.errors import OptionError, PictureError, StateConflict
-from laion_face_builder.examples import parts
+from laion_face_builder.examples import beside, parts
 from laion_face_builder.examples.example import INDEX_COLUMNS, ExampleMaker, Row
 from laion_face_builder.examples.report import Tally
 from laion_face_builder.fetch.cache import PictureCache
@@ -178,7 +178,10 @@ def _rows(maker: ExampleMaker, index: IndexPart, start: int, stop: int) -> Itera
         keep, named = np.zeros(len(bad), np.bool_), np.zeros(len(bad), np.bool_)
         good = table.filter(pa.array(~bad)) if bad.any() else table
         keep[~bad], named[~bad] = filters.mask(good), filters.excluded(good)
-        wanted = _places(table.select(INDEX_COLUMNS).filter(pa.array(keep)))
+        kept = table.select(INDEX_COLUMNS).filter(pa.array(keep))
+        if maker.options.more is not None and kept.num_rows:
+            kept = beside.with_more(kept, index, (first, first + table.num_rows), keep, maker.options.more)
+        wanted = _places(kept)
         known = zip(_numbered(table), keep.tolist(), named.tolist(), bad.tolist(), strict=True)
         for at, (sample_id, is_kept, is_named, is_bad) in enumerate(known):
             batch, place = next(wanted) if is_kept else (None, 0)

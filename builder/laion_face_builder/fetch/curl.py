@@ -46,6 +46,7 @@ _NAMES = {
     pycurl.E_FILESIZE_EXCEEDED: Reason.TOO_LARGE,
     pycurl.E_SEND_ERROR: Reason.RESET,
     pycurl.E_GOT_NOTHING: Reason.RESET,
+    pycurl.E_BAD_CONTENT_ENCODING: Reason.CONTENT_CODING,
     # HTTP of before 1.0, or no HTTP at all; a NUL in a header.
     pycurl.E_UNSUPPORTED_PROTOCOL: Reason.BAD_RESPONSE,
     _WEIRD_SERVER_REPLY: Reason.BAD_RESPONSE,
@@ -71,13 +72,18 @@ def name_of(curl: pycurl.Curl, number: int) -> str:
     if number == pycurl.E_PEER_FAILED_VERIFICATION:
         return Reason.TLS_INCOMPLETE_CHAIN if curl.getinfo(pycurl.SSL_VERIFYRESULT) in _NO_ISSUER else Reason.TLS
     if number == pycurl.E_SSL_CONNECT_ERROR:
-        said = curl.errstr().lower()
+        said = said_by(curl).lower()
         return Reason.RESET if any(words in said for words in _BROKE_OFF) else Reason.TLS
     if number == pycurl.E_RECV_ERROR:
         # libcurl's word for broken chunks, too, and for headers beyond its own bounds: then no system call has failed.
-        is_broken = curl.getinfo(pycurl.OS_ERRNO) or "ssl" in curl.errstr().lower()
+        is_broken = curl.getinfo(pycurl.OS_ERRNO) or "ssl" in said_by(curl).lower()
         return Reason.RESET if is_broken else Reason.BAD_RESPONSE
     return _NAMES.get(number, Reason.OTHER)
+
+
+def said_by(curl: pycurl.Curl) -> str:
+    """Return libcurl's words for what ended a transfer; they may quote bytes of the host's that are no text."""
+    return str(curl.errstr_raw(), errors="replace")
 
 
 def _of_connecting(reason: int) -> str:
@@ -171,7 +177,7 @@ class CurlTransfer:
         if number:
             if number in _WANT_FILES and open_files.are_gone():
                 raise NoFiles
-            raise PictureError(name_of(self.curl, number), self.curl.errstr() or f"libcurl's error {number}")
+            raise PictureError(name_of(self.curl, number), said_by(self.curl) or f"libcurl's error {number}")
         return Response(int(self.curl.getinfo(pycurl.RESPONSE_CODE)), self._headers, self._body.finish())
 
     def _on_connect(self, _purpose: int, where: tuple[int, int, int, tuple[object, ...]]) -> socket.socket | int:

@@ -85,7 +85,10 @@ class Flights:
     async def look_in_cache(self, job: Job) -> Landing:
         """Look for the picture in the cache; if it is not there, the network is the next step."""
         job.progress.has_begun = True
-        kept = await self._loop.run_in_executor(self._cache_threads, self._from_cache, job.progress.origin)
+        try:
+            kept = await self._loop.run_in_executor(self._cache_threads, self._from_cache, job.progress.origin)
+        except PictureError as error:
+            return Landing(error)
         if kept is None:
             return Landing(Retry(job.progress.origin))
         job.grow(len(kept.data))
@@ -183,7 +186,8 @@ class Flights:
         return Landing(step, contact, began, error.reason, is_heard=is_heard, before=before)
 
     async def _checked(self, job: Job, data: bytes) -> pictures.Picture:
-        picture = jpeg.quick(data, max_pixels=self._limits.options.max_pixels)
+        options = self._limits.options
+        picture = None if options.isolate_decoder else jpeg.quick(data, max_pixels=options.max_pixels)
         if picture is None:
             picture = await self._loop.run_in_executor(self._helpers, self._inspect, data)
         job.grow(len(data) - job.size)  # it may have come packed
@@ -200,4 +204,6 @@ class Flights:
         most = self._limits.options
         if kept is None or len(kept.data) > most.max_bytes or kept.width * kept.height > most.max_pixels:
             return None
+        if most.isolate_decoder:  # it may have been kept without
+            self._inspect(kept.data)
         return replace(kept, is_kept=True)

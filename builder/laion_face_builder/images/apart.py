@@ -1,9 +1,10 @@
-"""Decoding in a child process, for what is rare and whose work nothing in the file bounds: TIFF, AVIF, packed BMP.
+"""Decoding in child processes, since a decoder in C cannot be interrupted, may crash, and prints what it likes.
 
-A decoder in C cannot be interrupted, may crash, and writes what it likes to the terminal. So there is one child for
-each process of ours (`apart_child`), started with the first such picture and used for all that follow. The system
-bounds its memory and its processor time by the size of each picture, and its stderr goes nowhere. The other formats,
-nearly all pictures, are bounded by `structure`, and decoded where they are.
+So every picture is decoded, and encoded, in a child (`apart_child`): there are up to two for each process of ours,
+started with the first picture that needs one and used for all that follow. The system bounds a child's memory, its
+processor time and the time that it takes, by the size of each picture, and its stderr goes nowhere. What kills two
+children in a row, or does not end, costs that picture and nothing else. Only what `jpeg` can tell of a JPEG by its
+structure needs no decoder.
 
 Over a socket go, either way, the lengths of what follows, a JSON object, and bytes.
 """
@@ -18,7 +19,8 @@ import socket
 import struct
 import subprocess
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from laion_face_builder.errors import PictureError
@@ -27,36 +29,47 @@ from laion_face_builder.parallel import python
 
 #: Lengths of the object and of the bytes.
 LENGTHS = struct.Struct("<QQ")
+#: In an answer: the bytes are those that were asked about, and are not sent again.
+SAME = "is_same"
 _COMMAND = python("-m", "laion_face_builder.images.apart_child")
-#: Seconds without an answer. The child's processor time ends it long before, unless it waits for something.
-_PATIENCE = 300.0
-#: What libraries would reserve for threads they do not need counts as memory.
-_ONE_THREAD = {"MALLOC_ARENA_MAX": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-
-
-def is_decoded_apart(data: bytes) -> bool:
-    """Say whether a picture with these bytes is to be decoded in the child process."""
-    if data.startswith(b"BM"):
-        return data[30:34] not in (bytes(4), b"\3\0\0\0")  # neither plain nor with masks: run lengths
-    return data.startswith((b"II", b"MM")) or data[4:8] == b"ftyp"
+#: Children of a process at most.
+_CHILDREN = 2
+#: Seconds that one picture may take, whatever the decoder waits for; the system ends the child then.
+PATIENCE = 300
+#: Seconds after which a child is ended that its own system has not ended: it was stopped, or another has its time.
+_LONGEST = 2.0 * PATIENCE
+#: Seconds that dying may take.
+_DYING = 10.0
+#: What libraries would reserve for threads they do not need counts as memory. And glibc gives back the memory of every
+#: picture at its end, to ask for it again: a third of a WebP's time.
+_ENVIRONMENT = {
+    **{"MALLOC_ARENA_MAX": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+    **{"MALLOC_MMAP_THRESHOLD_": f"{1 << 24}", "MALLOC_TRIM_THRESHOLD_": f"{1 << 26}"},
+}
+#: How a child ends that took too long, and how one that somebody else ended: for want of memory, nearly always.
+_OUT_OF_TIME = {
+    -signal.SIGXCPU: "it takes more processor time than a picture of its size",
+    -signal.SIGALRM: f"its decoder did not end within {PATIENCE} s",
+}
+_ENDED = {-signal.SIGKILL, -signal.SIGTERM}
 
 
 class DecoderProcess:
-    """The child process, replaced when it dies. Threads take turns; a forked process starts its own.
+    """The children, replaced when they die. Threads take turns; a forked process starts its own.
 
     Args:
-        command: starts the child.
+        command: starts a child.
     """
 
     def __init__(self, command: Sequence[str] = _COMMAND) -> None:
         self._command = command
-        self._child: _Child | None = None
-        self._lock = threading.Lock()
-        os.register_at_fork(after_in_child=self._forget)
+        self._forget(())
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=lambda: self._forget(self._children))
         atexit.register(self.close)
 
     def call(self, work: str, data: bytes, **how: Any) -> tuple[dict[str, Any], bytes]:
-        """Have the child do `work` with a picture.
+        """Have a child do `work` with a picture.
 
         Args:
             work: one of `apart_child.WORK`.
@@ -67,60 +80,91 @@ class DecoderProcess:
             What the work gives: values, and bytes.
 
         Raises:
-            PictureError: what the work raises; "slow_decode", "too_much_memory"; "crashed_decoder": two children died
-                of it, or none can be started.
+            PictureError: what the work raises; "decode_timeout", "too_much_memory"; "crashed_decoder": two children
+                died of it; "internal": none can be started.
         """
-        with self._lock:
+        with self._turns:
             for _ in range(2):  # a child may have died of something else
                 try:
                     values, body = self._asked({"work": work, **how}, data)
                 except TimeoutError:
-                    raise PictureError(Reason.SLOW_DECODE, f"no answer in {_PATIENCE:g} s") from None
-                except (EOFError, ConnectionError) as error:
-                    died = str(error)
+                    raise PictureError(Reason.DECODE_TIMEOUT, f"no answer in {_LONGEST:g} s") from None
+                except _Death as death:
+                    code = death.code
                     continue
                 except OSError as error:
-                    raise PictureError(Reason.CRASHED_DECODER, f"no process can be started for it: {error}") from error
+                    raise PictureError(Reason.INTERNAL, f"no process can be started for it: {error}") from error
                 if "reason" in values:
                     raise PictureError(values["reason"], values["detail"])
-                return values, body
-        raise PictureError(Reason.CRASHED_DECODER, died)
+                return values, data if values.pop(SAME, False) else body
+        reason = Reason.TOO_MUCH_MEMORY if code in _ENDED else Reason.CRASHED_DECODER
+        raise PictureError(reason, f"the decoder's process ended with {code}")
+
+    def start(self) -> None:
+        """Start a child, if there is none, and wait for nothing: what it imports takes a while."""
+        with suppress(OSError):  # whoever needs it will hear of it
+            child = self._idle() or self._started()
+            with self._lock:
+                self._free.append(child)
 
     def rewritten(self, work: str, data: bytes, **how: Any) -> bytes:
-        """Have the child rewrite a picture; return `data` itself if nothing changes. Otherwise as `call`."""
-        written = self.call(work, data, **how)[1]
-        return data if written == data else written
+        """Have a child rewrite a picture; return `data` itself if nothing changes. Otherwise as `call`."""
+        return self.call(work, data, **how)[1]
 
     def close(self) -> None:
-        """End the child, if there is one."""
-        with self._lock:
-            self._end()
+        """End the children that do nothing."""
+        while (child := self._idle()) is not None:
+            self._end(child)
+
+    @property
+    def pids(self) -> list[int]:
+        """The ids of the children."""
+        return sorted(child.pid for child in [*self._children])
 
     def _asked(self, how: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
-        child = self._child = self._child or _Child(self._command)
+        child = self._idle() or self._started()
         try:
-            return child.answer(how, data)
+            answer = child.answer(how, data)
         except (EOFError, ConnectionError) as error:
-            code = self._end(wait=True)
-            if code == -signal.SIGXCPU:
-                raise PictureError(
-                    Reason.SLOW_DECODE, "it takes more processor time than a picture of its size"
-                ) from error
-            raise EOFError(f"the decoder's process ended with {code}") from error
+            code = self._end(child, wait=True)
+            if code in _OUT_OF_TIME:
+                raise PictureError(Reason.DECODE_TIMEOUT, _OUT_OF_TIME[code]) from error
+            raise _Death(code) from error
         except BaseException:  # half an answer may be on its way
-            self._end()
+            self._end(child)
             raise
+        with self._lock:
+            self._free.append(child)
+        return answer
 
-    def _end(self, wait: bool = False) -> int | None:
-        child, self._child = self._child, None
-        return child.end(wait) if child is not None else None
+    def _idle(self) -> _Child | None:
+        with self._lock:
+            return self._free.pop() if self._free else None
 
-    def _forget(self) -> None:
-        """Forget the child in a forked process: it is the parent's."""
-        self._lock = threading.Lock()
-        if self._child is not None:
-            self._child.forget()
-            self._child = None
+    def _started(self) -> _Child:
+        child = _Child(self._command)
+        with self._lock:
+            self._children.add(child)
+        return child
+
+    def _end(self, child: _Child, wait: bool = False) -> int:
+        with self._lock:
+            self._children.discard(child)
+        return child.end(wait)
+
+    def _forget(self, children: Iterable[_Child]) -> None:
+        """Forget the children in a forked process: they are the parent's."""
+        for child in children:
+            child.forget()
+        self._lock, self._turns = threading.Lock(), threading.BoundedSemaphore(_CHILDREN)
+        self._children: set[_Child] = set()
+        self._free: list[_Child] = []
+
+
+class _Death(Exception):
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
 
 
 class _Child:
@@ -128,7 +172,7 @@ class _Child:
 
     def __init__(self, command: Sequence[str]) -> None:
         self._socket, theirs = socket.socketpair()
-        self._socket.settimeout(_PATIENCE)
+        self._socket.settimeout(_LONGEST)
         try:
             with theirs:
                 self._process = subprocess.Popen(  # noqa: S603 - our own module
@@ -136,12 +180,16 @@ class _Child:
                     stdin=theirs.fileno(),
                     stdout=theirs.fileno(),
                     stderr=subprocess.DEVNULL,
-                    env=os.environ | _ONE_THREAD,
+                    env=os.environ | _ENVIRONMENT,
                     start_new_session=True,  # Ctrl-C is for us, and the child ends with its socket
                 )
         except BaseException:
             self._socket.close()
             raise
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def answer(self, how: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
         """Ask the child, and return its answer.
@@ -159,8 +207,10 @@ class _Child:
     def end(self, wait: bool) -> int:
         """End the child and return its exit code; `wait` if it is dying of itself."""
         self._socket.close()
-        if not wait:
-            self._process.kill()
+        if wait:
+            with suppress(subprocess.TimeoutExpired):
+                return self._process.wait(_DYING)
+        self._process.kill()
         return self._process.wait()
 
     def forget(self) -> None:

@@ -23,7 +23,7 @@ from PIL import Image
 
 from laion_face_builder.errors import PictureError
 from laion_face_builder.images import pictures
-from laion_face_builder.images.apart import APART, is_decoded_apart
+from laion_face_builder.images.apart import APART
 from laion_face_builder.images.reasons import Reason
 from laion_face_builder.images.strict_pillow import STRICT
 
@@ -41,7 +41,7 @@ _PNG_DEPTH = 24
 def in_mode(data: bytes, mode: str) -> bytes:
     """Return the picture in bytes of which `datasets.Image(mode=mode)` and `convert(mode)` make what a viewer shows.
 
-    Most pictures are given back as they are, and cost a look at their header. The others are written anew, as PNG.
+    Most pictures are given back as they are. The others are written anew, as PNG.
 
     Args:
         data: a picture that `pictures.neutral` gave.
@@ -52,7 +52,7 @@ def in_mode(data: bytes, mode: str) -> bytes:
     """
     if data.startswith(_JPEG):
         return data
-    return APART.rewritten("in_mode", data, mode=mode) if is_decoded_apart(data) else in_mode_here(data, mode)
+    return APART.rewritten("in_mode", data, mode=mode)
 
 
 def in_mode_here(data: bytes, mode: str) -> bytes:
@@ -76,7 +76,7 @@ def simple(data: bytes) -> bytes:
     """
     if data.startswith(_JPEG):
         return data
-    return APART.rewritten("simple", data) if is_decoded_apart(data) else simple_here(data)
+    return APART.rewritten("simple", data)
 
 
 def simple_here(data: bytes) -> bytes:

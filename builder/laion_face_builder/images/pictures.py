@@ -20,7 +20,7 @@ from PIL import Image, ImageFile
 
 from laion_face_builder.errors import PictureError
 from laion_face_builder.images import orientation
-from laion_face_builder.images.apart import APART, is_decoded_apart
+from laion_face_builder.images.apart import APART
 from laion_face_builder.images.reasons import Reason
 from laion_face_builder.images.strict_pillow import STRICT
 from laion_face_builder.images.structure import check_exif, check_pixels, check_structure, exif_of
@@ -84,24 +84,19 @@ class Picture:
 def inspect(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Picture:
     """Decode the picture (of an animation the first frame) once, and return what it is.
 
-    Pillow's process-wide ImageFile.LOAD_TRUNCATED_IMAGES does not matter: where the user has set it, it is off while
-    any thread is in here, and set again afterwards.
-
-    TIFF, AVIF and packed BMP are decoded in a process of their own.
+    It is decoded in a process of its own (`apart`).
 
     Raises:
         PictureError: "empty", "not_an_image", "too_many_pixels", "too_much_metadata", "too_much_memory", "slow_decode",
-            "crashed_decoder", "truncated" or "undecodable".
+            "decode_timeout", "crashed_decoder", "truncated" or "undecodable".
     """
-    if not is_decoded_apart(data):
-        return inspect_here(data, max_pixels=max_pixels)
     most = _most_pixels(max_pixels)
     _factory(data, most)
     return Picture(data, **APART.call("inspect", data, max_pixels=most)[0])
 
 
 def inspect_here(data: bytes, *, max_pixels: int | None) -> Picture:
-    """Do the work of `inspect`, in this process."""
+    """Do the work of `inspect`, in this process, which a decoder may end."""
     with STRICT:
         image = opened(data, max_pixels)
         try:
@@ -133,7 +128,7 @@ def neutral(data: bytes) -> bytes:
     """
     if not orientation.may_be_turned(data):
         return data
-    return APART.rewritten("neutral", data) if is_decoded_apart(data) else neutral_here(data)
+    return APART.rewritten("neutral", data)
 
 
 def neutral_here(data: bytes) -> bytes:

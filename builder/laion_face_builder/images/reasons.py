@@ -48,6 +48,10 @@ class Reason(str, Enum):
     FILTERED = "filtered", Whose.OURS, Chance.NONE
     #: On the exclusion list, by what its bytes are.
     EXCLUDED = "excluded", Whose.OURS, Chance.LATER
+    #: Not on the list of what is included: neither its row nor its bytes.
+    NOT_INCLUDED = "not_included", Whose.OURS, Chance.LATER
+    #: More addresses give these very bytes than `max_copies` allows.
+    TOO_MANY_COPIES = "too_many_copies", Whose.OURS, Chance.LATER
     #: In none of the tars.
     NOT_DOWNLOADED = "not_downloaded", Whose.OURS, Chance.LATER
     #: Not asked for again when this shard was made anew: a tar of another round has it.
@@ -116,11 +120,13 @@ class Reason(str, Enum):
     TOO_MANY_PIXELS = "too_many_pixels", Whose.PICTURES, Chance.LATER
     #: A file with more comments, chunks, directories or the like than a picture has.
     TOO_MUCH_METADATA = "too_much_metadata", Whose.PICTURES, Chance.LATER
-    #: Decoding it takes, or would take, longer than a picture may.
+    #: Decoding it would take longer than a picture may, by what its header says.
     SLOW_DECODE = "slow_decode", Whose.PICTURES, Chance.LATER
+    #: Its decoder did not end in the time that a picture of its size may take, and was ended.
+    DECODE_TIMEOUT = "decode_timeout", Whose.PICTURES, Chance.NONE
     #: Decoding it takes more memory than a picture of its size may.
     TOO_MUCH_MEMORY = "too_much_memory", Whose.PICTURES, Chance.LATER
-    #: The process that decoded it died, and so did another one.
+    #: The process that decoded it died of it, and so did another one.
     CRASHED_DECODER = "crashed_decoder", Whose.PICTURES, Chance.NONE
     #: Its faces are to be blurred, and nobody knows where in this picture they are.
     CANNOT_BLUR = "cannot_blur", Whose.PICTURES, Chance.NONE

@@ -124,6 +124,12 @@ def copy_index(target: Path, place: str, part: int, token: Token = None) -> int:
     with IndexPart.open(find_published(place, part, token), token) as source:
         rows = source.num_rows
         schema = stamped(INDEX, copied_fingerprint(source, part))
+        if left := source.more.names:
+            logger.warning(
+                "%s: its columns %s are not copied; with index= they are read there, with join= beside a copy",
+                source.address,
+                ", ".join(left),
+            )
         with (
             written_whole(target) as partial,
             open_writer(partial, schema) as out,

@@ -123,8 +123,8 @@ def _lookup(path: Path, wanted: np.ndarray) -> Iterator[tuple[int, list[dict[str
                 way_out="Move it away and run `laion-face prepare` again.",
             )
         for group in range(file.num_row_groups):
-            bounds = file.metadata.row_group(group).column(0).statistics
-            start, stop = np.searchsorted(wanted, [bounds.min, bounds.max + 1])
+            stated = file.chunks[group][0].bounds
+            start, stop = (0, len(wanted)) if stated is None else np.searchsorted(wanted, [stated[0], stated[1] + 1])
             if start == stop:
                 continue
             ids = _int64(file.read_row_group(group, columns=["sample_id"])["sample_id"])

@@ -1,4 +1,4 @@
-"""Leave out rows by sample ids, addresses, hosts and hashes of pictures, matched against a row group at once.
+"""Choose rows, to leave out or to keep, by ids, addresses, hosts and hashes of pictures; a row group at once.
 
 A million entries are fine: ids are looked up in a sorted array, addresses and hosts in sets that are made once, where
 Arrow's `is_in` would make its table anew for every row group. A list goes by value to worker processes, so that all
@@ -16,12 +16,13 @@ Lists are read as people write them: by hand, with comments; saved by Excel; exp
     *.cdn.example                          its subdomains only
     9f86d0…                                SHA-256 or MD5 of a picture's bytes, 64 or 32 hexadecimal digits
 
-The first line may be a header such as `sample_id` or `url,caption`; with a comma in it, all lines are CSV. Whatever is
+The first line may be a header such as `sample_id` or `caption,url`; with a comma in it, all lines are CSV. Whatever is
 none of these is refused: a line that is passed over would let through what should have stayed away.
 """
 
 from __future__ import annotations
 
+import csv
 import functools
 import hashlib
 import ipaddress
@@ -41,7 +42,8 @@ from laion_face_builder.index.urls import are_plain, canonical_url, one_spelling
 from laion_face_builder.log import logger
 from laion_face_builder.values import as_written
 
-_HEADERS = frozenset({"sample_id", "sampleid", "id", "key", "url", "host", "domain", "sha256", "md5", "hash"})
+#: What a column of entries may be called, in any case; of several the first here counts.
+HEADERS = ("sample_id", "sampleid", "id", "key", "url", "host", "domain", "sha256", "md5", "hash")
 _QUOTED = re.compile(r"""(["'])(?P<inside>(?:(?!\1).|\1\1)*)\1\s*(?:,.*|\#.*)?""")
 _COMMENT = re.compile(r"\s#")
 _ID = re.compile(r"-?[0-9]{1,19}(?=(?:\.0+)?$)")
@@ -59,8 +61,12 @@ class ExclusionEntry(NamedTuple):
     value: str | int
 
 
-def read_exclusion(path: str) -> Exclusion:
-    """Read the exclusion list at `path` and say what it names; read again only once the file has changed.
+def read_exclusion(path: str, option: str = "exclude") -> Exclusion:
+    """Read the list at `path` and say what it names; read again only once the file has changed.
+
+    Args:
+        path: of a file of lines; of Parquet, see `listed_column`.
+        option: which takes it.
 
     Raises:
         BadFile: the file cannot be read, or a line has none of the known forms; names the line.
@@ -69,22 +75,32 @@ def read_exclusion(path: str) -> Exclusion:
         now = Path(path).stat()
     except OSError as error:
         raise _unreadable(path, error) from error
-    return _read(path, (now.st_mtime_ns, now.st_size, now.st_ino))
+    return _read(path, option, (now.st_mtime_ns, now.st_size, now.st_ino))
 
 
 @functools.lru_cache(maxsize=4)
-def _read(path: str, _version: tuple[int, ...]) -> Exclusion:
+def _read(path: str, option: str, _version: tuple[int, ...]) -> Exclusion:
+    found = _listed_in_lines(path)
+    say_what_is_named(path, found, option)
+    return found
+
+
+def say_what_is_named(name: str, found: Exclusion, option: str) -> None:
+    """Log what the list called `name`, given to `option`, leaves out or keeps."""
+    what = {"exclude": ("are left out", "is left out"), "include": ("are kept, and no others", "is kept")}[option]
+    if any(found.counts.values()):
+        logger.info("%s: %s %s", name, found, what[0])
+    else:
+        logger.warning("%s: names nothing, so nothing %s", name, what[1])
+
+
+def _listed_in_lines(path: str) -> Exclusion:
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise _unreadable(path, error) from error
     # Not `splitlines`: addresses may have the rarer line breaks in them, and editors do not count them.
-    found = parse_exclusion(re.split(r"\r\n|\r|\n", text), path)
-    if any(found.counts.values()):
-        logger.info("%s: %s are left out", path, found)
-    else:
-        logger.warning("%s: names nothing, so nothing is left out", path)
-    return found
+    return parse_exclusion(re.split(r"\r\n|\r|\n", text), path)
 
 
 def _unreadable(path: str, error: Exception) -> BadFile:
@@ -92,7 +108,7 @@ def _unreadable(path: str, error: Exception) -> BadFile:
         path,
         found=f"no readable text ({error})",
         expected="UTF-8 with one sample id, URL, host or hash a line",
-        way_out="Give exclude= the path of such a file.",
+        way_out="Give exclude= or include= the path of such a file, or of a Parquet file.",
     )
 
 
@@ -107,54 +123,68 @@ def parse_exclusion(lines: Iterable[str], name: str = "exclude") -> Exclusion:
         BadFile: a line has none of the known forms.
     """
     found: list[ExclusionEntry] = []
-    is_first, is_csv, with_comma = True, False, 0
+    is_first, column, with_comma = True, -1, 0
     for number, raw in enumerate(lines, 1):
         line = raw.strip()
         if not line or line[0] == "#":
             continue
-        field = _first_field(line, is_csv)
-        if is_first and field.casefold() in _HEADERS:
-            is_csv = "," in line
-        elif (entry := entry_of(field)) is None:
+        if is_first and (headed := _column_in(line)) is not None:
+            column, is_first = headed, False
+            continue
+        field = _first_field(line, column == 0) if column < 1 else _nth_field(line, column)
+        if (entry := entry_of(field)) is None:
             raise _refused(f"{name}:{number}", line)
-        else:
-            found.append(entry)
-            with_comma += entry.kind == "urls" and "," in field and line[0] not in "\"'"
+        found.append(entry)
+        with_comma += column < 1 and entry.kind == "urls" and "," in field and line[0] not in "\"'"
         is_first = False
     if with_comma:
         logger.info("%s: %d URLs have a comma and no quotes: it is taken as a part of them", name, with_comma)
-    return _exclusion(name, found)
+    return exclusion_named(name, found)
 
 
-def exclusion_of(values: Iterable[Any]) -> Exclusion:
+def exclusion_of(values: Iterable[Any], option: str = "exclude") -> Exclusion:
     """Sort ids, URLs, hosts and hashes that were given as values; they mean what the same lines in a file mean.
 
     Raises:
         OptionError: a value is none of these. There are no comments, headers or further columns here.
     """
-    return _of_texts(tuple(map(str, values)))
+    return _of_texts(tuple(map(str, values)), option)
 
 
 @functools.lru_cache(maxsize=4)
-def _of_texts(texts: tuple[str, ...]) -> Exclusion:
+def _of_texts(texts: tuple[str, ...], option: str) -> Exclusion:
     entries = [(text, entry_of(text.strip())) for text in texts]
     for number, (text, entry) in enumerate(entries):
         if entry is None:
-            raise OptionError(f"exclude[{number}]={as_written(text)}: expected {_EXPECTED}")
-    found = _exclusion("exclude", [entry for _, entry in entries if entry is not None])
-    if any(found.counts.values()):
-        logger.info("exclude: %s are left out", found)
-    else:
-        logger.warning("exclude: names nothing, so nothing is left out")
+            raise OptionError(f"{option}[{number}]={as_written(text)}: expected {_EXPECTED}")
+    found = exclusion_named(option, [entry for _, entry in entries if entry is not None])
+    say_what_is_named(option, found, option)
     return found
 
 
-def _exclusion(name: str, entries: Iterable[ExclusionEntry]) -> Exclusion:
+def exclusion_named(name: str, entries: Iterable[ExclusionEntry]) -> Exclusion:
+    """Make the list called `name` of its entries."""
     found: dict[str, set[Any]] = {"sample_ids": set(), "urls": set(), "hosts": set(), "sha256s": set(), "md5s": set()}
     for entry in entries:
         found[entry.kind].add(entry.value)
     ids = np.array(sorted(found.pop("sample_ids")), np.int64)
     return Exclusion(name, ids, **{kind: frozenset(values) for kind, values in found.items()})
+
+
+def _column_in(header: str) -> int | None:
+    """Return which field of a CSV file's header is that of the entries, -1 if it is the only one; None if none is."""
+    first = _first_field(header, is_csv=True).casefold()
+    if first in HEADERS:
+        return 0 if "," in header else -1
+    if entry_of(_first_field(header, is_csv=False)) is not None:
+        return None
+    names = [name.strip().casefold() for name in next(csv.reader([header]))]
+    return next((names.index(name) for name in HEADERS if name in names), None) if len(names) > 1 else None
+
+
+def _nth_field(line: str, number: int) -> str:
+    fields = next(csv.reader([line]))
+    return fields[number].strip() if number < len(fields) else ""
 
 
 def _first_field(line: str, is_csv: bool) -> str:
@@ -251,6 +281,11 @@ class Exclusion:
         entries = [*map(str, self.sample_ids.tolist()), *self.urls, *self.hosts, *self.sha256s, *self.md5s]
         return hashlib.sha256("\n".join(sorted(entries)).encode("utf-8", "surrogatepass")).hexdigest()
 
+    @property
+    def has_hashes(self) -> bool:
+        """Whether pictures are named by their bytes, which are not known before they are there."""
+        return bool(self.sha256s or self.md5s)
+
     def mask(self, table: pa.Table) -> Mask:
         """Tell, bool[n], which rows of `table` are named by their id, address or host.
 
@@ -272,6 +307,11 @@ class Exclusion:
         if not self.sha256s.isdisjoint(sha256s):
             return True
         return bool(self.md5s) and hashlib.md5(data, usedforsecurity=False).hexdigest() in self.md5s
+
+    def names_row(self, sample_id: int | None, url: str | None) -> bool:
+        """Tell whether a row is named by its id, address or host."""
+        row = pa.table({"sample_id": pa.array([sample_id], pa.int64()), "url": pa.array([url], pa.string())})
+        return bool(self.mask(row)[0])
 
     def names_address(self, url: str) -> bool:
         """Tell whether the address is named, or its host, or a domain above it."""

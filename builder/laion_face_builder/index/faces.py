@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from laion_face_builder.errors import BadFile
 from laion_face_builder.index.ids import as_ids
 from laion_face_builder.parquet_files import opened
+from laion_face_builder.parquet_footer import OpenParquet
 from laion_face_builder.schema import DETECTIONS, FACE, FACES
 
 _SHAPES: dict[str, tuple[int, ...]] = {"box": (4,), "landmarks": (5, 2), "score": ()}
@@ -248,7 +248,7 @@ class FaceTable:
             BadFile: it is damaged.
         """
         with opened(path, buffer_size=1 << 20, pre_buffer=False) as file:
-            table = _Filling.of(file.metadata)
+            table = _Filling.of(file)
             for batch in file.iter_batches(_ROWS_AT_ONCE, columns=["sample_id", "faces"], use_threads=False):
                 table.add(batch, wanted)
             table.require(file.metadata.num_rows)
@@ -280,10 +280,9 @@ class _Filling:
         self._samples = self._faces = self._rows = 0
 
     @classmethod
-    def of(cls, metadata: pq.FileMetaData) -> _Filling:
+    def of(cls, file: OpenParquet) -> _Filling:
         """Make an empty one for a whole file; a list without faces counts as one value of the last column."""
-        groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
-        return cls(metadata.num_rows, sum(group.column(metadata.num_columns - 1).num_values for group in groups))
+        return cls(file.metadata.num_rows, sum(group[-1].values for group in file.chunks))
 
     def add(self, batch: pa.RecordBatch, wanted: Ints | None) -> None:
         """Add the rows of `batch`, those with a `wanted` id."""

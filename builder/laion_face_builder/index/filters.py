@@ -4,8 +4,9 @@ A face counts if its score, the short side of its box and its area reach the thr
 of counting faces is within min_faces..max_faces and its own columns pass. Boxes are unclipped and in the original
 frame. A threshold is compared in the type of what its user sees, so that a row passes with its own value: scores and
 sides of boxes are float32, and so are their thresholds (0.9 means what the detector wrote as 0.9); similarity is
-float64, and so is the area, (x2 - x1) * (y2 - y1) / (width * height) as Python works it out. A null fails every filter
-on it.
+float64, and so are the area, (x2 - x1) * (y2 - y1) / (width * height), and the share, the lesser of (x2 - x1) / width
+and (y2 - y1) / height, as Python works them out. A null fails every filter on it. Words of a caption are what blanks
+separate, as for `str.split`; patterns are RE2's, and are searched for anywhere in it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,18 @@ import pyarrow.compute as pc
 
 from laion_face_builder.images.geometry import area_of
 from laion_face_builder.index.exclusion import Exclusion, Mask
+from laion_face_builder.index.joined_columns import MATCHED
 
+#: The filters that say which faces count, and how many there have to be.
+_OF_FACES = (
+    "min_score",
+    "min_face_size",
+    "min_face_area",
+    "min_face_share",
+    "min_faces",
+    "max_faces",
+    "max_faces_in_picture",
+)
 Floats = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -35,6 +47,7 @@ class Filters:
     min_score: float | None = None
     min_face_size: float | None = None
     min_face_area: float | None = None
+    min_face_share: float | None = None
     min_faces: int | None = None
     max_faces: int | None = None
     max_faces_in_picture: int | None = None
@@ -42,12 +55,18 @@ class Filters:
     min_height: int | None = None
     nsfw: tuple[str, ...] | None = None
     min_similarity: float | None = None
+    min_caption_words: int | None = None
+    caption_matches: str | None = None
+    caption_excludes: str | None = None
+    include: Exclusion | None = None
     exclude: Exclusion | None = None
+    join_how: str = "left"
 
     @property
     def face_thresholds(self) -> bool:
         """Whether a face has to reach a threshold in order to count."""
-        return any(value is not None for value in (self.min_score, self.min_face_size, self.min_face_area))
+        thresholds = (self.min_score, self.min_face_size, self.min_face_area, self.min_face_share)
+        return any(value is not None for value in thresholds)
 
     @property
     def fewest_faces(self) -> int:
@@ -57,16 +76,21 @@ class Filters:
     @property
     def columns(self) -> tuple[str, ...]:
         """The index columns that `mask` needs besides `faces`."""
+        of_picture = self.min_face_area is not None or self.min_face_share is not None
+        is_listed = self.include is not None or self.exclude is not None
+        of_caption = (self.min_caption_words, self.caption_matches, self.caption_excludes)
         wanted = {
             "n_faces": self.fewest_faces > 0 or (self.max_faces, self.max_faces_in_picture) != (None, None),
             "max_face_score": self.min_score is not None,
             "max_face_size": self.min_face_size is not None,
-            "width": self.min_width is not None or self.min_face_area is not None,
-            "height": self.min_height is not None or self.min_face_area is not None,
+            "width": self.min_width is not None or of_picture,
+            "height": self.min_height is not None or of_picture,
             "nsfw": self.nsfw is not None,
             "similarity": self.min_similarity is not None,
-            "sample_id": self.exclude is not None,
-            "url": self.exclude is not None,
+            "caption": any(value is not None for value in of_caption),
+            "sample_id": is_listed,
+            "url": is_listed,
+            MATCHED: self.join_how == "inner",
         }
         return tuple(name for name, needed in wanted.items() if needed)
 
@@ -76,10 +100,11 @@ class Filters:
         return not self.columns
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what defines the filters, for fingerprints: the content of the exclusion list, not its path."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
-        if self.exclude is not None:
-            values["exclude"] = self.exclude.digest
+        """Return what defines the filters, for fingerprints: the content of lists, not their paths."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        for name in ("include", "exclude"):
+            if name in values:
+                values[name] = values[name].digest
         if self.nsfw is not None:
             values["nsfw"] = sorted(self.nsfw)
         return values
@@ -93,6 +118,11 @@ class Filters:
         if self.nsfw is not None:
             allowed = pc.is_in(table["nsfw"], value_set=pa.array(self.nsfw, pa.string()))
             keep &= _booleans(pc.and_(allowed, pc.is_valid(table["nsfw"])))
+        if self.join_how == "inner":
+            keep &= _booleans(table[MATCHED])
+        keep &= self._captions(table)
+        if self.include is not None and not self.include.has_hashes:
+            keep &= self.include.mask(table)
         if self.exclude is not None:
             keep &= ~self.exclude.mask(table)
         if self.fewest_faces > 0:
@@ -118,6 +148,24 @@ class Filters:
                 keep &= counting <= self.max_faces
         return keep
 
+    def _captions(self, table: pa.Table) -> Mask | np.bool_:
+        """Tell, bool[n], which rows pass by their caption."""
+        keep: Mask | np.bool_ = np.True_
+        if self.min_caption_words is not None:
+            keep = keep & (_words(table["caption"]) >= self.min_caption_words)
+        if self.caption_matches is not None:
+            keep = keep & _booleans(pc.match_substring_regex(table["caption"], self.caption_matches))
+        if self.caption_excludes is not None:
+            keep = keep & _booleans(pc.invert(pc.match_substring_regex(table["caption"], self.caption_excludes)))
+        return keep
+
+    def alone(self) -> dict[str, Filters]:
+        """Return each filter by itself, by its name; those that say which faces count, and how many, are one: faces."""
+        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        faces = {name: given.pop(name) for name in _OF_FACES if name in given}
+        found = {"faces": Filters(**faces)} if faces else {}
+        return found | {name: Filters(**{name: value}) for name, value in given.items()}
+
     def count_faces(self, table: pa.Table) -> Floats:
         """Count, int[n], how many faces of each row reach the thresholds. Needs `columns`, `faces` and `n_faces`."""
         if not self.face_thresholds:
@@ -135,10 +183,14 @@ class Filters:
         box = np.asarray(face["box"], np.float32)
         if not _reaches(face["score"], self.min_score) or not _reaches((box[2:] - box[:2]).min(), self.min_face_size):
             return False
-        if self.min_face_area is None:
+        if self.min_face_area is None and self.min_face_share is None:
             return True
-        picture = float(width or 0) * float(height or 0)
-        return picture > 0 and area_of(face) / picture >= float(self.min_face_area)
+        if not width or not height:
+            return False
+        if self.min_face_area is not None and not area_of(face) / (float(width) * height) >= float(self.min_face_area):
+            return False
+        x1, y1, x2, y2 = box.astype(np.float64).tolist()
+        return self.min_face_share is None or min((x2 - x1) / width, (y2 - y1) / height) >= float(self.min_face_share)
 
     def _counting_faces(self, table: pa.Table) -> Floats:
         """Count, int[n], how many faces of each row reach the thresholds."""
@@ -154,6 +206,9 @@ class Filters:
         if self.min_face_area is not None:
             picture = _numbers(table["width"]) * _numbers(table["height"])
             counts &= _shares(flat, picture[rows]) >= float(self.min_face_area)
+        if self.min_face_share is not None:
+            width, height = (_numbers(table[name])[rows] for name in ("width", "height"))
+            counts &= _least_shares(flat, width, height) >= float(self.min_face_share)
         return np.bincount(rows[counts], minlength=len(lengths))
 
 
@@ -175,6 +230,24 @@ def _shares(faces: pa.StructArray, pictures: Floats) -> Floats:
     shares = np.full(len(areas), np.nan)
     np.divide(areas, pictures, out=shares, where=pictures > 0)
     return shares
+
+
+def _least_shares(faces: pa.StructArray, widths: Floats, heights: Floats) -> Floats:
+    """Return the lesser of each box's shares of its picture's width and height, float64[n], NaN where not known."""
+    boxes = _boxes(faces).astype(np.float64)
+    least = np.full(len(boxes), np.inf)
+    for low, high, whole in ((0, 2, widths), (1, 3, heights)):
+        share = np.full(len(boxes), np.nan)
+        np.divide(boxes[:, high] - boxes[:, low], whole, out=share, where=whole > 0)
+        least = np.minimum(least, share)
+    return least
+
+
+def _words(captions: pa.ChunkedArray) -> Floats:
+    """Count the words of each caption, float64[n]; NaN where there is none."""
+    trimmed = pc.utf8_trim_whitespace(captions)
+    counts = pc.list_value_length(pc.utf8_split_whitespace(trimmed))
+    return _numbers(pc.if_else(pc.equal(trimmed, ""), 0, counts))
 
 
 def _boxes(faces: pa.StructArray) -> Floats:

@@ -29,11 +29,14 @@ import pyarrow.parquet as pq
 
 from laion_face_builder.files import FINGERPRINT_KEY, Fingerprint
 from laion_face_builder.index.faces import FaceColumns, flat_columns
+from laion_face_builder.index.joined_columns import OURS, as_plain, is_pandas_index, plain_kind
 from laion_face_builder.index.metadata import LONGEST_TEXT, is_text
 from laion_face_builder.index.parquet_at import Cursor, ParquetAt
 from laion_face_builder.layout import row_group_bounds
+from laion_face_builder.log import logger
+from laion_face_builder.parquet_footer import ZSTD, OpenParquet
 from laion_face_builder.schema import FACE, INDEX
-from laion_face_builder.shown import short
+from laion_face_builder.shown import short, shown
 from laion_face_builder.sources.hub import Token
 
 #: Columns that are worked out from `faces`: never read from a foreign file, which may have lost or changed it.
@@ -261,14 +264,14 @@ Spans = npt.NDArray[np.int64]
 Known = tuple[int, int] | None
 
 
-def known_parts(metadata: pq.FileMetaData) -> list[Known]:
+def known_parts(file: OpenParquet) -> list[Known]:
     """Return what the statistics say of the column `part` in each row group."""
-    # Found once by its name, rather than in each row group: see `parquet_files` on what columns of footers can do.
-    leaves = (metadata.schema.column(number).path for number in range(metadata.num_columns))
+    # Found by the schema's names, as what reads the column does: those in the row groups may differ.
+    leaves = (file.schema.column(number).path for number in range(file.metadata.num_columns))
     place = next((number for number, path in enumerate(leaves) if path == "part"), None)
-    if place is None:
-        return [None] * metadata.num_row_groups
-    return [_known(metadata.row_group(group).column(place)) for group in range(metadata.num_row_groups)]
+    if place is None or not pa.types.is_integer(file.schema_arrow.field("part").type):
+        return [None] * file.num_row_groups
+    return [None if group[place].nulls else group[place].bounds for group in file.chunks]
 
 
 def may_hold(known: Iterable[Known], part: int) -> bool:
@@ -302,14 +305,6 @@ def spans_of(
     return _merged(np.concatenate(spans))
 
 
-def _known(column: pq.ColumnChunkMetaData) -> Known:
-    found = column.statistics
-    if found is None or not found.has_min_max or found.null_count:
-        return None
-    low, high = found.min, found.max
-    return (int(low), int(high)) if isinstance(low, int) and isinstance(high, int) else None
-
-
 def _runs(chosen: npt.NDArray[np.bool_]) -> Spans:
     edges = np.flatnonzero(np.diff(chosen.astype(np.int8), prepend=0, append=0))
     return edges.reshape(-1, 2).astype(np.int64)
@@ -335,6 +330,7 @@ class _Layout:
     bounds: list[tuple[int, int]]
     known: list[Known]
     stamp: Fingerprint | None
+    more: pa.Schema
 
 
 class IndexFile:
@@ -359,14 +355,17 @@ class IndexFile:
     @property
     def group_bytes(self) -> list[int]:
         """Compressed bytes of each row group, all columns, as they lie in the file and as a client would fetch them."""
-        metadata = self._file.parquet.metadata
-        groups = (metadata.row_group(group) for group in range(metadata.num_row_groups))
-        return [sum(group.column(i).total_compressed_size for i in range(group.num_columns)) for group in groups]
+        return [sum(column.size for column in group) for group in self._file.asked(lambda: self._file.parquet.chunks)]
 
     @property
     def stamp(self) -> Fingerprint | None:
         """The fingerprint in the file, if the file is as this project wrote it; None if another program did."""
         return self._layout.stamp
+
+    @property
+    def more(self) -> pa.Schema:
+        """The columns that the file has beyond those of an index, in the types in which they are read."""
+        return self._layout.more
 
     @property
     def known(self) -> list[Known]:
@@ -390,7 +389,7 @@ class IndexFile:
         return spans_of(part, self.groups, self.known, values)
 
     def read(self, start: int, stop: int, names: Sequence[str], *, is_lenient: bool = False) -> pa.Table:
-        """Read rows start … stop, which are in the file, as in `schema.INDEX`.
+        """Read rows start … stop, which are in the file, as in `schema.INDEX` and `more`.
 
         The table may be sliced, filtered, taken from and joined with others: see the module.
 
@@ -401,9 +400,12 @@ class IndexFile:
             BadFile: not rows of an index; SourceError: a remote file does not answer.
         """
         if start == stop:
-            return pa.schema([INDEX.field(name) for name in names]).empty_table()
-        _ = self._layout
+            return pa.schema([self.field(name) for name in names]).empty_table()
         return self._file.asked(lambda: self._read(start, stop, names, is_lenient))
+
+    def field(self, name: str) -> pa.Field:
+        """Return name and type of a column, of the index or one of `more`."""
+        return INDEX.field(name) if name in INDEX.names else self.more.field(name)
 
     def close(self) -> None:
         """Close what is open; the next read opens it again."""
@@ -437,16 +439,29 @@ class IndexFile:
 
     def _made(self, names: Sequence[str], is_lenient: bool, first: int, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Convert a batch, whose first row is `first`, to the index's types."""
+        own = [name for name in names if name in INDEX.names]
         try:
             try:
-                return as_index(batch, names) if self.stamp is None else as_written(batch, names)
+                made = as_index(batch, own) if self.stamp is None else as_written(batch, own)
             except Doubtful:
                 if not is_lenient:
                     raise
-                return as_far_as_can_be(batch, names)
+                made = as_far_as_can_be(batch, own)
+            return made if len(own) == len(names) else self._with_more(made, batch, names)
         except Doubtful as error:
             where = f" in row {first + error.row}" if error.row is not None else ""
             raise self._file.bad(error.found + where) from error
+
+    def _with_more(self, made: pa.RecordBatch, batch: pa.RecordBatch, names: Sequence[str]) -> pa.RecordBatch:
+        fields = [self.field(name) for name in names]
+        try:
+            columns = [
+                made[field.name] if field.name in INDEX.names else as_plain(batch[field.name], field.type)
+                for field in fields
+            ]
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise WrongType(short(error, 200)) from error
+        return pa.record_batch(columns, schema=pa.schema(fields))
 
     @property
     def _layout(self) -> _Layout:
@@ -469,10 +484,11 @@ class IndexFile:
             raise self._file.bad("examples with pictures, which `datasets.load_dataset` reads without any code")
         rows = (metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
         stops = [0, *itertools.accumulate(rows)]
-        known = known_parts(metadata)
+        known = known_parts(parquet)
         bounds = list(itertools.pairwise(stops))
         is_ours = stamp.get("kind") == "index" and _is_untouched(parquet, bounds, known, stamp.get("part"))
-        return _Layout(bounds, known, stamp if is_ours else None)
+        more = pa.schema([]) if is_ours else _more_in(parquet.schema_arrow, self.address)
+        return _Layout(bounds, known, stamp if is_ours else None, more)
 
     def _stamp_in(self, metadata: pq.FileMetaData) -> Fingerprint:
         try:
@@ -484,9 +500,31 @@ class IndexFile:
         return stamp
 
 
-def _is_untouched(parquet: pq.ParquetFile, bounds: list[tuple[int, int]], known: list[Known], part: int | None) -> bool:
+def _more_in(stored: pa.Schema, address: str) -> pa.Schema:
+    """Return the columns beyond those of an index that can be read and yielded; say which cannot."""
+    more, left = [], []
+    for field in stored:
+        if field.name in INDEX.names or is_pandas_index(field.name):
+            continue
+        try:
+            if field.name in OURS or stored.names.count(field.name) > 1:
+                raise TypeError("a name that is taken")
+            more.append(pa.field(field.name, plain_kind(field.type)))
+        except TypeError as error:
+            left.append(f"{field.name} ({error})")
+    if left:
+        _say_what_is_left(shown(address), ", ".join(left))
+    return pa.schema(more)
+
+
+@functools.lru_cache(maxsize=1024)
+def _say_what_is_left(where: str, columns: str) -> None:
+    """Warn, once a process and file, of columns that are not read."""
+    logger.warning("%s: not read are its columns %s", where, columns)
+
+
+def _is_untouched(parquet: OpenParquet, bounds: list[tuple[int, int]], known: list[Known], part: int | None) -> bool:
     """Tell whether a file with our stamp is as we wrote it: pyarrow hands the stamp on, whatever rows it saves."""
     if not parquet.schema_arrow.equals(INDEX) or any(one not in (None, (part, part)) for one in known):
         return False
-    compressions = {parquet.metadata.row_group(group).column(0).compression for group in range(len(known))}
-    return compressions <= {"ZSTD"} or bounds == row_group_bounds(bounds[-1][1])
+    return all(group[0].codec == ZSTD for group in parquet.chunks) or bounds == row_group_bounds(bounds[-1][1])

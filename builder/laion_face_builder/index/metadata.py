@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from laion_face_builder.errors import BadFile
+from laion_face_builder.files import require_readable
 from laion_face_builder.log import logger
 from laion_face_builder.parallel import in_order
 from laion_face_builder.schema import INDEX
@@ -433,6 +434,7 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError, MemoryError) as error:
+        require_readable(path, error)
         raise BadFile(
             path,
             found=short(error, 200),

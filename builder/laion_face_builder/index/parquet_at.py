@@ -19,8 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from laion_face_builder.errors import BadFile, LaionFaceError, NotPrepared, SourceNotFound
-from laion_face_builder.files import digest, sha256_of
+from laion_face_builder.files import digest, require_readable, sha256_of
 from laion_face_builder.parquet_files import is_damage, require_agreement
+from laion_face_builder.parquet_footer import OpenParquet
 from laion_face_builder.shown import harmless, short, shown
 from laion_face_builder.sources.fsspec_folder import filesystem_of
 from laion_face_builder.sources.hub import Token
@@ -37,7 +38,7 @@ class _Opened:
 
     process: int
     handle: Any
-    parquet: pq.ParquetFile
+    parquet: OpenParquet
 
     def close(self) -> None:
         self.parquet.close(force=True)
@@ -66,7 +67,7 @@ class ParquetAt:
         self._opened: _Opened | None = None
 
     @property
-    def parquet(self) -> pq.ParquetFile:
+    def parquet(self) -> OpenParquet:
         """The open file; another one after a failure, and in another process."""
         if self._opened is None or self._opened.process != os.getpid():
             self._opened = self.asked(self._open)
@@ -117,14 +118,13 @@ class ParquetAt:
             system, path = self._system()
             # Parquet asks for exactly what it needs, gathered by pre_buffer: another cache would only fetch more.
             handle = system.open(path, "rb", cache_type="none")
-        parquet = pq.ParquetFile(handle or self.address, pre_buffer=True, page_checksum_verification=True)
+        parquet = OpenParquet(handle or self.address, pre_buffer=True)
         metadata = parquet.metadata
         require_agreement(metadata)
         sizes = [metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)]
         if max(sizes, default=0) > _LARGE_GROUP:
             parquet.close()
-            how = {"metadata": metadata, "pre_buffer": False, "buffer_size": _BUFFER}
-            parquet = pq.ParquetFile(handle or self.address, page_checksum_verification=True, **how)
+            parquet = OpenParquet(handle or self.address, parquet.footer, pre_buffer=False, buffer_size=_BUFFER)
         return _Opened(os.getpid(), handle, parquet)
 
     def _stated_version(self) -> str:
@@ -135,7 +135,7 @@ class ParquetAt:
         stated = str(info.get("blob_id") or info.get("ETag") or "W/")
         if not stated.startswith("W/"):
             return f"stated:{stated}"
-        return "footer:" + digest([repr(self.parquet.metadata.to_dict()), info.get("size")], 64)
+        return "footer:" + digest([(self.parquet.footer or b"").hex(), info.get("size")], 64)
 
     def _system(self) -> tuple[Any, str]:
         return filesystem_of(self.address, self._token)
@@ -156,6 +156,7 @@ class ParquetAt:
             if not (is_damaged or self._is_remote or isinstance(error, OSError)):
                 raise
             self.close()
+            require_readable(self.address, error)
             if is_damaged:
                 bad = self.bad(short(error, 200))
                 raise (_Damaged(bad) if self._is_remote else bad) from harmless(error)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from laion_face_builder import progress
 from laion_face_builder.distribute import TaskPool
 from laion_face_builder.errors import WorkerDied
-from laion_face_builder.files import locked, locked_if_free, remove_partials
+from laion_face_builder.files import locked, locked_if_free, needing, remove_partials
 from laion_face_builder.index import steps
 from laion_face_builder.index.costs import Costs
 from laion_face_builder.index.prepare_plan import PartPlan, plan_parts
@@ -71,7 +71,8 @@ def prepare(
             costs = Costs.of(jobs)
             costs.say(here)
             costs.check_room(here, discard_sources, side_by_side)
-            with _Crew(distributor or ("processes" if data.address else None), processes) as crew:
+            room = costs.most_written(discard_sources, side_by_side)
+            with needing(room), _Crew(distributor or ("processes" if data.address else None), processes) as crew:
                 run = _Preparation(here, discard_sources, crew)
                 run.make_parts(run.make_ids(jobs))
         elif plans:

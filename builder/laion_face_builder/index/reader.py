@@ -19,14 +19,16 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from laion_face_builder.errors import BadFile
 from laion_face_builder.files import Fingerprint, make_fingerprint
 from laion_face_builder.index.index_file import ROWS_AT_ONCE, IndexFile, Spans
 from laion_face_builder.index.published import PublishedPart
 from laion_face_builder.schema import INDEX
-from laion_face_builder.shown import shown
+from laion_face_builder.shown import short, shown
 from laion_face_builder.sources.hub import Token
 
 _ROWS_AT_ONCE = 32
+_NOTHING_MORE = pa.schema([])
 
 
 class RowBatch:
@@ -125,6 +127,13 @@ class IndexPart:
         return make_fingerprint("foreign index", files=[file.version() for file in files], **which)
 
     @property
+    def more(self) -> pa.Schema:
+        """The columns beyond those of every index, which its files have if another program saved them."""
+        fields = {field.name: field for piece in reversed(self._all) for field in piece.file.more}
+        order = dict.fromkeys(name for piece in self._all for name in piece.file.more.names)
+        return pa.schema([fields[name] for name in order])
+
+    @property
     def row_groups(self) -> list[tuple[int, int]]:
         """First row and the row after the last of each stretch that is best read at once.
 
@@ -143,7 +152,7 @@ class IndexPart:
         """Read rows start … stop, as in `schema.INDEX`; only the row groups and columns that are needed are read.
 
         Args:
-            columns: names of the index's columns, in the order wanted; None means all.
+            columns: names of the index's columns and of `more`, in the order wanted; None means the index's.
             is_lenient: a row that cannot be read (a face that is not whole, text that is not UTF-8) has null faces, and
                 whatever can be read of it, rather than that nothing is read.
 
@@ -153,15 +162,34 @@ class IndexPart:
         names = list(INDEX.names) if columns is None else list(columns)
         if not 0 <= start <= stop <= self.num_rows:
             raise IndexError(f"{self.address}: rows {start} to {stop} of {self.num_rows}")
+        more = self.more if any(name not in INDEX.names for name in names) else _NOTHING_MORE
+        schema = pa.schema([INDEX.field(name) if name in INDEX.names else more.field(name) for name in names])
         tables = [
-            table
+            table if not more.names else self._completed(table, schema)
             for piece in self._all
             if max(start, piece.first) < min(stop, piece.stop)
             for table in piece.read(max(start, piece.first), min(stop, piece.stop), names, is_lenient)
         ]
         if len(tables) == 1:
             return tables[0]
-        return pa.concat_tables(tables) if tables else pa.schema([INDEX.field(name) for name in names]).empty_table()
+        return pa.concat_tables(tables) if tables else schema.empty_table()
+
+    def _completed(self, table: pa.Table, schema: pa.Schema) -> pa.Table:
+        """Return rows of a file with the columns that only other files of the part have, as nulls."""
+        there = dict(zip(table.column_names, table.columns, strict=True))
+        try:
+            columns = [
+                there[field.name].cast(field.type) if field.name in there else pa.nulls(table.num_rows, field.type)
+                for field in schema
+            ]
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise BadFile(
+                self.address,
+                found=f"a column of other types in other files: {short(error, 200)}",
+                expected="one type a column in all files of a part",
+                way_out="Write them with the same types, or name another index.",
+            ) from error
+        return pa.table(columns, schema=schema)
 
     def close(self) -> None:
         """Close what is open; the next read opens it again."""
@@ -244,9 +272,15 @@ class _Piece:
             # Runs that are close to each other are read together, and what lies between them is dropped.
             near = spans[: np.searchsorted(spans[:, 1], spans[0, 0] + ROWS_AT_ONCE) or 1]
             begin, end = int(near[0, 0]), int(near[-1, 1])
-            table = self.file.read(begin, end, names, is_lenient=is_lenient)
+            table = self.file.read(begin, end, self._there(names), is_lenient=is_lenient)
             yield table if len(near) == 1 else table.filter(pa.array(_covered(near - begin, end - begin)))
             spans = spans[len(near) :]
+
+    def _there(self, names: Sequence[str]) -> Sequence[str]:
+        if all(name in INDEX.names for name in names):
+            return names
+        there = {*INDEX.names, *self.file.more.names}
+        return [name for name in names if name in there] or ["part"]
 
     def stretches(self) -> Iterator[tuple[int, int, int]]:
         """Yield first row, the row after the last, and bytes of what is best read at once."""

@@ -26,6 +26,7 @@ from laion_face_builder.index.ids import PartIds
 from laion_face_builder.index.metadata import ROW_SCHEMA, open_metadata
 from laion_face_builder.layout import ALL_PARTS, DataDir
 from laion_face_builder.parquet_files import damaged, opened
+from laion_face_builder.parquet_footer import OpenParquet
 from laion_face_builder.sources import data_store
 
 #: The columns that wait: an index row without its part's number and faces.
@@ -121,7 +122,7 @@ def staged_rows(data: DataDir, files: Sequence[Path], part: int) -> pa.Table:
             # From afar a row group comes in one request; here there is nothing to gather.
             opened(source, path, pre_buffer=source is not path) as file,
         ):
-            groups = [group for group in range(file.num_row_groups) if _part_of(file.metadata, group) == part]
+            groups = [group for group in range(file.num_row_groups) if _part_of(file, group) == part]
             table = file.read_row_groups(groups, columns=STAGED.names, use_threads=False)
             if table.num_rows != sum(file.metadata.row_group(group).num_rows for group in groups):
                 raise damaged(path, "fewer rows than its footer says")
@@ -153,11 +154,11 @@ def _held(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
         yield pa.Table.from_batches(held)
 
 
-def _part_of(metadata: pq.FileMetaData, group: int) -> int:
-    stated = metadata.row_group(group).column(0).statistics
-    if stated is None or stated.min != stated.max:
+def _part_of(file: OpenParquet, group: int) -> int:
+    stated = file.chunks[group][0].bounds
+    if stated is None or stated[0] != stated[1]:
         raise pa.ArrowInvalid(f"row group {group} is not of one part")
-    return int(stated.min)
+    return stated[0]
 
 
 def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:

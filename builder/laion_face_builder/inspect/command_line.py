@@ -7,7 +7,8 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from laion_face_builder.examples import parts
+from laion_face_builder.examples import beside, parts
+from laion_face_builder.examples.placeholders import with_placeholders
 from laion_face_builder.options import OptionFields, Options
 from laion_face_builder.shown import shown
 
@@ -25,20 +26,26 @@ def as_typed(command: str, given: Mapping[str, Any]) -> str:
     for spec in dataclasses.fields(OptionFields):
         value = given.get(spec.name, spec.default)
         if value != spec.default:
-            words += [f"--{spec.name.replace('_', '-')}", *([] if value is True else [_plain(value)])]
+            flag = f"--{spec.name.replace('_', '-')}"
+            values = value if spec.metadata["is_repeated"] else [value]
+            words += [word for one in values for word in (flag, *([] if one is True else [_plain(one)]))]
     return shlex.join(words)
 
 
-def to_look_at(options: Options, named: object) -> Options:
-    """Give the options for all parts if the user `named` parts, else for those that are prepared.
+def to_look_at(options: Options, named: object, *, is_dry_run: bool = False) -> Options:
+    """Give the options for all parts if the user `named` parts, else for those that are prepared; join their tables.
+
+    Args:
+        is_dry_run: whether nothing may be made: tables have to be joined already.
 
     Raises:
         NotPrepared: a part that was named is not prepared, or none is.
     """
     if named is None:
-        return parts.of_those_prepared(options)
+        options = parts.of_those_prepared(options)
     parts.require_prepared(options)
-    return options
+    options = beside.with_columns(options, is_made=is_dry_run)
+    return options if is_dry_run else with_placeholders(options)
 
 
 def _plain(value: object) -> str:

@@ -16,10 +16,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from laion_face_builder import progress
+from laion_face_builder.download.copies import HASHES, Copies, hashes_of
 from laion_face_builder.errors import OptionError
 from laion_face_builder.examples import parts
+from laion_face_builder.examples.placeholders import copies_of
 from laion_face_builder.images.reasons import Reason
 from laion_face_builder.index.exclusion import Mask
 from laion_face_builder.index.filters import box_sides
@@ -110,6 +113,7 @@ class PartStats:
     Attributes:
         samples, faces: rows of the index and all faces in them; of a sample that is kept all faces are.
         index_bytes: of the index, compressed; a row has its row group's average.
+        dropped: samples that each filter by itself would leave out, by its name.
         excluded: samples that the exclusion list names by id, address or host, whatever the other filters say of them.
         asked, usable: kept samples whose picture was asked for, and those whose picture can be used.
         picture_bytes: of the usable pictures, of everything and of what is kept.
@@ -124,6 +128,7 @@ class PartStats:
     pictures: Kept = field(default_factory=Kept)
     picture_bytes: Kept = field(default_factory=Kept)
     excluded: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
     asked: int = 0
     usable: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
@@ -138,7 +143,7 @@ class PartStats:
         self.excluded += other.excluded
         self.asked += other.asked
         self.usable += other.usable
-        for name in ("reasons", "hosts", "usable_hosts"):
+        for name in ("dropped", "reasons", "hosts", "usable_hosts"):
             getattr(self, name).update(getattr(other, name))
         for name, spread in self.spreads.items():
             spread.all += other.spreads[name].all
@@ -159,11 +164,12 @@ _COLUMNS = ("url", "width", "height", "n_faces", "faces")
 
 @dataclass(frozen=True)
 class Stats:
-    """Everything that was counted: in total, and `asked` and `usable` of each part that has pictures."""
+    """Everything that was counted: in total, `asked` and `usable` of each part that has pictures, and placeholders."""
 
     options: Options
     total: PartStats
     by_part: dict[int, tuple[int, int]]
+    copies: Copies = field(default_factory=dict)
 
     @property
     def bytes_a_picture(self) -> float:
@@ -179,6 +185,7 @@ def count(options: Options) -> Stats:
         OptionError: images="download"; StateConflict: pictures were downloaded for another index.
     """
     refuse_download(options)
+    copies = copies_of(options)
     total, by_part = PartStats(), {}
     with progress.bar("counting", len(options.parts)) as bar:
         for part in options.parts:
@@ -188,7 +195,7 @@ def count(options: Options) -> Stats:
             total.add(found)
             total.keep_hosts()
             bar.update()
-    return Stats(options, total, by_part)
+    return Stats(options, total, by_part, copies)
 
 
 def refuse_download(options: Options) -> None:
@@ -198,17 +205,22 @@ def refuse_download(options: Options) -> None:
 
 
 def _count_part(options: Options, part: int) -> PartStats:
-    stats = PartStats()
+    stats, filters = PartStats(), options.filters.alone()
     with parts.open_part(options, part) as opened:
         statuses = None
         if opened.pictures is not None:
-            statuses = table_of(opened.pictures.sidecar, ["status", "length"], read_dictionary=["status"])
+            columns = ["status", "length"]
+            if options.placeholders:
+                columns += [name for name in HASHES if name in pq.read_schema(opened.pictures.sidecar).names]
+            statuses = table_of(opened.pictures.sidecar, columns, read_dictionary=["status"])
         for start, rows, size in _row_groups(opened.index, options):
             keep = options.filters.mask(rows)
             _count_rows(stats, rows, keep, size)
             stats.excluded += int(options.filters.excluded(rows).sum())
+            for name, alone in filters.items():
+                stats.dropped[name] += int((~alone.mask(rows)).sum())
             if statuses is not None:
-                _count_pictures(stats, rows, keep, statuses.slice(start, rows.num_rows))
+                _count_pictures(stats, rows, keep, statuses.slice(start, rows.num_rows), options.placeholders)
     return stats
 
 
@@ -232,8 +244,13 @@ def _count_rows(stats: PartStats, rows: pa.Table, keep: Mask, size: int) -> None
     stats.spreads["picture size"].count(np.minimum(_floats(rows["width"]), _floats(rows["height"])), keep)
 
 
-def _count_pictures(stats: PartStats, rows: pa.Table, keep: Mask, statuses: pa.Table) -> None:
+def _count_pictures(
+    stats: PartStats, rows: pa.Table, keep: Mask, statuses: pa.Table, placeholders: frozenset[str]
+) -> None:
     status = statuses["status"].combine_chunks().cast(pa.string())
+    if placeholders:
+        is_one = pc.is_in(hashes_of(statuses), value_set=pa.array(sorted(placeholders)))
+        status = pc.if_else(is_one, Reason.TOO_MANY_COPIES.value, status)
     lengths = _floats(statuses["length"])
     usable = _mask(pc.equal(status, Reason.OK))
     asked = ~_mask(pc.is_in(status, value_set=pa.array([Reason.FILTERED, Reason.NOT_DOWNLOADED]))) & keep

@@ -33,6 +33,12 @@ def lines(stats: Stats) -> Iterator[str]:
         yield f"{name:28}{show(both.all):>15}{show(both.kept):>15}{both.share:>9.1%}"
     if stats.options.filters.exclude is not None:
         yield f"{'on the exclusion list':28}{total.excluded:>15,}"
+    if len(total.dropped) > 1:
+        yield "\nLeft out by each filter alone"
+        yield from (f"  {name:26}{number:>15,}" for name, number in total.dropped.most_common())
+    if stats.options.max_copies is not None:
+        yield f"\nBytes that more than {stats.options.max_copies:,} addresses give (SHA-256): addresses"
+        yield from (f"  {sha256}{addresses:>15,}" for sha256, addresses in list(stats.copies.items())[:MOST_SHOWN])
     for key, title, unit, of in _SPREADS:
         yield f"\n{title} ({unit}): {of}"
         yield from (f"  {label:26}{every:>15,.0f}{kept:>15,.0f}" for label, every, kept in total.spreads[key].bins)
@@ -58,6 +64,8 @@ def as_json(stats: Stats) -> dict[str, Any]:
         "filters": stats.options.filters.as_dict(),
         **{key: {"all": round(both.all), "kept": round(both.kept)} for key, _, both, _ in _figures(stats)},
         "excluded": total.excluded,
+        "dropped": dict(total.dropped.most_common()),
+        "copies": [{"sha256": sha256, "addresses": addresses} for sha256, addresses in stats.copies.items()],
         "spreads": {
             key: [{"bin": label, "all": int(every), "kept": int(kept)} for label, every, kept in spread.bins]
             for key, spread in total.spreads.items()

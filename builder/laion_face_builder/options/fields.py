@@ -27,6 +27,7 @@ USER_AGENT_TOKEN = "laion-face"  # noqa: S105 - not a secret
 IMAGE_MODES = ("auto", "fetch", "download", "none")
 ON_ERROR = ("skip", "null", "raise")
 ON_SIZE_CHANGE = ("rescale", "drop", "keep")
+JOIN_HOWS = LEFT, INNER = "left", "inner"
 KEEP_FACES = ALL_FACES, COUNTING_FACES, LARGEST_FACE = "all", "counting", "largest"
 ORDERS = INDEX_ORDER, ARRIVAL_ORDER = "index", "arrival"
 NSFW_VALUES = ("UNLIKELY", "UNSURE", "NSFW")
@@ -35,17 +36,25 @@ _BYTES = Range(int, 1, 1_000_000_000_000_000)
 _PIXELS = Range(int, 1, 1_000_000_000_000)
 _SIDE = Range(int, 0, 100_000_000)
 _FACES = Range(int, 0, 1_000_000)
+_WORDS = Range(int, 0, 1_000_000)
 _SHARE = Range(float, 0, 1)
 _MOST_TELLING = 100_000
 
 
-def option(default: Any, text: str, *, kind: type = str, group: str, valid: Range | None = None) -> Any:
-    """Return a dataclass field with its meaning in a line, the type and range of one value, and its display group."""
+def option(
+    default: Any, text: str, *, kind: type = str, group: str, valid: Range | None = None, is_repeated: bool = False
+) -> Any:
+    """Return a dataclass field with its meaning in a line, the type and range of one value, and its display group.
+
+    Args:
+        is_repeated: whether it may be given several times on the command line.
+    """
     # An end that only slips reach is said when it is reached.
     is_telling = valid is not None and valid.most is not None and valid.most <= _MOST_TELLING
     text = f"{text}; {valid.text}" if valid is not None and is_telling else text
     kind = kind if valid is None else valid.kind
-    return field(default=default, metadata={"help": text, "kind": kind, "group": group, "valid": valid})
+    told = {"help": text, "kind": kind, "group": group, "valid": valid, "is_repeated": is_repeated}
+    return field(default=default, metadata=told)
 
 
 @dataclass(repr=False)
@@ -85,9 +94,15 @@ class OptionFields(ShownFields):
     min_face_area: float | None = option(
         None, "least area of the box of a face that counts, as a share of the picture", group="filter", valid=_SHARE
     )
+    min_face_share: float | None = option(
+        None,
+        "least share that the box of a face that counts takes of the picture's width and of its height",
+        group="filter",
+        valid=_SHARE,
+    )
     min_faces: int | None = option(
         None,
-        "least number of faces that count; default: 1 if one of the three limits on faces is given, else 0",
+        "least number of faces that count; default: 1 if one of the four limits on faces is given, else 0",
         group="filter",
         valid=_FACES,
     )
@@ -106,10 +121,41 @@ class OptionFields(ShownFields):
     min_similarity: float | None = option(
         None, "least CLIP similarity of picture and caption", group="filter", valid=Range(float, -1, 1)
     )
+    min_caption_words: int | None = option(None, "least number of words of the caption", group="filter", valid=_WORDS)
+    caption_matches: str | None = option(
+        None, "regular expression (RE2) that is found in the caption; (?i) before it ignores case", group="filter"
+    )
+    caption_excludes: str | None = option(
+        None, "regular expression (RE2) that is not found in the caption; no caption fails too", group="filter"
+    )
+    include: str | os.PathLike[str] | Iterable[Any] | None = option(
+        None,
+        "list of the only samples to keep, as for exclude; a hash is known once the picture is there",
+        group="filter",
+    )
     exclude: str | os.PathLike[str] | Iterable[Any] | None = option(
         None,
-        "file of sample ids, URLs, hosts, SHA-256s or MD5s to leave out, one a line; in Python also a list of these",
+        "file of sample ids, URLs, hosts, SHA-256s or MD5s to leave out, one a line, or a column of that name, CSV or "
+        "Parquet; on the command line - is the standard input; in Python also a list of these",
         group="filter",
+    )
+    join: str | os.PathLike[str] | Iterable[Any] | None = option(
+        None,
+        "table with a column sample_id or url, whose other columns come beside ours: a Parquet or CSV file, a folder, "
+        "a Hub dataset, an hf:// or http(s):// address; NAME=… puts NAME_ before their names; in Python also a list, "
+        "or a dict of names",
+        group="join",
+        is_repeated=True,
+    )
+    join_how: str = option(
+        LEFT, 'samples without a row in every table of join: "left" keeps them, "inner" leaves them out', group="join"
+    )
+    max_copies: int | None = option(
+        None,
+        "most addresses that may give the very same bytes: if more do, they are a placeholder, and fail; counted over "
+        "the tars in data_dir",
+        group="pictures",
+        valid=Range(int, 1, 1_000_000_000),
     )
     images: str | os.PathLike[str] = option(
         "auto",
@@ -184,6 +230,12 @@ class OptionFields(ShownFields):
     max_pixels: int = option(
         MAX_PIXELS, "largest picture to accept, width times height, pixels", group="transfer", valid=_PIXELS
     )
+    isolate_decoder: bool = option(
+        False,
+        "decode ordinary JPEGs, too, once in a process of its own: one that kills or hangs its decoder costs its row",
+        kind=bool,
+        group="transfer",
+    )
     per_host: int = option(
         32,
         "most requests to one host at the same time, by all your processes on this machine; it begins with 8",
@@ -249,6 +301,7 @@ DEFINES = {
     "min_score": (ALWAYS, "which rows"),
     "min_face_size": (ALWAYS, "which rows"),
     "min_face_area": (ALWAYS, "which rows"),
+    "min_face_share": (ALWAYS, "which rows"),
     "min_faces": (ALWAYS, "which rows"),
     "max_faces": (ALWAYS, "which rows"),
     "max_faces_in_picture": (ALWAYS, "which rows"),
@@ -256,7 +309,14 @@ DEFINES = {
     "min_height": (ALWAYS, "which rows"),
     "nsfw": (ALWAYS, "which rows"),
     "min_similarity": (ALWAYS, "which rows"),
+    "min_caption_words": (ALWAYS, "which rows"),
+    "caption_matches": (ALWAYS, "which rows"),
+    "caption_excludes": (ALWAYS, "which rows"),
+    "include": (ALWAYS, "which rows; by what is on the list, not by its path"),
+    "max_copies": (ALWAYS, "which rows; how many addresses there are of bytes is read"),
     "exclude": (ALWAYS, "which rows; by what is on the list, not by its path"),
+    "join": (READ, "which columns: the tables have fingerprints"),
+    "join_how": (ALWAYS, "which rows"),
     "images": (ALWAYS, "none, fetched or stored; which stored ones, their fingerprint says"),
     "on_error": (ALWAYS, "whether failures leave rows"),
     "on_size_change": (ALWAYS, "which rows, and where faces are"),
@@ -276,6 +336,7 @@ DEFINES = {
     "retries": (FETCHED, "rows whose first try failed come or fail"),
     "max_bytes": (FETCHED, "large files' rows come or fail"),
     "max_pixels": (FETCHED, "large pictures' rows come or fail"),
+    "isolate_decoder": (ALWAYS, "rows whose picture kills its decoder come or fail"),
     "per_host": (NEVER, "how fast: a host gets the same requests, waiting in our queue takes nothing from timeout"),
     "outage_patience": (NEVER, "when a run without a network ends; no row is counted as failed for it"),
     "user_agent_token": (FETCHED, "sites allow or refuse by this name"),

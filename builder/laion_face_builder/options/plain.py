@@ -8,15 +8,24 @@ from __future__ import annotations
 import dataclasses
 import numbers
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from glob import has_magic
 from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from laion_face_builder.errors import OptionError
 from laion_face_builder.images.geometry import RESIZE_MODES
 from laion_face_builder.images.modes import MODES
 from laion_face_builder.index.exclusion import Exclusion, exclusion_of, read_exclusion
+from laion_face_builder.index.joined_columns import JoinSource
+from laion_face_builder.index.listed_column import is_column, read_column
 from laion_face_builder.options.fields import (
     IMAGE_MODES,
+    JOIN_HOWS,
     KEEP_FACES,
     NSFW_VALUES,
     ON_ERROR,
@@ -24,12 +33,14 @@ from laion_face_builder.options.fields import (
     ORDERS,
     OptionFields,
 )
+from laion_face_builder.shown import short
 from laion_face_builder.values import absolute, as_written, one_of, place
 
 #: Options that are addresses or paths; `exclude` and `images` are too, among other things.
 _PLACES = ("source_repo", "metadata", "index")
 _TEXTS = ("source_revision", "user_agent_token")
 _WORDS = {
+    "join_how": JOIN_HOWS,
     "on_error": ON_ERROR,
     "on_size_change": ON_SIZE_CHANGE,
     "keep_faces": KEEP_FACES,
@@ -112,21 +123,75 @@ def _nsfw(given: Any) -> tuple[str, ...]:
     return chosen
 
 
-def _exclude(given: Any) -> Exclusion:
+def _list(option: str, given: Any) -> Exclusion:
     if isinstance(given, Exclusion):
         return given
     if isinstance(given, (str, os.PathLike)):
-        path = absolute(place("exclude", given))
+        path = absolute(place(option, given))
         if not path.is_file():
             found = "it is a folder" if path.is_dir() else "there is no such file"
-            raise OptionError(f"exclude={as_written(given)}: {found}; one entry goes as exclude=[…]")
-        return read_exclusion(str(path))
+            raise OptionError(f"{option}={as_written(given)}: {found}; one entry goes as {option}=[…]")
+        return read_column(str(path), option) if is_column(str(path)) else read_exclusion(str(path), option)
     if isinstance(given, (bytes, bytearray, Mapping)) or not isinstance(given, Iterable):
-        raise OptionError(f"exclude={as_written(given)}: expected a file, or a list of ids, URLs, hosts and hashes")
-    return exclusion_of(given)
+        raise OptionError(f"{option}={as_written(given)}: expected a file, or a list of ids, URLs, hosts and hashes")
+    return exclusion_of(given, option)
 
 
-_OF_THEIR_OWN = {"cache_images": _cache_images, "images": _images, "nsfw": _nsfw, "exclude": _exclude}
+def _pattern(option: str, given: Any) -> str:
+    """Return a regular expression that Arrow's RE2 understands."""
+    if not isinstance(given, str) or not given:
+        raise OptionError(f"{option}={as_written(given)}: expected a regular expression (RE2), such as '(?i)smil'")
+    try:
+        pc.match_substring_regex(pa.array([""]), given)
+    except pa.ArrowInvalid as error:
+        said = short(error).removeprefix("Invalid regular expression: ")
+        raise OptionError(f"{option}={as_written(given)}: no regular expression of RE2 ({said})") from error
+    return given
+
+
+_NAMED = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<place>.+)", re.DOTALL)
+_TABLES = (".parquet", ".csv", ".csv.gz", ".tsv", ".tsv.gz")
+
+
+def _join(given: Any) -> tuple[JoinSource, ...] | None:
+    if isinstance(given, Mapping):
+        found = [_source(place, name) for name, place in given.items()]
+    elif isinstance(given, (str, os.PathLike, JoinSource)):
+        found = [_source(given)]
+    elif isinstance(given, Iterable) and not isinstance(given, (bytes, bytearray)):
+        found = [_source(one) for one in given]
+    else:
+        raise OptionError(
+            f"join={as_written(given)}: expected a table, a list of tables, or a dict of names and tables"
+        )
+    if doubled := [one for one in found if found.count(one) > 1]:
+        raise OptionError(f"join: {doubled[0]} is there {found.count(doubled[0])} times")
+    return tuple(found) or None
+
+
+def _source(given: Any, name: Any = None) -> JoinSource:
+    if isinstance(given, JoinSource):
+        return given
+    text = place("join", given)
+    if name is not None and not (isinstance(name, str) and _NAMED.fullmatch(f"{name}=x")):
+        raise OptionError(f"join: the name {as_written(name)}: expected letters, digits and _, the first no digit")
+    named = _NAMED.fullmatch(text) if name is None and isinstance(given, str) and not os.path.exists(text) else None
+    if named is not None:
+        name, text = named["name"], named["place"]
+    is_path = text.startswith((".", "~", os.sep)) or os.path.exists(text) or text.endswith(_TABLES) or has_magic(text)
+    return JoinSource(str(absolute(text)) if is_path and "://" not in text else text, name)
+
+
+_OF_THEIR_OWN: dict[str, Callable[[Any], Any]] = {
+    "cache_images": _cache_images,
+    "images": _images,
+    "nsfw": _nsfw,
+    "include": partial(_list, "include"),
+    "exclude": partial(_list, "exclude"),
+    "caption_matches": partial(_pattern, "caption_matches"),
+    "caption_excludes": partial(_pattern, "caption_excludes"),
+    "join": _join,
+}
 
 
 def one_spelling(value: Any) -> Any:

@@ -4,6 +4,7 @@
     ├── data: DataDir             where prepared parts live
     ├── upstream: Upstream        where ids, detections and metadata come from
     ├── filters: Filters          which rows pass
+    ├── join: JoinSource, …       tables whose columns come beside ours
     ├── resizing: Resizing        how downloads are resized
     ├── fetch: FetchOptions       how a picture is fetched, by streams and downloads alike
     └── ahead: Ahead              how far a stream runs ahead of its reader
@@ -17,12 +18,17 @@ import os
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
+import pyarrow as pa
+
 from laion_face_builder.errors import OptionError
 from laion_face_builder.images.geometry import Resizing
 from laion_face_builder.index.filters import Filters
+from laion_face_builder.index.joined_columns import JoinSource
+from laion_face_builder.index.side_table import SideTable
 from laion_face_builder.layout import CONFIG_PARTS, DataDir, parse_parts
 from laion_face_builder.options.fields import ALL_FACES, DEFINES, FETCHED, ORDERS, RANGES, OptionFields
 from laion_face_builder.options.plain import one_spelling, plain
+from laion_face_builder.schema import example_columns
 from laion_face_builder.shown import ShownFields
 from laion_face_builder.sources.hub import Token, checked_token
 from laion_face_builder.sources.sources import Upstream
@@ -43,6 +49,7 @@ class FetchOptions:
     retries: int = OptionFields.retries
     max_bytes: int = OptionFields.max_bytes
     max_pixels: int = OptionFields.max_pixels
+    isolate_decoder: bool = OptionFields.isolate_decoder
     per_host: int = OptionFields.per_host
     concurrency: int = OptionFields.concurrency
     outage_patience: float = OptionFields.outage_patience
@@ -87,6 +94,8 @@ class Options(ShownFields):
     parts: tuple[int, ...]
     shards_per_part: int
     filters: Filters
+    join: tuple[JoinSource, ...] | None
+    max_copies: int | None
     images: str
     on_error: str
     on_size_change: str
@@ -96,6 +105,11 @@ class Options(ShownFields):
     blur_faces: bool
     fetch: FetchOptions
     ahead: Ahead
+    #: What is read beside the index, once it is known: see `examples.beside`.
+    more: pa.Schema | None = None
+    tables: tuple[SideTable, ...] = ()
+    #: SHA-256s that more than `max_copies` addresses give, once they are counted: see `examples.placeholders`.
+    placeholders: frozenset[str] = frozenset()
 
     @classmethod
     def of(
@@ -122,6 +136,8 @@ class Options(ShownFields):
             parts=parse_parts(values.parts, config),
             shards_per_part=values.shards_per_part,
             filters=_group(Filters, values),
+            join=values.join,
+            max_copies=values.max_copies,
             images=values.images,
             on_error=values.on_error,
             on_size_change=values.on_size_change,
@@ -132,6 +148,11 @@ class Options(ShownFields):
             fetch=_group(FetchOptions, values),
             ahead=_group(Ahead, values),
         )
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of an example: ours, and those that are read beside the index."""
+        return (*example_columns(self.blur_faces), *(self.more.names if self.more is not None else ()))
 
     def by_name(self) -> dict[str, Any]:
         """Return every option by the name that it is given under, for messages: a list to leave out stays `Exclusion`.
@@ -158,7 +179,13 @@ class Options(ShownFields):
         See `DEFINES`. Equal meanings give equal values, however they are spelled.
         """
         # Only what is not the default: caches of earlier versions stay good.
-        changed = {"resize": self.resizing.as_dict(), "blur_faces": self.blur_faces, "mode": self.mode}
+        changed = {
+            "resize": self.resizing.as_dict(),
+            "blur_faces": self.blur_faces,
+            "mode": self.mode,
+            "max_copies": self.max_copies,
+            "isolate_decoder": self.fetch.isolate_decoder,
+        }
         changed["keep_faces"] = self.keep_faces if self.keep_faces != ALL_FACES else None
         is_fetched = self.images == "fetch"
         defining = {

@@ -2,13 +2,14 @@
 
 It is Markdown with numbers and names of our own in it, so there is nothing to escape. Everything in the YAML is
 measured: configs name the files that exist, sizes and counts are sums over the manifest. Features stand in a form that
-datasets 3.6 and 5.2 both read (`_feature`).
+datasets 3.6 and 5.2 both read (`published_columns`).
 """
 
 from __future__ import annotations
 
 import bisect
 import importlib.resources
+from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -17,7 +18,8 @@ import yaml
 from laion_face_builder.errors import BadFile
 from laion_face_builder.files import human_size
 from laion_face_builder.layout import CONFIG_PARTS
-from laion_face_builder.publish.manifest import PREVIEW, Manifest
+from laion_face_builder.publish.manifest import GLOBS, PREVIEW, PREVIEW_FILE, Manifest
+from laion_face_builder.publish.published_columns import features_of, schema_of_features
 from laion_face_builder.publish.published_files import EXAMPLES
 from laion_face_builder.schema import INDEX
 
@@ -65,19 +67,18 @@ def split_card(text: str, name: str) -> tuple[dict[str, Any], str]:
     return head, rest[1]
 
 
-def features_of(schema: pa.Schema) -> list[dict[str, Any]]:
-    """Give the `features` of dataset_info for a published schema."""
-    return [_feature(field.name, field.type) for field in schema]
-
-
 def schema_of(manifest: Manifest, config: str) -> pa.Schema:
-    """Give the columns of a config's files."""
-    return EXAMPLES if manifest.kind == "examples" or config == PREVIEW else INDEX
+    """Give the columns of a config's files: ours, and what was published beside them."""
+    ours = EXAMPLES if manifest.kind == "examples" or config == PREVIEW else INDEX
+    return pa.schema([*ours, *schema_of_features(manifest.columns(config))])
 
 
-def data_files(manifest: Manifest, config: str) -> list[str]:
-    """List the names of a config's files."""
-    return [entry.name for entry in manifest.of_config(config)]
+def data_files(manifest: Manifest, config: str) -> str | list[str]:
+    """Give the pattern of a config's files; their names, where an earlier version published under others."""
+    names = [entry.name for entry in manifest.of_config(config)]
+    pattern = GLOBS.get(config, PREVIEW_FILE)
+    found = [name for name in manifest.entries if PurePosixPath(name).match(pattern)]
+    return pattern if set(found) == set(names) else names
 
 
 def measured_head(manifest: Manifest) -> dict[str, Any]:
@@ -86,7 +87,11 @@ def measured_head(manifest: Manifest) -> dict[str, Any]:
     rows = sum(entry.rows for entry in manifest.entries.values() if entry.part >= 0)
     return {
         "size_categories": [_SIZES[bisect.bisect_right(_SIZE_LIMITS, rows)]],
-        "configs": [_config(manifest, config, is_default=config == configs[0]) for config in configs],
+        # The Hub opens the first of them to see whether its pages are small: that has to be one file.
+        "configs": [
+            _config(manifest, config, is_default=config == configs[0])
+            for config in sorted(configs, key=lambda config: config != PREVIEW)
+        ],
         "dataset_info": [_info(manifest, config) for config in configs],
     }
 
@@ -98,35 +103,13 @@ def _config(manifest: Manifest, config: str, is_default: bool) -> dict[str, Any]
 
 def _info(manifest: Manifest, config: str) -> dict[str, Any]:
     entries = manifest.of_config(config)
-    rows, arrow = sum(entry.rows for entry in entries), sum(entry.arrow_bytes for entry in entries)
+    # No splits: `datasets` would hold load_dataset(..., filters=…) to their numbers of rows, and raise.
     return {
         "config_name": config,
         "features": features_of(schema_of(manifest, config)),
-        "splits": [{"name": "train", "num_bytes": arrow, "num_examples": rows}],
         "download_size": sum(entry.size for entry in entries),
-        "dataset_size": arrow,
+        "dataset_size": sum(entry.arrow_bytes for entry in entries),
     }
-
-
-def _feature(name: str, kind: pa.DataType) -> dict[str, Any]:
-    if name == "image":
-        return {"name": name, "dtype": "image"}
-    if pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind):
-        return {"name": name, **_list(kind)}
-    return {"name": name, "dtype": _dtype(kind)}
-
-
-def _list(kind: pa.DataType) -> dict[str, Any]:
-    value = kind.value_type
-    if pa.types.is_struct(value):
-        inner: Any = [_feature(field.name, field.type) for field in value]
-    else:
-        inner = _list(value) if pa.types.is_fixed_size_list(value) else _dtype(value)
-    return {"list": inner, **({"length": kind.list_size} if pa.types.is_fixed_size_list(kind) else {})}
-
-
-def _dtype(kind: pa.DataType) -> str:
-    return {"float": "float32", "double": "float64"}.get(str(kind), str(kind))
 
 
 def _what_is_here(manifest: Manifest, target: str) -> str:
@@ -173,9 +156,12 @@ def _pictures(manifest: Manifest) -> list[str]:
 
 
 def _left_out(manifest: Manifest) -> list[str]:
-    if any(entry.fingerprint.get("filters") for entry in manifest.entries.values()):
-        return ["Rows on the publisher's exclusion list are left out."]
-    return []
+    filters = {name for entry in manifest.entries.values() for name in entry.fingerprint.get("filters", ())}
+    said = {
+        "exclude": "Rows on the publisher's exclusion list are left out.",
+        "join_how": "Rows that the publisher's own tables lack are left out.",
+    }
+    return [text for name, text in said.items() if name in filters]
 
 
 def _how_to_load(manifest: Manifest, target: str) -> list[str]:

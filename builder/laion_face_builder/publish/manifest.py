@@ -3,6 +3,7 @@
 TARGET/
   data/part-000NN.parquet         the index, one file a part; or, with pictures,
   data/part-000NN-000KK.parquet   rows of the part in order, as many files as the pictures need
+  more/part-000NN….parquet        the same, of the parts that 20M does not have
   preview/preview-00000.parquet   a few rows with pictures, if asked for
   laion_face_manifest.json        rows, bytes, SHA-256, fingerprint of each of those
   croissant.json                  the same for machines that read Croissant
@@ -32,7 +33,10 @@ PREVIEW_FILE = "preview/preview-00000.parquet"
 #: Raised when the manifest's own form changes.
 MANIFEST_FORMAT = 1
 
-_DATA_NAME = re.compile(r"data/part-\d{5}(-\d{5})?\.parquet")
+#: The files of each config by one pattern: what the Hub's page tells people to type for pandas and Polars reads the
+#: first of several names, and no more.
+GLOBS = {"20M": "data/part-*.parquet", "50M": "*/part-*.parquet"}
+_DATA_NAME = re.compile(r"(data|more)/part-\d{5}(-\d{5})?\.parquet")
 
 Kind = Literal["index", "examples"]
 
@@ -84,6 +88,12 @@ class Manifest:
         """The preview's file, if there is one."""
         return self.entries.get(PREVIEW_FILE)
 
+    def columns(self, config: str) -> list[dict[str, Any]]:
+        """Describe the columns beside ours in a config's files, as dataset_info does; all files have the same."""
+        entries = self.of_config(config) if config in (*CONFIG_PARTS, PREVIEW) else self.entries.values()
+        found = [entry.fingerprint.get("columns", []) for entry in entries]
+        return list(found[0]) if found else []
+
     def of_config(self, config: str) -> list[Entry]:
         """List the files of a config in the order of their names; none if none of its parts are there."""
         if config == PREVIEW:
@@ -122,12 +132,16 @@ class Manifest:
 
 def index_name(part: int) -> str:
     """Name the published file of an index part."""
-    return f"data/part-{part:05d}.parquet"
+    return f"{_folder_of(part)}/part-{part:05d}.parquet"
 
 
 def examples_name(part: int, number: int) -> str:
     """Name the `number`-th file of a part with pictures. Names sort as the rows do."""
-    return f"data/part-{part:05d}-{number:05d}.parquet"
+    return f"{_folder_of(part)}/part-{part:05d}-{number:05d}.parquet"
+
+
+def _folder_of(part: int) -> str:
+    return "data" if part in CONFIG_PARTS["20M"] else "more"
 
 
 def is_ours(name: str) -> bool:

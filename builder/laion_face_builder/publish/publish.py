@@ -12,13 +12,14 @@ from pathlib import Path
 
 from laion_face_builder import progress
 from laion_face_builder.errors import LaionFaceError, StateConflict
-from laion_face_builder.files import human_size
+from laion_face_builder.files import human_size, written_whole
 from laion_face_builder.log import logger
 from laion_face_builder.options import Options
 from laion_face_builder.publish.card import card_of
 from laion_face_builder.publish.croissant import croissant_of
 from laion_face_builder.publish.destination import destination_at
 from laion_face_builder.publish.manifest import CARD, CROISSANT, MANIFEST, PREVIEW_FILE, Entry, Manifest, is_ours
+from laion_face_builder.publish.published_columns import features_of
 from laion_face_builder.publish.published_files import check_preview
 from laion_face_builder.publish.request import PublishRequest, check_rights, check_room, options_of
 from laion_face_builder.publish.staging import Staging, made_examples, made_index, made_preview
@@ -42,21 +43,26 @@ def publish(request: PublishRequest) -> Manifest:
     return manifest
 
 
-def checked(request: PublishRequest) -> tuple[Options, Destination, Manifest | None]:
+def checked(request: PublishRequest, *, is_dry_run: bool = False) -> tuple[Options, Destination, Manifest | None]:
     """Check that the request can and may be done; give the options, the destination, and the manifest that is there.
+
+    Args:
+        is_dry_run: whether nothing may be made.
 
     Raises:
         LaionFaceError: as `publish`, or the disk has no room.
     """
     check_rights(request)
-    options = options_of(request)
+    options = options_of(request, is_dry_run=is_dry_run)
     check_room(request, options)
     if request.preview:
         check_preview(options)
     destination = destination_at(
         request.target, private=request.private, revision=request.revision, token=request.token
     )
-    return options, destination, _already_there(request)
+    there = _already_there(request)
+    _refuse_other_columns(request, options, there)
+    return options, destination, there
 
 
 class _Job:
@@ -128,8 +134,8 @@ class _Job:
 
     def _text(self, name: str, text: str) -> OutgoingFile:
         path = self._staging.path("about") / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        with written_whole(path) as partial:
+            partial.write_text(text, encoding="utf-8")
         return OutgoingFile.of(name, path)
 
     def _remove(self, manifest: Manifest) -> None:
@@ -194,6 +200,19 @@ def _already_there(request: PublishRequest) -> Manifest | None:
         has = {"index": "the index without pictures", "examples": "parts with pictures"}[there.kind]
         raise StateConflict(f"{request.target}: holds {has}. Publish to another place, or empty that one first.")
     return there
+
+
+def _refuse_other_columns(request: PublishRequest, options: Options, there: Manifest | None) -> None:
+    """Raise StateConflict if parts that stay have other columns beside ours: a config has one set of them."""
+    mine = features_of(options.more) if options.tables and options.more is not None else []
+    for entry in kept_of(there, options.parts, bool(request.preview)).values():
+        if entry.fingerprint.get("columns", []) != mine:
+            names = [str(column["name"]) for column in entry.fingerprint.get("columns", [])]
+            raise StateConflict(
+                f"{request.target}: {entry.name} has {', '.join(names) or 'nothing'} beside our columns, and these "
+                f"parts would have {', '.join(column['name'] for column in mine) or 'nothing'}. Publish all parts "
+                "together, with the same --join, or to another place."
+            )
 
 
 def kept_of(there: Manifest | None, parts: Sequence[int], new_preview: bool) -> dict[str, Entry]:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
+from laion_face_builder.examples import parts
 from laion_face_builder.forecast import Amount, Disk, Forecast, Step
 from laion_face_builder.images.reasons import Reason
-from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.options import Options
 from laion_face_builder.parquet_files import table_of
 from laion_face_builder.publish.manifest import (
@@ -73,7 +73,7 @@ def forecast_publish(request: PublishRequest) -> Forecast:
     Raises:
         LaionFaceError: as `publish` raises it before it makes or sends anything.
     """
-    options, destination, there = checked(request)
+    options, destination, there = checked(request, is_dry_run=True)
     listing = destination.listing()
     held = holdings(listing)
     staging = Staging.seen(request.data, address(request), request.kind, there)
@@ -119,7 +119,7 @@ def _files(request: PublishRequest, options: Options, staging: Staging, held: Ho
 
 def _index(options: Options, part: int, staging: Staging, held: Holdings) -> _File:
     source = options.data.index(part)
-    with IndexPart.open(source) as index:
+    with parts.index_of(options, part) as index:
         path, entry = known_index(options, part, index, staging, lambda entry: holds(held, entry))
     if entry is not None:
         return _File.known(entry, path)
@@ -130,7 +130,7 @@ def _index(options: Options, part: int, staging: Staging, held: Holdings) -> _Fi
 def _examples(
     request: PublishRequest, options: Options, part: int, staging: Staging, held: Holdings
 ) -> Iterator[_File]:
-    with IndexPart.open(options.data.index(part)) as index:
+    with parts.index_of(options, part) as index:
         rows = index.num_rows
     fingerprint = examples_fingerprint(options, part, request.bounds)
     start, number = 0, 0

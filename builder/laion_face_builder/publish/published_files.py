@@ -28,12 +28,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from laion_face_builder import progress
-from laion_face_builder.errors import BadFile, NotPrepared, PictureError
+from laion_face_builder.errors import DiskError, NotPrepared, PictureError
 from laion_face_builder.examples import parts
 from laion_face_builder.examples.example import Example, Row
 from laion_face_builder.examples.report import Tally
 from laion_face_builder.examples.walk import MarkedRow, Plan, Position, Shard, walk
-from laion_face_builder.files import Fingerprint, make_fingerprint, read_fingerprint, sha256_of, stamped, written_whole
+from laion_face_builder.files import (
+    Fingerprint,
+    digest,
+    make_fingerprint,
+    read_fingerprint,
+    sha256_of,
+    stamped,
+    written_whole,
+)
 from laion_face_builder.images import pictures
 from laion_face_builder.images.reasons import Reason
 from laion_face_builder.index.faces import flat_columns
@@ -42,9 +50,10 @@ from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.layout import row_group_bounds
 from laion_face_builder.log import logger
 from laion_face_builder.options import Options
+from laion_face_builder.parquet_files import opened
 from laion_face_builder.publish.manifest import Entry
+from laion_face_builder.publish.published_columns import features_of
 from laion_face_builder.schema import EXAMPLE_COLUMNS, INDEX
-from laion_face_builder.shown import short
 
 _IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
 _OWN = {
@@ -89,20 +98,12 @@ def measured(path: Path, name: str, part: int, rows: tuple[int, int]) -> Entry:
     """
     fingerprint = read_fingerprint(path)
     hasher, arrow_bytes = hashlib.sha256(), 0
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            for group in range(file.num_row_groups):
-                table = file.read_row_group(group)
-                arrow_bytes += table.nbytes
-                hasher.update(ids_bytes(table["sample_id"]))
-            count, groups = file.metadata.num_rows, file.num_row_groups
-    except (pa.ArrowInvalid, OSError, KeyError) as error:
-        raise BadFile(
-            path,
-            found=short(error, 200),
-            expected="a whole Parquet file",
-            way_out="Move it away and run `laion-face prepare` again.",
-        ) from error
+    with opened(path) as file:
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group)
+            arrow_bytes += table.nbytes
+            hasher.update(ids_bytes(table["sample_id"]))
+        count, groups = file.metadata.num_rows, file.num_row_groups
     size = path.stat().st_size
     return Entry(
         name, part, count, *rows, groups, size, arrow_bytes, sha256_of(path), hasher.hexdigest(), fingerprint or {}
@@ -123,36 +124,45 @@ def columns_in(schema: pa.Schema, most: int = 40) -> str:
 
 def viewer_faults(path: Path) -> list[str]:
     """List what keeps the Hub's viewer from reading the file page by page; [] if nothing does. Read only the footer."""
-    metadata = pq.read_metadata(path)
+    with opened(path) as file:
+        sizes = [file.metadata.row_group(group).total_byte_size for group in range(file.num_row_groups)]
+        chunks = file.chunks
     faults = []
-    for group in range(metadata.num_row_groups):
-        row_group = metadata.row_group(group)
-        if row_group.total_byte_size > MOST_ROW_GROUP_BYTES:
-            faults.append(f"row group {group} has {row_group.total_byte_size} bytes, {MOST_ROW_GROUP_BYTES} are most")
-        columns = [row_group.column(number) for number in range(row_group.num_columns)]
-        without = [column.path_in_schema for column in columns if not column.has_offset_index]
-        if without:
+    for group, (size, columns) in enumerate(zip(sizes, chunks, strict=True)):
+        if size > MOST_ROW_GROUP_BYTES:
+            faults.append(f"row group {group} has {size} bytes, {MOST_ROW_GROUP_BYTES} are most")
+        if without := [column.path for column in columns if not column.is_indexed]:
             faults.append(f"row group {group} has no page index for {', '.join(without)}")
     return faults
 
 
-def published_fingerprint(index: IndexPart, filters: Filters) -> Fingerprint:
-    """Give the prepared part's own fingerprint, with the filters if rows are left out."""
-    return index.fingerprint if filters.is_empty else {**index.fingerprint, "filters": filters.as_dict()}
+def published_fingerprint(index: IndexPart, options: Options, part: int) -> Fingerprint:
+    """Give the prepared part's own fingerprint, with the filters if rows are left out, and what is published beside."""
+    filters = {} if options.filters.is_empty else {"filters": options.filters.as_dict()}
+    return {**index.fingerprint, **filters, **beside_of(options, part)}
 
 
-def is_publishable(path: Path, filters: Filters) -> bool:
+def beside_of(options: Options, part: int) -> dict[str, Any]:
+    """Give what of a fingerprint says which columns are published beside ours, and what they were made from."""
+    if not options.tables:
+        return {}
+    tables = [digest(table.fingerprint(part)) for table in options.tables]
+    return {"columns": features_of(options.more), "tables": tables}
+
+
+def is_publishable(path: Path, options: Options) -> bool:
     """Say whether the prepared file can be published as it is."""
-    return filters.is_empty and not viewer_faults(path)
+    return options.filters.is_empty and not options.tables and not viewer_faults(path)
 
 
-def write_published(target: Path, index: IndexPart, filters: Filters) -> None:
+def write_published(target: Path, index: IndexPart, options: Options, part: int) -> None:
     """Write those rows of the part that pass the filters to `target`. At most two row groups are in memory.
 
     Raises:
         BadFile: the index cannot be read.
     """
-    schema = stamped(INDEX, published_fingerprint(index, filters))
+    filters, more = options.filters, options.more if options.tables else None
+    schema = stamped(pa.schema([*INDEX, *(more or ())]), published_fingerprint(index, options, part))
     columns = filters.columns
     kept = [
         int(filters.mask(index.read(*bound, columns)).sum()) if columns else bound[1] - bound[0]
@@ -161,19 +171,21 @@ def write_published(target: Path, index: IndexPart, filters: Filters) -> None:
     if filters.exclude is not None:
         logger.info("%s: %d of %d rows are left out", target.name, index.num_rows - sum(kept), index.num_rows)
     with written_whole(target) as partial, writer_of(partial, schema) as writer:
-        for table in _cut(_passing(index, filters), row_group_bounds(sum(kept))):
+        for table in _cut(_passing(index, filters, schema), schema, row_group_bounds(sum(kept))):
             writer.write_table(table.cast(schema), row_group_size=max(table.num_rows, 1))
 
 
-def _passing(index: IndexPart, filters: Filters) -> Iterator[pa.Table]:
+def _passing(index: IndexPart, filters: Filters, schema: pa.Schema) -> Iterator[pa.Table]:
+    columns = list(dict.fromkeys((*schema.names, *filters.columns)))
     for start, stop in index.row_groups:
-        table = index.read(start, stop)
-        yield table if filters.is_empty else table.filter(pa.array(filters.mask(table)))
+        table = index.read(start, stop, columns)
+        kept = table if filters.is_empty else table.filter(pa.array(filters.mask(table)))
+        yield kept.select(schema.names)
 
 
-def _cut(tables: Iterator[pa.Table], bounds: list[tuple[int, int]]) -> Iterator[pa.Table]:
+def _cut(tables: Iterator[pa.Table], schema: pa.Schema, bounds: list[tuple[int, int]]) -> Iterator[pa.Table]:
     """Yield the same rows, cut at `bounds`."""
-    held = INDEX.empty_table()
+    held = schema.remove_metadata().empty_table()
     for start, stop in bounds:
         while held.num_rows < stop - start:
             held = pa.concat_tables([held, next(tables)])
@@ -194,7 +206,8 @@ def examples_fingerprint(options: Options, part: int, bounds: Bounds) -> Fingerp
     """Give the fingerprint of what the published files of a part with pictures are made from."""
     made_from = parts.identity(options, part)
     how = {"filters": options.filters.as_dict(), "on_size_change": options.on_size_change}
-    return make_fingerprint("examples", part=part, **made_from, **how, bounds=asdict(bounds))
+    beside = beside_of(options, part)
+    return make_fingerprint("examples", part=part, **made_from, **how, **beside, bounds=asdict(bounds))
 
 
 @dataclass(frozen=True)
@@ -220,8 +233,12 @@ class PartExamples:
 
     def __init__(self, options: Options, part: int, first: int, rows: int, bounds: Bounds) -> None:
         self._part, self._rows, self._bounds = part, rows, bounds
-        steps = example_steps(options, part, first)
-        self._groups = _groups(steps, rows, bounds, options.fetch.max_pixels)
+        self._tars = options.data.tars(part)
+        tally = Tally(None)
+        self._counts = tally.counts
+        steps = example_steps(options, part, first, tally)
+        self._schema = examples_schema(options)
+        self._groups = _groups(steps, rows, bounds, options.fetch.max_pixels, self._schema)
         self._next = next(self._groups, None)
 
     @property
@@ -231,7 +248,7 @@ class PartExamples:
 
     def write(self, path: Path, fingerprint: Fingerprint) -> int:
         """Write the next file and give the index row after its last."""
-        schema = stamped(EXAMPLES, fingerprint)
+        schema = stamped(self._schema, fingerprint)
         size, stop = 0, self._rows
         with written_whole(path) as partial, writer_of(partial, schema) as writer:
             while self._next is not None and size < self._bounds.file_bytes:
@@ -239,13 +256,18 @@ class PartExamples:
                 if group.table.num_rows:
                     writer.write_table(group.table.cast(schema), row_group_size=group.table.num_rows)
                 size, stop = size + group.size, group.stop
+            if unread := self._counts.failed[Reason.TAR_UNREADABLE]:
+                raise DiskError(
+                    f"{self._tars}: {unread:,} pictures cannot be read from the tars there (permission, or a disk that "
+                    "fails), and none is left out for that. Put it right, and publish again: it goes on"
+                )
         return stop
 
 
-def example_steps(options: Options, part: int, first: int) -> Iterator[MarkedRow]:
+def example_steps(options: Options, part: int, first: int, tally: Tally) -> Iterator[MarkedRow]:
     """Yield the part's rows from `first` on, as steps that can make examples."""
     plan = Plan(replace(options, parts=(part,), on_error="null"), None)
-    yield from walk(plan, [Shard(part, 0, 1)], Position(0, first), Tally(None))
+    yield from walk(plan, [Shard(part, 0, 1)], Position(0, first), tally)
 
 
 def checked_example(row: Row, max_pixels: int) -> Example | None:
@@ -263,18 +285,25 @@ def checked_example(row: Row, max_pixels: int) -> Example | None:
         return row.maker.without_picture(row.batch[row.place])
 
 
-def as_table(examples: list[Example]) -> pa.Table:
-    """Put `examples` into a table as `EXAMPLES`; the flat columns are computed from the faces in these rows."""
+def examples_schema(options: Options) -> pa.Schema:
+    """Return the columns of a published table with pictures: `EXAMPLES`, and those that are joined."""
+    return pa.schema([*EXAMPLES, *(options.more if options.tables and options.more is not None else ())])
+
+
+def as_table(examples: list[Example], schema: pa.Schema = EXAMPLES) -> pa.Table:
+    """Put `examples` into a table of this schema; the flat columns are computed from the faces in these rows."""
     columns: dict[str, Any] = {
-        name: pa.array([example[name] for example in examples], EXAMPLES.field(name).type)
-        for name in EXAMPLES.names
+        name: pa.array([example[name] for example in examples], schema.field(name).type)
+        for name in schema.names
         if name not in FLAT
     }
     columns |= zip(FLAT, flat_columns(columns["faces"]), strict=True)
-    return pa.table(columns, schema=EXAMPLES)
+    return pa.table(columns, schema=schema)
 
 
-def _groups(steps: Iterator[MarkedRow], rows: int, bounds: Bounds, max_pixels: int) -> Iterator[Group]:
+def _groups(
+    steps: Iterator[MarkedRow], rows: int, bounds: Bounds, max_pixels: int, schema: pa.Schema
+) -> Iterator[Group]:
     """Yield row groups within bounds; at least one, so that a part without rows is a file too."""
     held: list[Example] = []
     size, stop = 0, 0
@@ -283,12 +312,12 @@ def _groups(steps: Iterator[MarkedRow], rows: int, bounds: Bounds, max_pixels: i
         if example is not None:
             weight = len(example["image"]["bytes"]) if example["image"] else 0
             if held and (size + weight > bounds.row_group_bytes or len(held) >= bounds.row_group_rows):
-                yield Group(as_table(held), stop)
+                yield Group(as_table(held, schema), stop)
                 held, size = [], 0
             held.append(example)
             size += weight
         stop = step.row.number + 1
-    yield Group(as_table(held), rows)
+    yield Group(as_table(held, schema), rows)
 
 
 def _with_progress(steps: Iterator[MarkedRow], rows: int) -> Iterator[MarkedRow]:
@@ -322,21 +351,22 @@ def pictured_parts(options: Options) -> list[int]:
 def preview_fingerprint(options: Options, rows: int) -> Fingerprint:
     """Give the fingerprint of what the preview is made from."""
     made_from = {str(part): parts.identity(options, part) for part in pictured_parts(options)}
-    return make_fingerprint("preview", rows=rows, parts=made_from, filters=options.filters.as_dict())
+    beside = {"columns": features_of(options.more)} if options.tables and options.more is not None else {}
+    return make_fingerprint("preview", rows=rows, parts=made_from, filters=options.filters.as_dict(), **beside)
 
 
 def write_preview(path: Path, options: Options, rows: int, fingerprint: Fingerprint) -> None:
     """Write the first `rows` examples that have a picture; fewer if there are no more."""
-    schema = stamped(EXAMPLES, fingerprint)
+    schema = stamped(examples_schema(options), fingerprint)
     examples = itertools.islice(_pictured(options, pictured_parts(options)), rows)
     with written_whole(path) as partial, writer_of(partial, schema) as writer:
         while held := list(itertools.islice(examples, _ROWS_A_GROUP)):
-            writer.write_table(as_table(held).cast(schema), row_group_size=len(held))
+            writer.write_table(as_table(held, examples_schema(options)).cast(schema), row_group_size=len(held))
 
 
 def _pictured(options: Options, chosen: Sequence[int]) -> Iterator[Example]:
     for part in chosen:
-        for step in example_steps(options, part, 0):
+        for step in example_steps(options, part, 0, Tally(None)):
             example = checked_example(step.row, options.fetch.max_pixels)
             if example is not None and example["image"] is not None:
                 yield example

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pyarrow.compute as pc
 
 from laion_face_builder.errors import LaionFaceError, NotPrepared, OptionError
+from laion_face_builder.examples import beside
 from laion_face_builder.files import human_size
+from laion_face_builder.index.exclusion import Exclusion
 from laion_face_builder.layout import ALL_PARTS, DataDir
 from laion_face_builder.log import logger
-from laion_face_builder.options import OptionFields, Options
+from laion_face_builder.options import LEFT, OptionFields, Options
 from laion_face_builder.parquet_files import table_of
 from laion_face_builder.publish.manifest import Kind
 from laion_face_builder.publish.published_files import MOST_ROWS, Bounds
@@ -32,7 +35,8 @@ class PublishRequest:
         preview: rows of the config `preview`; 0 means none.
         private: the Hub repo is made private.
         public_pictures: the user has the right to show the pictures to everybody.
-        exclude: file of sample ids, URLs, hosts, SHA-256s or MD5s to leave out.
+        exclude: list, or file of sample ids, URLs, hosts, SHA-256s or MD5s to leave out.
+        join, join_how: tables whose columns are published beside ours, as the options of these names.
         bounds, batch_bytes: how large files and commits get; one commit is up to so many bytes.
     """
 
@@ -45,7 +49,9 @@ class PublishRequest:
     public_pictures: bool = False
     revision: str | None = None
     token: Token = field(default=None, repr=False)
-    exclude: str | None = None
+    exclude: str | Exclusion | None = None
+    join: Any = None
+    join_how: str = LEFT
     bounds: Bounds = Bounds()
     batch_bytes: int = 4_000_000_000
 
@@ -74,14 +80,20 @@ def check_rights(request: PublishRequest) -> None:
         )
 
 
-def options_of(request: PublishRequest) -> Options:
-    """Give the options for the parts to publish, which are checked to be there.
+def options_of(request: PublishRequest, *, is_dry_run: bool = False) -> Options:
+    """Give the options for the parts to publish, which are checked to be there; join what is to be joined.
+
+    Args:
+        is_dry_run: whether nothing may be made: tables have to be joined already.
 
     Raises:
         OptionError: no valid parts, or no such exclusion list; BadFile: a line of that list is wrong.
         NotPrepared: a part or its pictures are missing.
     """
-    fields = OptionFields(parts=request.parts, exclude=request.exclude, on_error="null")
+    exclude: Any = request.exclude
+    fields = OptionFields(
+        parts=request.parts, exclude=exclude, join=request.join, join_how=request.join_how, on_error="null"
+    )
     everything = Options.of("50M", fields, request.data.root, request.token)
     chosen = everything.parts
     if request.parts is None:
@@ -89,7 +101,7 @@ def options_of(request: PublishRequest) -> Options:
     missing = {part: why for part in (chosen or ALL_PARTS) if (why := _missing(request, part))}
     if missing:
         raise NotPrepared(_not_there(request, missing))
-    options = replace(everything, parts=chosen)
+    options = beside.with_columns(replace(everything, parts=chosen), is_made=is_dry_run)
     exclude = options.filters.exclude
     if exclude is not None and not request.with_images and exclude.counts["hashes"]:
         logger.warning(

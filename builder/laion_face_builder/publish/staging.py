@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from laion_face_builder.examples import parts
 from laion_face_builder.files import Fingerprint, digest, locked, remove_partials, written_whole
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.layout import DataDir
@@ -50,7 +51,7 @@ class Staging:
         """Open the folder for `target`, locked against other processes until the block ends."""
         root = _folder(data, target, kind)
         with locked(root, waiting=f"waiting for another publish to {target}"):
-            for folder in (root, root / "data", root / "preview"):
+            for folder in (root, root / "data", root / "more", root / "preview"):
                 remove_partials(folder)
             yield cls(root, kind, known)
 
@@ -98,11 +99,11 @@ Made = tuple[Entry, Path]
 
 def made_index(options: Options, part: int, staging: Staging, is_held: IsHeld) -> Iterator[Made]:
     """Yield the part's one file: the prepared one itself, if it can be published as it is."""
-    with IndexPart.open(options.data.index(part)) as index:
+    with parts.index_of(options, part) as index:
         path, known = known_index(options, part, index, staging, is_held)
         if known is None:
             if path != options.data.index(part):
-                write_published(path, index, options.filters)
+                write_published(path, index, options, part)
             known = measured(path, index_name(part), part, (0, index.num_rows))
             staging.note(known)
     yield known, path
@@ -113,9 +114,9 @@ def known_index(
 ) -> tuple[Path, Entry | None]:
     """Say where the part's one file lies or will lie; give its entry too if it is known from an earlier run."""
     source, name = options.data.index(part), index_name(part)
-    as_it_is = is_publishable(source, options.filters)
+    as_it_is = is_publishable(source, options)
     path = source if as_it_is else staging.path(name)
-    known = _known(staging, name, published_fingerprint(index, options.filters), path, is_held)
+    known = _known(staging, name, published_fingerprint(index, options, part), path, is_held)
     if known is not None and as_it_is and known.size != path.stat().st_size:
         return path, None
     return path, known
@@ -124,7 +125,7 @@ def known_index(
 def made_examples(options: Options, part: int, bounds: Bounds, staging: Staging, is_held: IsHeld) -> Iterator[Made]:
     """Yield the part's files in order. Known ones are not made again; the others start where the last of them stops."""
     fingerprint = examples_fingerprint(options, part, bounds)
-    with IndexPart.open(options.data.index(part)) as index:
+    with parts.index_of(options, part) as index:
         rows = index.num_rows
     start, number = 0, 0
     for entry in known_examples(part, fingerprint, rows, staging, is_held):

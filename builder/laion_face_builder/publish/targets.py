@@ -33,7 +33,7 @@ import pyarrow.parquet as pq
 
 from laion_face_builder import progress
 from laion_face_builder.errors import BadFile, DiskError, OptionError, PublishError, SourceNotFound
-from laion_face_builder.files import locked, remove_partials, sha256_of, written_whole
+from laion_face_builder.files import locked, pieces_of, remove_partials, sha256_of, written_whole
 from laion_face_builder.progress.base import Bar
 from laion_face_builder.publish.manifest import MANIFEST, Manifest
 from laion_face_builder.shown import harmless, short
@@ -263,9 +263,6 @@ def _asked(ask: Any, address: str, token: Token) -> Any:
     return retried(attempt, address)
 
 
-_PIECE = 1 << 22
-
-
 @dataclass(frozen=True)
 class FolderDestination:
     """The folder `path`, made when something is sent."""
@@ -327,8 +324,8 @@ class FolderDestination:
     def _copy(self, file: OutgoingFile, bar: Bar) -> None:
         hasher = hashlib.sha256()
         with written_whole(self.path / file.name) as partial:
-            with file.path.open("rb") as source, partial.open("wb") as copy:
-                while piece := source.read(_PIECE):
+            with partial.open("wb") as copy:
+                for piece in pieces_of(file.path):
                     hasher.update(piece)
                     copy.write(piece)
                     bar.update(len(piece))

@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import shutil
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,11 +21,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from laion_face_builder.errors import DiskError, LaionFaceError, SourceNotFound
-from laion_face_builder.files import Fingerprint, fingerprint_in, read_fingerprint, written_whole
+from laion_face_builder.files import Fingerprint, disk_error, fingerprint_in, read_fingerprint, written_whole
 from laion_face_builder.layout import DataDir
 from laion_face_builder.shown import harmless, short, shown
 from laion_face_builder.sources.fsspec_folder import filesystem_of
 from laion_face_builder.sources.retrying import TransientError, retried
+from laion_face_builder.temporary import make_folder, remove_folder
 
 T = TypeVar("T")
 
@@ -42,8 +42,11 @@ def at_work(data: DataDir) -> Iterator[DataDir]:
     if data.address is None:
         yield data
         return
-    with tempfile.TemporaryDirectory(prefix="laion-face-") as folder:
-        yield dataclasses.replace(data, root=Path(folder))
+    folder = make_folder("work")
+    try:
+        yield dataclasses.replace(data, root=folder)
+    finally:
+        remove_folder(folder)
 
 
 def has(data: DataDir, path: Path) -> bool:
@@ -153,9 +156,16 @@ def send(data: DataDir, path: Path) -> None:
 
 
 def remove(data: DataDir, folder: Path) -> None:
-    """Remove a folder with all that is in it."""
-    if folder.exists():
-        shutil.rmtree(folder)
+    """Remove a folder with all that is in it.
+
+    Raises:
+        DiskError: it may not be removed.
+    """
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+    except OSError as error:  # It names the file, but not where that is.
+        raise disk_error(folder, error) from error
     if data.address is not None:
         _asked(data, folder, lambda system, at: system.rm(at, recursive=True))
 

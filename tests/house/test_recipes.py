@@ -170,7 +170,7 @@ def test_exports_run_as_they_are_printed(tmp_path):
             at.types(block)
         for block in blocks(EXPORT):
             at.types(block)
-        exports = re.findall(r"laion-face export (\w+)", page(EXPORT))
+        exports = re.findall(r"^laion-face export (\w+)", page(EXPORT), re.MULTILINE)
         assert len(exports) == 8
         for name in (*exports, "faces"):
             ds = datasets.load_dataset(str(at.here / name), split="train", cache_dir=str(tmp_path / "cache" / name))

@@ -29,7 +29,7 @@ from laion_face_builder.options.export_options import (
     JSONL,
     ExportOptions,
 )
-from laion_face_builder.transforms.affine import Transformed
+from laion_face_builder.transforms.affine import Pixels, Transformed
 from laion_face_builder.transforms.alignment import align_face
 from laion_face_builder.transforms.crops import crop_face
 from laion_face_builder.transforms.drawing import draw_faces
@@ -108,10 +108,10 @@ class PieceMaker:
             yield self._whole(example, [face for _, face in self._chosen(example, row)])
             return
         if chosen := self._chosen(example, row):
-            picture, profile = self._decoded(example["image"]["bytes"])
+            pixels, profile = self._decoded(example["image"]["bytes"])
             for place, face in chosen:
                 try:
-                    yield self._face(example, place, face, picture, profile)
+                    yield self._face(example, place, face, pixels, profile)
                 except TransformError:
                     self.failed[Reason.CANNOT_CROP] += 1
 
@@ -134,10 +134,10 @@ class PieceMaker:
         size = (example["width"], example["height"])
         return self._piece(example, {}, picture=data, extension=extension, condition=self._drawn(size, faces))
 
-    def _face(self, example: Example, place: int, face: Any, picture: Image.Image, profile: bytes | None) -> Piece:
-        cut = self._cut(picture, face)
+    def _face(self, example: Example, place: int, face: Any, pixels: Pixels, profile: bytes | None) -> Piece:
+        cut = self._cut(pixels, face)
         moved = cut.moved(face)
-        width, height = cut.image.size
+        height, width = cut.image.shape[:2]
         return self._piece(
             example,
             {"faces": [moved], "width": width, "height": height},
@@ -147,24 +147,28 @@ class PieceMaker:
             condition=self._drawn((width, height), [moved]),
         )
 
-    def _cut(self, picture: Image.Image, face: Any) -> Transformed[Image.Image]:
+    def _cut(self, pixels: Pixels, face: Any) -> Transformed[Pixels]:
         if self.how.align is not None and self.how.sides is not None:
-            return align_face(picture, face["landmarks"], self.how.sides, self.how.align)
+            return align_face(pixels, face["landmarks"], self.how.sides, self.how.align)
         margin = _DEFAULT_MARGIN if self.how.margin is None else self.how.margin
-        return crop_face(picture, face, margin, self.how.sides)
+        return crop_face(pixels, face, margin, self.how.sides)
 
-    def _decoded(self, data: bytes) -> tuple[Image.Image, bytes | None]:
-        """Decode a picture as a viewer shows it; add its ICC profile, if that is of the colours that it has now."""
+    def _decoded(self, data: bytes) -> tuple[Pixels, bytes | None]:
+        """Decode a picture as a viewer shows it; add its ICC profile, if that is of the colours that it has now.
+
+        It becomes an array once, and not again for each of its faces.
+        """
         mode = self.options.mode or "RGB"
         with Image.open(BytesIO(modes.simple(data))) as image:
             profile = image.info.get("icc_profile")
-            is_of_these = image.mode == mode and isinstance(profile, bytes) and profile[_PROFILE_SPACE] == _SPACES[mode]
-            return modes.to_mode(image, mode), profile if is_of_these else None
+            is_so = image.mode == mode and "transparency" not in image.info
+            keeps = image.mode == mode and isinstance(profile, bytes) and profile[_PROFILE_SPACE] == _SPACES[mode]
+            return np.asarray(image if is_so else modes.to_mode(image, mode)), profile if keeps else None
 
-    def _encoded(self, picture: Image.Image, profile: bytes | None) -> bytes:
+    def _encoded(self, pixels: Pixels, profile: bytes | None) -> bytes:
         out = BytesIO()
         quality = {} if self.how.crop_format == "png" else {"quality": self.how.crop_quality}
-        picture.save(out, CROP_FORMATS[self.how.crop_format], icc_profile=profile, **quality)
+        Image.fromarray(pixels).save(out, CROP_FORMATS[self.how.crop_format], icc_profile=profile, **quality)
         return out.getvalue()
 
     def _drawn(self, size: tuple[int, int], faces: Sequence[Any]) -> bytes | None:

@@ -42,20 +42,27 @@ _DISTINCT, _COMPARED = 40, 20
 def make(folder: Path, pictures: int) -> None:
     """Write an index with faces, and tars of its pictures."""
     rng = np.random.default_rng(0)
-    rows, tar, drawn = [], None, [picture(rng) for _ in range(min(pictures, _DISTINCT))]
+    rows: list[dict[str, Any]] = []
+    tar: ShardTar | None = None
+    drawn = [picture(rng) for _ in range(min(pictures, _DISTINCT))]
     (folder / "images" / "part-00000").mkdir(parents=True)
     for number in range(pictures):
-        if number % _IN_A_TAR == 0:
+        if tar is None or number % _IN_A_TAR == 0:
             if tar is not None:
                 tar.finish()
             tar = ShardTar(folder / "images" / "part-00000" / f"{number // _IN_A_TAR:05d}.tar", "jpg", 0)
         faces, data = [face(rng) for _ in range(_FACES)], drawn[number % len(drawn)]
-        values = {"sample_id": number, "url": f"http://host.example/{number}.jpg", "caption": f"picture {number}"}
+        values: dict[str, Any] = {
+            "sample_id": number,
+            "url": f"http://host.example/{number}.jpg",
+            "caption": f"picture {number}",
+        }
         tar.write(f"{number:09d}", data, {**values, "faces": faces}, values["caption"])
         flat = {"n_faces": _FACES, "max_face_score": 0.9, "max_face_size": float(_SIDE)}
         more = {"part": 0, "width": _WIDTH, "height": _HEIGHT, "nsfw": "UNLIKELY", "similarity": 0.3, "license": "?"}
         rows.append({**values, **more, **flat, "faces": faces})
-    tar.finish()
+    if tar is not None:
+        tar.finish()
     (folder / "index").mkdir()
     pq.write_table(pa.Table.from_pylist(rows, schema=INDEX), folder / "index" / "part-00000.parquet")
 
@@ -70,7 +77,7 @@ def face(rng: np.random.Generator) -> dict[str, Any]:
     """Make a face somewhere in the picture."""
     x, y = rng.uniform(0, _WIDTH - _SIDE), rng.uniform(0, _HEIGHT - _SIDE)
     points = (ARCFACE_112 / 112 + rng.normal(0, 0.01, (5, 2))) * _SIDE + (x, y)
-    exact = np.float32([*points.ravel(), x, y, x + _SIDE, y + _SIDE]).tolist()
+    exact = np.array([*points.ravel(), x, y, x + _SIDE, y + _SIDE], np.float32).tolist()
     landmarks = [exact[at : at + 2] for at in range(0, 10, 2)]
     return {"box": exact[10:], "landmarks": landmarks, "score": 0.9}
 

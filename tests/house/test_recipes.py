@@ -2,11 +2,14 @@
 
 import bisect
 import contextlib
+import io
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import textwrap
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +20,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from packaging.version import Version
+from PIL import Image
 
 import laion_face
 from laion_face_builder.sandbox import Sandbox, SandboxSpec
@@ -143,6 +147,50 @@ def test_the_recipes_run_as_they_are_printed(tmp_path):
         assert len(trained) == 2
         assert all(text.count("step of") >= 4 for text in trained)  # two epochs of two ranks
         assert not list((at.box.folder / "home" / "data").glob("*"))  # nothing went into the default place
+
+
+EXAMPLES = {
+    "aligned_faces": ("python aligned_faces.py", "aligned/*.jpg"),
+    "controlnet_pairs": ("python controlnet_pairs.py", "pairs/prompt.jsonl"),
+    "own_captions": ("python own_captions.py", "captions.parquet"),
+    "train_clip": ("torchrun --nproc-per-node 2 train_clip.py", None),
+    "histogram": ("python histogram.py", "faces.png"),
+    "adopt_laion400m": ("python adopt_laion400m.py", None),
+}
+
+
+def test_the_examples_run_as_they_are(tmp_path):
+    assert sorted(EXAMPLES) == sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
+    with reader(tmp_path) as at:
+        for block in blocks(REAL_THING):
+            at.types(block)
+        others_tars(at)
+        shutil.copytree(ROOT / "examples", at.here, dirs_exist_ok=True)
+        said = {}
+        for name, (command, made) in EXAMPLES.items():
+            said[name] = at.types(Block("bash", command))
+            assert made is None or next(iter(at.here.glob(made)), None), name
+        assert "image" in said["controlnet_pairs"]
+        assert re.search(r"^\d+ \d+ faces \(\d+, \d+\)$", said["own_captions"], re.MULTILINE)
+        assert {"rank 0", "rank 1"} <= set(re.findall(r"rank \d", said["train_clip"]))
+        assert "yielded" in said["adopt_laion400m"]
+        for path in at.here.glob("aligned/*.jpg"):
+            with Image.open(path) as face:
+                assert face.size == (512, 512)
+
+
+def others_tars(at):
+    """Make tars as others have them: no SAMPLE_ID anywhere, and all parts in one folder."""
+    folder = at.here / "laion400m-data"
+    folder.mkdir()
+    for number, tar in enumerate(sorted((at.here / "laion-face" / "images").rglob("*.tar"))):
+        with tarfile.open(tar) as theirs, tarfile.open(folder / f"{number:05d}.tar", "w") as ours:
+            for member in theirs:
+                content = theirs.extractfile(member).read()
+                if member.name.endswith(".json"):
+                    content = json.dumps({"url": json.loads(content)["url"]}).encode()
+                    member.size = len(content)
+                ours.addfile(member, io.BytesIO(content))
 
 
 def checked(at, block):

@@ -71,7 +71,7 @@ def run(folder: Path) -> None:
     import laion_face
 
     how = {"data_dir": str(folder / "data"), "images": str(folder / "tars"), "parts": "0", "streaming": True}
-    example = next(iter(laion_face.load_dataset("20M", split="train", **how)))  # type: ignore[call-overload]
+    example = next(iter(laion_face.load_dataset("20M", split="train", **how)))
     assert example["image"] is not None
 
 

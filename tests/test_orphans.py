@@ -60,3 +60,28 @@ def test_a_worker_ends_though_its_parent_was_killed_before_it_looked(method: str
         assert parent.stdout.readline() == "here\n"
         parent.kill()
         assert parent.stdout.read() == ""
+
+
+IDLE = """
+import multiprocessing, os, time
+from laion_face_builder.orphans import forks_end_with_this
+
+def said(_):
+    return os.getpid()
+
+if __name__ == "__main__":
+    with forks_end_with_this():
+        pool = multiprocessing.get_context("fork").Pool(2)
+    print(pool.map(said, [0])[0], flush=True)
+    time.sleep(1000)
+"""
+
+
+def test_workers_that_wait_for_work_end_with_their_parent(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(IDLE)
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        assert int(parent.stdout.readline()) != parent.pid
+        parent.kill()
+        assert parent.stdout.read() == "", "the workers have their end of the pipe until they end"

@@ -7,6 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -92,23 +93,30 @@ def names(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.name.endswith(".lock"))
 
 
+@pytest.fixture
+def brief() -> Iterator[Path]:
+    """Give a place for temporary folders: multiprocessing has its sockets there, whose path has to be short."""
+    with tempfile.TemporaryDirectory(prefix="left-") as folder:
+        yield Path(folder)
+
+
 @pytest.mark.parametrize("what", COMMANDS)
 def test_a_kill_leaves_nothing_for_good(
-    what: str, make_sandbox: Callable[[SandboxSpec], Sandbox], tmp_path: Path
+    what: str, make_sandbox: Callable[[SandboxSpec], Sandbox], tmp_path: Path, brief: Path
 ) -> None:
     box = make_sandbox(SandboxSpec(parts=(0,), rows=400, twisted=0, failing=0.1))
     reader, base = tmp_path / "reader.py", tmp_path / "base"
     reader.write_text(READER)
     base.mkdir()
     if what != "prepare":
-        require_done(COMMANDS["prepare"](box, base, reader), tmp_path / "tmp")
+        require_done(COMMANDS["prepare"](box, base, reader), brief / "tmp")
     draw, clean = random.Random(what), tmp_path / "clean"
     shutil.copytree(base, clean)
     began = time.monotonic()
-    require_done(COMMANDS[what](box, clean, reader), tmp_path / "tmp")
+    require_done(COMMANDS[what](box, clean, reader), brief / "tmp")
     seconds = time.monotonic() - began
     for number in range(KILLS):
-        data, temporary = tmp_path / f"data-{number}", tmp_path / f"tmp-{number}"
+        data, temporary = tmp_path / f"data-{number}", brief / f"tmp-{number}"
         shutil.copytree(base, data)
         command = COMMANDS[what](box, data, reader)
         with running(command, temporary) as (process, mark):

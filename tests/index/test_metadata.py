@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laion_face_builder.errors import BadFile
+from laion_face_builder.errors import BadFile, DiskError
 from laion_face_builder.index.metadata import ROW_SCHEMA, as_floats, as_sizes, as_text, open_metadata, parse_ids
 
 
@@ -227,16 +227,20 @@ def test_bad_utf8_is_mended_and_counted(tmp_path, caplog, kind):
     assert "2 texts were not UTF-8" in caplog.text
 
 
-@pytest.mark.parametrize("damage", ["empty", "text", "cut", "absent"])
+@pytest.mark.parametrize("damage", ["empty", "text", "cut"])
 def test_what_is_no_parquet_is_named(tmp_path, damage):
     path = write(tmp_path / "m.parquet", {"SAMPLE_ID": range(100), "URL": ["a"] * 100})
     whole = path.read_bytes()
-    path.write_bytes({"empty": b"", "text": b"<html>not found</html>", "cut": whole[:-30], "absent": b""}[damage])
-    if damage == "absent":
-        path.unlink()
+    path.write_bytes({"empty": b"", "text": b"<html>not found</html>", "cut": whole[:-30]}[damage])
     with pytest.raises(BadFile, match="expected a whole Parquet file") as caught:
         open_metadata(path)
     assert str(path) in str(caught.value)
+
+
+def test_what_is_not_there_is_named(tmp_path):
+    with pytest.raises(DiskError, match="cannot be read") as caught:
+        open_metadata(tmp_path / "m.parquet")
+    assert str(tmp_path / "m.parquet") in str(caught.value)
 
 
 def test_damaged_pages_are_named(tmp_path):

@@ -17,6 +17,8 @@ from datasets.iterable_dataset import SkipExamplesIterable, _BaseExamplesIterabl
 from datasets.utils._filelock import FileLock
 from packaging.version import Version
 
+from laion_face_builder.orphans import forks_end_with_this
+
 VERSION = Version(datasets.__version__)
 #: Once a stream is resumed, datasets 5.0 keeps a state that nothing is written into any more.
 FORGETS_RESUMED = VERSION.release[:2] == (5, 0)
@@ -207,7 +209,8 @@ class HookedBuilder(datasets.GeneratorBasedBuilder):  # type: ignore[misc]  # li
 
     def _download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
         self._before_writing(self._output_dir)
-        super()._download_and_prepare(*args, **kwargs)
+        with forks_end_with_this():
+            super()._download_and_prepare(*args, **kwargs)
         self._after_writing(self._output_dir)
 
     def _as_dataset(self, split: Any = datasets.Split.TRAIN, in_memory: bool = False) -> datasets.Dataset:

@@ -18,6 +18,7 @@ import bisect
 import functools
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -39,6 +40,8 @@ from laion_face_builder.schema import FACE, INDEX
 from laion_face_builder.shown import short, shown
 from laion_face_builder.sources.hub import Token
 
+#: Of an index that others saved, so many columns of their own are read at most: every example would have them.
+MOST_BESIDE = 1000
 #: Columns that are worked out from `faces`: never read from a foreign file, which may have lost or changed it.
 DERIVED = ("n_faces", "max_face_score", "max_face_size")
 #: The columns that a file has to have.
@@ -503,17 +506,21 @@ class IndexFile:
 def _more_in(stored: pa.Schema, address: str) -> pa.Schema:
     """Return the columns beyond those of an index that can be read and yielded; say which cannot."""
     more, left = [], []
+    counts = Counter(stored.names)
+    if len(counts) > len(INDEX) + MOST_BESIDE:
+        _say_what_is_left(shown(address), f"{len(counts) - len(INDEX):,} beyond those of an index")
+        return pa.schema([])
     for field in stored:
         if field.name in INDEX.names or is_pandas_index(field.name):
             continue
         try:
-            if field.name in OURS or stored.names.count(field.name) > 1:
+            if field.name in OURS or counts[field.name] > 1:
                 raise TypeError("a name that is taken")
             more.append(pa.field(field.name, plain_kind(field.type)))
         except TypeError as error:
             left.append(f"{field.name} ({error})")
     if left:
-        _say_what_is_left(shown(address), ", ".join(left))
+        _say_what_is_left(shown(address), short(", ".join(left), 500))
     return pa.schema(more)
 
 

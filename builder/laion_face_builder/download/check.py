@@ -79,14 +79,19 @@ class CheckJob:
     @property
     def is_done(self) -> bool:
         """Whether `out` is there, made by a job with the same fingerprint."""
-        try:
-            return read_fingerprint(Path(self.out)) == dict(self.fingerprint)
-        except BadFile:
-            return False
+        return is_made(self.out, self.fingerprint)
 
     def run(self, report: object = None) -> None:
         """Run `check_tar`; workers pass `report`, which is not used."""
         check_tar(self)
+
+
+def is_made(out: str, fingerprint: Mapping[str, Any]) -> bool:
+    """Say whether a file is there that a job with this fingerprint made."""
+    try:
+        return read_fingerprint(Path(out)) == dict(fingerprint)
+    except BadFile:
+        return False
 
 
 def check_tar(job: CheckJob) -> None:

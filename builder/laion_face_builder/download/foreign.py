@@ -23,10 +23,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from laion_face_builder.download.check import ALSO_READ, CHECKED, Row, Sample, checked_row
+from laion_face_builder.download.check import ALSO_READ, CHECKED, Row, Sample, checked_row, is_made
 from laion_face_builder.download.shard_files import PICTURE_EXTENSIONS, Member, pictures_in, whole_members
 from laion_face_builder.errors import BadFile
-from laion_face_builder.files import read_fingerprint, stamped, written_whole
+from laion_face_builder.files import stamped, written_whole
 from laion_face_builder.log import logger
 from laion_face_builder.parquet_footer import OpenParquet
 from laion_face_builder.shown import short
@@ -60,10 +60,7 @@ class LookJob:
     @property
     def is_done(self) -> bool:
         """Whether `out` is there, made by a job with the same fingerprint."""
-        try:
-            return read_fingerprint(Path(self.out)) == dict(self.fingerprint)
-        except BadFile:
-            return False
+        return is_made(self.out, self.fingerprint)
 
     def run(self, report: object = None) -> None:
         """Look at every sample, and write `out`; workers pass `report`, which is not used.

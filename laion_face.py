@@ -21,7 +21,6 @@ from typing import Any
 
 import datasets
 import laion_face_builder  # From: laion-face
-from laion_face_builder import progress  # From: laion-face
 from laion_face_builder.examples import arrow  # From: laion-face
 from laion_face_builder.examples import loading  # From: laion-face
 from laion_face_builder.errors import LaionFaceError  # From: laion-face
@@ -31,6 +30,7 @@ from laion_face_builder.examples import stream  # From: laion-face
 from laion_face_builder.examples._compat import HookedBuilder  # From: laion-face
 from laion_face_builder.examples.collate import collate  # From: laion-face
 from laion_face_builder.examples.stream import in_step  # From: laion-face
+from laion_face_builder.export.calling import export  # From: laion-face
 from laion_face_builder.inspect.look import look  # From: laion-face
 from laion_face_builder.layout import CONFIG_PARTS  # From: laion-face
 from laion_face_builder.options import OptionFields  # From: laion-face
@@ -62,9 +62,6 @@ __all__ = [
     "report",
 ]
 
-_DESCRIPTION = "The human-face subset of LAION-400M with face boxes, five landmarks and detection scores."
-_HOMEPAGE = "https://github.com/FacePerceiver/LAION-Face"
-_LICENSE = "ids and detections CC-BY-4.0; metadata LAION's terms; pictures their owners'"
 _CITATION = """\
 @article{zheng2021farl,
   title={General Facial Representation Learning in a Visual-Linguistic Manner},
@@ -101,10 +98,10 @@ class LaionFace(HookedBuilder):
 
     def _info(self) -> datasets.DatasetInfo:
         return datasets.DatasetInfo(
-            description=_DESCRIPTION,
+            description="The human-face subset of LAION-400M with face boxes, five landmarks and detection scores.",
             features=example_features(blur_faces=self.config.blur_faces, mode=self.config.mode),
-            homepage=_HOMEPAGE,
-            license=_LICENSE,
+            homepage="https://github.com/FacePerceiver/LAION-Face",
+            license="ids and detections CC-BY-4.0; metadata LAION's terms; pictures their owners'",
             citation=_CITATION,
         )
 
@@ -146,7 +143,6 @@ class LaionFace(HookedBuilder):
         self.info.features = example_features(blur_faces=options.blur_faces, mode=options.mode, more=options.more)
 
     def _before_config(self, name: str | None, features: Any, given: dict[str, Any]) -> None:
-        progress.talk_unless_configured()
         loading.check_call(name, features, given)
 
     def _stream_of(self, **kwargs: Any) -> stream.ExampleStream:
@@ -193,29 +189,6 @@ def load_dataset(name: str | None = None, **options: Any) -> Any:
 def report(dataset: Any) -> Report:
     """Report what became of the rows behind a dataset of this builder: yielded, filtered, failed by reason."""
     return loading.report_of(dataset)
-
-
-def export(name: str | None, out: Any, **options: Any) -> Any:
-    """Write pictures, or faces cut out of them, as files that other programs read; `laion-face export` does the same.
-
-    What is whole in `out` from an earlier call is left as it is. Nothing is prepared or downloaded.
-
-    Args:
-        name: "20M" or "50M".
-        out: folder to write to.
-        options: data_dir, token; shards ("0/4") and processes; every field of `OptionFields` and of
-            `laion_face_builder.options.export_options.ExportOptions`, such as layout, align, size, draw.
-
-    Returns:
-        What became of the rows of all that is in `out`: `laion_face_builder.export.export_ledger.ExportCounts`.
-
-    Raises:
-        OptionError: an option is unknown or its value is not valid.
-        LaionFaceError: something is missing, the folder holds another export, the network was lost; see the message.
-    """
-    from laion_face_builder.export import exporter
-
-    return exporter.call(name, out, options)
 
 
 def __dir__() -> list[str]:

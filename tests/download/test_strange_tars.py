@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from laion_face_builder.download.check import CheckJob
+from laion_face_builder.download.foreign import LookJob
 from laion_face_builder.errors import BadFile
 
 ID = {"sample_id": 7}
@@ -47,7 +47,7 @@ def checked(folder: Path, text: bytes, with_picture: bool = True) -> list[dict[s
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
     out = folder / "out.parquet"
-    CheckJob(str(folder / "00000.tar"), str(out), "sample_id", None, 1000, {"kind": "tried"}).run()
+    LookJob(str(folder / "00000.tar"), str(out), 1000, {"kind": "tried"}).run()
     rows: list[dict[str, Any]] = pq.read_table(out).to_pylist()
     return rows
 
@@ -56,7 +56,7 @@ def checked(folder: Path, text: bytes, with_picture: bool = True) -> list[dict[s
 def test_whatever_its_json_says_a_sample_is_counted_or_passed_over(tmp_path: Path, name: str) -> None:
     text, number = SAID[name]
     if number is None:
-        with pytest.raises(BadFile, match=r"00000\.tar: found pictures without sample ids"):
+        with pytest.raises(BadFile, match=r"00000\.tar: found pictures of samples without names"):
             checked(tmp_path, text)
     else:
         assert [(row["id"], row["status"]) for row in checked(tmp_path, text)] == [(number, "ok")]

@@ -304,7 +304,8 @@ def test_the_builder_itself(prepared, streamed, tmp_path):
 
 
 def test_the_public_surface():
-    builders, functions = ["LaionFace", "LaionFaceConfig"], ["collate", "in_step", "load_dataset", "report"]
+    functions = ["collate", "export", "in_step", "load_dataset", "look", "report"]
+    builders = ["LaionFace", "LaionFaceConfig"]
     builders += ["LaionFaceError", "OptionError", "Report"]
     transforms = ["align_face", "crop_face", "crop_faces", "draw_faces"]
     assert laion_face.__all__ == sorted([*builders, *functions, *transforms])

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from laion_face_builder.download.check import ALSO_READ, CHECKED, Row, Sample, checked_row, is_made
+from laion_face_builder.download.check import ALSO_READ, CHECKED, Row, Sample, checked_row, is_made, whole_number
 from laion_face_builder.download.shard_files import PICTURE_EXTENSIONS, Member, pictures_in, whole_members
 from laion_face_builder.errors import BadFile
 from laion_face_builder.files import stamped, written_whole
@@ -73,13 +73,20 @@ class LookJob:
         how = {"compression": "zstd", "write_page_checksum": True}
         with written_whole(Path(self.out)) as partial, pq.ParquetWriter(partial, schema, **how) as writer:
             rows: list[Row] = []
+            columns: set[str] = set()
+            has_pictures = has_names = False
             for found in _samples(Path(self.shard)):
+                columns |= found.values.keys()
+                has_pictures |= found.place is not None
                 if (row := _row(found, self.max_pixels)) is not None:
+                    has_names = True
                     rows.append(row)
                 if len(rows) == _ROWS:
                     writer.write_table(pa.Table.from_pylist(rows, schema=schema))
                     rows = []
             writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+            if has_pictures and not has_names:
+                raise _nameless(Path(self.shard), columns)
 
 
 @dataclass(frozen=True)
@@ -171,22 +178,18 @@ def _keyed(path: Path, members: list[Member], read: Callable[[Member], bytes]) -
     texts = {member.key: member for member in members if member.extension == "txt"}
     documents = {member.key: member for member in members if member.extension == "json"}
     told = dict(_told(path.with_suffix(".parquet")))
-    known = {column for values in told.values() for column in values}
-    for key in dict.fromkeys([*told, *found]):
+    for key in dict.fromkeys([*told, *found, *documents]):
         values: Values = told.get(key, {})
         if not _names_it(values) and key in documents:
-            values = {**_of_document(read(documents[key])), **{name: one for name, one in values.items() if one}}
+            values = {**values, **_of_document(read(documents[key]))}
         if not _names_it(values) and key in texts:
             values = {**values, "caption": read(texts[key]).decode(errors="replace")}
-        known |= values.keys()
         place = found.get(key)
         yield _Found(values, place, None if place is None else read(place))
-    if found and not known & {ID_COLUMN, "url", "caption", "text"}:
-        raise _nameless(path, known)
 
 
 def _names_it(values: Values) -> bool:
-    return values.get(ID_COLUMN) is not None or bool(values.get("url"))
+    return whole_number(values.get(ID_COLUMN)) is not None or bool(values.get("url"))
 
 
 def _nameless(path: Path, columns: set[str]) -> BadFile:
@@ -234,7 +237,7 @@ def _of_table(path: Path) -> Iterator[_Found]:
     try:
         with OpenParquet(path) as file:
             pictures, columns = _picture_column(file.schema_arrow), _wanted(file.schema_arrow)
-            if pictures is None or not columns.keys() & {ID_COLUMN, "url", "caption", "text"}:
+            if pictures is None or not columns:
                 raise _nameless(path, set(file.schema_arrow.names))
             number = 0
             for batch in file.iter_batches(_ROWS, columns=[*columns.values(), pictures]):

@@ -9,6 +9,7 @@ from typing import Any
 
 import datasets
 
+from laion_face_builder import progress
 from laion_face_builder.errors import DiskError, LaionFaceError, NetworkOutage, OptionError
 from laion_face_builder.examples import _compat, parts, ready, report
 from laion_face_builder.examples.arrow import REPORT_KEY
@@ -75,9 +76,12 @@ def _load(builder_class: type[datasets.GeneratorBasedBuilder], name: str | None,
 def check_call(name: str | None, custom_features: Any, given: dict[str, Any]) -> None:
     """Refuse arguments that `datasets` would silently ignore, or turn into a config of its own making.
 
+    It is where a builder begins: from here on there is something to say, unless the user has set up logging.
+
     Raises:
         OptionError: says what is valid.
     """
+    progress.talk_unless_configured()
     if name not in CONFIG_PARTS:
         raise OptionError(f"config {name!r}: valid are {', '.join(CONFIG_PARTS)}")
     for key, instead in REFUSED.items():

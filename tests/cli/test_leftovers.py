@@ -56,7 +56,8 @@ COMMANDS: dict[str, Callable[[Sandbox, Path, Path], tuple[str, ...]]] = {
     "spawn": lambda _, data, reader: (str(reader), str(data), "spawn"),
     "arrow": lambda _, data, reader: (str(reader), str(data), "arrow"),
 }
-KILLS = 2
+#: Of each command; where it is killed is drawn, and differs between them.
+KILLS = 1
 
 
 def _face(command: str, what: str, data: Path) -> tuple[str, ...]:

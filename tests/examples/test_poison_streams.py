@@ -105,8 +105,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         yield World(host, tmp_path_factory.mktemp("world") / "data", python)
 
 
-@pytest.mark.parametrize(("workers", "method"), [(0, None), (2, "fork"), (2, "spawn")])
-@pytest.mark.parametrize("images", ["fetch", "download"])
+@pytest.mark.parametrize(
+    ("images", "workers", "method"), [("fetch", 0, None), ("fetch", 2, "spawn"), ("download", 2, "fork")]
+)
 def test_isolated_decoders_cost_a_stream_their_rows(images: str, workers: int, method: str | None, world: World):
     given: dict[str, Any] = {"data_dir": str(world.folder), "images": images, "isolate_decoder": True}
     found = sums_of(world.python, workers=workers, method=method, **given)

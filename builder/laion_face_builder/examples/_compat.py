@@ -144,7 +144,7 @@ class TypedStream(datasets.IterableDataset):  # type: ignore[misc]  # likewise
 def typed(rows: datasets.IterableDataset) -> TypedStream:
     """Make a stream one that keeps to its features when it is read as tables."""
     rows.__class__ = TypedStream
-    return rows  # type: ignore[no-any-return]
+    return rows  # type: ignore[no-any-return]  # datasets has no types
 
 
 def _gives_typed(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -25,7 +25,7 @@ _CAPTIONS = (
     "웃는 얼굴 캐릭터 일러스트 {}",
     "رسم كرتوني لوجه فتاة مبتسمة رقم {}",
     "मुस्कुराती लड़की का कार्टून चित्र {}",
-    "Πορτρέτο αγοριού, σκίτσο αρ. {}",  # noqa: RUF001
+    "Πορτρέτο αγοριού, σκίτσο αρ. {}",  # noqa: RUF001 - Greek, not Latin letters that look like it
     "ציור פנים של ילדה מחייכת {}",
     "Two friends 👩🏽‍🎨👨🏻‍🚀 — avatar pack, icon {} of 999",
     '"Happy Birthday" greeting card, faces,\tset of {};\nfree download',

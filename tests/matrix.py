@@ -84,7 +84,7 @@ MATRIX = (
     Environment("datasets-4.8", python="3.12", until="2026-04-15", pins=("datasets==4.8.0",)),
     Environment("datasets-5.0", until="2026-06-25", pins=("datasets==5.0.0",)),
     Environment("datasets-5.1", python="3.13", until="2026-10-20", pins=("datasets==5.1.0",)),
-    Environment("lowest", python="3.10", brief="core", is_lowest=True),
+    Environment("lowest", python="3.10", is_lowest=True),
     Environment("python-3.14", python="3.14", until="2026-11-25"),
 )
 #: Spark and Ray have an environment of their own, which the page's table does not name: who has none needs none.
@@ -225,7 +225,8 @@ def test(tests: str, python: Path, what: Built, old: Path | None, more: Sequence
     own = {"LAION_FACE_DATASETS_36_PYTHON": str(old)} if old else {}
     shell = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     chosen = ["-m", tests] if tests else []
-    spread = ["--numprocesses", "2", "--dist", "worksteal"]  # every test has servers, folders and processes of its own
+    # Every test has servers, folders and processes of its own, and waits for them: three keep two cores busy.
+    spread = ["--numprocesses", "3", "--dist", "worksteal"]
     where = ["--rootdir", str(what.tree), "-c", str(what.tree / "pyproject.toml"), str(what.tree / "tests")]
     command = isolated(python, "-m", "pytest", *spread, *chosen, *where, *more)
     return subprocess.run(command, cwd=what.work / "empty", env=shell | own, check=False).returncode == 0

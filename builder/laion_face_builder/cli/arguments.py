@@ -168,8 +168,21 @@ def _add_stats(subparsers: Any) -> None:
         subparsers, "stats", commands.run_stats, "count what a filter keeps, and how faces, sizes and failures vary"
     )
     _add_config(command)
-    _add_options(command, "source", "which", "filter", "join", "images", "max_copies")
+    _add_options(command, "source", "which", "filter", "join", "images", "max_copies", "transfer")
     command.add_argument("--out", type=Path, default=Path("stats.html"), help="page to write; default: %(default)s")
+    command.add_argument(
+        "--audit",
+        action="store_true",
+        help="show a sample of the pictures to a second face detector, and count where it agrees: pictures of the "
+        "tars, or with --images fetch of the web; needs laion-face[audit]",
+    )
+    command.add_argument(
+        "--audit-rows",
+        type=int,
+        default=100,
+        metavar="N",
+        help="how many pictures --audit looks at; default: %(default)s",
+    )
     _add_dry_run(command)
     _add_format(command)
     # The option's name before there was --format.

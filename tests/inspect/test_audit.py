@@ -86,8 +86,8 @@ def portrait_on(size: tuple[int, int], box: Sequence[float] | None) -> Image.Ima
     if box is None:
         return Image.new("RGB", size, (120, 130, 140))
     with Image.open(Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg") as photo:
-        there = np.float32([[183, 120.5], [353, 120.5], [183, 333]])
-        here = np.float32([[box[0], box[1]], [box[2], box[1]], [box[0], box[3]]])
+        there = np.array([[183, 120.5], [353, 120.5], [183, 333]], np.float32)
+        here = np.array([[box[0], box[1]], [box[2], box[1]], [box[0], box[3]]], np.float32)
         matrix = cv2.getAffineTransform(there, here)
         grey = (120, 130, 140)
         return Image.fromarray(cv2.warpAffine(np.asarray(photo.convert("RGB")), matrix, size, borderValue=grey))

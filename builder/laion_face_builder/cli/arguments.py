@@ -297,6 +297,9 @@ def _add_config(command: argparse.ArgumentParser) -> None:
 
 def _add_publishing(command: argparse.ArgumentParser) -> None:
     command.add_argument("--parts", default=None, help='parts, such as "0,2,5-7"; default: all that are there')
+    command.add_argument(
+        "--include", default=None, help="file of sample ids, URLs or hosts to publish, and nothing else"
+    )
     command.add_argument("--exclude", default=None, help="file of sample ids, URLs, hosts or hashes to leave out")
     _add_options(command, "join")
     command.add_argument("--with-images", action="store_true", help="add pictures from the tars, for private repos")

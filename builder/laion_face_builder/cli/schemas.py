@@ -60,6 +60,7 @@ _STATUS = _object(
             pictures=_or_null(_map(_COUNT)),
         )
     ),
+    tables=_list(_object(folder=_TEXT, parts=_list(_PART), rows=_COUNT, bytes=_COUNT, columns=_list(_TEXT))),
 )
 _POINT = _list({"type": "number"}, minItems=2, maxItems=2)
 _FACE = _object(

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -58,7 +59,7 @@ def nulls_for_matched(table):
 
 
 #: What is done to the table of part 2, or to its fingerprint, and what is said of it.
-FAULTS = {
+FAULTS: dict[str, tuple[Any, dict[str, Any], str]] = {
     "a row too few": (lambda table: table.slice(1), {}, "rows, but the index has "),
     "no _matched": (lambda table: table.drop_columns("_matched"), {}, "expected _matched to be the first"),
     "_matched null": (nulls_for_matched, {}, "_matched is null in 3 rows"),

@@ -14,6 +14,7 @@ import cv2
 import jsonschema
 import matplotlib
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,10 +23,12 @@ from PIL import Image
 import laion_face
 from laion_face_builder import cli
 from laion_face_builder.cli.schemas import SCHEMAS
+from laion_face_builder.files import read_fingerprint, stamped
 from laion_face_builder.images.modes import to_rgb
 from laion_face_builder.inspect.agreement import IOU, Detected, matched, overlaps, wilson
 from laion_face_builder.inspect.audit import audit
 from laion_face_builder.inspect.second_detector import second_detector
+from laion_face_builder.layout import DataDir
 from laion_face_builder.options import OptionFields, Options
 
 # Few places and sizes, so that boxes do overlap; some without area, and one that is no box.
@@ -246,6 +249,21 @@ def test_what_is_missing_is_said_in_a_line_before_anything_is_counted(
         assert (code, out, err.count("\n")) == (1, "", 1)
         assert expected in err
     assert not (tmp_path / "p.html").exists()
+
+
+def test_blurred_faces_can_be_counted_and_not_audited(prepared, tmp_path, capsys):
+    ours = prepared.data
+    shutil.copytree(ours.root / "index", tmp_path / "index")
+    sidecar = DataDir.at(tmp_path).sidecar(0)
+    sidecar.parent.mkdir()
+    stamp = {**read_fingerprint(ours.sidecar(0)), "blur_faces": True}
+    table = pq.read_table(ours.sidecar(0))
+    pq.write_table(table.cast(stamped(table.schema.remove_metadata(), stamp)), sidecar)
+    words = ["stats", "20M", "--parts", "0", "--data-dir", str(tmp_path), "--out", str(tmp_path / "p.html")]
+    assert cli.main([*words, "--blur-faces", "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["usable"] > 0
+    assert cli.main([*words, "--blur-faces", "--audit"]) == 1
+    assert "the faces in the pictures of part 0 were blurred, where no detector finds them" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("size", [(64, 64), (600, 512), (2400, 2000), (20, 400), (1, 1)])

@@ -30,6 +30,7 @@ _GROUPS = {
     "resize": "resizing and blurring",
     "images": "pictures",
     "max_copies": "placeholders",
+    "blur_faces": "pictures of a download whose faces were blurred",
     "stream": "fetching ahead",
     "transfer": "fetching",
 }
@@ -168,7 +169,7 @@ def _add_stats(subparsers: Any) -> None:
         subparsers, "stats", commands.run_stats, "count what a filter keeps, and how faces, sizes and failures vary"
     )
     _add_config(command)
-    _add_options(command, "source", "which", "filter", "join", "images", "max_copies", "transfer")
+    _add_options(command, "source", "which", "filter", "join", "images", "max_copies", "blur_faces", "transfer")
     command.add_argument("--out", type=Path, default=Path("stats.html"), help="page to write; default: %(default)s")
     command.add_argument(
         "--audit",

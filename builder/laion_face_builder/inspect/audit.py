@@ -92,6 +92,9 @@ def audit(options: Options, detector: Detector, rows: int) -> Audit:
     fetch = replace(options.fetch, concurrency=min(_IN_FLIGHT, options.fetch.concurrency))
     ahead = replace(options.ahead, lookahead=_IN_FLIGHT)
     options = replace(options, keep_faces=ALL_FACES, on_error="skip", more=None, fetch=fetch, ahead=ahead)
+    if options.images == "fetch":
+        # What is on disk is refused where it is blurred; what is fetched is not blurred to begin with.
+        options = replace(options, blur_faces=False)
     found = Agreement()
     with ExitStack() as stack, Tally(None) as tally:
         opened = {part: stack.enter_context(parts.open_part(options, part)) for part in options.parts}

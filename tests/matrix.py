@@ -74,7 +74,7 @@ class Environment:
 OLD = Environment(
     "datasets-3.6", tests="core or datasets36", until="2025-10-30", pins=("datasets==3.6.0", "huggingface_hub<1")
 )
-NEWEST = Environment("newest", tests="", brief="")
+NEWEST = Environment("newest", tests="", brief="", extra="test,audit")
 #: Of the older ones each has another Python, where that does not matter to what it is for.
 MATRIX = (
     NEWEST,
@@ -311,7 +311,7 @@ def develop(name: str) -> int:
     """Make an editable environment in the tree."""
     (environment,) = (one for one in MATRIX if one.name == name)
     folder = ROOT / (".venv" if environment is NEWEST else f".venv-{name}")
-    Uv().environment(environment, folder, "--editable", f"{ROOT}[dev]")
+    Uv().environment(environment, folder, "--editable", f"{ROOT}[dev,{environment.extra}]")
     return 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,12 @@ import pyarrow.compute as pc
 from laion_face_builder.errors import BadFile
 from laion_face_builder.files import human_size, require_readable
 from laion_face_builder.images.reasons import Reason
+from laion_face_builder.index.joined_columns import MATCHED
+from laion_face_builder.index.side_table import side_tables
 from laion_face_builder.index.writer import proof_path
 from laion_face_builder.layout import DataDir
 from laion_face_builder.parquet_files import opened, table_of
+from laion_face_builder.shown import short
 from laion_face_builder.sources import data_store
 
 
@@ -60,8 +63,46 @@ class PartStatus:
         )
 
 
+@dataclass(frozen=True)
+class TableStatus:
+    """A table that was joined, as it lies beside the index.
+
+    Attributes:
+        folder: where its parts lie, below DATA_DIR.
+        parts: their numbers.
+        rows: of all of them, as many as the index has.
+        bytes: sizes of its files together.
+        columns: what it brings, as examples have it.
+    """
+
+    folder: str
+    parts: list[int]
+    rows: int
+    bytes: int
+    columns: list[str]
+
+    @classmethod
+    def all(cls, data: DataDir) -> list[TableStatus]:
+        """Read the status of every table that was joined.
+
+        Raises:
+            BadFile: a file of ours cannot be read.
+        """
+        return [cls._of(data, folder, parts) for folder, parts in side_tables(data).items()]
+
+    @classmethod
+    def _of(cls, data: DataDir, folder: Path, parts: Mapping[int, Path]) -> TableStatus:
+        rows, names = 0, dict[str, None]()
+        for path in parts.values():
+            with data_store.opened(data, path) as source, opened(source, path) as file:
+                rows += file.metadata.num_rows
+                names |= dict.fromkeys(name for name in file.schema_arrow.names if name != MATCHED)
+        size = sum(data_store.size(data, path) or 0 for path in parts.values())
+        return cls(folder.relative_to(data.root).as_posix(), sorted(parts), rows, size, list(names))
+
+
 def lines(data: DataDir, parts: Iterable[int]) -> Iterator[str]:
-    """Yield a header, a line for every part, and a sum."""
+    """Yield a header, a line for every part, a sum, and a line for every table that was joined."""
     parts = list(parts)
     yield data.where
     heads = ("listed", "with faces", "indexed", "found", "fit", "left out", "swapped", "tars", "size")
@@ -76,12 +117,24 @@ def lines(data: DataDir, parts: Iterable[int]) -> Iterator[str]:
     yield "listed, with faces, indexed, left out, swapped: numbers of samples"
     if prepared:
         yield "found: listed samples that the metadata has; fit: faces that lie in their pictures"
+    with data_store.at_work(data) as here:
+        tables = TableStatus.all(here)
+    yield from map(_table_line, tables)
 
 
 def as_json(data: DataDir, parts: Iterable[int]) -> dict[str, Any]:
     """Return the status of the parts for programs; shares are numbers between 0 and 1."""
     with data_store.at_work(data) as here:
-        return {"data_dir": data.where, "parts": [asdict(PartStatus.of(here, part)) for part in parts]}
+        return {
+            "data_dir": data.where,
+            "parts": [asdict(PartStatus.of(here, part)) for part in parts],
+            "tables": [asdict(table) for table in TableStatus.all(here)],
+        }
+
+
+def _table_line(table: TableStatus) -> str:
+    numbers, names = ",".join(map(str, table.parts)), short(", ".join(table.columns), 80)
+    return f"{table.folder}: parts {numbers}, {table.rows:,} rows, {human_size(table.bytes)}; columns {names or '-'}"
 
 
 def _line(status: PartStatus) -> str:

@@ -286,6 +286,24 @@ def test_excluded_rows_are_not_published(data, prepared, tmp_path, caplog):
     assert by_hash["image"] is None
 
 
+@pytest.mark.parametrize("more", [[], ["--with-images", "--preview", "3"]])
+def test_only_rows_on_a_list_are_published(prepared, tmp_path, more):
+    chosen = [one for one in prepared.truth if one.faces][2:200:9]
+    named = [str(one.sample_id) if place % 2 else one.url for place, one in enumerate(chosen)]
+    wanted = [one.sample_id for one in prepared.truth if {str(one.sample_id), one.url} & set(named)]
+    (tmp_path / "list.txt").write_text("\n".join(named))
+    words = ["publish", str(tmp_path / "out"), "--data-dir", str(prepared.data.root)]
+    assert cli.main([*words, "--include", str(tmp_path / "list.txt"), *more]) == 0
+    found = {
+        path: pq.read_table(path, columns=["sample_id"])["sample_id"].to_pylist()
+        for path in parquet_files(tmp_path / "out")
+    }
+    assert [row for path, rows in found.items() if "preview" not in path.name for row in rows] == wanted
+    assert {row for rows in found.values() for row in rows} == set(wanted)
+    assert "Only rows on the publisher's list are in it." in (tmp_path / "out" / "README.md").read_text()
+    assert cli.main(["verify", str(tmp_path / "out")]) == 0
+
+
 def test_an_index_without_page_index_is_written_anew(data, tmp_path):
     # Versions before this one, or other writers, may have left such an index.
     table = pq.read_table(data.index(0))
@@ -339,6 +357,8 @@ def test_the_two_kinds_are_not_mixed(data, published, tmp_path):
         ({"parts": "99"}, OptionError, "parts='99'"),
         ({"preview": 5000}, OptionError, "expected a whole number, 0 to 1,000"),
         ({"exclude": "nowhere.txt"}, OptionError, "no such file"),
+        ({"include": "nowhere.txt"}, OptionError, "no such file"),
+        ({"include": ["ab" * 32], "with_images": True}, OptionError, "hashes name pictures, and it is rows"),
     ],
 )
 def test_what_is_not_there_is_named(prepared, tmp_path, how, error, message):

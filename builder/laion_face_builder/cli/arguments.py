@@ -30,6 +30,7 @@ _GROUPS = {
     "resize": "resizing and blurring",
     "images": "pictures",
     "max_copies": "placeholders",
+    "blur_faces": "pictures of a download whose faces were blurred",
     "stream": "fetching ahead",
     "transfer": "fetching",
 }
@@ -168,8 +169,21 @@ def _add_stats(subparsers: Any) -> None:
         subparsers, "stats", commands.run_stats, "count what a filter keeps, and how faces, sizes and failures vary"
     )
     _add_config(command)
-    _add_options(command, "source", "which", "filter", "join", "images", "max_copies")
+    _add_options(command, "source", "which", "filter", "join", "images", "max_copies", "blur_faces", "transfer")
     command.add_argument("--out", type=Path, default=Path("stats.html"), help="page to write; default: %(default)s")
+    command.add_argument(
+        "--audit",
+        action="store_true",
+        help="show a sample of the pictures to a second face detector, and count where it agrees: pictures of the "
+        "tars, or with --images fetch of the web; needs laion-face[audit]",
+    )
+    command.add_argument(
+        "--audit-rows",
+        type=int,
+        default=100,
+        metavar="N",
+        help="how many pictures --audit looks at; default: %(default)s",
+    )
     _add_dry_run(command)
     _add_format(command)
     # The option's name before there was --format.
@@ -284,6 +298,9 @@ def _add_config(command: argparse.ArgumentParser) -> None:
 
 def _add_publishing(command: argparse.ArgumentParser) -> None:
     command.add_argument("--parts", default=None, help='parts, such as "0,2,5-7"; default: all that are there')
+    command.add_argument(
+        "--include", default=None, help="file of sample ids, URLs or hosts to publish, and nothing else"
+    )
     command.add_argument("--exclude", default=None, help="file of sample ids, URLs, hosts or hashes to leave out")
     _add_options(command, "join")
     command.add_argument("--with-images", action="store_true", help="add pictures from the tars, for private repos")

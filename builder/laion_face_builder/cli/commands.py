@@ -150,7 +150,7 @@ def run_publish(given: argparse.Namespace) -> None:
 
     names = (
         *("target", "parts", "with_images", "preview", "private", "public_pictures", "revision", "token"),
-        *("exclude", "join", "join_how"),
+        *("include", "exclude", "join", "join_how"),
     )
     asked = {name: getattr(given, name) for name in names}
     request = PublishRequest(DataDir.at(given.data_dir), **{**asked, **_lists_of_stdin(asked)})
@@ -194,21 +194,27 @@ def run_show(given: argparse.Namespace) -> None:
 
 def run_stats(given: argparse.Namespace) -> None:
     """Count, print the numbers and write the page."""
+    from laion_face_builder.inspect.audit import audit, check_rows
     from laion_face_builder.inspect.command_line import as_typed, to_look_at
     from laion_face_builder.inspect.counts import count
     from laion_face_builder.inspect.inspect_forecast import forecast_stats
     from laion_face_builder.inspect.plots import require_matplotlib
+    from laion_face_builder.inspect.second_detector import second_detector
     from laion_face_builder.inspect.stats import as_json, lines, write_page
 
-    out = Output(given.format)
+    out, rows = Output(given.format), given.audit_rows if given.audit else None
+    check_rows(given.audit_rows)
     options = to_look_at(options_of(given), given.parts, is_dry_run=given.dry_run)
     require_matplotlib()
+    detector = second_detector() if given.audit else None
     if given.dry_run:
-        return _foretell(forecast_stats(options, given.out), given)
-    stats = count(options)
-    write_page(given.out, stats, as_typed("stats", vars(given)))
-    out.lines(lines(stats))
-    out.document(lambda: as_json(stats))
+        return _foretell(forecast_stats(options, given.out, rows), given)
+    # First what is asked of fewer pictures: where there are none, it is said before everything is counted.
+    audited = audit(options, detector, given.audit_rows) if detector is not None else None
+    stats, typed = count(options), as_typed("stats", vars(given))
+    write_page(given.out, stats, f"{typed} --audit --audit-rows {rows}" if given.audit else typed, audited)
+    out.lines(lines(stats, audited))
+    out.document(lambda: as_json(stats, audited))
     logger.info("%s: the same with plots", given.out)
 
 

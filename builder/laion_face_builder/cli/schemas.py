@@ -60,6 +60,7 @@ _STATUS = _object(
             pictures=_or_null(_map(_COUNT)),
         )
     ),
+    tables=_list(_object(folder=_TEXT, parts=_list(_PART), rows=_COUNT, bytes=_COUNT, columns=_list(_TEXT))),
 )
 _POINT = _list({"type": "number"}, minItems=2, maxItems=2)
 _FACE = _object(
@@ -68,6 +69,21 @@ _FACE = _object(
     score={"type": "number"},
 )
 _ALL_AND_KEPT = _object(all=_COUNT, kept=_COUNT)
+#: Faces of one detector, how many the other has too, and the 95 % interval of that share.
+_BAND = _object(bin=_TEXT, faces=_COUNT, found=_COUNT, share=_SHARE, low=_SHARE, high=_SHARE)
+_AUDIT = {
+    "detector": _TEXT,
+    "weights_sha256": _SHA256,
+    "iou": _SHARE,
+    "from": {"enum": ["tars", "web"]},
+    "parts": _list(_PART),
+    "asked": _COUNT,
+    "pictures": _COUNT,
+    "unplaced": _COUNT,
+    "failed": _map(_COUNT),
+    "found_again": _object(all=_BAND, score=_list(_BAND), size=_list(_BAND)),
+    "there_too": _object(all=_BAND, score=_list(_BAND)),
+}
 _OUT_AND_IN = _object(came_out=_COUNT, put_in=_COUNT)
 
 _ESTIMATE = _object(count=_COUNT, exact=_YES_OR_NO)
@@ -125,6 +141,7 @@ SCHEMAS: dict[str, _Schema] = {
         failed=_map(_COUNT),
         by_part=_map(_object(asked=_COUNT, usable=_COUNT)),
         hosts=_list(_object(host=_TEXT, asked=_COUNT, usable=_COUNT)),
+        audit=_or_null(_object(**_AUDIT)),
     ),
     "export": _object(
         out=_TEXT,

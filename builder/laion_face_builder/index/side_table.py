@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from laion_face_builder.errors import BadFile, NotPrepared
 from laion_face_builder.files import Fingerprint, digest, read_fingerprint
 from laion_face_builder.index.joined_columns import MATCHED
 from laion_face_builder.index.parquet_at import Cursor, ParquetAt
+from laion_face_builder.layout import DataDir
+from laion_face_builder.sources import data_store
 
 _ROWS_AT_ONCE = 1 << 14
 #: The first column of a side table: whether theirs has a row for this row of the index.
@@ -46,6 +49,18 @@ class SideTable:
         if found is None:
             raise NotPrepared(f"{self.path(part)}: there is no such file. Load the dataset again, which joins it anew.")
         return found
+
+
+_PART = re.compile(r"part-(\d{5})\.parquet")
+
+
+def side_tables(data: DataDir) -> dict[Path, dict[int, Path]]:
+    """List the side tables of a DATA_DIR: by their folders, the files of their parts by number."""
+    found: dict[Path, dict[int, Path]] = {}
+    for path in data_store.below(data, data.joined("")):
+        if (match := _PART.fullmatch(path.name)) and path.parent.parent == data.joined(""):
+            found.setdefault(path.parent, {})[int(match[1])] = path
+    return found
 
 
 class SidePart:

@@ -73,7 +73,11 @@ class Spread:
     @classmethod
     def empty(cls, name: str) -> Spread:
         """Make a spread with nothing counted yet, in the bins of `EDGES[name]`."""
-        edges = EDGES[name]
+        return cls.over(EDGES[name])
+
+    @classmethod
+    def over(cls, edges: tuple[float, ...]) -> Spread:
+        """Make a spread with nothing counted yet, in bins that begin at these edges; the last is open."""
         return cls(edges, np.zeros(len(edges), np.int64), np.zeros(len(edges), np.int64))
 
     def count(self, values: Array, keep: Mask) -> None:

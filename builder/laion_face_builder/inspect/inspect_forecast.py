@@ -15,6 +15,7 @@ from laion_face_builder.download.plan import planned
 from laion_face_builder.examples import parts
 from laion_face_builder.forecast import Amount, Disk, Forecast, Step
 from laion_face_builder.images.reasons import Reason
+from laion_face_builder.inspect.audit import require_pictures
 from laion_face_builder.inspect.counts import refuse_download
 from laion_face_builder.inspect.show import Sheet, files_of
 from laion_face_builder.options import IMAGE_MODES, Options
@@ -48,21 +49,37 @@ def forecast_show(options: Options, wanted: Sheet) -> Forecast:
     return Forecast("show", tuple(steps), _disks(files, steps), fetch, pictures=pictures, notes=tuple(notes))
 
 
-def forecast_stats(options: Options, out: Path) -> Forecast:
-    """Say what `stats` would do; no picture is asked for.
+def forecast_stats(options: Options, out: Path, audited: int | None = None) -> Forecast:
+    """Say what `stats` would do; no picture is asked for but those of a sample that is audited, with images="fetch".
+
+    Args:
+        audited: pictures that are shown to a second detector; None if that is not asked for.
 
     Raises:
-        LaionFaceError: as `counts.count` raises it.
+        LaionFaceError: as `counts.count` and `audit.audit` raise it.
     """
     refuse_download(options)
     steps: list[Step] = []
-    fetch = Amount()
+    fetch, there = Amount(), {}
     for part in options.parts:
         with _seen(options, part) as seen:
             steps += seen.steps()
             fetch += seen.fetch()
+            if seen.opened.pictures is not None or seen.unseen is not None or options.images == "fetch":
+                there[part] = seen.opened
     steps.append(_written(out, _PAGE_BYTES))
-    return Forecast("stats", tuple(steps), _disks([out], steps), fetch)
+    forecast = Forecast("stats", tuple(steps), _disks([out], steps), fetch)
+    return forecast if audited is None else _with_audit(forecast, options, audited, there)
+
+
+def _with_audit(forecast: Forecast, options: Options, rows: int, there: dict[int, parts.OpenPart]) -> Forecast:
+    require_pictures(options, there)
+    if options.images != "fetch":
+        return replace(forecast, notes=(f"{rows:,} pictures on disk are shown to a second detector",))
+    asked = Amount(rows, is_exact=False)
+    notes = ("more pictures are asked for where some fail, and some ahead; none that are cached",)
+    fetch = forecast.fetch + Amount(rows * parts.BYTES_A_PICTURE, is_exact=False)
+    return replace(forecast, fetch=fetch, pictures=asked, notes=notes)
 
 
 @dataclass(frozen=True)

@@ -139,6 +139,36 @@ def shares(title: str, unit: str, names: Sequence[str], values: Sequence[float])
     return Plot(title, told, _svg(title, told, draw, height=3.0))
 
 
+def intervals(title: str, unit: str, points: Sequence[tuple[str, float, float, float]]) -> Plot:
+    """Draw points on a scale from 0 to 100 %, each with the interval that its share may as well be in.
+
+    Args:
+        points: name, share, and the ends of its interval, 0 to 1.
+    """
+    names = [name for name, *_ in points]
+
+    def draw(axes: Axes) -> None:
+        places = range(len(names))
+        shown = [100 * share for _, share, _, _ in points]
+        below = [100 * (share - low) for _, share, low, _ in points]
+        above = [100 * (high - share) for _, share, _, high in points]
+        looks: dict[str, Any] = {"fmt": "o", "color": _KEPT, "ecolor": _ALL, "elinewidth": 7, "markersize": 7}
+        axes.errorbar(places, shown, yerr=[below, above], **looks)
+        for place, value in zip(places, shown, strict=True):
+            axes.annotate(f"{value:.0f}", (place, value), (9, 0), textcoords="offset points", va="center", fontsize=9)
+        axes.set_xticks(places, names)
+        axes.set_xlim(-0.6, len(names) - 0.4)
+        axes.set_ylim(-3, 105)
+        axes.set_yticks(range(0, 101, 20))
+        axes.set_xlabel(unit)
+        axes.set_ylabel("found, %")
+        axes.grid(axis="y")
+
+    said = (f"{name} {100 * share:.1f} % ({100 * low:.1f} to {100 * high:.1f})" for name, share, low, high in points)
+    told = f"{title}, {unit}: {'; '.join(said)}"
+    return Plot(title, told, _svg(title, told, draw, height=3.0))
+
+
 def named(name: str) -> str:
     """Turn a name into one that a plot can show: printable ASCII, which its font has, shortened to fit."""
     plain = name.encode("ascii", "backslashreplace").decode()

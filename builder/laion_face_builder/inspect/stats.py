@@ -10,6 +10,8 @@ import numpy as np
 
 from laion_face_builder.files import human_size, written_whole
 from laion_face_builder.inspect import plots
+from laion_face_builder.inspect.audit import Audit
+from laion_face_builder.inspect.audit_shown import audit_json, audit_lines, audit_page
 from laion_face_builder.inspect.counts import OTHER_HOSTS, Kept, Stats
 from laion_face_builder.inspect.html import rendered
 
@@ -23,8 +25,14 @@ _SPREADS = (
 )
 
 
-def lines(stats: Stats) -> Iterator[str]:
+def lines(stats: Stats, audit: Audit | None = None) -> Iterator[str]:
     """Yield the lines of the table for a terminal."""
+    yield from _counted_lines(stats)
+    if audit is not None:
+        yield from audit_lines(audit)
+
+
+def _counted_lines(stats: Stats) -> Iterator[str]:
     total, filters = stats.total, stats.options.filters.as_dict()
     chosen = ", ".join(f"{name}={v:g}" if isinstance(v, float) else f"{name}={v}" for name, v in filters.items())
     yield f"{stats.options.config}, parts {','.join(map(str, stats.options.parts))}; {chosen or 'no filter'}"
@@ -55,7 +63,7 @@ def lines(stats: Stats) -> Iterator[str]:
     yield from (f"  {host:36}{asked:>15,}{usable:>15,}" for host, asked, usable in _hosts(stats))
 
 
-def as_json(stats: Stats) -> dict[str, Any]:
+def as_json(stats: Stats, audit: Audit | None = None) -> dict[str, Any]:
     """Give everything as plain values; of the hosts only those that are shown."""
     total = stats.total
     return {
@@ -75,20 +83,22 @@ def as_json(stats: Stats) -> dict[str, Any]:
         "failed": dict(total.reasons.most_common()),
         "by_part": {part: {"asked": asked, "usable": usable} for part, (asked, usable) in stats.by_part.items()},
         "hosts": [{"host": host, "asked": asked, "usable": usable} for host, asked, usable in _hosts(stats)],
+        "audit": audit and audit_json(audit),
     }
 
 
-def write_page(file: Path, stats: Stats, command: str) -> None:
+def write_page(file: Path, stats: Stats, command: str, audit: Audit | None = None) -> None:
     """Write the page to `file`."""
     with written_whole(file) as partial:
-        partial.write_text(stats_page(stats, command), encoding="utf-8", errors="replace")
+        partial.write_text(stats_page(stats, command, audit), encoding="utf-8", errors="replace")
 
 
-def stats_page(stats: Stats, command: str) -> str:
+def stats_page(stats: Stats, command: str, audit: Audit | None = None) -> str:
     """Make the page.
 
     Args:
         command: what the page was made with, shown in it.
+        audit: what a second detector said, if it was asked.
     """
     filters = stats.options.filters
     spreads = [(stats.total.spreads[key], title, unit, of) for key, title, unit, of in _SPREADS]
@@ -111,6 +121,7 @@ def stats_page(stats: Stats, command: str) -> str:
         ],
         pictures=_pictures(stats) if stats.total.asked else None,
         why_no_pictures=_why_no_pictures(stats),
+        audit=audit and audit_page(audit),
     )
 
 

@@ -158,6 +158,7 @@ def _pictures(manifest: Manifest) -> list[str]:
 def _left_out(manifest: Manifest) -> list[str]:
     filters = {name for entry in manifest.entries.values() for name in entry.fingerprint.get("filters", ())}
     said = {
+        "include": "Only rows on the publisher's list are in it.",
         "exclude": "Rows on the publisher's exclusion list are left out.",
         "join_how": "Rows that the publisher's own tables lack are left out.",
     }

@@ -168,7 +168,7 @@ def write_published(target: Path, index: IndexPart, options: Options, part: int)
         int(filters.mask(index.read(*bound, columns)).sum()) if columns else bound[1] - bound[0]
         for bound in index.row_groups
     ]
-    if filters.exclude is not None:
+    if (filters.include, filters.exclude) != (None, None):
         logger.info("%s: %d of %d rows are left out", target.name, index.num_rows - sum(kept), index.num_rows)
     with written_whole(target) as partial, writer_of(partial, schema) as writer:
         for table in _cut(_passing(index, filters, schema), schema, row_group_bounds(sum(kept))):

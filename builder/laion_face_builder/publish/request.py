@@ -35,6 +35,7 @@ class PublishRequest:
         preview: rows of the config `preview`; 0 means none.
         private: the Hub repo is made private.
         public_pictures: the user has the right to show the pictures to everybody.
+        include: list, or file of sample ids, URLs and hosts of what is published, and nothing else.
         exclude: list, or file of sample ids, URLs, hosts, SHA-256s or MD5s to leave out.
         join, join_how: tables whose columns are published beside ours, as the options of these names.
         bounds, batch_bytes: how large files and commits get; one commit is up to so many bytes.
@@ -49,6 +50,7 @@ class PublishRequest:
     public_pictures: bool = False
     revision: str | None = None
     token: Token = field(default=None, repr=False)
+    include: str | Exclusion | None = None
     exclude: str | Exclusion | None = None
     join: Any = None
     join_how: str = LEFT
@@ -87,13 +89,11 @@ def options_of(request: PublishRequest, *, is_dry_run: bool = False) -> Options:
         is_dry_run: whether nothing may be made: tables have to be joined already.
 
     Raises:
-        OptionError: no valid parts, or no such exclusion list; BadFile: a line of that list is wrong.
+        OptionError: no valid parts, no such list, or hashes in `include`; BadFile: a line of a list is wrong.
         NotPrepared: a part or its pictures are missing.
     """
-    exclude: Any = request.exclude
-    fields = OptionFields(
-        parts=request.parts, exclude=exclude, join=request.join, join_how=request.join_how, on_error="null"
-    )
+    lists: dict[str, Any] = {"include": request.include, "exclude": request.exclude}
+    fields = OptionFields(parts=request.parts, **lists, join=request.join, join_how=request.join_how, on_error="null")
     everything = Options.of("50M", fields, request.data.root, request.token)
     chosen = everything.parts
     if request.parts is None:
@@ -102,7 +102,13 @@ def options_of(request: PublishRequest, *, is_dry_run: bool = False) -> Options:
     if missing:
         raise NotPrepared(_not_there(request, missing))
     options = beside.with_columns(replace(everything, parts=chosen), is_made=is_dry_run)
-    exclude = options.filters.exclude
+    include, exclude = options.filters.include, options.filters.exclude
+    if include is not None and include.has_hashes:
+        # With hashes every row would stay, without its picture: more would be published than was asked for.
+        raise OptionError(
+            f"include={include.name}: hashes name pictures, and it is rows that are published. Give the samples' ids, "
+            "URLs or hosts"
+        )
     if exclude is not None and not request.with_images and exclude.counts["hashes"]:
         logger.warning(
             "%s: hashes leave out nothing of an index, which has no pictures: give their ids too", exclude.name

@@ -6,6 +6,7 @@ Every file of a published place is verified against its manifest.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from laion_face_builder.shown import short
 from laion_face_builder.sources.hub import Token
 from laion_face_builder.values import absolute
 from laion_face_builder.verify.verify_data import BROKEN, data_problems, prepared_parts
+from laion_face_builder.verify.verify_joined import joined_problems
 
 
 def place_problems(place: PublishedPlace, destination: Destination, deep: bool) -> Iterator[str]:
@@ -155,4 +157,5 @@ def _of_data(data: DataDir, deep: bool) -> Verification:
     parts = prepared_parts(data)
     if not parts:
         raise NotPrepared(f"{data.root}: nothing is prepared or published there. Run `laion-face prepare` first.")
-    return Verification(f"{data.root}: parts {', '.join(map(str, parts))}", data_problems(data, deep))
+    problems = itertools.chain(data_problems(data, deep), joined_problems(data))
+    return Verification(f"{data.root}: parts {', '.join(map(str, parts))}", problems)

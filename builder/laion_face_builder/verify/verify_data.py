@@ -180,7 +180,12 @@ def stated_problems(
     found = file.schema_arrow.remove_metadata()
     if not found.equals(schema):
         yield f"columns are {columns_in(found)}; expected those of the {kind}"
-    stamp = {name: (fingerprint or {}).get(name) for name in ("kind", "part")}
+    yield from stamp_problems(fingerprint or {}, kind, part)
+
+
+def stamp_problems(fingerprint: Fingerprint, kind: str, part: int) -> Iterator[str]:
+    """Yield a line if a fingerprint is of something else than this kind of file, of this part."""
+    stamp = {name: fingerprint.get(name) for name in ("kind", "part")}
     if stamp != {"kind": kind, "part": part}:
         yield f"its fingerprint says {stamp['kind']} of part {stamp['part']}, expected {kind} of part {part}"
 

@@ -124,7 +124,7 @@ def how_to_ask(manifest: Manifest, address: Address) -> list[str]:
         "import polars as pl",
         "",
         f'rows = pl.scan_parquet("{files}")',
-        'rows = rows.filter(pl.col("n_faces") == 1, pl.col("max_face_size") >= 128)',
+        'rows = rows.filter(pl.col("n_faces") == 1, pl.col("max_face_size") >= 64)',
         'print(rows.select("sample_id", "url", "caption").head(10).collect())',
         "```",
         "",

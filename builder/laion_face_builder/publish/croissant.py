@@ -103,7 +103,9 @@ def _responsible(card: str) -> dict[str, Any]:
     return {
         **said,
         "rai:dataCollectionType": ["Web Scraping", "Secondary Data Analysis"],
+        # The first is as the standard spells it, the second as mlcroissant reads it.
         "rai:dataCollectionTimeframe": ["2014-01-01", "2021-12-31"],
+        "rai:dataCollectionTimeFrame": ["2014-01-01", "2021-12-31"],
         "rai:annotationsPerItem": "One: a detector's faces, any number of them, none checked by hand",
         "rai:machineAnnotationTools": ["RetinaFace (batch-face)", "CLIP (similarity, nsfw)"],
     }

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from laion_face_builder.index.urls import are_plain, host_of, origins_of, place_of_origin
+from laion_face_builder.index.urls import are_plain, host_of, one_spelling, origins_of, place_of_origin
 
 #: {name: {value: how often}}.
 Counts = Mapping[str, Mapping[str, int]]
@@ -41,6 +41,9 @@ _MOST_WAITING = 200_000
 
 class FileCounts:
     """Adds up the tables of one file."""
+
+    #: What is read of an index; of examples, `image` and the original's size too.
+    COLUMNS = ("url", "caption", "n_faces", "max_face_size", "width", "height", "nsfw", "license")
 
     def __init__(self) -> None:
         self._counts: dict[str, Counter[str]] = {}
@@ -128,7 +131,7 @@ def _hosts_of(urls: pa.ChunkedArray) -> pa.Table:
     for one in origins_of(urls.filter(plain)).value_counts():
         found[place_of_origin(one["values"].as_py())[0]] += one["counts"].as_py()
     for url in urls.filter(pc.invert(plain)).to_pylist():
-        found[host_of(url)] += 1
+        found[one_spelling(host_of(url))] += 1
     named = {host: n for host, n in found.items() if host and set(host) <= _IN_HOSTS}
     return pa.table([list(named), list(named.values())], schema=_no_hosts().schema)
 

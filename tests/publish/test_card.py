@@ -16,7 +16,7 @@ from laion_face_builder.publish.card_snippets import Address
 from laion_face_builder.publish.manifest import GLOBS, Entry, Manifest, index_name
 from laion_face_builder.publish.publish import publish
 from laion_face_builder.publish.published_columns import features_of
-from laion_face_builder.publish.published_files import EXAMPLES, Bounds
+from laion_face_builder.publish.published_files import EXAMPLES
 from laion_face_builder.publish.request import PublishRequest
 from laion_face_builder.sandbox import WRITER
 from laion_face_builder.schema import INDEX, example_features
@@ -87,8 +87,7 @@ def test_the_licence_is_that_of_the_text(published, published_pictures):
 
 def test_pictures_that_may_be_shown_are_not_said_to_be_private(hub, published_pictures):
     repo = f"{WRITER}/shown"
-    how = {"with_images": True, "bounds": Bounds(row_group_bytes=300_000, row_group_rows=40, file_bytes=900_000)}
-    publish(PublishRequest(published_pictures.data, repo, public_pictures=True, parts="0", **how))
+    publish(PublishRequest(published_pictures.data, repo, public_pictures=True, parts="0", with_images=True))
     files = hub.repos[repo].tree("main")
     for name in ("README.md", "LICENSE.md"):
         text = b"".join(files[name].data.pieces()).decode()

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pandas as pd
@@ -38,7 +39,7 @@ def blocks(text, kind):
 
 
 def run(block):
-    names = {}
+    names: dict[str, Any] = {}
     exec(block, names)
     return names
 
@@ -90,7 +91,7 @@ def test_a_hub_datasets_card_runs_as_it_is_printed(hub, published, tmp_path, mon
     hub.add_repo(repo, {} if branch != "main" else files)
     hub.repos[repo].commit(files, branch)
     monkeypatch.chdir(tmp_path)
-    # DuckDB and Polars know the Hub by its one address: what they ask is asked of the folder.
+    # Of the Hub DuckDB and Polars ask huggingface.co itself, wherever HF_ENDPOINT leads: here they ask the folder.
     asked(published, text.replace(f"{Address(repo, True, branch).root}/", f"{published.folder}/"), capsys)
     load, ours, _polars, pandas = blocks(text, "python")
     run(load)

@@ -49,6 +49,8 @@ for _name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "WORLD_SIZE", "RANK"):
 os.environ.update(environment_for(_HUB, _FOLDER / "home"))
 # Else this run would share its bounds per host with whatever else of this user fetches on this machine.
 os.environ["XDG_RUNTIME_DIR"] = tempfile.mkdtemp(prefix="runtime-", dir=_FOLDER)
+# The day that manifests note, so that no test depends on midnight.
+os.environ["SOURCE_DATE_EPOCH"] = "1790000000"
 # img2dataset's albumentations would ask the network for a newer version of itself.
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 

@@ -1,22 +1,24 @@
-"""The card is complete, true of what is there, and understood by `datasets`, the Hub and Croissant's own validator."""
+"""The card is complete, true of what is there, and understood by `datasets` and the Hub."""
 
 from dataclasses import replace
 from pathlib import PurePosixPath
 
 import datasets
-import mlcroissant
 import pyarrow as pa
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from laion_face_builder.errors import BadFile
 from laion_face_builder.layout import CONFIG_PARTS
 from laion_face_builder.publish import card
+from laion_face_builder.publish.card_snippets import Address
 from laion_face_builder.publish.manifest import GLOBS, Entry, Manifest, index_name
+from laion_face_builder.publish.publish import publish
 from laion_face_builder.publish.published_columns import features_of
 from laion_face_builder.publish.published_files import EXAMPLES
+from laion_face_builder.publish.request import PublishRequest
+from laion_face_builder.sandbox import WRITER
 from laion_face_builder.schema import INDEX, example_features
 
 #: The sections of the Hub's dataset card template, without the optional ones that say nothing here.
@@ -42,7 +44,7 @@ def test_the_card_has_every_section_of_the_template(published):
     wanted = {name for line in TEMPLATE.split("\n") for name in line.split("|") if name}
     assert wanted - headings == set()
     assert "[More Information Needed]" not in text
-    assert card.PLACE not in text
+    assert "<!--" not in text
 
 
 @pytest.mark.parametrize(
@@ -50,6 +52,7 @@ def test_the_card_has_every_section_of_the_template(published):
     [
         *("CC-BY-4.0", "LAION's terms", "their owners'", "biometric", "Not for identifying people", "not clipped"),
         *("withdrawn in December 2023", "false positives", "--exclude", "zheng2021farl", "threshold 0.5"),
+        *("Article 9", "more than 800 faces", "one in eight is gone", "counts them twice", "whoever published it"),
     ],
 )
 def test_the_card_says(said, published):
@@ -72,18 +75,43 @@ def test_no_tag_switches_the_viewer_off(published, published_pictures):
         assert {key for key in head if "gated" in key} == set()
 
 
-def test_a_copy_with_pictures_is_not_said_to_be_under_one_licence(published, published_pictures):
+def test_the_licence_is_that_of_the_text(published, published_pictures):
     for place in (published, published_pictures):
         head, text = card.split_card((place.folder / "README.md").read_text(encoding="utf-8"), "README.md")
-        assert (head["license"], head["license_name"]) == ("other", "mixed")
-        assert "their owners" in text
-    assert yaml.safe_load(card.card_of(manifest_of([0]), "x").split("---\n")[1])["license"] == "cc-by-4.0"
+        # By the Hub's specification: `other` has a name, and a link to LICENSE.md in the repo, or to a URL.
+        assert (head["license"], head["license_name"], head["license_link"]) == ("other", "mixed", "LICENSE.md")
+        licences = (place.folder / "LICENSE.md").read_text(encoding="utf-8")
+        assert licences.removeprefix("# ").rstrip() in text
+        assert "for private use" in licences
+
+
+def test_pictures_that_may_be_shown_are_not_said_to_be_private(hub, published_pictures):
+    repo = f"{WRITER}/shown"
+    publish(PublishRequest(published_pictures.data, repo, public_pictures=True, parts="0", with_images=True))
+    files = hub.repos[repo].tree("main")
+    for name in ("README.md", "LICENSE.md"):
+        text = b"".join(files[name].data.pieces()).decode()
+        assert "has stated the right to show every one of them" in text
+        assert "private use" not in text
+
+
+def test_sources_are_the_hubs_datasets(published):
+    by_part = Manifest("index", {index_name(0): entry(0)}, {"0": {"made_from": {"metadata": "sha256:0"}}})
+    assert card.source_datasets(by_part) == ["FacePerceiver/laion-face", "laion/laion400m"]
+    assert card.source_datasets(manifest_of([0])) == ["FacePerceiver/laion-face", "laion/relaion400m"]
+    head, _ = card.split_card((published.folder / "README.md").read_text(encoding="utf-8"), "README.md")
+    assert head["source_datasets"] == card.source_datasets(manifest_in(published))
+    assert {"object-detection", "keypoint-detection"} <= set(head["task_categories"])
+
+
+def manifest_in(place):
+    return Manifest.from_text((place.folder / "laion_face_manifest.json").read_bytes(), "")
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.sets(st.integers(0, 31), min_size=1), st.integers(0, 2_000_000))
 def test_the_card_is_true_of_any_set_of_parts(parts, rows):
-    head, text = card.split_card(card.card_of(manifest_of(parts, rows), "owner/name"), "README.md")
+    head, text = card.split_card(card.card_of(manifest_of(parts, rows), Address("owner/name", True)), "README.md")
     for name, of in CONFIG_PARTS.items():
         there = sorted(parts & set(of))
         assert f"{len(there)} of the {len(of)} parts of {name}" in text
@@ -122,41 +150,6 @@ def test_a_head_that_is_none_is_an_error():
     for text in ("", "# no head", "---\n- a list\n---\n", "---\n: : :\n---\n"):
         with pytest.raises(BadFile, match="no YAML head"):
             card.split_card(text, "README.md")
-
-
-# Croissant.
-
-
-@pytest.fixture(params=["published", "published_pictures"])
-def place(request):
-    return request.getfixturevalue(request.param)
-
-
-# rdflib reads JSON-LD with a class of its own that it calls deprecated.
-@pytest.mark.filterwarnings("ignore:ConjunctiveGraph:DeprecationWarning")
-def test_croissant_is_valid_and_reads_the_rows(place):
-    dataset = mlcroissant.Dataset(str(place.folder / "croissant.json"))
-    assert not dataset.metadata.issues.errors
-    assert not dataset.metadata.issues.warnings
-    assert {record_set.name for record_set in dataset.metadata.record_sets} >= {"20M", "50M"}
-    rows = datasets.load_dataset(str(place.folder), "20M", split="train", streaming=True)
-    compared = faces = 0
-    for found, row in zip(dataset.records("20M"), rows.take(60), strict=False):
-        compared, faces = compared + 1, faces + len(row["faces"])
-        assert found["20M/sample_id"] == row["sample_id"]
-        assert text(found["20M/url"]) == row["url"]
-        assert text(found["20M/caption"]) == (row["caption"] or None)
-        assert found["20M/n_faces"] == len(row["faces"])
-        boxes = [face["20M/faces/box"] for face in found["20M/faces"] if face]
-        assert [list(map(float, box)) for box in boxes] == [face["box"] for face in row["faces"]]
-        if "image" in row:
-            assert (found["20M/image"] and found["20M/image"].size) == (row["image"] and row["image"].size)
-    assert compared == 60
-    assert faces > 60
-
-
-def text(value):
-    return value.decode() if isinstance(value, bytes) and value else value or None
 
 
 def test_flat_columns_keep_arrow_types():

@@ -10,8 +10,10 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -138,6 +140,7 @@ def test_rows_are_not_sorted_by_anything_that_matters(either):
 def test_no_script_and_nothing_else_stands_in_the_way(either):
     names = {Path(name).name for name in tree(either.folder)}
     assert {name for name in names if not name.endswith(".parquet")} == {
+        "LICENSE.md",
         "README.md",
         "croissant.json",
         "laion_face_manifest.json",
@@ -315,6 +318,30 @@ def test_an_index_without_page_index_is_written_anew(data, tmp_path):
     assert pq.read_metadata(file).row_group(5).column(3).has_offset_index
 
 
+def test_rows_without_a_picture_can_be_left_out(data, published_pictures, tmp_path):
+    good = [row for row in pq.read_table(data.sidecar(0)).to_pylist() if row["status"] == "ok"]
+    rotted = good[3]
+    with (data.tars(0) / rotted["tar"]).open("r+b") as tar:  # it was whole when it was downloaded
+        tar.seek(rotted["offset"])
+        tar.write(bytes(rotted["length"]))
+    command = ["publish", "--data-dir", str(data.root), str(tmp_path / "out"), "--with-images", "--pictures-only"]
+    assert cli.main(command) == 0
+    with_nulls = pa.concat_tables([pq.read_table(file) for file in parquet_files(published_pictures.folder)])
+    expected = with_nulls.filter(
+        pc.and_(with_nulls["image"].is_valid(), pc.not_equal(with_nulls["sample_id"], rotted["sample_id"]))
+    )
+    assert pa.concat_tables([pq.read_table(file) for file in parquet_files(tmp_path / "out")]).equals(expected)
+    manifest = Manifest.from_text((tmp_path / "out" / "laion_face_manifest.json").read_bytes(), "")
+    assert sum(entry.rows for entry in manifest.entries.values()) == expected.num_rows < with_nulls.num_rows
+    ds = datasets.load_dataset(str(tmp_path / "out"), "20M", split="train", streaming=True)
+    assert sum(row["image"] is not None for row in ds) == expected.num_rows
+    assert cli.main(["verify", str(tmp_path / "out"), "--deep"]) == 0
+    text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "Rows whose picture could not be had are left out." in text
+    assert f"{expected.num_rows:,} rows, {expected.num_rows:,} of them with their picture" in text
+    assert "`image` is null in rows" in (published_pictures.folder / "README.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("turned", [False, True])
 def test_a_picture_that_rotted_is_left_out(data, prepared, tmp_path, caplog, turned):
     caplog.set_level("INFO", "laion_face")
@@ -359,6 +386,12 @@ def test_the_two_kinds_are_not_mixed(data, published, tmp_path):
         ({"exclude": "nowhere.txt"}, OptionError, "no such file"),
         ({"include": "nowhere.txt"}, OptionError, "no such file"),
         ({"include": ["ab" * 32], "with_images": True}, OptionError, "hashes name pictures, and it is rows"),
+        ({"pictures_only": True}, OptionError, "only goes with --with-images"),
+        ({"gated": "auto"}, OptionError, "--gated only go with a Hub id"),
+        ({"gated": "yes"}, OptionError, "expected one of auto, manual, off"),
+        ({"contact": "me"}, OptionError, "expected an e-mail address"),
+        ({"contact": "me@example.org>\n# Title"}, OptionError, "expected an e-mail address"),
+        ({"contact": "javascript:alert(1)"}, OptionError, "expected an e-mail address"),
     ],
 )
 def test_what_is_not_there_is_named(prepared, tmp_path, how, error, message):

@@ -12,6 +12,10 @@ import pytest
 
 from laion_face_builder import cli
 from laion_face_builder.errors import StateConflict
+from laion_face_builder.publish.card import card_of, split_card
+from laion_face_builder.publish.card_snippets import Address
+from laion_face_builder.publish.croissant import croissant_of
+from laion_face_builder.publish.manifest import Manifest
 from laion_face_builder.publish.publish import publish
 from laion_face_builder.publish.published_files import Bounds
 from laion_face_builder.publish.request import PublishRequest
@@ -41,12 +45,14 @@ def tree(hub, repo, branch="main"):
     return {name: b"".join(file.data.pieces()) for name, file in files.items() if not name.startswith(".")}
 
 
-def as_in(folder, repo):
+def as_in(folder, repo, branch="main"):
     """Return what a publish to the Hub has to give, by one to a folder."""
     paths = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
     contents = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
-    contents["README.md"] = contents["README.md"].replace(b"path/to/this/folder", repo.encode())
-    return contents
+    manifest = Manifest.from_text(contents["laion_face_manifest.json"], "")
+    address = Address(repo, True, branch)
+    texts = {"README.md": card_of(manifest, address), "croissant.json": croissant_of(manifest, address)}
+    return {**contents, **{name: text.encode() for name, text in texts.items()}}
 
 
 @pytest.mark.slow
@@ -54,7 +60,7 @@ def as_in(folder, repo):
 def test_the_hub_has_what_a_folder_would_have(hub, repo, published, prepared, branch):
     command = ["publish", "--data-dir", str(published.data.root), repo, "--private", "--preview", "5"]
     assert cli.main([*command, "--revision", branch]) == 0
-    assert tree(hub, repo, branch) == as_in(published.folder, repo)
+    assert tree(hub, repo, branch) == as_in(published.folder, repo, branch)
     ds = datasets.load_dataset(repo, "20M", split="train", streaming=True, revision=branch)
     assert [row["sample_id"] for row in ds] == [truth.sample_id for truth in prepared.truth]
     assert cli.main(["verify", repo, "--revision", branch]) == 0
@@ -156,3 +162,34 @@ def test_a_file_that_changed_on_the_hub_is_found(hub, repo, published, capsys):
     assert any(line.startswith("data/part-00002.parquet: ") for line in lines)
     publish(PublishRequest(published.data, repo))
     assert cli.main(["verify", repo]) == 0
+
+
+def test_a_gate_is_set_before_anything_is_sent_and_stays(hub, repo, published, capsys):
+    command = ["publish", "--data-dir", str(published.data.root), repo, "--parts"]
+    asked = len(hub.log)
+    assert cli.main([*command, "0", "--gated", "--contact", "removals@example.org"]) == 0
+    log = [(request.method, request.path) for request in hub.log[asked:]]
+    setting = log.index(("PUT", f"/api/datasets/{repo}/settings"))
+    assert setting < next(place for place, (_, path) in enumerate(log) if "/preupload/" in path)
+    assert hub.repos[repo].gated == "auto"
+    # What was said holds for later publishes, which need not say it again, and do not set it again.
+    asked = len(hub.log)
+    assert cli.main([*command, "0,2"]) == 0
+    assert not any("/settings" in request.path for request in hub.log[asked:])
+    text = tree(hub, repo)["README.md"].decode()
+    head, _ = split_card(text, "README.md")
+    assert "who asks to be left out" in head["extra_gated_prompt"]
+    assert set(head["extra_gated_fields"].values()) == {"text", "country", "checkbox"}
+    assert "<removals@example.org>" in text
+    assert cli.main(["verify", repo]) == 0
+    commits = len(hub.repos[repo].commits)
+    assert cli.main([*command, "0,2", "--gated", "manual"]) == 0
+    assert hub.repos[repo].gated == "manual"
+    assert len(hub.repos[repo].commits) == commits + 1  # the manifest, which says so
+    assert cli.main([*command, "0,2", "--gated", "off"]) == 0
+    assert hub.repos[repo].gated is False
+    assert "extra_gated" not in tree(hub, repo)["README.md"].decode()
+    capsys.readouterr()
+    assert cli.main([*command, "0", "--dry-run", "--gated"]) == 0
+    assert hub.repos[repo].gated is False
+    assert "the gate of the Hub dataset is set: auto" in capsys.readouterr().out

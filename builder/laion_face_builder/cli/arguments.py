@@ -297,6 +297,8 @@ def _add_config(command: argparse.ArgumentParser) -> None:
 
 
 def _add_publishing(command: argparse.ArgumentParser) -> None:
+    from laion_face_builder.publish.manifest import GATES
+
     command.add_argument("--parts", default=None, help='parts, such as "0,2,5-7"; default: all that are there')
     command.add_argument(
         "--include", default=None, help="file of sample ids, URLs or hosts to publish, and nothing else"
@@ -305,11 +307,29 @@ def _add_publishing(command: argparse.ArgumentParser) -> None:
     _add_options(command, "join")
     command.add_argument("--with-images", action="store_true", help="add pictures from the tars, for private repos")
     command.add_argument(
+        "--pictures-only", action="store_true", help="with pictures: leave out rows that have none, else null"
+    )
+    command.add_argument(
         "--preview", type=int, default=0, metavar="N", help="add a config `preview` with N pictures; default: none"
     )
     command.add_argument("--private", action="store_true", help="make the Hub dataset private")
     command.add_argument(
         "--public-pictures", action="store_true", help="confirm that you may show every picture to everybody"
+    )
+    command.add_argument(
+        "--gated",
+        nargs="?",
+        const="auto",
+        choices=GATES,
+        default=None,
+        help="have the Hub ask people for name, purpose and a promise, and let them in at once (auto; --gated alone) "
+        "or as you decide (manual), or ask no more (off); default: as it is",
+    )
+    command.add_argument(
+        "--contact",
+        metavar="EMAIL_OR_URL",
+        default=None,
+        help="whom the card names for people who want to be left out; default: as it is",
     )
     _add_hub(command)
 

@@ -150,7 +150,7 @@ def run_publish(given: argparse.Namespace) -> None:
 
     names = (
         *("target", "parts", "with_images", "preview", "private", "public_pictures", "revision", "token"),
-        *("include", "exclude", "join", "join_how"),
+        *("include", "exclude", "join", "join_how", "pictures_only", "gated", "contact"),
     )
     asked = {name: getattr(given, name) for name in names}
     request = PublishRequest(DataDir.at(given.data_dir), **{**asked, **_lists_of_stdin(asked)})

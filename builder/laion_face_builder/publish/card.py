@@ -1,7 +1,8 @@
 """The dataset card, README.md of a published place: its text, and its YAML for `datasets` and the Hub's viewer.
 
-It is Markdown with numbers and names of our own in it, so there is nothing to escape. Everything in the YAML is
-measured: configs name the files that exist, sizes and counts are sums over the manifest. Features stand in a form that
+Text is in dataset_card.md; what depends on the files takes the place of its comments `<!-- laion-face: NAME -->`. It is
+Markdown with numbers and names of our own in it, so there is nothing to escape. Configs, sizes and features in the YAML
+are measured: configs name the files that exist, sizes are sums over the manifest. Features stand in a form that
 datasets 3.6 and 5.2 both read (`published_columns`).
 """
 
@@ -9,6 +10,8 @@ from __future__ import annotations
 
 import bisect
 import importlib.resources
+import re
+from collections.abc import Callable
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -16,15 +19,15 @@ import pyarrow as pa
 import yaml
 
 from laion_face_builder.errors import BadFile
-from laion_face_builder.files import human_size
-from laion_face_builder.layout import CONFIG_PARTS
+from laion_face_builder.publish import card_sections, card_snippets
+from laion_face_builder.publish.card_snippets import Address
 from laion_face_builder.publish.manifest import GLOBS, PREVIEW, PREVIEW_FILE, Manifest
 from laion_face_builder.publish.published_columns import features_of, schema_of_features
 from laion_face_builder.publish.published_files import EXAMPLES
 from laion_face_builder.schema import INDEX
 
-#: In dataset_card.md: what is published takes its place.
-PLACE = "<!-- laion-face: what is published here -->"
+#: In dataset_card.md: what is written of the files that are published takes its place.
+_PLACE = re.compile(r"<!-- laion-face: ([a-z ]+) -->")
 #: A public repo with one of these tags has no viewer.
 FORBIDDEN_TAGS = frozenset({"nsfw", "porn", "hentai", "inappropriate", "not-for-all-audiences"})
 _SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M")
@@ -36,19 +39,90 @@ def card_template() -> str:
     return importlib.resources.files(__package__).joinpath("dataset_card.md").read_text(encoding="utf-8")
 
 
-def card_of(manifest: Manifest, target: str) -> str:
+def card_of(manifest: Manifest, address: Address) -> str:
     """Make the README.md for a place with the files of `manifest`.
 
     Args:
-        target: the name under which people load it: "owner/name" or a folder.
+        address: how people name the place.
     """
     given, body = split_card(card_template(), "dataset_card.md")
-    head = {**given, **measured_head(manifest)}
-    if manifest.kind == "examples" or manifest.preview:
-        # The Hub has one field for one licence; the card's section on licences says which is for what.
-        head |= {"license": "other", "license_name": "mixed", "license_link": "#licences"}
+    head = {**given, "source_datasets": source_datasets(manifest), **measured_head(manifest), **_gate(manifest)}
     text = yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=120)
-    return f"---\n{text}---\n{body.replace(PLACE, _what_is_here(manifest, target))}"
+    return f"---\n{text}---\n{_filled(body, manifest, address)}"
+
+
+def licence_of(manifest: Manifest) -> str:
+    """Make the LICENSE.md that the card's YAML links to: the card's own section on licences."""
+    _, body = split_card(card_template(), "dataset_card.md")
+    section = re.search(r"^## (Licences\n.*?)(?=^## )", body, re.DOTALL | re.MULTILINE)
+    if section is None:
+        raise BadFile("dataset_card.md", found="no section", expected="## Licences", way_out="Install it again.")
+    return f"# {_filled(section[1], manifest, Address('')).rstrip()}\n"
+
+
+def _filled(text: str, manifest: Manifest, address: Address) -> str:
+    """Put what is written of these files into the places of the template's text."""
+
+    def written(place: re.Match[str]) -> str:
+        return "\n".join(_SECTIONS[place[1]](manifest, address)).rstrip()
+
+    return _PLACE.sub(written, text)
+
+
+def _published(manifest: Manifest, address: Address) -> list[str]:
+    load, ask = card_snippets.how_to_load(manifest, address), card_snippets.how_to_ask(manifest, address)
+    return [*card_sections.what_is_here(manifest), *load, *ask]
+
+
+def _numbers(manifest: Manifest, address: Address) -> list[str]:
+    return [*card_sections.numbers(manifest), *card_sections.summary(manifest)]
+
+
+def _contact(manifest: Manifest, address: Address) -> list[str]:
+    contact = manifest.publisher.contact
+    ways = [f"<{contact}>"] if contact else []
+    if address.is_hub:
+        ways.append(f"in the [discussions](https://huggingface.co/datasets/{address.name}/discussions)")
+    return [f"{', or '.join(ways) or 'whoever published it'}."]
+
+
+_SECTIONS: dict[str, Callable[[Manifest, Address], list[str]]] = {
+    "what is published here": _published,
+    "a row": lambda manifest, address: card_snippets.example_row(manifest),
+    "numbers": _numbers,
+    "provenance": lambda manifest, address: card_sections.provenance(manifest),
+    "changes": lambda manifest, address: card_sections.changes(manifest),
+    "whose use": lambda manifest, address: [card_sections.whose_use(manifest)],
+    "contact": _contact,
+}
+
+#: What people have to say before the Hub lets them in.
+_PROMPT = """\
+These data are about people who were not asked. Faces, boxes and landmarks can be biometric data, captions can name \
+people. Access is for research that needs them, under these conditions: nobody is identified with them, or judged by \
+them; they are not passed on; who asks to be left out is left out of your copy too, as soon as you hear of it; the \
+laws on data protection that hold where you are, are kept."""
+_FIELDS = {
+    "Name": "text",
+    "Affiliation": "text",
+    "Country": "country",
+    "What I need the data for": "text",
+    "I will identify nobody with these data, nor judge anybody by them": "checkbox",
+    "I will remove rows that are removed here, and not pass the data on": "checkbox",
+}
+
+
+def _gate(manifest: Manifest) -> dict[str, Any]:
+    """Give the keys that the Hub asks people by before they see the files of a gated repo."""
+    return {"extra_gated_prompt": _PROMPT, "extra_gated_fields": _FIELDS} if manifest.publisher.gated else {}
+
+
+def source_datasets(manifest: Manifest) -> list[str]:
+    """Name the Hub's datasets that the rows are from; of the metadata, the release in which the joins found them."""
+    found = {str(join.get("made_from", {}).get("metadata", "")) for join in manifest.joins.values()}
+    is_whole = not found or any(one.startswith("whole:") for one in found)
+    # The release of 2021, by part, is on the Hub no more: its name there leads to today's.
+    return ["FacePerceiver/laion-face", "laion/relaion400m" if is_whole else "laion/laion400m"]
 
 
 def split_card(text: str, name: str) -> tuple[dict[str, Any], str]:
@@ -110,80 +184,3 @@ def _info(manifest: Manifest, config: str) -> dict[str, Any]:
         "download_size": sum(entry.size for entry in entries),
         "dataset_size": sum(entry.arrow_bytes for entry in entries),
     }
-
-
-def _what_is_here(manifest: Manifest, target: str) -> str:
-    lines = [
-        "### What is published here",
-        "",
-        *_coverage(manifest),
-        "",
-        "| config | parts | rows | size |",
-        "|---|---|---:|---:|",
-    ]
-    for config in manifest.configs():
-        entries = manifest.of_config(config)
-        parts = ", ".join(map(str, sorted({entry.part for entry in entries if entry.part >= 0}))) or "a few rows"
-        rows, size = sum(entry.rows for entry in entries), sum(entry.size for entry in entries)
-        lines.append(f"| `{config}` | {parts} | {rows:,} | {human_size(size)} |")
-    return "\n".join([*lines, "", *_pictures(manifest), *_left_out(manifest), "", *_how_to_load(manifest, target)])
-
-
-def _coverage(manifest: Manifest) -> list[str]:
-    here = set(manifest.parts)
-    of = [f"{len(here & set(parts))} of the {len(parts)} parts of {name}" for name, parts in CONFIG_PARTS.items()]
-    missing = [part for part in CONFIG_PARTS["50M"] if part not in here]
-    rest = f" Missing are the parts {_ranges(missing)}." if missing else ""
-    return [f"This copy has {' and '.join(of)}.{rest}"]
-
-
-def _ranges(numbers: list[int]) -> str:
-    """Write numbers as ranges: 1, 2, 3, 7 as "1-3, 7"."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
-
-
-def _pictures(manifest: Manifest) -> list[str]:
-    if manifest.kind == "examples":
-        return ["Rows have their pictures, which belong to their owners: this copy is for private use."]
-    shown = " The config `preview` shows a few, which belong to their owners." if manifest.preview else ""
-    return [f"There are no pictures in it: they are fetched from where they were found.{shown}"]
-
-
-def _left_out(manifest: Manifest) -> list[str]:
-    filters = {name for entry in manifest.entries.values() for name in entry.fingerprint.get("filters", ())}
-    said = {
-        "include": "Only rows on the publisher's list are in it.",
-        "exclude": "Rows on the publisher's exclusion list are left out.",
-        "join_how": "Rows that the publisher's own tables lack are left out.",
-    }
-    return [text for name, text in said.items() if name in filters]
-
-
-def _how_to_load(manifest: Manifest, target: str) -> list[str]:
-    config = manifest.configs()[0]
-    lines = [
-        "```python",
-        "import datasets",
-        "",
-        f'ds = datasets.load_dataset("{target}", "{config}", split="train", streaming=True)',
-    ]
-    if manifest.kind == "index":
-        lines += [
-            "",
-            "import laion_face  # the same rows with their pictures, fetched as they are read",
-            "",
-            f'ds = laion_face.load_dataset("{config}", split="train", streaming=True,',
-            f'                             index="{target}"{_parts(manifest, config)})',
-        ]
-    return [*lines, "```"]
-
-
-def _parts(manifest: Manifest, config: str) -> str:
-    here = [part for part in manifest.parts if part in CONFIG_PARTS[config]]
-    return "" if len(here) == len(CONFIG_PARTS[config]) else f', parts="{",".join(map(str, here))}"'

@@ -11,7 +11,12 @@ from laion_face_builder.values import absolute
 
 
 def destination_at(
-    target: str, *, private: bool = False, revision: str | None = None, token: Token = None
+    target: str,
+    *,
+    private: bool = False,
+    gated: str | None = None,
+    revision: str | None = None,
+    token: Token = None,
 ) -> Destination:
     """Give the place that `target` names; nothing is requested or made yet.
 
@@ -19,6 +24,7 @@ def destination_at(
         target: a folder if it is written like one (begins with "/", "." or "~", or ends with "/") or if such a folder
             is there; else "owner/name", a dataset on the Hub. "./owner/name" is always a folder.
         private: a Hub repo that has to be made is made private.
+        gated: a Hub repo is made to ask people "auto" or "manual", or "off"; None leaves it as it is.
         revision: the branch on the Hub, made if need be; None means "main".
         token: None means the one that `hf auth login` or HF_TOKEN gave, False none.
 
@@ -26,10 +32,10 @@ def destination_at(
         OptionError: the target can be neither, or the other arguments do not go with a folder.
     """
     if is_folder(target):
-        given = {"--private": private, "--revision": revision, "--token": token}
+        given = {"--private": private, "--gated": gated, "--revision": revision, "--token": token}
         if unfit := [name for name, value in given.items() if value]:
             raise OptionError(f"{target} is a folder: {', '.join(unfit)} only go with a Hub id like owner/name")
         return FolderDestination(absolute(target))
     if not is_hub_id(target):
         raise OptionError(f"{target!r} is neither a Hub id (owner/name) nor a folder that is there; write ./{target}")
-    return HubDestination(target, private=private, revision=revision or "main", token=checked_token(token))
+    return HubDestination(target, private=private, gated=gated, revision=revision or "main", token=checked_token(token))

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from laion_face_builder import progress
 from laion_face_builder.errors import LaionFaceError, OptionError, PublishError, SourceError, StateConflict
@@ -70,15 +70,20 @@ def _way_out(error: Exception, status: int | None, owner: str, revision: str) ->
 
 
 T = TypeVar("T")
+_GATES: dict[str, Literal["auto", "manual", False]] = {"auto": "auto", "manual": "manual", "off": False}
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
 class _Head:
-    """A branch at one moment: its commit and the files in it; None and {} where there is no such repo or branch."""
+    """A branch at one moment: its commit and the files in it; None and {} where there is no such repo or branch.
+
+    `gated` is the repo's setting, as the Hub says it: "auto", "manual", or False.
+    """
 
     commit: str | None
     held: dict[str, PublishedFile]
+    gated: str | bool = False
 
 
 @dataclass(frozen=True)
@@ -87,11 +92,14 @@ class HubDestination:
 
     Args:
         private: a repo that is made is made private, and one that is public is refused.
+        gated: the repo is made to let people in as they ask ("auto"), or as its owner says ("manual"), or all ("off"),
+            before anything is sent; None leaves it as it is.
         token: None means the one that `hf auth login` or HF_TOKEN gave, False none.
     """
 
     repo: str
     private: bool = False
+    gated: str | None = None
     revision: str = "main"
     token: Token = field(default=None, repr=False)
 
@@ -199,12 +207,21 @@ class HubDestination:
         held = {
             file.path: PublishedFile(file.size, file.lfs.sha256 if file.lfs else None, file.blob_id) for file in files
         }
-        return _Head(about.sha, held)
+        return _Head(about.sha, held, about.gated or False)
 
     def _made(self) -> _Head:
-        """Give the branch; make it, and the repo, if there is none."""
-        if (head := self._head()).commit is not None:
-            return head
+        """Give the branch; make it, and the repo, if there is none; set the repo's gate as it is to be."""
+        head = self._head()
+        head = head if head.commit is not None else self._new()
+        wanted = None if self.gated is None else _GATES[self.gated]
+        if wanted is not None and head.gated != wanted:
+            self._asked(
+                lambda: self._api.update_repo_settings(self.repo, repo_type="dataset", gated=wanted), "settings"
+            )
+        return head
+
+    def _new(self) -> _Head:
+        """Make the branch, and the repo if there is none."""
         self._asked(
             lambda: self._api.create_repo(self.repo, repo_type="dataset", private=self.private or None, exist_ok=True)
         )

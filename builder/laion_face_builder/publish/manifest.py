@@ -5,11 +5,13 @@ TARGET/
   data/part-000NN-000KK.parquet   rows of the part in order, as many files as the pictures need
   more/part-000NN….parquet        the same, of the parts that 20M does not have
   preview/preview-00000.parquet   a few rows with pictures, if asked for
-  laion_face_manifest.json        rows, bytes, SHA-256, fingerprint of each of those
+  laion_face_manifest.json        rows, bytes, SHA-256, fingerprint, counts of each of those; proofs, history
   croissant.json                  the same for machines that read Croissant
+  LICENSE.md                      which licence is for what, which the card's YAML links to
   README.md                       the card; last of all, so that it never names what is not there
 
-The manifest says nothing about time or place, so that two publishes of the same parts are the same bytes.
+The manifest says nothing about place, and of time the day on which files came or changed: two publishes of the same
+parts on the same day, or with the same SOURCE_DATE_EPOCH, are the same bytes, and one that changes nothing writes none.
 """
 
 from __future__ import annotations
@@ -28,9 +30,10 @@ from laion_face_builder.shown import short
 MANIFEST = "laion_face_manifest.json"
 CROISSANT = "croissant.json"
 CARD = "README.md"
+LICENCE = "LICENSE.md"
 PREVIEW = "preview"
 PREVIEW_FILE = "preview/preview-00000.parquet"
-#: Raised when the manifest's own form changes.
+#: Raised when the manifest's own form changes so that those of earlier versions cannot be read.
 MANIFEST_FORMAT = 1
 
 #: The files of each config by one pattern: what the Hub's page tells people to type for pandas and Polars reads the
@@ -39,6 +42,8 @@ GLOBS = {"20M": "data/part-*.parquet", "50M": "*/part-*.parquet"}
 _DATA_NAME = re.compile(r"(data|more)/part-\d{5}(-\d{5})?\.parquet")
 
 Kind = Literal["index", "examples"]
+#: The Hub lets people in as they ask, or as the publisher decides, or all without asking them.
+GATES = ("auto", "manual", "off")
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ class Entry:
         sha256: of the file's bytes, in hex.
         sample_ids: SHA-256 of its sample ids in order, as little-endian int64, in hex.
         fingerprint: what it was made from.
+        counts: what is in its rows, as `published_counts` has it; {} if an earlier version published it.
     """
 
     name: str
@@ -69,14 +75,41 @@ class Entry:
     sha256: str
     sample_ids: str
     fingerprint: Fingerprint
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Publisher:
+    """What a publisher says of a place; it holds for later publishes too, until something else is said.
+
+    Attributes:
+        contact: an e-mail address or URL for people who want to be left out; "" if none is given.
+        gated: how the Hub lets people in: "auto", "manual", or "" if anybody may read.
+        public_pictures: the publisher has the right to show every picture to everybody.
+    """
+
+    contact: str = ""
+    gated: str = ""
+    public_pictures: bool = False
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """All Parquet files of a published place, by name. `kind` says which columns those in data/ have."""
+    """What a published place holds, and where it comes from.
+
+    Attributes:
+        kind: which columns the files in data/ and more/ have.
+        entries: all Parquet files, by name.
+        joins: the proof of each part's join, by the part's number, as far as there is one.
+        publisher: what the publisher says.
+        history: what came and changed, by day, the oldest first; see `history`.
+    """
 
     kind: Kind
     entries: Mapping[str, Entry] = field(default_factory=dict)
+    joins: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    publisher: Publisher = Publisher()
+    history: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def parts(self) -> tuple[int, ...]:
@@ -106,8 +139,9 @@ class Manifest:
 
     def as_text(self) -> str:
         """Write the manifest as JSON: equal manifests are equal bytes."""
+        about = {"publisher": asdict(self.publisher), "history": self.history, "joins": self.joins}
         entries = {name: _without_name(self.entries[name]) for name in sorted(self.entries)}
-        return json.dumps({"format": MANIFEST_FORMAT, "kind": self.kind, "files": entries}, indent=1) + "\n"
+        return json.dumps({"format": MANIFEST_FORMAT, "kind": self.kind, **about, "files": entries}, indent=1) + "\n"
 
     @classmethod
     def from_text(cls, text: str | bytes, place: str) -> Manifest:
@@ -120,7 +154,8 @@ class Manifest:
             found = json.loads(text)
             if found["format"] != MANIFEST_FORMAT or found["kind"] not in ("index", "examples"):
                 raise ValueError(f"format {found['format']}, kind {found['kind']}")
-            return cls(found["kind"], {name: _entry(name, values) for name, values in found["files"].items()})
+            entries = {name: _entry(name, values) for name, values in found["files"].items()}
+            return cls(found["kind"], entries, **_about(found))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise BadFile(
                 f"{place}/{MANIFEST}",
@@ -149,10 +184,20 @@ def is_ours(name: str) -> bool:
     return name == PREVIEW_FILE or _DATA_NAME.fullmatch(name) is not None
 
 
+def _about(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Read what is said beside the files; manifests of earlier versions have none of it."""
+    joins, history = found.get("joins", {}), found.get("history", [])
+    if not all(isinstance(one, dict) for one in (joins, *joins.values(), *history)):
+        raise TypeError("joins or history are of another form")
+    if not all({"date", "version", "rows"} <= one.keys() for one in history):
+        raise KeyError("date, version or rows in history")
+    return {"joins": joins, "history": tuple(history), "publisher": Publisher(**found.get("publisher", {}))}
+
+
 def _without_name(entry: Entry) -> dict[str, Any]:
     values = asdict(entry)
     del values["name"]
-    return values
+    return values if values["counts"] else {name: value for name, value in values.items() if name != "counts"}
 
 
 def _entry(name: str, values: Mapping[str, Any]) -> Entry:

@@ -15,13 +15,24 @@ from laion_face_builder.errors import LaionFaceError, StateConflict
 from laion_face_builder.files import human_size, written_whole
 from laion_face_builder.log import logger
 from laion_face_builder.options import Options
-from laion_face_builder.publish.card import card_of
+from laion_face_builder.publish.card import card_of, licence_of
+from laion_face_builder.publish.card_snippets import Address
 from laion_face_builder.publish.croissant import croissant_of
+from laion_face_builder.publish.described import described
 from laion_face_builder.publish.destination import destination_at
-from laion_face_builder.publish.manifest import CARD, CROISSANT, MANIFEST, PREVIEW_FILE, Entry, Manifest, is_ours
+from laion_face_builder.publish.manifest import (
+    CARD,
+    CROISSANT,
+    LICENCE,
+    MANIFEST,
+    PREVIEW_FILE,
+    Entry,
+    Manifest,
+    is_ours,
+)
 from laion_face_builder.publish.published_columns import features_of
 from laion_face_builder.publish.published_files import check_preview
-from laion_face_builder.publish.request import PublishRequest, check_rights, check_room, options_of
+from laion_face_builder.publish.request import PublishRequest, check_given, check_rights, check_room, options_of
 from laion_face_builder.publish.staging import Staging, made_examples, made_index, made_preview
 from laion_face_builder.publish.targets import Destination, OutgoingFile, PublishedFile, PublishedPlace, is_folder
 from laion_face_builder.values import absolute
@@ -52,13 +63,18 @@ def checked(request: PublishRequest, *, is_dry_run: bool = False) -> tuple[Optio
     Raises:
         LaionFaceError: as `publish`, or the disk has no room.
     """
+    check_given(request)
     check_rights(request)
     options = options_of(request, is_dry_run=is_dry_run)
     check_room(request, options)
     if request.preview:
         check_preview(options)
     destination = destination_at(
-        request.target, private=request.private, revision=request.revision, token=request.token
+        request.target,
+        private=request.private,
+        gated=request.gated,
+        revision=request.revision,
+        token=request.token,
     )
     there = _already_there(request)
     _refuse_other_columns(request, options, there)
@@ -80,7 +96,7 @@ class _Job:
             entries[entry.name] = entry
         self._flush()
         kept = kept_of(there, self._options.parts, bool(self._request.preview))
-        manifest = Manifest(self._request.kind, {**kept, **entries})
+        manifest = described(self._request, there, {**kept, **entries})
         about = self._about(manifest)
         self._sent += self._destination.send(about, "Describe what is published")
         self._remove(manifest)
@@ -185,12 +201,14 @@ def stale_of(held: Iterable[str], published: Container[str]) -> list[str]:
 
 
 def texts_about(request: PublishRequest, manifest: Manifest) -> dict[str, str]:
-    """Write manifest, Croissant and card; the card last, since `datasets` goes by it."""
-    shown = "path/to/this/folder" if is_folder(request.target) else request.target
+    """Write manifest, Croissant, licences and card; the card last, since `datasets` goes by it."""
+    is_hub = not is_folder(request.target)
+    address = Address(request.target if is_hub else "path/to/this/folder", is_hub, request.revision or "main")
     return {
         MANIFEST: manifest.as_text(),
-        CROISSANT: croissant_of(manifest),
-        CARD: card_of(manifest, shown),
+        CROISSANT: croissant_of(manifest, address),
+        LICENCE: licence_of(manifest),
+        CARD: card_of(manifest, address),
     }
 
 

@@ -14,9 +14,11 @@ from laion_face_builder.forecast import Amount, Disk, Forecast, Step
 from laion_face_builder.images.reasons import Reason
 from laion_face_builder.options import Options
 from laion_face_builder.parquet_files import table_of
+from laion_face_builder.publish.described import described
 from laion_face_builder.publish.manifest import (
     CARD,
     CROISSANT,
+    LICENCE,
     MANIFEST,
     PREVIEW_FILE,
     Entry,
@@ -81,12 +83,13 @@ def forecast_publish(request: PublishRequest) -> Forecast:
     lacking = _lacking(files, held, listing, destination)
     steps = [_step(file, lacking) for file in files]
     kept = kept_of(there, options.parts, bool(request.preview))
-    steps += _texts(request, kept, files, listing)
+    steps += _texts(request, there, kept, files, listing)
     names = {*kept, *(file.name for file in files)}
     unsure = tuple(file.name.removesuffix(".parquet")[:-5] for file in files if file.stands_for)
     stale = [name for name in stale_of(held, names) if not (unsure and name.startswith(unsure))]
     steps += [Step(name, "removed", "no longer published", Amount(held[name][0])) for name in stale]
     notes = ["files of parts that are made anew may replace others, which are then removed"] if unsure else []
+    notes += [f"the gate of the Hub dataset is set: {request.gated}"] if request.gated else []
     return _forecast(request, files, steps, notes)
 
 
@@ -186,15 +189,19 @@ def _step(file: _File, lacking: set[str]) -> Step:
 
 
 def _texts(
-    request: PublishRequest, kept: Mapping[str, Entry], files: Sequence[_File], listing: Mapping[str, PublishedFile]
+    request: PublishRequest,
+    there: Manifest | None,
+    kept: Mapping[str, Entry],
+    files: Sequence[_File],
+    listing: Mapping[str, PublishedFile],
 ) -> Iterator[Step]:
-    """Forecast manifest, Croissant and card. What they say is known only if every file is."""
+    """Forecast manifest, Croissant, licences and card. What they say is known only if every file is."""
     entries = {file.name: file.entry for file in files if file.entry is not None}
     if len(entries) < len(files):
-        yield from (Step(name, "sent", "some kB") for name in (MANIFEST, CROISSANT, CARD))
+        yield from (Step(name, "sent", "some kB") for name in (MANIFEST, CROISSANT, LICENCE, CARD))
         return
     place = PublishedPlace.at(request.target, request.revision, request.token)
-    for name, text in texts_about(request, Manifest(request.kind, {**kept, **entries})).items():
+    for name, text in texts_about(request, described(request, there, {**kept, **entries})).items():
         if _is_same(listing.get(name), text.encode(), place, name):
             yield Step(name, "used as it is", size=Amount(len(text.encode())))
         else:

@@ -9,9 +9,10 @@ file lacks what the Hub's viewer needs, as files of older versions do. Then the 
 group, with the same schema and kind of fingerprint.
 
 Examples with pictures are those that `load_dataset` would give, in files of bounded size. Rows keep the index's order.
-A row whose picture failed, is excluded or no longer decodes has a null image, as with on_error="null"; every other
-picture is decoded once right before it is written. Where a file ends depends on nothing but the row that it starts
-with, so that a publish that was killed goes on behind its last whole file, byte for byte.
+A row whose picture failed, is excluded or no longer decodes has a null image, as with on_error="null", or is left out,
+as with on_error="skip"; every other picture is decoded once right before it is written. Where a file ends depends on
+nothing but the row that it starts with, so that a publish that was killed goes on behind its last whole file, byte for
+byte.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ from laion_face_builder.options import Options
 from laion_face_builder.parquet_files import opened
 from laion_face_builder.publish.manifest import Entry
 from laion_face_builder.publish.published_columns import features_of
+from laion_face_builder.publish.published_counts import FileCounts
 from laion_face_builder.schema import EXAMPLE_COLUMNS, INDEX
 
 _IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
@@ -97,17 +99,17 @@ def measured(path: Path, name: str, part: int, rows: tuple[int, int]) -> Entry:
         BadFile: it cannot be read, or has no fingerprint.
     """
     fingerprint = read_fingerprint(path)
-    hasher, arrow_bytes = hashlib.sha256(), 0
+    hasher, arrow_bytes, counts = hashlib.sha256(), 0, FileCounts()
     with opened(path) as file:
         for group in range(file.num_row_groups):
             table = file.read_row_group(group)
             arrow_bytes += table.nbytes
             hasher.update(ids_bytes(table["sample_id"]))
+            counts.add(table)
         count, groups = file.metadata.num_rows, file.num_row_groups
-    size = path.stat().st_size
-    return Entry(
-        name, part, count, *rows, groups, size, arrow_bytes, sha256_of(path), hasher.hexdigest(), fingerprint or {}
-    )
+    size, ids = path.stat().st_size, hasher.hexdigest()
+    sha256, of = sha256_of(path), counts.as_dict()
+    return Entry(name, part, count, *rows, groups, size, arrow_bytes, sha256, ids, fingerprint or {}, of)
 
 
 def ids_bytes(column: pa.ChunkedArray | pa.Array) -> bytes:
@@ -205,7 +207,9 @@ class Bounds:
 def examples_fingerprint(options: Options, part: int, bounds: Bounds) -> Fingerprint:
     """Give the fingerprint of what the published files of a part with pictures are made from."""
     made_from = parts.identity(options, part)
-    how = {"filters": options.filters.as_dict(), "on_size_change": options.on_size_change}
+    how: dict[str, Any] = {"filters": options.filters.as_dict(), "on_size_change": options.on_size_change}
+    if options.on_error == "skip":
+        how["pictures_only"] = True  # Only then: what was published without is not made anew.
     beside = beside_of(options, part)
     return make_fingerprint("examples", part=part, **made_from, **how, **beside, bounds=asdict(bounds))
 
@@ -266,12 +270,15 @@ class PartExamples:
 
 def example_steps(options: Options, part: int, first: int, tally: Tally) -> Iterator[MarkedRow]:
     """Yield the part's rows from `first` on, as steps that can make examples."""
-    plan = Plan(replace(options, parts=(part,), on_error="null"), None)
+    plan = Plan(replace(options, parts=(part,)), None)
     yield from walk(plan, [Shard(part, 0, 1)], Position(0, first), tally)
 
 
 def checked_example(row: Row, max_pixels: int) -> Example | None:
-    """Make the row's example; None if the filters drop it. A picture that is broken, or turned by EXIF, is left out."""
+    """Make the row's example, without its picture if that is broken, or turned by EXIF.
+
+    None if the filters drop it, or if it has no picture and on_error is "skip".
+    """
     example = row.example()
     if example is None or example["image"] is None or row.batch is None:
         return example
@@ -281,8 +288,10 @@ def checked_example(row: Row, max_pixels: int) -> Example | None:
             return example
         raise PictureError(Reason.TURNED, f"orientation {found.orientation}")
     except PictureError as error:
-        logger.warning("sample %d: published without its picture: %s", example["sample_id"], error)
-        return row.maker.without_picture(row.batch[row.place])
+        is_skipped = row.maker.options.on_error == "skip"
+        how = "left out, since its picture is" if is_skipped else "published without its picture:"
+        logger.warning("sample %d: %s %s", example["sample_id"], how, error)
+        return None if is_skipped else row.maker.without_picture(row.batch[row.place])
 
 
 def examples_schema(options: Options) -> pa.Schema:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,11 +17,14 @@ from laion_face_builder.layout import ALL_PARTS, DataDir
 from laion_face_builder.log import logger
 from laion_face_builder.options import LEFT, OptionFields, Options
 from laion_face_builder.parquet_files import table_of
-from laion_face_builder.publish.manifest import Kind
+from laion_face_builder.publish.manifest import GATES, Kind
 from laion_face_builder.publish.published_files import MOST_ROWS, Bounds
 from laion_face_builder.publish.targets import is_folder
 from laion_face_builder.sources.hub import Token
 from laion_face_builder.values import Range
+
+# What is written into a card: one word without marks of Markdown or HTML.
+_CONTACT = re.compile(r"(https?://[^\s<>\"`\\]+|[^\s@<>\"`\\:/]+@[^\s@<>\"`\\:/]+\.[^\s@<>\"`\\:/]+)")
 
 
 @dataclass(frozen=True)
@@ -32,10 +36,13 @@ class PublishRequest:
         target: a folder, or a Hub dataset "owner/name".
         parts: such as "0,2,5-7"; None means those that are there.
         with_images: pictures too, from the tars.
+        pictures_only: with pictures, rows that have none are left out, instead of published with a null.
         preview: rows of the config `preview`; 0 means none.
         private: the Hub repo is made private.
         public_pictures: the user has the right to show the pictures to everybody.
         include: list, or file of sample ids, URLs and hosts of what is published, and nothing else.
+        gated: how the Hub lets people in, see `manifest.GATES`; None leaves it as it is.
+        contact: an e-mail address or URL for those who want to be left out; None leaves it as it is.
         exclude: list, or file of sample ids, URLs, hosts, SHA-256s or MD5s to leave out.
         join, join_how: tables whose columns are published beside ours, as the options of these names.
         bounds, batch_bytes: how large files and commits get; one commit is up to so many bytes.
@@ -45,9 +52,12 @@ class PublishRequest:
     target: str
     parts: str | None = None
     with_images: bool = False
+    pictures_only: bool = False
     preview: int = 0
     private: bool = False
     public_pictures: bool = False
+    gated: str | None = None
+    contact: str | None = None
     revision: str | None = None
     token: Token = field(default=None, repr=False)
     include: str | Exclusion | None = None
@@ -63,13 +73,27 @@ class PublishRequest:
         return "examples" if self.with_images else "index"
 
 
+def check_given(request: PublishRequest) -> None:
+    """Refuse what no publish can do.
+
+    Raises:
+        OptionError: a preview cannot have so many rows, there is no such gate, a contact is none, or two do not fit.
+    """
+    Range(int, 0, MOST_ROWS).check("preview", request.preview)
+    if request.pictures_only and not request.with_images:
+        raise OptionError("--pictures-only leaves out rows without a picture: it only goes with --with-images")
+    if request.gated not in (None, *GATES):
+        raise OptionError(f"gated={request.gated!r}: expected one of {', '.join(GATES)}")
+    if request.contact is not None and not _CONTACT.fullmatch(request.contact):
+        raise OptionError(f"contact={request.contact!r}: expected an e-mail address, or a URL that begins with http")
+
+
 def check_rights(request: PublishRequest) -> None:
     """Refuse to make pictures public by accident, and warn that they belong to their owners.
 
     Raises:
-        OptionError: pictures would become public, or a preview cannot have so many rows.
+        OptionError: pictures would become public.
     """
-    Range(int, 0, MOST_ROWS).check("preview", request.preview)
     if not (request.with_images or request.preview):
         return
     logger.warning(
@@ -93,7 +117,10 @@ def options_of(request: PublishRequest, *, is_dry_run: bool = False) -> Options:
         NotPrepared: a part or its pictures are missing.
     """
     lists: dict[str, Any] = {"include": request.include, "exclude": request.exclude}
-    fields = OptionFields(parts=request.parts, **lists, join=request.join, join_how=request.join_how, on_error="null")
+    on_error = "skip" if request.pictures_only else "null"
+    fields = OptionFields(
+        parts=request.parts, **lists, join=request.join, join_how=request.join_how, on_error=on_error
+    )
     everything = Options.of("50M", fields, request.data.root, request.token)
     chosen = everything.parts
     if request.parts is None:

@@ -63,13 +63,13 @@ class ServedFile:
 
 @dataclass
 class ServedRepo:
-    """A dataset repo: commits by their sha, and branches that point to them.
+    """A dataset repo: commits by their sha, and branches that point to them. `gated` may say how: "auto" or "manual".
 
     `objects` are the LFS objects that were uploaded, by SHA-256, committed or not; `messages` those of its commits.
     """
 
     id: str
-    gated: bool = False
+    gated: bool | str = False
     private: bool = False
     objects: dict[str, bytes] = field(default_factory=dict, repr=False)
     commits: dict[str, dict[str, ServedFile]] = field(default_factory=dict)

@@ -78,6 +78,15 @@ def _create_branch(hub: Hub, request: Request, *, repo: str, revision: str) -> A
     return json_answer({}, 201)
 
 
+def _change_settings(hub: Hub, request: Request, *, repo: str) -> Answer:
+    found, asked = _writable(hub, request, repo), json.loads(request.body)
+    if asked.keys() - {"gated", "private", "visibility"} or asked.get("gated", False) not in ("auto", "manual", False):
+        raise Refused(400, "BadRequest", f"Invalid settings: {sorted(asked)}")
+    found.gated = asked.get("gated", found.gated)
+    found.private = asked.get("private", asked.get("visibility", "private" * found.private) == "private")
+    return json_answer({"gated": found.gated, "private": found.private})
+
+
 def _validate_yaml(hub: Hub, request: Request) -> Answer:
     _, _, rest = json.loads(request.body)["content"].partition("---\n")
     try:
@@ -223,6 +232,7 @@ _REPO = r"(?P<repo>[^/]+/[^/]+)"
 _LFS = rf"/datasets/{_REPO}\.git/info/lfs/objects"
 WRITING_ROUTES: tuple[tuple[str, str, Callable[..., Answer]], ...] = (
     ("POST", r"/api/repos/create", _create_repo),
+    ("PUT", rf"/api/datasets/{_REPO}/settings", _change_settings),
     ("POST", r"/api/validate-yaml", _validate_yaml),
     ("POST", rf"/api/datasets/{_REPO}/branch/(?P<revision>.+)", _create_branch),
     ("POST", rf"/api/datasets/{_REPO}/preupload/(?P<revision>.+)", _preupload),

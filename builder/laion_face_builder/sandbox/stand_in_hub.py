@@ -86,7 +86,8 @@ class Hub(LoopbackServer):
 
     def check_access(self, repo: ServedRepo, request: Request) -> None:
         """Refuse with 401 without a known token, with 403 if it was not granted the repo. Listings are open to all."""
-        if repo.gated and repo.id not in self.tokens.get(request.token, set()):
+        is_own = repo.id.partition("/")[0] in self.writers.get(request.token, ())
+        if repo.gated and not is_own and repo.id not in self.tokens.get(request.token, set()):
             status = 403 if self.knows(request.token) else 401
             raise Refused(status, "GatedRepo", _NO_ACCESS.format(repo.id, repo.id))
 
@@ -119,7 +120,7 @@ def _info(hub: Hub, request: Request, *, repo: str, revision: str | None) -> Ans
     found, sha = hub.revision(repo, revision)
     files = [found.tree(sha)[path] for path in sorted(found.tree(sha))]
     siblings = [file.as_sibling() if request.query.get("blobs") else {"rfilename": file.path} for file in files]
-    gated = "auto" if found.gated else False
+    gated = "auto" if found.gated is True else found.gated
     about: dict[str, Any] = {"private": found.private, "gated": gated, "disabled": False, "tags": []}
     return json_answer(
         {"_id": sha[:24], "id": repo, "author": repo.partition("/")[0], "sha": sha, "siblings": siblings, **about}

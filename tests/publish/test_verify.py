@@ -356,9 +356,9 @@ def test_other_rows_than_the_manifest_says_are_found(published, tmp_path, capsys
     [
         (
             lambda rows: {"rows": rows - 1},
-            lambda rows: f"{rows} rows in 128 row groups; the manifest has {rows - 1} in 128",
+            lambda rows: f"{rows} rows in 32 row groups; the manifest has {rows - 1} in 32",
         ),
-        (lambda rows: {"row_groups": 1}, lambda rows: f"{rows} rows in 128 row groups; the manifest has {rows} in 1"),
+        (lambda rows: {"row_groups": 1}, lambda rows: f"{rows} rows in 32 row groups; the manifest has {rows} in 1"),
         (lambda rows: {"fingerprint": {"kind": "index"}}, lambda rows: "its fingerprint is"),
         (lambda rows: {"sha256": "0" * 64}, lambda rows: "0000"),
     ],

@@ -29,6 +29,9 @@ FINGERPRINT_KEY = b"laion_face.fingerprint"
 #: Raised when the layout of any of our files changes: older files are then rebuilt.
 FORMAT_VERSION = 1
 
+#: In the fingerprint of a published file the number of its form, which says nothing of its rows.
+FORM_KEY = "form"
+
 Fingerprint = dict[str, Any]
 
 _NO_ROOM = {errno.ENOSPC: "no room left on its disk", errno.EDQUOT: "your quota of its disk is used up"}

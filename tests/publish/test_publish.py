@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import importlib
 import json
 import re
 import shutil
@@ -23,11 +24,13 @@ from laion_face_builder.files import human_size, sha256_of
 from laion_face_builder.images import pictures
 from laion_face_builder.index.prepare import prepare
 from laion_face_builder.index.reader import IndexPart
-from laion_face_builder.layout import DataDir
+from laion_face_builder.layout import DataDir, row_group_bounds
 from laion_face_builder.publish.card import split_card
 from laion_face_builder.publish.manifest import Manifest
-from laion_face_builder.publish.publish import publish
-from laion_face_builder.publish.published_files import EXAMPLES, Bounds, PartExamples, writer_of
+from laion_face_builder.publish.publish import publish, texts_about
+from laion_face_builder.publish.publish_forecast import forecast_publish
+from laion_face_builder.publish.published_files import EXAMPLES, Bounds, PartExamples, measured
+from laion_face_builder.publish.published_form import index_writer, writer_of
 from laion_face_builder.publish.request import PublishRequest, options_of
 from laion_face_builder.sandbox import SandboxSpec
 from laion_face_builder.schema import INDEX
@@ -147,32 +150,96 @@ def test_no_script_and_nothing_else_stands_in_the_way(either):
     }
 
 
-def test_chunks_follow_their_content(tmp_path):
-    # The footer does not tell, but the same rows written without it are cut into other pages.
+@pytest.fixture
+def rules(monkeypatch):
+    """Give the module that tells what the Hub's viewer makes of a file; it lies with the benchmarks."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    return importlib.import_module("viewer_rules")
+
+
+def test_the_viewer_takes_every_file_for_optimized(either, rules, tmp_path):
+    assert all(rules.is_optimized(path) for path in parquet_files(either.folder))
+    # Of small files the pages do not tell, as of larger ones that pyarrow writes: the key does.
+    pq.write_table(pq.read_table(parquet_files(either.folder)[0]).replace_schema_metadata(), tmp_path / "x.parquet")
+    assert not rules.is_optimized(tmp_path / "x.parquet")
+
+
+def table_of_index(rows):
+    """Return rows of an index as long as real ones, without any order."""
     rng = np.random.default_rng(0)
-    images = pa.array([{"bytes": rng.bytes(20_000), "path": None} for _ in range(300)], EXAMPLES.field("image").type)
-    schema = pa.schema([EXAMPLES.field("image")])
-    contents = {}
-    for name in ("ours", True, False):
-        path = tmp_path / f"{name}.parquet"
-        how = {"write_page_index": True, "write_page_checksum": True, "write_batch_size": 16, "compression": "zstd"}
-        if name == "ours":
-            writer = writer_of(path, schema)
+    faces = [
+        {"box": rng.random(4, np.float32), "landmarks": list(rng.random((5, 2), np.float32)), "score": 0.9}
+        for _ in range(500)
+    ]
+    columns = {name: pa.array(rng.integers(0, 30_000, rows), INDEX.field(name).type) for name in INDEX.names[:1]}
+    texts = [rng.bytes(60).hex() for _ in range(rows)]
+    for field in INDEX:
+        if field.name == "faces":
+            columns[field.name] = pa.array([[faces[i]] * 2 for i in rng.integers(0, 500, rows)], field.type)
+        elif field.type == pa.string():
+            columns[field.name] = pa.array(texts)
         else:
-            writer = pq.ParquetWriter(path, schema, use_content_defined_chunking=name, **how)
-        with writer:
-            writer.write_table(pa.table([images], schema=schema))
-        contents[name] = path.read_bytes()
-    assert contents["ours"] == contents[True]
-    assert contents["ours"] != contents[False]
+            columns[field.name] = pa.array(rng.integers(0, 30_000, rows)).cast(field.type)
+    return pa.table(columns, schema=INDEX)
+
+
+def table_of_pictures(rows, size):
+    """Return rows of examples, the sizes of their pictures spread as on the web around `size` bytes."""
+    rng = np.random.default_rng(0)
+    sizes = np.minimum(rng.lognormal(np.log(size), 0.5, rows), 900_000).astype(int)
+    columns = {field.name: pa.nulls(rows, field.type) for field in EXAMPLES}
+    columns["image"] = pa.array([{"bytes": rng.bytes(n), "path": None} for n in sizes.tolist()], EXAMPLES.field(1).type)
+    return pa.table(columns, schema=EXAMPLES)
+
+
+@pytest.mark.parametrize("kind", ["index", "pictures"])
+def test_a_page_of_a_hundred_rows_scans_little(tmp_path, rules, kind):
+    path = tmp_path / "x.parquet"
+    if kind == "index":
+        table, size, most, opened = table_of_index(24_000), 24_000, 3_000_000, index_writer
+    else:
+        # Three quarters of a real part's rows have a picture of 60 kB.
+        table, size, most, opened = table_of_pictures(400, 45_000), 200, 9_000_000, writer_of
+    with opened(path, table.schema) as writer:
+        for start in range(0, table.num_rows, size):
+            writer.write_table(table.slice(start, size), row_group_size=size)
+    groups = rules.viewed(path)
+    scanned = [group.scanned(start) for group in groups for start in range(0, group.rows, 50)]
+    assert max(scanned) < most
+    assert sum(scanned) / len(scanned) > 100_000
+
+
+@pytest.mark.parametrize("kind", ["index", "pictures"])
+def test_chunks_follow_their_content(tmp_path, rules, kind):
+    # A row less at the start, and nearly all pages are the same bytes: those that are not sent to the Hub again.
+    if kind == "index":
+        table, opened = table_of_index(24_000).select(["url"]), index_writer
+    else:
+        table, opened = table_of_pictures(400, 45_000).select(["image"]), writer_of
+    pages = []
+    for first in (0, 1):
+        path = tmp_path / f"{first}.parquet"
+        with opened(path, table.schema) as writer:
+            writer.write_table(table.slice(first), row_group_size=table.num_rows)
+        content = path.read_bytes()
+        (group,) = rules.viewed(path)
+        pages.append({content[p.start : p.start + p.size] for column in group.columns for p in column.pages})
+    assert len(pages[0] & pages[1]) > 0.7 * len(pages[0])
 
 
 # What is published.
 
 
-def test_the_index_is_published_as_it_is(published):
+def test_the_rows_are_those_of_the_index_in_few_groups(published):
     for part in (0, 2):
-        assert sha256_of(published.folder / f"data/part-{part:05d}.parquet") == sha256_of(published.data.index(part))
+        path = published.folder / f"data/part-{part:05d}.parquet"
+        table = pq.read_table(published.data.index(part))
+        assert pq.read_table(path).equals(table)
+        metadata = pq.read_metadata(path)
+        sizes = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+        assert sizes == [stop - start for start, stop in row_group_bounds(table.num_rows, 32)]
+        with IndexPart.open(path) as theirs, IndexPart.open(published.data.index(part)) as ours:
+            assert theirs.fingerprint == ours.fingerprint
 
 
 def test_files_of_a_part_follow_one_another(published_pictures, data, tmp_path):
@@ -211,7 +278,11 @@ def test_a_disk_without_room_is_said_before_anything_is_made(data, prepared, tmp
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1_000_000))
     with pytest.raises(LaionFaceError, match=rf"{re.escape(needed)} are needed .* 1\.0 MB are free"):
         publish(PublishRequest(data, str(tmp_path / "out"), with_images=True))
-    publish(PublishRequest(data, str(tmp_path / "out")))  # an index is copied from where it lies
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100_000))
+    with pytest.raises(LaionFaceError, match=r"B are needed .* 100\.0 kB are free"):
+        publish(PublishRequest(data, str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
+    assert not (data.root / "publish").exists()
 
 
 def test_a_rotted_copy_is_made_good(data, tmp_path):
@@ -279,7 +350,7 @@ def test_excluded_rows_are_not_published(data, prepared, tmp_path, caplog):
         one.sample_id for one in truth if one.sample_id != truth[3].sample_id and one.url not in urls
     ]
     for path in parquet_files(tmp_path / "out"):
-        assert pq.read_metadata(path).num_row_groups == 128
+        assert pq.read_metadata(path).num_row_groups == 32
     assert "Rows on the publisher's exclusion list are left out." in (tmp_path / "out" / "README.md").read_text()
     assert cli.main(["verify", str(tmp_path / "out")]) == 0
     publish(PublishRequest(data, str(tmp_path / "pictures"), exclude=exclude, with_images=True))
@@ -314,7 +385,7 @@ def test_an_index_without_page_index_is_written_anew(data, tmp_path):
     publish(PublishRequest(data, str(tmp_path / "out"), parts="0"))
     (file,) = parquet_files(tmp_path / "out")
     assert pq.read_table(file).equals(table)
-    assert pq.read_metadata(file).num_row_groups == 128
+    assert pq.read_metadata(file).num_row_groups == 32
     assert pq.read_metadata(file).row_group(5).column(3).has_offset_index
 
 
@@ -340,6 +411,36 @@ def test_rows_without_a_picture_can_be_left_out(data, published_pictures, tmp_pa
     assert "Rows whose picture could not be had are left out." in text
     assert f"{expected.num_rows:,} rows, {expected.num_rows:,} of them with their picture" in text
     assert "`image` is null in rows" in (published_pictures.folder / "README.md").read_text(encoding="utf-8")
+
+
+def as_earlier_version(data, folder):
+    """Put part 0 into a published folder as the version before this one did: the very bytes of the prepared file."""
+    manifest = Manifest.from_text((folder / "laion_face_manifest.json").read_bytes(), "")
+    name = "data/part-00000.parquet"
+    shutil.copy(data.index(0), folder / name)
+    entry = measured(data.index(0), name, 0, (0, manifest.entries[name].stop))
+    older = Manifest("index", {**manifest.entries, name: entry})
+    for text, content in texts_about(PublishRequest(data, str(folder)), older).items():
+        (folder / text).write_text(content, encoding="utf-8")
+
+
+def test_what_an_earlier_version_published_is_sent_anew_once(data, tmp_path, capsys):
+    out, request = tmp_path / "out", ["publish", "--data-dir", str(data.root), str(tmp_path / "out")]
+    assert cli.main(request) == 0
+    whole = tree(out)
+    as_earlier_version(data, out)
+    assert tree(out) != whole
+    capsys.readouterr()
+    assert cli.main(["verify", str(out)]) == 0
+    assert "data/part-00000.parquet, of an earlier version" in capsys.readouterr().err
+    said = {step.what: step for step in forecast_publish(PublishRequest(data, str(out))).steps}
+    deeds = [said[f"data/part-{part:05d}.parquet"].deed for part in (0, 2)]
+    assert deeds == ["sent", "used as it is"]
+    assert cli.main(request) == 0
+    assert tree(out) == whole
+    capsys.readouterr()
+    assert cli.main(request) == 0
+    assert "0 B were sent" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -422,9 +523,10 @@ def test_examples_are_not_read_as_an_index(published_pictures):
 
 CHILD = """
 import json, sys
-from laion_face_builder.layout import DataDir
+from laion_face_builder.layout import DataDir, row_group_bounds
 from laion_face_builder.publish.published_files import Bounds, PartExamples
-from laion_face_builder.publish.publish import publish
+from laion_face_builder.publish.publish import publish, texts_about
+from laion_face_builder.publish.publish_forecast import forecast_publish
 from laion_face_builder.publish.request import PublishRequest, options_of
 bounds, batch = Bounds(**json.loads(sys.argv[3])), int(sys.argv[4])
 data = DataDir.at(sys.argv[1])

@@ -10,6 +10,7 @@ from huggingface_hub import HfFileSystem
 
 import laion_face
 from laion_face_builder.errors import SourceError
+from laion_face_builder.examples.walk import Shard
 from laion_face_builder.index.published import find_published
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.publish.manifest import GLOBS
@@ -120,12 +121,27 @@ def test_a_remote_row_group_costs_three_requests(published, sandbox):
     with IndexPart.open(find_published("readers/counted", 0)) as part:
         groups = part.row_groups
         costs = []
-        for start, stop in (groups[7], groups[90], groups[8]):
+        for start, stop in (groups[7], groups[30], groups[8]):
             asked = len(sandbox.hub.log)
             part.read(start, stop)
             costs.append(len(sandbox.hub.log) - asked)
-    assert len(groups) == 128
+    assert len(groups) == 32
     assert max(costs) <= 3
+
+
+def test_shards_of_one_row_group_fetch_it_once(published, sandbox):
+    sandbox.hub.add_repo("readers/shards", published.files)
+    rows = pq.read_metadata(published.folder / "data/part-00000.parquet").num_rows
+
+    def cost_of(*numbers):
+        asked = len(sandbox.hub.log)
+        with IndexPart.open(find_published("readers/shards", 0)) as part:
+            for number in numbers:
+                assert part.read(*Shard(0, number, 128).bounds(rows)).num_rows
+        return len(sandbox.hub.log) - asked
+
+    cost_of(0)  # what is looked up once is remembered
+    assert cost_of(4, 5, 6, 7) == cost_of(4) < cost_of(4, 8)
 
 
 def test_a_copy_with_pictures_is_not_taken_for_an_index(published_pictures):

@@ -20,6 +20,7 @@ from laion_face_builder.index.writer import proof_path
 from laion_face_builder.layout import DataDir, row_group_bounds
 from laion_face_builder.publish.destination import destination_at
 from laion_face_builder.publish.manifest import MANIFEST
+from laion_face_builder.publish.published_files import measured
 from laion_face_builder.publish.targets import PublishedPlace
 from laion_face_builder.schema import INDEX, SIDECAR_LATER
 from laion_face_builder.verify.verify import place_problems
@@ -355,9 +356,9 @@ def test_other_rows_than_the_manifest_says_are_found(published, tmp_path, capsys
     [
         (
             lambda rows: {"rows": rows - 1},
-            lambda rows: f"{rows} rows in 128 row groups; the manifest has {rows - 1} in 128",
+            lambda rows: f"{rows} rows in 32 row groups; the manifest has {rows - 1} in 32",
         ),
-        (lambda rows: {"row_groups": 1}, lambda rows: f"{rows} rows in 128 row groups; the manifest has {rows} in 1"),
+        (lambda rows: {"row_groups": 1}, lambda rows: f"{rows} rows in 32 row groups; the manifest has {rows} in 1"),
         (lambda rows: {"fingerprint": {"kind": "index"}}, lambda rows: "its fingerprint is"),
         (lambda rows: {"sha256": "0" * 64}, lambda rows: "0000"),
     ],
@@ -380,6 +381,26 @@ def test_a_card_that_names_something_else_is_found(copy, capsys):
     assert verified(capsys, copy) == (1, ["README.md: has no YAML head"])
     (copy / "README.md").unlink()
     assert verified(capsys, copy) == (1, ["README.md: is missing"])
+
+
+@pytest.mark.parametrize("name", ["data/part-00002.parquet", "preview/preview-00000.parquet"])
+def test_a_file_that_lost_its_form_is_found(published, tmp_path, capsys, name):
+    # As another program saves it, in one row group, and what the manifest says of it put right.
+    copy = tmp_path / "copy"
+    shutil.copytree(published.folder, copy)
+    stamp = read_fingerprint(copy / name)
+    table = pq.read_table(copy / name)
+    pq.write_table(table.cast(stamped(table.schema, stamp)), copy / name)
+    entry = measured(copy / name, name, 2, (0, table.num_rows))
+    values = {key: getattr(entry, key) for key in ("size", "sha256", "row_groups", "arrow_bytes")}
+    changed_manifest(copy, name, **values)
+    code, lines = verified(capsys, copy)
+    said = [line.removeprefix(f"{name}: ") for line in lines if line.startswith(name)]
+    expected = ["has no key use_content_defined_chunking", "row group 0 has no page index for sample_id, "]
+    if name.startswith("data"):
+        expected.insert(1, f"1 row groups of {table.num_rows} to {table.num_rows} rows; expected 32 even ones")
+    assert code == 1
+    assert [line[: len(start)] for line, start in zip(said, expected, strict=True)] == expected
 
 
 def test_a_manifest_that_is_none_is_found(copy, capsys):

@@ -29,7 +29,7 @@ from laion_face_builder.files import disk_errors, put_in_place, written_whole
 from laion_face_builder.images.stripping import EXTENSIONS
 from laion_face_builder.options import Options
 from laion_face_builder.options.export_options import FILES, JSONL, PARQUET, WEBDATASET, ExportOptions
-from laion_face_builder.publish.published_files import writer_of
+from laion_face_builder.publish.published_form import writer_of
 from laion_face_builder.schema import example_features
 
 #: What a condition picture's name has after the sample's.

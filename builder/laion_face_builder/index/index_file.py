@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from laion_face_builder.files import FINGERPRINT_KEY, Fingerprint
+from laion_face_builder.files import FINGERPRINT_KEY, FORM_KEY, Fingerprint
 from laion_face_builder.index.faces import FaceColumns, flat_columns
 from laion_face_builder.index.joined_columns import OURS, as_plain, is_pandas_index, plain_kind
 from laion_face_builder.index.metadata import LONGEST_TEXT, is_text
@@ -362,7 +362,7 @@ class IndexFile:
 
     @property
     def stamp(self) -> Fingerprint | None:
-        """The fingerprint in the file, if the file is as this project wrote it; None if another program did."""
+        """The fingerprint of the rows, if the file is as this project wrote it; None if another program did."""
         return self._layout.stamp
 
     @property
@@ -500,7 +500,8 @@ class IndexFile:
             raise self._file.bad(f"a fingerprint that is no JSON ({type(error).__name__})") from error
         if not isinstance(stamp, dict):
             raise self._file.bad(f"a fingerprint that is a {type(stamp).__name__}")
-        return stamp
+        # In whatever form they are published, the rows are those of the prepared part.
+        return {name: value for name, value in stamp.items() if name != FORM_KEY}
 
 
 def _more_in(stored: pa.Schema, address: str) -> pa.Schema:

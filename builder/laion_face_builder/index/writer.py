@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -51,8 +52,8 @@ def proof_path(index: Path) -> Path:
     return index.with_suffix(".json")
 
 
-def open_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    """Open a Parquet file for rows of `schema.INDEX`.
+def open_writer(path: Path, schema: pa.Schema, chunks: Mapping[str, int] | bool = True) -> pq.ParquetWriter:
+    """Open a Parquet file for rows of `schema.INDEX`, and of columns beside it.
 
     Floats split into their bytes and compressed once take two thirds of the room, at half the processor time, of
     dictionaries that fill up and are given up.
@@ -65,7 +66,7 @@ def open_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
         use_dictionary=list(_FEW_VALUES),
         column_encoding=dict.fromkeys(_FLOATS, "BYTE_STREAM_SPLIT"),
         write_page_index=True,
-        use_content_defined_chunking=True,
+        use_content_defined_chunking=chunks,
         write_page_checksum=True,
     )
 

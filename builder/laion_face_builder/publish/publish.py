@@ -34,7 +34,7 @@ from laion_face_builder.publish.published_columns import features_of
 from laion_face_builder.publish.published_files import check_preview
 from laion_face_builder.publish.request import PublishRequest, check_given, check_rights, check_room, options_of
 from laion_face_builder.publish.staging import Staging, made_examples, made_index, made_preview
-from laion_face_builder.publish.targets import Destination, OutgoingFile, PublishedFile, PublishedPlace, is_folder
+from laion_face_builder.publish.targets import Destination, OutgoingFile, PublishedPlace, is_folder
 from laion_face_builder.values import absolute
 
 
@@ -48,7 +48,7 @@ def publish(request: PublishRequest) -> Manifest:
     """
     options, destination, there = checked(request)
     with Staging.at(request.data, address(request), request.kind, there) as staging:
-        job = _Job(request, options, destination, staging)
+        job = _Job(request, options, destination, staging, held_now(request, destination, there))
         manifest = job.run(there)
         staging.finish()
     return manifest
@@ -84,9 +84,16 @@ def checked(request: PublishRequest, *, is_dry_run: bool = False) -> tuple[Optio
 class _Job:
     """One publish: what has been made so far, and what waits to be sent."""
 
-    def __init__(self, request: PublishRequest, options: Options, destination: Destination, staging: Staging) -> None:
+    def __init__(
+        self,
+        request: PublishRequest,
+        options: Options,
+        destination: Destination,
+        staging: Staging,
+        held: dict[str, tuple[int, str | None]],
+    ) -> None:
         self._request, self._options, self._destination, self._staging = request, options, destination, staging
-        self._held = holdings(destination.listing())
+        self._held = held
         self._waiting: list[OutgoingFile] = []
         self._sent = 0
 
@@ -184,9 +191,19 @@ class _Job:
 Holdings = Mapping[str, tuple[int, str | None]]
 
 
-def holdings(listing: Mapping[str, PublishedFile]) -> dict[str, tuple[int, str | None]]:
-    """Give size and SHA-256 of what the target has, by name."""
-    return {name: (held.size, held.sha256) for name, held in listing.items()}
+def held_now(
+    request: PublishRequest, destination: Destination, there: Manifest | None
+) -> dict[str, tuple[int, str | None]]:
+    """Give size and SHA-256 of what the target has, by name; not of files that are no longer what was sent.
+
+    Of a folder that shows when the files are read, which is done for an index: pictures are too many.
+    """
+    held = {name: (file.size, file.sha256) for name, file in destination.listing().items()}
+    if there is not None and not request.with_images:
+        sent = [OutgoingFile(e.name, Path(e.name), e.size, e.sha256) for e in there.entries.values()]
+        for file in destination.lacks(sent):
+            held.pop(file.name, None)
+    return held
 
 
 def holds(held: Holdings, entry: Entry) -> bool:

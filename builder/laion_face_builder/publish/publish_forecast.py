@@ -30,14 +30,14 @@ from laion_face_builder.publish.publish import (
     Holdings,
     address,
     checked,
-    holdings,
+    held_now,
     holds,
     kept_of,
     stale_of,
     texts_about,
 )
 from laion_face_builder.publish.published_files import examples_fingerprint, pictured_parts
-from laion_face_builder.publish.request import PublishRequest
+from laion_face_builder.publish.request import PublishRequest, most_staged
 from laion_face_builder.publish.staging import Staging, known_examples, known_index, known_preview
 from laion_face_builder.publish.targets import Destination, OutgoingFile, PublishedFile, PublishedPlace, is_folder
 from laion_face_builder.sources.hashes import git_hash_of
@@ -77,7 +77,7 @@ def forecast_publish(request: PublishRequest) -> Forecast:
     """
     options, destination, there = checked(request, is_dry_run=True)
     listing = destination.listing()
-    held = holdings(listing)
+    held = held_now(request, destination, there)
     staging = Staging.seen(request.data, address(request), request.kind, there)
     files = list(_files(request, options, staging, held))
     lacking = _lacking(files, held, listing, destination)
@@ -95,13 +95,18 @@ def forecast_publish(request: PublishRequest) -> Forecast:
 
 def _forecast(request: PublishRequest, files: Sequence[_File], steps: Sequence[Step], notes: Sequence[str]) -> Forecast:
     sent = sum((step.size or Amount(0, is_exact=False) for step in steps if step.deed == "sent"), Amount())
-    made = sum((file.size for file in files if file.is_made), Amount())
-    disks = [Disk.of(request.data.root, made)] if made.count else []
+    made = [file.size for file in files if file.is_made]
+    disks = [Disk.of(request.data.root, _staged(request, made))] if made else []
     target = Path(request.target).expanduser() if is_folder(request.target) else None
     if target is not None:
         disks.append(Disk.of(target, sent))
     send = Amount() if target is not None else sent
     return Forecast("publish", tuple(steps), tuple(disks), send=send, notes=tuple(notes))
+
+
+def _staged(request: PublishRequest, made: Sequence[Amount]) -> Amount:
+    total = sum(made, Amount())
+    return Amount(most_staged(request, total.count, max(size.count for size in made)), total.is_exact)
 
 
 def _files(request: PublishRequest, options: Options, staging: Staging, held: Holdings) -> Iterator[_File]:
@@ -121,13 +126,13 @@ def _files(request: PublishRequest, options: Options, staging: Staging, held: Ho
 
 
 def _index(options: Options, part: int, staging: Staging, held: Holdings) -> _File:
-    source = options.data.index(part)
+    name = index_name(part)
     with parts.index_of(options, part) as index:
-        path, entry = known_index(options, part, index, staging, lambda entry: holds(held, entry))
+        entry = known_index(options, part, index, staging, lambda entry: holds(held, entry))
     if entry is not None:
-        return _File.known(entry, path)
-    size = Amount(source.stat().st_size, is_exact=path == source)
-    return _File(index_name(part), path, None, size, is_made=path != source)
+        return _File.known(entry, staging.path(name))
+    size = Amount(options.data.index(part).stat().st_size, is_exact=False)
+    return _File(name, staging.path(name), None, size, is_made=True)
 
 
 def _examples(

@@ -1,12 +1,7 @@
 """Write the files that are published: the index, examples with their pictures, and a small preview of both.
 
-Files are written as the Hub's viewer needs them: with a page index and content-defined chunks (a page of 100 rows is
-read without the rest of the row group, and a changed file is uploaded as its changed chunks), row groups in bounds, and
-page checksums, by which `laion-face verify` finds a flipped bit.
-
-The index is published as the very bytes of the prepared file, unless they must change: if rows are excluded, or if the
-file lacks what the Hub's viewer needs, as files of older versions do. Then the file is written anew, row group by row
-group, with the same schema and kind of fingerprint.
+All are written in the form that readers from afar need: `published_form`. The index has the rows of the prepared file,
+without those that are excluded, in fewer row groups.
 
 Examples with pictures are those that `load_dataset` would give, in files of bounded size. Rows keep the index's order.
 A row whose picture failed, is excluded or no longer decodes has a null image, as with on_error="null", or is left out,
@@ -26,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from laion_face_builder import progress
 from laion_face_builder.errors import DiskError, NotPrepared, PictureError
@@ -48,13 +42,13 @@ from laion_face_builder.images.reasons import Reason
 from laion_face_builder.index.faces import flat_columns
 from laion_face_builder.index.filters import Filters
 from laion_face_builder.index.reader import IndexPart
-from laion_face_builder.layout import row_group_bounds
 from laion_face_builder.log import logger
 from laion_face_builder.options import Options
 from laion_face_builder.parquet_files import opened
 from laion_face_builder.publish.manifest import Entry
 from laion_face_builder.publish.published_columns import features_of
 from laion_face_builder.publish.published_counts import FileCounts
+from laion_face_builder.publish.published_form import in_form, index_bounds, index_writer, writer_of
 from laion_face_builder.schema import EXAMPLE_COLUMNS, INDEX
 
 _IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
@@ -68,24 +62,6 @@ _OWN = {
 FLAT = ("n_faces", "max_face_score", "max_face_size")
 #: A published table with pictures: an example's columns, and the flat ones of its faces. A missing picture is a null.
 EXAMPLES = pa.schema([pa.field(name, _OWN.get(name) or INDEX.field(name).type) for name in (*EXAMPLE_COLUMNS, *FLAT)])
-#: The viewer scans whole row groups of at most 300 MB.
-MOST_ROW_GROUP_BYTES = 300_000_000
-#: pyarrow's default would make pages of pictures that have 20 MB.
-_ROWS_A_PAGE_OF_PICTURES = 16
-
-
-def writer_of(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    """Open a writer with all that the viewer needs; zstd finds out by itself that pictures are compressed already."""
-    pictures = {"write_batch_size": _ROWS_A_PAGE_OF_PICTURES} if "image" in schema.names else {}
-    return pq.ParquetWriter(
-        path,
-        schema,
-        compression="zstd",
-        write_page_index=True,
-        use_content_defined_chunking=True,
-        write_page_checksum=True,
-        **pictures,
-    )
 
 
 def measured(path: Path, name: str, part: int, rows: tuple[int, int]) -> Entry:
@@ -124,24 +100,10 @@ def columns_in(schema: pa.Schema, most: int = 40) -> str:
     return ", ".join(said) + (f" and {len(schema) - most} more" if len(schema) > most else "")
 
 
-def viewer_faults(path: Path) -> list[str]:
-    """List what keeps the Hub's viewer from reading the file page by page; [] if nothing does. Read only the footer."""
-    with opened(path) as file:
-        sizes = [file.metadata.row_group(group).total_byte_size for group in range(file.num_row_groups)]
-        chunks = file.chunks
-    faults = []
-    for group, (size, columns) in enumerate(zip(sizes, chunks, strict=True)):
-        if size > MOST_ROW_GROUP_BYTES:
-            faults.append(f"row group {group} has {size} bytes, {MOST_ROW_GROUP_BYTES} are most")
-        if without := [column.path for column in columns if not column.is_indexed]:
-            faults.append(f"row group {group} has no page index for {', '.join(without)}")
-    return faults
-
-
 def published_fingerprint(index: IndexPart, options: Options, part: int) -> Fingerprint:
-    """Give the prepared part's own fingerprint, with the filters if rows are left out, and what is published beside."""
+    """Give the prepared part's own fingerprint, with the filters if rows are left out, what is beside, and the form."""
     filters = {} if options.filters.is_empty else {"filters": options.filters.as_dict()}
-    return {**index.fingerprint, **filters, **beside_of(options, part)}
+    return in_form({**index.fingerprint, **filters, **beside_of(options, part)})
 
 
 def beside_of(options: Options, part: int) -> dict[str, Any]:
@@ -152,13 +114,8 @@ def beside_of(options: Options, part: int) -> dict[str, Any]:
     return {"columns": features_of(options.more), "tables": tables}
 
 
-def is_publishable(path: Path, options: Options) -> bool:
-    """Say whether the prepared file can be published as it is."""
-    return options.filters.is_empty and not options.tables and not viewer_faults(path)
-
-
 def write_published(target: Path, index: IndexPart, options: Options, part: int) -> None:
-    """Write those rows of the part that pass the filters to `target`. At most two row groups are in memory.
+    """Write those rows of the part that pass the filters to `target`. At most two of its row groups are in memory.
 
     Raises:
         BadFile: the index cannot be read.
@@ -172,8 +129,8 @@ def write_published(target: Path, index: IndexPart, options: Options, part: int)
     ]
     if (filters.include, filters.exclude) != (None, None):
         logger.info("%s: %d of %d rows are left out", target.name, index.num_rows - sum(kept), index.num_rows)
-    with written_whole(target) as partial, writer_of(partial, schema) as writer:
-        for table in _cut(_passing(index, filters, schema), schema, row_group_bounds(sum(kept))):
+    with written_whole(target) as partial, index_writer(partial, schema) as writer:
+        for table in _cut(_passing(index, filters, schema), schema, index_bounds(sum(kept))):
             writer.write_table(table.cast(schema), row_group_size=max(table.num_rows, 1))
 
 
@@ -211,7 +168,7 @@ def examples_fingerprint(options: Options, part: int, bounds: Bounds) -> Fingerp
     if options.on_error == "skip":
         how["pictures_only"] = True  # Only then: what was published without is not made anew.
     beside = beside_of(options, part)
-    return make_fingerprint("examples", part=part, **made_from, **how, **beside, bounds=asdict(bounds))
+    return in_form(make_fingerprint("examples", part=part, **made_from, **how, **beside, bounds=asdict(bounds)))
 
 
 @dataclass(frozen=True)
@@ -361,7 +318,8 @@ def preview_fingerprint(options: Options, rows: int) -> Fingerprint:
     """Give the fingerprint of what the preview is made from."""
     made_from = {str(part): parts.identity(options, part) for part in pictured_parts(options)}
     beside = {"columns": features_of(options.more)} if options.tables and options.more is not None else {}
-    return make_fingerprint("preview", rows=rows, parts=made_from, filters=options.filters.as_dict(), **beside)
+    filters = options.filters.as_dict()
+    return in_form(make_fingerprint("preview", rows=rows, parts=made_from, filters=filters, **beside))
 
 
 def write_preview(path: Path, options: Options, rows: int, fingerprint: Fingerprint) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +10,7 @@ import pyarrow.compute as pc
 
 from laion_face_builder.errors import LaionFaceError, NotPrepared, OptionError
 from laion_face_builder.examples import beside
-from laion_face_builder.files import human_size
+from laion_face_builder.files import disk_free, human_size
 from laion_face_builder.index.exclusion import Exclusion
 from laion_face_builder.layout import ALL_PARTS, DataDir
 from laion_face_builder.log import logger
@@ -118,9 +117,7 @@ def options_of(request: PublishRequest, *, is_dry_run: bool = False) -> Options:
     """
     lists: dict[str, Any] = {"include": request.include, "exclude": request.exclude}
     on_error = "skip" if request.pictures_only else "null"
-    fields = OptionFields(
-        parts=request.parts, **lists, join=request.join, join_how=request.join_how, on_error=on_error
-    )
+    fields = OptionFields(parts=request.parts, **lists, join=request.join, join_how=request.join_how, on_error=on_error)
     everything = Options.of("50M", fields, request.data.root, request.token)
     chosen = everything.parts
     if request.parts is None:
@@ -144,22 +141,35 @@ def options_of(request: PublishRequest, *, is_dry_run: bool = False) -> Options:
 
 
 def check_room(request: PublishRequest, options: Options) -> None:
-    """Check that the disk has room for what is made before it is sent: a batch and a file, or all pictures if fewer.
+    """Check that the disk has room for what is made before it is sent.
 
     Raises:
         LaionFaceError: the disk has no room.
     """
-    if not request.with_images:
-        return
-    needed = request.batch_bytes + request.bounds.file_bytes + request.bounds.row_group_bytes
-    sidecars = [request.data.sidecar(part) for part in options.parts]
-    needed = min(needed, sum(pc.sum(table_of(path, ["length"])["length"]).as_py() or 0 for path in sidecars))
-    free = shutil.disk_usage(request.data.root).free
+    if request.with_images:
+        sidecars = [request.data.sidecar(part) for part in options.parts]
+        sizes = [pc.sum(table_of(path, ["length"])["length"]).as_py() or 0 for path in sidecars]
+    else:
+        sizes = [request.data.index(part).stat().st_size for part in options.parts]
+    needed = most_staged(request, sum(sizes), max(sizes, default=0))
+    free = disk_free(request.data.root)
     if needed > free:
         raise LaionFaceError(
             f"{request.data.root}: {human_size(needed)} are needed for files that are made and not yet sent, "
             f"{human_size(free)} are free. Make room there"
         )
+
+
+def most_staged(request: PublishRequest, total: int, largest: int) -> int:
+    """Give the most bytes that lie there at a time, made and not yet sent: a batch and a file, or all if that is less.
+
+    Args:
+        total: bytes of all that is made.
+        largest: bytes of the largest part, of which a file with pictures is no more than `bounds` says.
+    """
+    if request.with_images:
+        largest = min(largest, request.bounds.file_bytes + request.bounds.row_group_bytes)
+    return min(total, request.batch_bytes + largest)
 
 
 def _missing(request: PublishRequest, part: int) -> str:

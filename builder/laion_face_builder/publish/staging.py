@@ -24,7 +24,6 @@ from laion_face_builder.publish.published_files import (
     Bounds,
     PartExamples,
     examples_fingerprint,
-    is_publishable,
     measured,
     preview_fingerprint,
     published_fingerprint,
@@ -98,28 +97,21 @@ Made = tuple[Entry, Path]
 
 
 def made_index(options: Options, part: int, staging: Staging, is_held: IsHeld) -> Iterator[Made]:
-    """Yield the part's one file: the prepared one itself, if it can be published as it is."""
+    """Yield the part's one file."""
+    path = staging.path(index_name(part))
     with parts.index_of(options, part) as index:
-        path, known = known_index(options, part, index, staging, is_held)
-        if known is None:
-            if path != options.data.index(part):
-                write_published(path, index, options, part)
-            known = measured(path, index_name(part), part, (0, index.num_rows))
-            staging.note(known)
-    yield known, path
+        entry = known_index(options, part, index, staging, is_held)
+        if entry is None:
+            write_published(path, index, options, part)
+            entry = measured(path, index_name(part), part, (0, index.num_rows))
+            staging.note(entry)
+    yield entry, path
 
 
-def known_index(
-    options: Options, part: int, index: IndexPart, staging: Staging, is_held: IsHeld
-) -> tuple[Path, Entry | None]:
-    """Say where the part's one file lies or will lie; give its entry too if it is known from an earlier run."""
-    source, name = options.data.index(part), index_name(part)
-    as_it_is = is_publishable(source, options)
-    path = source if as_it_is else staging.path(name)
-    known = _known(staging, name, published_fingerprint(index, options, part), path, is_held)
-    if known is not None and as_it_is and known.size != path.stat().st_size:
-        return path, None
-    return path, known
+def known_index(options: Options, part: int, index: IndexPart, staging: Staging, is_held: IsHeld) -> Entry | None:
+    """Give the entry of the part's one file if it is known from an earlier run, else None."""
+    name = index_name(part)
+    return _known(staging, name, published_fingerprint(index, options, part), staging.path(name), is_held)
 
 
 def made_examples(options: Options, part: int, bounds: Bounds, staging: Staging, is_held: IsHeld) -> Iterator[Made]:

@@ -23,17 +23,16 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
-
-import pyarrow.parquet as pq
+from typing import Any, Protocol, TypeVar
 
 from laion_face_builder import progress
 from laion_face_builder.errors import BadFile, DiskError, OptionError, PublishError, SourceNotFound
 from laion_face_builder.files import locked, pieces_of, remove_partials, sha256_of, written_whole
+from laion_face_builder.parquet_footer import OpenParquet
 from laion_face_builder.progress.base import Bar
 from laion_face_builder.publish.manifest import MANIFEST, Manifest
 from laion_face_builder.shown import harmless, short
@@ -41,6 +40,8 @@ from laion_face_builder.sources.fsspec_folder import filesystem_of
 from laion_face_builder.sources.hub import HubRepo, Token
 from laion_face_builder.sources.retrying import TransientError, retried
 from laion_face_builder.values import absolute
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -233,14 +234,12 @@ class PublishedPlace:
             return str(self.folder / name)
         return f"hf://datasets/{self._hub.repo}@{self._hub.commit}/{name}"
 
-    def parquet(self, name: str) -> pq.ParquetFile:
+    def parquet(self, name: str) -> OpenParquet:
         """Open the file for reading; pages are checked against their checksums. The caller has to close it."""
         if self.folder is not None:
-            return pq.ParquetFile(self.folder / name, page_checksum_verification=True)
+            return OpenParquet(self.folder / name)
         return _asked(
-            lambda system, path: pq.ParquetFile(
-                system.open(path, "rb", cache_type="none"), pre_buffer=True, page_checksum_verification=True
-            ),
+            lambda system, path: OpenParquet(system.open(path, "rb", cache_type="none"), pre_buffer=True),
             self.address(name),
             self._hub.token,
         )
@@ -252,8 +251,8 @@ class PublishedPlace:
         return self.repo
 
 
-def _asked(ask: Any, address: str, token: Token) -> Any:
-    def attempt() -> Any:
+def _asked(ask: Callable[[Any, str], T], address: str, token: Token) -> T:
+    def attempt() -> T:
         system, path = filesystem_of(address, token)
         try:
             return ask(system, path)

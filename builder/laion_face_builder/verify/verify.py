@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from laion_face_builder.errors import BadFile, NotPrepared, SourceNotFound
 from laion_face_builder.files import FINGERPRINT_KEY
 from laion_face_builder.layout import DataDir
+from laion_face_builder.log import logger
+from laion_face_builder.parquet_footer import OpenParquet
 from laion_face_builder.publish.card import measured_head, schema_of, split_card
 from laion_face_builder.publish.destination import destination_at
 from laion_face_builder.publish.manifest import (
@@ -31,6 +32,7 @@ from laion_face_builder.publish.manifest import (
     is_ours,
 )
 from laion_face_builder.publish.published_files import columns_in, ids_bytes
+from laion_face_builder.publish.published_form import form_faults, is_in_form
 from laion_face_builder.publish.targets import Destination, OutgoingFile, PublishedPlace, is_folder
 from laion_face_builder.shown import short
 from laion_face_builder.sources.hub import Token
@@ -62,9 +64,22 @@ def place_problems(place: PublishedPlace, destination: Destination, deep: bool) 
         f"{name}: is not in the manifest" for name in sorted(held) if is_ours(name) and name not in manifest.entries
     )
     yield from (f"{CARD}: {problem}" for problem in _card_problems(place, manifest))
+    _say_what_is_old(place, manifest)
     for name, entry in sorted(manifest.entries.items()):
         if name in held:
             yield from (f"{name}: {problem}" for problem in _file_problems(place, manifest, entry, deep))
+
+
+def _say_what_is_old(place: PublishedPlace, manifest: Manifest) -> None:
+    """Warn of files in the form of an earlier version: nothing is wrong with them, and they cost their readers more."""
+    old = sorted(name for name, entry in manifest.entries.items() if not is_in_form(entry.fingerprint))
+    if old:
+        logger.warning(
+            "%s: %s, of an earlier version, in a form that costs readers from afar more. Publish again "
+            "to the same place: they are made and sent anew, once.",
+            place.name,
+            old[0] if len(old) == 1 else f"{old[0]} and {len(old) - 1} more files are there",
+        )
 
 
 def _outgoing(entry: Entry) -> OutgoingFile:
@@ -105,7 +120,7 @@ def _schema_of(manifest: Manifest, entry: Entry) -> pa.Schema:
     return schema_of(manifest, PREVIEW if entry.name == PREVIEW_FILE else "")
 
 
-def _footer_problems(file: pq.ParquetFile, manifest: Manifest, entry: Entry) -> Iterator[str]:
+def _footer_problems(file: OpenParquet, manifest: Manifest, entry: Entry) -> Iterator[str]:
     schema = _schema_of(manifest, entry)
     if not file.schema_arrow.remove_metadata().equals(schema):
         yield f"columns are {columns_in(file.schema_arrow)}; expected {', '.join(schema.names)}"
@@ -115,6 +130,9 @@ def _footer_problems(file: pq.ParquetFile, manifest: Manifest, entry: Entry) -> 
     stamp = json.loads((file.metadata.metadata or {}).get(FINGERPRINT_KEY, b"null"))
     if stamp != entry.fingerprint:
         yield f"its fingerprint is {stamp}; the manifest has {entry.fingerprint}"
+    elif is_in_form(entry.fingerprint):
+        is_index = manifest.kind == "index" and entry.name != PREVIEW_FILE
+        yield from form_faults(file.metadata, file.chunks, is_index)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from laion_face_builder.index.reader import index_fingerprint_at
 from laion_face_builder.index.writer import proof_path
 from laion_face_builder.layout import DataDir, row_group_bounds
 from laion_face_builder.parquet_files import table_of
-from laion_face_builder.publish.published_files import FLAT, columns_in, viewer_faults
+from laion_face_builder.publish.published_files import FLAT, columns_in
 from laion_face_builder.schema import DETECTIONS, IDS, INDEX, SIDECAR, SIDECAR_LATER
 from laion_face_builder.shown import short
 
@@ -197,7 +197,6 @@ def _index_problems(data: DataDir, part: int) -> Iterator[str]:
         yield from stated_problems(file, INDEX, fingerprint, "index", part)
         if file.schema_arrow.names != INDEX.names:
             return
-        yield from viewer_faults(path)
         yield from _chain_problems(data, part, fingerprint)
         neighbours = _Neighbours.of(data, part)
         metadata = file.metadata

@@ -29,7 +29,7 @@ from typing import NamedTuple, Protocol
 from laion_face_builder.errors import NetworkOutage, PictureError
 from laion_face_builder.fetch.flight import Landing
 from laion_face_builder.fetch.hosts import Contact
-from laion_face_builder.fetch.job import Job, JobState, Outcome
+from laion_face_builder.fetch.job import Ending, Job, JobState
 from laion_face_builder.fetch.names import NoAnswer
 from laion_face_builder.fetch.open_files import NoFiles, Shortage
 from laion_face_builder.fetch.policy import FetchProgress, Retry, Throttled
@@ -133,7 +133,7 @@ _SLEEP_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 class Doer(Protocol):
     """What the scheduler does for a vigil."""
 
-    def go_on(self, job: Job, step: Outcome | Retry | Throttled) -> None:
+    def go_on(self, job: Job, step: Ending | Retry | Throttled) -> None:
         """Take the job's next step."""
 
     def queue(self, job: Job) -> None:
@@ -152,7 +152,7 @@ class Doer(Protocol):
 class _Kept(NamedTuple):
     job: Job
     before: FetchProgress | None
-    step: Outcome | Retry | Throttled
+    step: Ending | Retry | Throttled
 
 
 class Vigil:

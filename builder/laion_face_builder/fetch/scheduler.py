@@ -52,7 +52,7 @@ class Scheduler:
         self._vigil = Vigil(self, flights.reaches, options.outage_patience)
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._places = Places(options.concurrency, limits.kept_connections, self.schedule)
-        self._sites = Sites(limits, self._send, self.queue, self._loop.time)
+        self._sites = Sites(limits, self._send, self._resume, self._loop.time)
         self._errands = Places(open_files.errands(limits), limits.kept_connections, self.schedule)
         self._freed: set[str] = set()
         #: Jobs under way that gave up their place in flight, and their host's connection.
@@ -78,6 +78,11 @@ class Scheduler:
         self._open.add(errand)
         if self._aim(errand, errand.progress.url):
             self.queue(errand)
+
+    def _resume(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            self.queue(job)
+        self._loop.call_soon(self.schedule)  # whatever is being done now, it may have looked at the queues already
 
     def end(self, queue: StreamQueue, jobs: list[Job] | None) -> None:
         """End jobs of a queue; with None all of them, and the queue."""
@@ -151,11 +156,13 @@ class Scheduler:
         self._hosts[job.host].busy += 1
 
     def _next_job(self) -> Job | None:
-        if self._errands.has_free and (job := self._first_of(self._sites.errands)) is not None:
-            return job
-        if not self._places.has_free:
-            return None
-        for _ in range(len(self._queues)):
+        return self._next_errand() or self._next_picture() or self._next_errand()  # pictures may have needed it
+
+    def _next_errand(self) -> Job | None:
+        return self._first_of(self._sites.errands) if self._errands.has_free else None
+
+    def _next_picture(self) -> Job | None:
+        for _ in range(len(self._queues) if self._places.has_free else 0):
             if (job := self._first_of(self._queues[0])) is not None:
                 return job
             # Round robin: a queue that can start nothing gives its turn away.

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from laion_face_builder.fetch.errand import Errand, Page
 from laion_face_builder.fetch.job import Ending, Job, JobState
@@ -89,7 +89,7 @@ class Sites:
     Args:
         limits: the bounds; they say whether sites are asked at all, and for what.
         start: takes a new errand, which then is in `errands` until its turn.
-        resume: takes a picture back that waited for rules.
+        resume: takes pictures back that waited for rules.
         clock: `time.monotonic`.
     """
 
@@ -97,7 +97,7 @@ class Sites:
         self,
         limits: FetchLimits,
         start: Callable[[Errand], None],
-        resume: Callable[[Job], None],
+        resume: Callable[[Sequence[Job]], None],
         clock: Callable[[], float],
     ) -> None:
         self._pages = (Page.ROBOTS, Page.RESERVATIONS) if limits.asks_reservations else (Page.ROBOTS,)
@@ -152,9 +152,7 @@ class Sites:
             site = _site(errand.progress.url)
             if len(self._pages) == 1 and ending.closed is None and errand.progress.url == f"{site}{Page.ROBOTS.value}":
                 self._memory.put(site, ending, self._clock())
-        for job in errand.held:
-            if job.open and not isinstance(ending, BaseException):
-                self._resume(job)
+            self._resume([job for job in errand.held if job.open])
 
 
 def _site(url: str) -> str:

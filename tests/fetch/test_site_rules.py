@@ -113,7 +113,9 @@ def test_robots_txt_is_read_as_the_rfc_and_its_authors_have_it(text, name, path,
 
 def same_form(text):
     """Return a path or pattern with every octet percent-encoded that may be, and none that need not be."""
-    return "".join(piece if piece in ("*", "$") else quote(unquote(piece), safe="/") for piece in re.split(r"([*$])", text))
+    return "".join(
+        piece if piece in ("*", "$") else quote(unquote(piece), safe="/") for piece in re.split(r"([*$])", text)
+    )
 
 
 def matches(pattern, path):

@@ -162,7 +162,9 @@ class Scheduler:
         return self._first_of(self._sites.errands) if self._errands.has_free else None
 
     def _next_picture(self) -> Job | None:
-        for _ in range(len(self._queues) if self._places.has_free else 0):
+        if not self._places.has_free or self._sites.is_crowded:
+            return None
+        for _ in range(len(self._queues)):
             if (job := self._first_of(self._queues[0])) is not None:
                 return job
             # Round robin: a queue that can start nothing gives its turn away.
@@ -176,6 +178,8 @@ class Scheduler:
                 self._settle(job, cancelled())
             elif self._enters(job):
                 return job
+            elif self._sites.is_crowded and not isinstance(job, Errand):
+                break
         return None
 
     def _is_cached(self, job: Job) -> bool:

@@ -16,6 +16,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from protego import Protego
@@ -29,6 +30,8 @@ MOST_BYTES = 500 * 1024
 #: Wildcards that are tried for one picture: some ten milliseconds at worst.
 _MOST_WILDCARDS = 2_000
 _MOST_RESERVATIONS = 1_000
+#: Files that are kept as they are, to know them again, bytes.
+_SHORT = 2_000
 #: What the objects of one rule take in memory, and those of a site's rules without any.
 _BYTES_A_RULE, _BYTES_A_SITE = 500, 400
 
@@ -104,7 +107,7 @@ def product(name: str) -> str:
 
 
 def read_robots(data: bytes, name: str) -> SiteRules:
-    """Read a robots.txt.
+    """Read a robots.txt. Short ones are often the same, as the software of blogs writes them, and read once.
 
     Groups for our name count together; without any, those for "*" do. What is no rule is passed over, pages of HTML
     too, and so is what follows after 500 KiB.
@@ -113,7 +116,11 @@ def read_robots(data: bytes, name: str) -> SiteRules:
         data: the file.
         name: whom its groups are to speak to.
     """
-    rules = _group(_lines(data[:MOST_BYTES]), product(name))
+    return (_read_short if len(data) < _SHORT else _read)(data[:MOST_BYTES], product(name))
+
+
+def _read(data: bytes, us: str) -> SiteRules:
+    rules = _group(_lines(data), us)
     if not rules:
         return OPEN
     if sum(value.count("*") for _, value in rules) > _MOST_WILDCARDS:
@@ -132,6 +139,9 @@ def read_robots(data: bytes, name: str) -> SiteRules:
         usage=_parsed(["Disallow: /", *usage]) if any(line.startswith("Allow") for line in usage) else None,
         size=_BYTES_A_SITE + sum(_BYTES_A_RULE + 4 * len(line) for line in [*access, *usage]),
     )
+
+
+_read_short = lru_cache(512)(_read)
 
 
 def _lines(data: bytes) -> Iterator[_Rule]:

@@ -2,7 +2,9 @@
 
 A site is a scheme, a host and a port; each has rules of its own, a picture's redirect to another site too. One errand
 asks for the rules of a site, however many of its pictures come; it is sent as soon as the first of them is read, with
-places in flight of its own, so that pictures seldom wait for it. Those that do hold nothing meanwhile.
+places in flight of its own, so that pictures seldom wait for it. Those that do hold nothing meanwhile; but if too many
+sites are waited for, later pictures stay in their queue: else all that wait for a site would start at once, far from
+their turn, and each with a connection of its own.
 
 Rules are kept for a day, the longest that RFC 9309 allows, by all fetchers of this process that go by the same name;
 those of a site that could not be asked for a minute, so that a host that is down is asked once, and not by each picture.
@@ -23,6 +25,8 @@ from laion_face_builder.fetch.stream_queue import StreamQueue
 
 #: How long rules are known, seconds; and that there are none to be had.
 _KNOWN_SECONDS, _UNKNOWN_SECONDS = 86_400.0, 60.0
+#: Sites that pictures may wait for at a time, for each place in flight: some are silent, and take long to be given up.
+_WAITED_FOR = 2
 #: Of rules that are remembered, bytes: those of a hundred thousand sites.
 _REMEMBERED_BYTES = 64_000_000
 
@@ -103,9 +107,16 @@ class Sites:
         self._pages = (Page.ROBOTS, Page.RESERVATIONS) if limits.asks_reservations else (Page.ROBOTS,)
         self._start, self._resume, self._clock = start, resume, clock
         self._memory = memory_of(limits) if limits.asks_sites else None
+        self._most_waited_for = _WAITED_FOR * limits.options.concurrency
         self._under_way: dict[str, Errand] = {}
+        self._waited_for = 0
         #: The errands that wait for their turn; nobody takes what they bring, so nothing bounds it.
         self.errands = StreamQueue(_nothing, _nothing, _nothing)
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether pictures wait for as many sites as they may."""
+        return self._waited_for >= self._most_waited_for
 
     def foresee(self, job: Job) -> None:
         """Have the rules ready that a picture will need."""
@@ -140,12 +151,14 @@ class Sites:
             errand = self._under_way[site] = Errand(self.errands, job.number, site, self._pages, self._told)
         errand.wanted.append(job)
         if waits:
+            self._waited_for += not errand.held
             errand.held.append(job)
         if is_new:
             self._start(errand)
 
     def _told(self, errand: Errand, ending: Ending) -> None:
-        self._under_way.pop(errand.site, None)
+        del self._under_way[errand.site]
+        self._waited_for -= bool(errand.held)
         if isinstance(ending, SiteRules) and self._memory is not None:
             self._memory.put(errand.site, ending, self._clock())
             # Redirected to another site's own file: that site need not be asked again.

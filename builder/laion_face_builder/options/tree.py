@@ -37,7 +37,9 @@ from laion_face_builder.values import one_of
 
 _Group = TypeVar("_Group")
 #: In a header's comment: no blanks, brackets or semicolons.
-_CONTACT = re.compile(r"(?:mailto:)?[\w.!#$%&'*+/=?^`{|}~-]+@[\w.-]+|https?://[\w.:-]+(?:/[\w.~:/?#@!$&'*+,=%-]*)?", re.ASCII)
+_CONTACT = re.compile(
+    r"(?:mailto:)?[\w.!#$%&'*+/=?^`{|}~-]+@[\w.-]+|https?://[\w.:-]+(?:/[\w.~:/?#@!$&'*+,=%-]*)?", re.ASCII
+)
 
 
 @dataclass(frozen=True)

@@ -243,8 +243,9 @@ def test_a_choice_of_nothing_is_an_error_that_lists_what_there_is(name, valid, n
     [
         {"timeout": 0}, {"retries": -1}, {"max_pixels": 1.5}, {"concurrency": 10**9}, {"per_host": float("nan")},
         {"user_agent_token": "two\nlines"}, {"user_agent_token": "Ünicode"},
-        {"respect": "robot"}, {"contact": ""}, {"contact": "me"}, {"contact": "me@example.org\r\nX: y"}, {"contact": "a b@c.org"},
-        {"contact": "https://example.org/(x)"}, {"contact": "ftp://example.org"}, {"contact": "me@example.org; x"},
+        {"respect": "robot"}, {"contact": ""}, {"contact": "me"}, {"contact": "me@example.org\r\nX: y"},
+        {"contact": "a b@c.org"}, {"contact": "https://example.org/(x)"}, {"contact": "ftp://example.org"},
+        {"contact": "me@example.org; x"},
     ],
     ids=str,
 )  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -154,10 +153,8 @@ def test_rules_behind_a_redirect_are_those_of_the_site_that_was_asked_and_of_the
 def test_each_value_of_respect_has_what_stands_before_it(
     make_host: MakeHost, respect: str, fates_of_kinds: list[str], pages: int
 ) -> None:
-    tagged, reserved, forbidden, filed = hosts = (
-        *(make_host(), make_host(), make_host(NOBODY), make_host(**{TDM: RESERVED})),
-    )
-    tagged.headers, reserved.headers = ("X-Robots-Tag: noai",), ("tdm-reservation: 1",)
+    hosts = [make_host(), make_host(), make_host(NOBODY), make_host(**{TDM: RESERVED})]
+    hosts[0].headers, hosts[1].headers = ("X-Robots-Tag: noai",), ("tdm-reservation: 1",)
     with Fetcher(but(LIMITS, respect=respect)) as fetcher:
         assert fates(fetcher, *(host.url("/a.jpg") for host in hosts)) == fates_of_kinds
     assert sum(host.asked[ROBOTS] + host.asked[TDM] for host in hosts) == pages

@@ -288,7 +288,7 @@ class Exchanges:
         self._idle: list[CurlTransfer] = []
 
     async def get(
-        self, url: str, host: str, port: int, seconds: float, intake: Intake, start_of: int | None = None
+        self, url: str, host: str, port: int, seconds: float, intake: Intake, *, start_of: int | None = None
     ) -> Response:
         """Ask for `url` and return the answer, read whole. While there is no room for it, its time stands still.
 

@@ -18,8 +18,8 @@ from laion_face_builder.fetch.cache import PictureCache
 from laion_face_builder.fetch.curl import Exchanges
 from laion_face_builder.fetch.errand import Errand
 from laion_face_builder.fetch.hosts import Contact
-from laion_face_builder.fetch.job import Ending, Job
 from laion_face_builder.fetch.http import Response
+from laion_face_builder.fetch.job import Ending, Job
 from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.fetch.names import NoAnswer, Resolver
 from laion_face_builder.fetch.open_files import NoFiles
@@ -135,7 +135,7 @@ class Flights:
         progress = job.progress
         start_of = MOST_BYTES if isinstance(job, Errand) else None
         try:
-            answer = await self._exchanges.get(progress.url, job.host, job.port, seconds, job, start_of)
+            answer = await self._exchanges.get(progress.url, job.host, job.port, seconds, job, start_of=start_of)
         except NoFiles:
             raise
         except PictureError as error:

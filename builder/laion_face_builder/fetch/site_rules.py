@@ -146,8 +146,8 @@ _read_short = lru_cache(512)(_read)
 
 def _lines(data: bytes) -> Iterator[_Rule]:
     text = data.decode("utf-8", "replace").removeprefix("\ufeff")
-    for line in _LINE_END.split(text):
-        line = line.partition("#")[0].strip()
+    for whole in _LINE_END.split(text):
+        line = whole.partition("#")[0].strip()
         name, _, value = line.partition(":")
         kind = _FIELDS.get(name.strip().lower())
         if kind is None:  # without a colon, as crawlers read it too

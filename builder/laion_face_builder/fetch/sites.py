@@ -7,7 +7,7 @@ sites are waited for, later pictures stay in their queue: else all that wait for
 their turn, and each with a connection of its own.
 
 Rules are kept for a day, the longest that RFC 9309 allows, by all fetchers of this process that go by the same name;
-those of a site that could not be asked for a minute, so that a host that is down is asked once, and not by each picture.
+those of a site that could not be asked for a minute, so that a host that is down is asked once, not by each picture.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ def robots(settings: Settings) -> Got:
 
 
 def everything(settings: Settings) -> Got:
-    """The same, with tdmrep.json too."""
+    """Fetch likewise, with tdmrep.json asked for too."""
     return stream(settings, order="arrival", respect="all")
 
 

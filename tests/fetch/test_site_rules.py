@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+import tracemalloc
 from urllib.parse import quote, unquote
 
 import pytest
@@ -301,3 +302,35 @@ def test_reservations_go_by_the_first_location_that_matches(found, path, expecte
 def test_what_is_no_json_reserves_nothing():
     for data in (b"<html>", b"", b"\xff\xfe", b"[" * MOST_BYTES, b'[{"location": "/", "tdm-reservation": 1}'):
         assert read_reservations(data, OPEN) is OPEN
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda n: robots_of(f"/some/path/{n}-{rule}" for rule in range(100)),
+        lambda n: robots_of(f"/some/*path/{n}-{rule}" for rule in range(20)),
+        lambda n: robots_of([f"/{n}"]),
+        lambda n: read_reservations(
+            json.dumps([{"location": f"/{n}/{rule}", "tdm-reservation": 1} for rule in range(20)]).encode(), OPEN
+        ),
+    ],
+)
+def test_rules_take_about_the_memory_that_they_are_counted_with(make):
+    make(0).refusal(f"{SITE}/a.jpg")
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        kept = [make(n) for n in range(20)]
+        for rules in kept:
+            rules.refusal(f"{SITE}/a.jpg")
+        taken = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert 0.4 < sum(rules.size for rules in kept) / taken < 2.5
+
+
+def robots_of(paths):
+    # Longer than what is kept as a text, so that it is read each time.
+    return read_robots(
+        b"User-agent: *\n" + "".join(f"Disallow: {path}\n" for path in paths).encode() + b"#" * 2_000, "us"
+    )

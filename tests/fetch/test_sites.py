@@ -223,3 +223,17 @@ def test_the_next_fetcher_of_a_process_knows_what_the_last_one_learned(make_host
     assert host.asked[ROBOTS] == 1
     assert memory_of(LIMITS) is not memory_of(but(LIMITS, user_agent_token="other"))
     assert memory_of(LIMITS) is not memory_of(but(LIMITS, respect="all"))
+
+
+def test_few_places_serve_many_sites_and_each_gets_few_connections(make_host: MakeHost) -> None:
+    hosts = [make_host() for _ in range(8)]
+    for host in hosts:
+        host.pages[ROBOTS], host.delay = "", 0.02
+    nobody = refused_port()
+    with Fetcher(but(LIMITS, concurrency=1)) as fetcher:
+        # Pictures wait for two sites at a time; the others' stay in their queue, behind a host that is not there.
+        urls = [f"http://127.0.0.1:{nobody}/{number}.jpg" for number in range(3)]
+        urls += [host.url(f"/{number}.jpg") for number in range(3) for host in hosts]
+        assert fates(fetcher, *urls) == ["refused"] * 3 + ["ok"] * 24
+    assert {host.asked[ROBOTS] for host in hosts} == {1}
+    assert max(host.most_at_once for host in hosts) <= 2

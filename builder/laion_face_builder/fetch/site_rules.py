@@ -32,8 +32,8 @@ _MOST_WILDCARDS = 2_000
 _MOST_RESERVATIONS = 1_000
 #: Files that are kept as they are, to know them again, bytes.
 _SHORT = 2_000
-#: What the objects of one rule take in memory, and those of a site's rules without any.
-_BYTES_A_RULE, _BYTES_A_SITE = 500, 400
+#: What a site takes in memory that has no rules, the objects of a parser, of one rule, and of a wildcard in it, bytes.
+_BYTES_A_SITE, _BYTES_A_PARSER, _BYTES_A_RULE, _BYTES_A_WILDCARD = 400, 1_000, 300, 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ def _read(data: bytes, us: str) -> SiteRules:
     return SiteRules(
         access=_parsed(access) if access else None,
         usage=_parsed(["Disallow: /", *usage]) if any(line.startswith("Allow") for line in usage) else None,
-        size=_BYTES_A_SITE + sum(_BYTES_A_RULE + 4 * len(line) for line in [*access, *usage]),
+        size=_BYTES_A_SITE + _size(access) + _size(usage),
     )
 
 
@@ -188,6 +188,10 @@ def _usage(rule: _Rule) -> tuple[str | None, bool]:
     return path, forbids_training(said)
 
 
+def _size(rules: Iterable[str]) -> int:
+    return _BYTES_A_PARSER + sum(_BYTES_A_RULE + len(rule) + _BYTES_A_WILDCARD * rule.count("*") for rule in rules)
+
+
 def _parsed(rules: Iterable[str]) -> Protego:
     return Protego.parse("\n".join((f"User-agent: {_US}", *rules)))
 
@@ -217,7 +221,7 @@ def read_reservations(data: bytes, rules: SiteRules) -> SiteRules:
         rules.usage,
         tuple((_parsed([f"Disallow: {location}"]), is_reserved) for location, is_reserved in reservations),
         rules.closed,
-        rules.size + sum(4 * _BYTES_A_RULE + 4 * len(location) for location, _ in reservations),
+        rules.size + sum(_size([location]) for location, _ in reservations),
     )
 
 

@@ -48,8 +48,8 @@ class Errand(Job):
 
     Args:
         queue: of the errands.
-        number: of the picture that is waited for; earlier ones go first.
-        site: scheme, host and port, as an address begins.
+        picture: the first of the site; errands of earlier ones go first.
+        site: scheme, host and port, as the picture's address begins.
         pages: to ask for, in this order.
         tell: called once with the rules, or with what ended the errand.
     """
@@ -57,9 +57,10 @@ class Errand(Job):
     __slots__ = ("_pages", "_rules", "_tell", "held", "site", "wanted")
 
     def __init__(
-        self, queue: StreamQueue, number: int, site: str, pages: Sequence[Page], tell: Callable[[Errand, Ending], None]
+        self, queue: StreamQueue, picture: Job, site: str, pages: Sequence[Page], tell: Callable[[Errand, Ending], None]
     ) -> None:
-        super().__init__(queue, number, f"{site}{pages[0].value}")
+        super().__init__(queue, picture.number, f"{site}{pages[0].value}")
+        self.host, self.port = picture.host, picture.port
         self.site, self._pages, self._tell = site, pages, tell
         self._rules = OPEN
         #: Pictures of the site that will need the rules, and those of them that wait for them now.

@@ -188,13 +188,17 @@ class Vigil:
         """Whether the network is lost."""
         return self._network.state is NetworkState.OUT
 
-    def may_start(self, under_way: int) -> bool:
-        """Say whether a job may be started: while the network is lost, only one now and then."""
+    def may_start(self, count: Callable[[], int]) -> bool:
+        """Say whether a job may be started: while the network is lost, only one now and then.
+
+        Args:
+            count: tells how many are under way.
+        """
         if self._loop.time() < self._shortage.until:
             return False
         if self._network.state is NetworkState.WORKING:
             return True
-        return self.is_out and not under_way and self._loop.time() >= self._network.asks_at
+        return self.is_out and not count() and self._loop.time() >= self._network.asks_at
 
     def next_stalled(self) -> bool:
         """Queue again one of the jobs that failed in silence, to be asked next; return False if there is none."""

@@ -76,8 +76,7 @@ class Scheduler:
 
     def _send(self, errand: Errand) -> None:
         self._open.add(errand)
-        if self._aim(errand, errand.progress.url):
-            self.queue(errand)
+        self.queue(errand)
 
     def _resume(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
@@ -128,10 +127,9 @@ class Scheduler:
             job.queue.flying += 1
             job.state = JobState.FLYING
             job.task = self._loop.create_task(self._fly(job))
-        if not self._under_way:
+        if not self._under_way():
             self._vigil.nothing_under_way()
 
-    @property
     def _under_way(self) -> int:
         return len(self._places) + len(self._errands) + len(self._lookups)
 
@@ -159,7 +157,8 @@ class Scheduler:
         return self._next_errand() or self._next_picture() or self._next_errand()  # pictures may have needed it
 
     def _next_errand(self) -> Job | None:
-        return self._first_of(self._sites.errands) if self._errands.has_free else None
+        errands = self._sites.errands
+        return self._first_of(errands) if not errands.is_empty and self._errands.has_free else None
 
     def _next_picture(self) -> Job | None:
         if not self._places.has_free or self._sites.is_crowded:

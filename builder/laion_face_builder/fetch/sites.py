@@ -148,7 +148,7 @@ class Sites:
         errand = self._under_way.get(site)
         is_new = errand is None
         if errand is None:
-            errand = self._under_way[site] = Errand(self.errands, job.number, site, self._pages, self._told)
+            errand = self._under_way[site] = Errand(self.errands, job, site, self._pages, self._told)
         errand.wanted.append(job)
         if waits:
             self._waited_for += not errand.held

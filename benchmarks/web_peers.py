@@ -100,6 +100,16 @@ def arrival(settings: Settings) -> Got:
     return stream(settings, order="arrival")
 
 
+def robots(settings: Settings) -> Got:
+    """Fetch by our stream, as pictures come, with every site's robots.txt asked for before."""
+    return stream(settings, order="arrival", respect="robots")
+
+
+def everything(settings: Settings) -> Got:
+    """Fetch likewise, with tdmrep.json asked for too."""
+    return stream(settings, order="arrival", respect="all")
+
+
 def download(settings: Settings) -> Got:
     """Fetch by `laion-face download`, with a process a core."""
     command = [
@@ -219,6 +229,8 @@ def ray(settings: Settings) -> Got:
 #: The clients by name; what stands first in a table.
 PEERS: dict[str, tuple[Callable[[Settings], Got], str]] = {
     "arrival": (arrival, "stream, as they come"),
+    "robots": (robots, 'the same, `respect="robots"`'),
+    "everything": (everything, 'the same, `respect="all"`'),
     "stream": (stream, "stream, in order"),
     "download": (download, "`laion-face download`"),
     "img2dataset": (img2dataset, "img2dataset, bytes as they come"),

@@ -49,13 +49,25 @@ _ANSWERS = {
     RowFate.HTML.value.encode(): _message("200 OK", "text/html", b"<!doctype html><title>This picture is gone</title>"),
 }
 _ASKED = re.compile(rb"(GET|HEAD) \S*/(ok|gone|html)/([0-9]+)\.jpg ")
+#: A robots.txt as a blog's software writes it, and one of a shop's; none forbids the pictures.
+_BLOG = b"User-agent: *\nDisallow: /wp-admin/\nAllow: /wp-admin/admin-ajax.php\n\nSitemap: https://example.com/s.xml\n"
+_SHOP = b"User-agent: *\n" + b"".join(b"Disallow: /*?sort%d=*&dir=\nDisallow: /cart%d/\n" % (n, n) for n in range(60))
+#: What hosts answer for robots.txt, in equal shares: not there, forbidden, a page of HTML, rules.
+_ROBOTS = (
+    *[_message("404 Not Found", "text/html", b"<!doctype html><title>gone</title>")] * 7,
+    _message("403 Forbidden", "text/plain", b"no"),
+    *[_message("200 OK", "text/html", b"<!doctype html><title>Welcome</title>" + b"<p>to our site" * 900)] * 2,
+    *[_message("200 OK", "text/plain", _BLOG)] * 7,
+    *[_message("200 OK", "text/plain", b"User-agent: *\nDisallow:\n")] * 2,
+    _message("200 OK", "text/plain", _SHOP),
+)
 
 
 class Site:
     """A host while it is served: how many more requests it bears now."""
 
-    def __init__(self, host: Host) -> None:
-        self.host = host
+    def __init__(self, position: int, host: Host) -> None:
+        self.position, self.host = position, host
         self.forget()
 
     def forget(self) -> None:
@@ -88,7 +100,7 @@ class Server:
         self._tls.load_cert_chain(certificate)
         self._tls.set_alpn_protocols(["http/1.1"])
         self._plan, self._kept = plan, list[socket.socket]()
-        self._sites = [Site(host) for host in plan.hosts]
+        self._sites = [Site(position, host) for position, host in enumerate(plan.hosts)]
         self.names = Names(plan, self)
         self._typed = b""
         for position, is_https in sorted({(row.host, row.is_https) for row in plan.rows}):
@@ -217,7 +229,11 @@ class Connection:
     def _heard(self) -> None:
         while (end := self._asked.find(b"\r\n\r\n")) >= 0:
             asked, self._asked = self._asked[:end], self._asked[end + 4 :]
-            # Whatever is asked beside pictures, such as robots.txt, is not there.
+            if asked.startswith(b"GET /robots.txt "):
+                position = self._site.position
+                self._send_later(position, _ROBOTS[position % len(_ROBOTS)])
+                continue
+            # Whatever else is asked beside pictures is not there.
             found = _ASKED.match(asked)
             self._answer(*found.groups() if found else (b"GET", b"gone", b"0"))
 
@@ -225,6 +241,9 @@ class Connection:
         number, answer = int(digits), _ANSWERS[fate]
         if method == b"HEAD":
             answer = answer[: answer.index(b"\r\n\r\n") + 4]
+        self._send_later(number, answer)
+
+    def _send_later(self, number: int, answer: bytes) -> None:
         counts, now = self._server.counts, time.monotonic()
         if not counts.requests:
             counts.first = now

@@ -73,6 +73,8 @@ class _Options(TypedDict, total=False):
     per_host: int
     outage_patience: float
     user_agent_token: str | None
+    contact: str | None
+    respect: str
     allow_private_hosts: bool
     trust_proxy: bool
 
@@ -125,6 +127,8 @@ class _Fields:
     per_host: int
     outage_patience: float
     user_agent_token: str | None
+    contact: str | None
+    respect: str
     allow_private_hosts: bool
     trust_proxy: bool
 

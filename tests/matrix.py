@@ -34,11 +34,11 @@ ROOT = Path(__file__).resolve().parents[1]
 #: Has the table of versions.
 PAGE = ROOT / "docs" / "quick-start.md"
 UV = "uv==0.13.9"
-#: What is not taken from an environment's own time: the test tools, torch, which is pinned to a build without CUDA, and
-#: shtab, of which only a new version knows fish.
+#: What is not taken from an environment's own time: the test tools, torch, which is pinned to a build without CUDA,
+#: shtab, of which only a new version knows fish, and protego, of which only a new version is safe from hostile files.
 TIMELESS = (
     *("accelerate", "cuda-toolkit", "duckdb", "hypothesis", "jsonschema", "mlcroissant", "polars", "polars-runtime-32"),
-    *("pytest", "pytest-timeout", "pytest-xdist", "shtab", "torch", "torchdata", "triton"),
+    *("protego", "pytest", "pytest-timeout", "pytest-xdist", "shtab", "torch", "torchdata", "triton"),
 )
 #: Dependencies of img2dataset that compile for minutes where their newest version has no wheel: an earlier one does.
 COMPILED = ("simsimd", "stringzilla")

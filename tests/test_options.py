@@ -145,6 +145,7 @@ OTHER = {
     "lookahead": 9, "max_buffer_bytes": 10**7, "cache_images": "kept", "cache_bytes": 10**6, "timeout": 3.5,
     "retries": 3, "max_bytes": 10**6, "max_pixels": 10**6, "isolate_decoder": True, "per_host": 2,
     "outage_patience": 5.0, "user_agent_token": "me", "allow_private_hosts": True, "trust_proxy": True,
+    "contact": "me@example.org", "respect": "robots",
 }  # fmt: skip
 
 
@@ -242,6 +243,9 @@ def test_a_choice_of_nothing_is_an_error_that_lists_what_there_is(name, valid, n
     [
         {"timeout": 0}, {"retries": -1}, {"max_pixels": 1.5}, {"concurrency": 10**9}, {"per_host": float("nan")},
         {"user_agent_token": "two\nlines"}, {"user_agent_token": "Ünicode"},
+        {"respect": "robot"}, {"contact": ""}, {"contact": "me"}, {"contact": "me@example.org\r\nX: y"},
+        {"contact": "a b@c.org"}, {"contact": "https://example.org/(x)"}, {"contact": "ftp://example.org"},
+        {"contact": "me@example.org; x"},
     ],
     ids=str,
 )  # fmt: skip

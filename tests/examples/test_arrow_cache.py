@@ -112,6 +112,7 @@ OTHER = {
     "source_repo": "someone/else", "source_revision": "v2", "metadata": "some/where", "index": "some/index",
     "parts": "0", "nsfw": "UNLIKELY", "images": "none", "on_error": "null", "on_size_change": "drop", "mode": "L",
     "resize_mode": "border", "order": "arrival", "cache_images": "kept", "user_agent_token": "me", "join": "some/table",
+    "contact": "me@example.org", "respect": "robots",
     "join_how": "inner", "keep_faces": "largest", "caption_matches": "smil", "caption_excludes": "logo",
 }  # fmt: skip
 #: What these two need to mean anything.

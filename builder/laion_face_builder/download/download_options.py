@@ -11,7 +11,7 @@ from laion_face_builder.errors import OptionError
 from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.images.geometry import Resizing
 from laion_face_builder.options import FetchOptions, OptionFields
-from laion_face_builder.options.fields import option
+from laion_face_builder.options.fields import NOTHING, option
 from laion_face_builder.parallel import cores
 from laion_face_builder.values import Range
 
@@ -29,10 +29,10 @@ TYPED = {"processes_count": "--processes"}
 class DownloadOptions:
     """How a part is downloaded.
 
-    `samples_per_shard`, resizing, blurring and the encoding define what is on disk: they cannot change once a part has
-    been started. Everything else may differ from run to run. Without resizing and blurring every original byte is kept;
-    with them img2dataset's resizer decodes each picture and encodes it again. Another `max_pixels` looks through the
-    tars again, without fetching; larger pictures come only with `retry_failed`.
+    `samples_per_shard`, resizing, blurring, the encoding and whether refusals are respected at all define what is on
+    disk: they cannot change once a part has been started. Everything else may differ from run to run. Without resizing
+    and blurring every original byte is kept; with them img2dataset's resizer decodes each picture and encodes it again.
+    Another `max_pixels` looks through the tars again, without fetching; larger pictures come only with `retry_failed`.
 
     Args:
         fetch: how pictures are fetched; `concurrency` is that of all processes together, on a cluster of each worker.
@@ -116,7 +116,7 @@ class DownloadOptions:
         encode = {"encode": f"{self.encode_format} {self.quality}"} if self.encodes_again else {}
         return {
             "samples_per_shard": self.samples_per_shard,
-            "opt_out": sorted(_OPT_OUT),
+            "opt_out": sorted(_OPT_OUT) if self.fetch.respect != NOTHING else [],
             **{name: value for name, value in again.items() if value},
             **encode,
         }

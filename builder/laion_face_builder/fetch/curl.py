@@ -28,7 +28,7 @@ import pycurl
 from laion_face_builder.errors import PictureError
 from laion_face_builder.fetch import open_files
 from laion_face_builder.fetch.curl_loop import CurlLoop
-from laion_face_builder.fetch.http import Body, Response
+from laion_face_builder.fetch.http import STEP, Body, Response
 from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.fetch.names import Resolver
 from laion_face_builder.fetch.open_files import NoFiles
@@ -129,11 +129,17 @@ class CurlTransfer:
         if limits.proxy is None:
             self.curl.setopt(pycurl.OPENSOCKETFUNCTION, self._on_connect)
         self._unpinned: list[str] = []
+        self._start_of: int | None = None
 
-    def prepare(self, url: str, pinned: list[str], intake: Intake) -> None:
-        """Point the handle at `url`, for a new exchange."""
+    def prepare(self, url: str, pinned: list[str], intake: Intake, start_of: int | None) -> None:
+        """Point the handle at `url`, for a new exchange; see `Exchanges.get`."""
         self.intake = intake
-        self._body = Body(self._limits.options.max_bytes, intake.grow)
+        self._body = Body(self._limits.options.max_bytes if start_of is None else start_of + STEP, intake.grow)
+        self._has_enough = False
+        if start_of != self._start_of:
+            self._start_of = start_of
+            self.curl.setopt(pycurl.MAXFILESIZE_LARGE, 0 if start_of else self._limits.options.max_bytes)
+            self.curl.setopt(pycurl.HTTPHEADER, _headers("text/plain, application/json" if start_of else "image/*"))
         self._headers: list[bytes] = []
         self._header_size = 0
         self._has_body = False
@@ -174,6 +180,8 @@ class CurlTransfer:
         """
         if self._failure is not None:
             raise self._failure
+        if self._has_enough:
+            return Response(int(self.curl.getinfo(pycurl.RESPONSE_CODE)), self._headers, self._body.so_far())
         if number:
             if number in _WANT_FILES and open_files.are_gone():
                 raise NoFiles
@@ -219,6 +227,11 @@ class CurlTransfer:
                 self._body.begin(self._headers)
             if not self._body.take(piece):
                 self._hold(self)
+        except PictureError as error:
+            # libcurl breaks off then, and the rest is left.
+            self._has_enough = self._start_of is not None and error.reason == Reason.TOO_LARGE
+            self._failure = None if self._has_enough else error
+            return 0
         except Exception as error:
             self._failure = error
             return 0
@@ -244,7 +257,7 @@ def _options(limits: FetchLimits) -> dict[int, object]:
         pycurl.PROXY: limits.proxy or "",
         pycurl.NOPROXY: "",
         pycurl.USERAGENT: limits.user_agent,
-        pycurl.HTTPHEADER: ["Accept: image/*,*/*;q=0.5", "Accept-Encoding: identity"],
+        pycurl.HTTPHEADER: _headers("image/*"),
         pycurl.SSL_VERIFYPEER: 1,
         pycurl.SSL_VERIFYHOST: 2,
         pycurl.CAINFO: limits.ca_file or os.environ.get("SSL_CERT_FILE") or certifi.where(),
@@ -252,6 +265,10 @@ def _options(limits: FetchLimits) -> dict[int, object]:
         pycurl.MAXFILESIZE_LARGE: limits.options.max_bytes,
         pycurl.BUFFERSIZE: _PIECE,
     }
+
+
+def _headers(kinds: str) -> list[str]:
+    return [f"Accept: {kinds},*/*;q=0.5", "Accept-Encoding: identity"]
 
 
 _LITERAL = re.compile(r"[0-9.]+|.*:.*")
@@ -270,7 +287,9 @@ class Exchanges:
         self._curls = CurlLoop(limits.kept_connections, limits.max_wire_bytes, hears_of_sockets=limits.proxy is None)
         self._idle: list[CurlTransfer] = []
 
-    async def get(self, url: str, host: str, port: int, seconds: float, intake: Intake) -> Response:
+    async def get(
+        self, url: str, host: str, port: int, seconds: float, intake: Intake, *, start_of: int | None = None
+    ) -> Response:
         """Ask for `url` and return the answer, read whole. While there is no room for it, its time stands still.
 
         Args:
@@ -279,6 +298,8 @@ class Exchanges:
             port: likewise.
             seconds: for everything, once the name is resolved.
             intake: takes in the body.
+            start_of: bytes of the body that are enough, however many there are; None: it has to be whole, and no more
+                than a picture may have.
 
         Raises:
             PictureError: "bad_url", "private_address", "dns", "refused", "unreachable", "connection", "tls",
@@ -287,7 +308,7 @@ class Exchanges:
         """
         pinned = [] if self._limits.proxy else await self._pinned(host, port)
         transfer = self._idle.pop() if self._idle else CurlTransfer(self._limits, self._curls.socket_opened, self._hold)
-        transfer.prepare(url, pinned, intake)
+        transfer.prepare(url, pinned, intake, start_of)
         number = await self._curls.perform(transfer.curl, seconds)
         while number == 0 and transfer.is_behind:
             await self._room(intake)

@@ -16,17 +16,22 @@ from laion_face_builder.errors import PictureError
 from laion_face_builder.fetch import open_files, policy
 from laion_face_builder.fetch.cache import PictureCache
 from laion_face_builder.fetch.curl import Exchanges
+from laion_face_builder.fetch.errand import Errand
 from laion_face_builder.fetch.hosts import Contact
-from laion_face_builder.fetch.job import Job, Outcome
+from laion_face_builder.fetch.http import Response
+from laion_face_builder.fetch.job import Ending, Job
 from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.fetch.names import NoAnswer, Resolver
 from laion_face_builder.fetch.open_files import NoFiles
 from laion_face_builder.fetch.policy import FetchProgress, Retry, Throttled
+from laion_face_builder.fetch.site_rules import MOST_BYTES, SiteRules
 from laion_face_builder.images import jpeg, pictures
 from laion_face_builder.images.reasons import Reason, Whose, http
 
 #: Threads each for what would hold up the loop: pictures that need a full decode, and the cache's files.
 _HELPERS = 2
+#: Pages of rules that are read in a millisecond or two.
+_QUICK_BYTES = 16_000
 _LONGEST_LOOKUP = 10.0
 _LOOKUP_PAUSE = 0.5
 
@@ -51,7 +56,7 @@ class Landing:
         before: how far the fetch had come before a step that failed.
     """
 
-    step: Outcome | Retry | Throttled
+    step: Ending | Retry | Throttled
     contact: Contact = Contact.NONE
     began: float = 0.0
     reason: str = ""
@@ -128,8 +133,9 @@ class Flights:
 
     async def _exchange(self, job: Job, seconds: float, began: float) -> Landing:
         progress = job.progress
+        start_of = MOST_BYTES if isinstance(job, Errand) else None
         try:
-            answer = await self._exchanges.get(progress.url, job.host, job.port, seconds, job)
+            answer = await self._exchanges.get(progress.url, job.host, job.port, seconds, job, start_of=start_of)
         except NoFiles:
             raise
         except PictureError as error:
@@ -138,12 +144,24 @@ class Flights:
         now = time.monotonic()
         progress.spent += now - began - job.waited
         try:
-            found = policy.after_answer(progress, answer, self._limits, now)
-            step = await self._checked(job, found) if isinstance(found, bytes) else found
+            step = await self._taken(job, answer, now)
         except PictureError as error:
             return Landing(error, contact, began, error.reason, is_heard=True)
         wait = step.pause if isinstance(step, Throttled) else 0.0
         return Landing(step, contact, began, http(answer.status), wait, is_heard=True)
+
+    async def _taken(self, job: Job, answer: Response, now: float) -> Ending | Retry | Throttled:
+        if isinstance(job, Errand):
+            page = job.after_answer(answer, self._limits, now)
+            return job.go_on_with(await self._read(job, page)) if isinstance(page, bytes) else page
+        found = policy.after_answer(job.progress, answer, self._limits, now)
+        return await self._checked(job, found) if isinstance(found, bytes) else found
+
+    async def _read(self, errand: Errand, page: bytes) -> SiteRules:
+        name = self._limits.user_agent_token
+        if len(page) <= _QUICK_BYTES:
+            return errand.read(page, name)
+        return await self._loop.run_in_executor(self._helpers, errand.read, page, name)
 
     async def reaches(self, host: str, port: int) -> bool:
         """Say whether anybody answers at `host`, be it with a refusal; ask for a connection and nothing else."""
@@ -174,7 +192,8 @@ class Flights:
         return [self, *self._exchanges.inherited()]
 
     def _failed(self, job: Job, error: PictureError, began: float) -> Landing:
-        job.queue.learn(job.size)
+        if not isinstance(job, Errand):
+            job.queue.learn(job.size)
         before = copy.copy(job.progress)
         job.progress.spent += time.monotonic() - began - job.waited
         is_silent = error.reason in _SILENCE or isinstance(error, NoAnswer)

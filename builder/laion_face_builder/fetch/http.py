@@ -77,8 +77,8 @@ _CODINGS = frozenset({"gzip", "x-gzip", "deflate", "br", "zstd", "compress", "x-
 _PICTURES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 #: Enough to tell what a body is.
 _START = 12
-#: Unpacked at a time, bytes.
-_STEP = 1 << 18
+#: Unpacked at a time, bytes: the most that comes in one piece.
+STEP = 1 << 18
 #: Pieces that a body may come in, and one more for so many bytes: chunks of one byte cost more than they bring.
 _MOST_PIECES, _BYTES_A_PIECE = 1_000, 64
 
@@ -157,6 +157,10 @@ class Body:
             raise PictureError(Reason.TRUNCATED, "the packed body ends early")
         return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
 
+    def so_far(self) -> bytes:
+        """Return what has come of the body, unpacked."""
+        return b"".join(self._pieces)
+
     def _choose(self, start: bytes) -> zlib._Decompress | None:
         if start.startswith(_PICTURES) or start[4:8] == b"ftyp":
             return None
@@ -171,11 +175,11 @@ class Body:
 
     def _unpack_step(self, unpacker: zlib._Decompress) -> bool:
         try:
-            piece = unpacker.decompress(self._packed or b"", _STEP)
+            piece = unpacker.decompress(self._packed or b"", STEP)
         except zlib.error as error:
             raise PictureError(Reason.CONTENT_CODING, f"{self._coding}: {error}") from None
         self._packed = unpacker.unconsumed_tail
-        self._is_cut = len(piece) == _STEP  # all may be in, and not yet out
+        self._is_cut = len(piece) == STEP  # all may be in, and not yet out
         return self._keep(piece)
 
     def _keep(self, piece: bytes) -> bool:

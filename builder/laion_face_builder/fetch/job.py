@@ -17,6 +17,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from laion_face_builder.fetch.policy import FetchProgress
+from laion_face_builder.fetch.site_rules import SiteRules
 from laion_face_builder.images.pictures import Picture
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 
 Outcome = Picture | BaseException
+#: How a job ends: with a picture, or (an errand) with a site's rules.
+Ending = Outcome | SiteRules
 
 
 class Ticket:
@@ -157,6 +160,11 @@ class Job:
         self.waited += time.monotonic() - self._waits_since
         if self._go_on is not None:
             self._go_on()
+
+    def finish(self, ending: Ending) -> None:
+        """Tell whoever waits how the job ended."""
+        if not isinstance(ending, SiteRules):
+            self.ticket.settle(ending)
 
     def shrink(self) -> None:
         """Give back the bytes of a body that is not kept."""

@@ -14,10 +14,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from laion_face_builder import __version__
 from laion_face_builder.fetch.addresses import AddressRule, refuse_user_proxy
 from laion_face_builder.fetch.opt_outs import OPT_OUT
 from laion_face_builder.options import FetchOptions
-from laion_face_builder.options.fields import USER_AGENT_TOKEN
+from laion_face_builder.options.fields import EVERYTHING, NOTHING, ROBOTS, USER_AGENT_TOKEN
 
 _HOME = "https://github.com/FacePerceiver/LAION-Face"
 
@@ -76,6 +77,21 @@ class FetchLimits:
         return self.options.user_agent_token or USER_AGENT_TOKEN
 
     @property
+    def respects_headers(self) -> bool:
+        """Whether a picture's own headers may refuse it."""
+        return self.options.respect != NOTHING
+
+    @property
+    def asks_sites(self) -> bool:
+        """Whether a site is asked for its rules before it is asked for pictures."""
+        return self.options.respect in (ROBOTS, EVERYTHING)
+
+    @property
+    def asks_reservations(self) -> bool:
+        """Whether tdmrep.json is asked for, beside robots.txt."""
+        return self.options.respect == EVERYTHING
+
+    @property
     def connect_seconds(self) -> float:
         """Seconds for a connection to come about: never more than a picture has."""
         return min(self.connect_timeout, self.options.timeout)
@@ -89,4 +105,8 @@ class FetchLimits:
     @property
     def user_agent(self) -> str:
         """The User-Agent header: who asks, and where to read about it."""
+        if contact := self.options.contact:
+            # As Wikimedia and others ask: https://foundation.wikimedia.org/wiki/Policy:Wikimedia_Foundation_User-Agent_Policy
+            name = self.options.user_agent_token or f"{USER_AGENT_TOKEN}/{__version__}"
+            return f"{name} (+{_HOME}; {contact})"
         return f"Mozilla/5.0 (compatible; {self.user_agent_token}; +{_HOME})"

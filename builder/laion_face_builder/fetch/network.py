@@ -29,7 +29,7 @@ from typing import NamedTuple, Protocol
 from laion_face_builder.errors import NetworkOutage, PictureError
 from laion_face_builder.fetch.flight import Landing
 from laion_face_builder.fetch.hosts import Contact
-from laion_face_builder.fetch.job import Job, JobState, Outcome
+from laion_face_builder.fetch.job import Ending, Job, JobState
 from laion_face_builder.fetch.names import NoAnswer
 from laion_face_builder.fetch.open_files import NoFiles, Shortage
 from laion_face_builder.fetch.policy import FetchProgress, Retry, Throttled
@@ -133,7 +133,7 @@ _SLEEP_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 class Doer(Protocol):
     """What the scheduler does for a vigil."""
 
-    def go_on(self, job: Job, step: Outcome | Retry | Throttled) -> None:
+    def go_on(self, job: Job, step: Ending | Retry | Throttled) -> None:
         """Take the job's next step."""
 
     def queue(self, job: Job) -> None:
@@ -152,7 +152,7 @@ class Doer(Protocol):
 class _Kept(NamedTuple):
     job: Job
     before: FetchProgress | None
-    step: Outcome | Retry | Throttled
+    step: Ending | Retry | Throttled
 
 
 class Vigil:
@@ -188,13 +188,17 @@ class Vigil:
         """Whether the network is lost."""
         return self._network.state is NetworkState.OUT
 
-    def may_start(self, under_way: int) -> bool:
-        """Say whether a job may be started: while the network is lost, only one now and then."""
+    def may_start(self, count: Callable[[], int]) -> bool:
+        """Say whether a job may be started: while the network is lost, only one now and then.
+
+        Args:
+            count: tells how many are under way.
+        """
         if self._loop.time() < self._shortage.until:
             return False
         if self._network.state is NetworkState.WORKING:
             return True
-        return self.is_out and not under_way and self._loop.time() >= self._network.asks_at
+        return self.is_out and not count() and self._loop.time() >= self._network.asks_at
 
     def next_stalled(self) -> bool:
         """Queue again one of the jobs that failed in silence, to be asked next; return False if there is none."""

@@ -22,6 +22,8 @@ _ENOUGH = 65_536
 _OTHERS = 128
 #: Of one picture under way: libcurl tries IPv6 and IPv4 side by side.
 _FILES_A_PICTURE = 2
+#: Errands to sites' rules at a time, for each picture: two pictures need one, which opens the connection for both.
+_ERRANDS_A_PICTURE = 1
 #: Seconds for which nothing is started, twice as long each time; and between two words about it.
 _FIRST_PAUSE, _LONGEST_PAUSE, _QUIET = 0.5, 10.0, 60.0
 
@@ -97,7 +99,8 @@ def within(limits: FetchLimits) -> FetchLimits:
     less than what was asked for.
     """
     free = max(0, _raised() - _open_now() - _OTHERS)
-    concurrency = max(1, min(limits.options.concurrency, free // _FILES_A_PICTURE))
+    files = _FILES_A_PICTURE * (1 + _ERRANDS_A_PICTURE * limits.asks_sites)
+    concurrency = max(1, min(limits.options.concurrency, free // files))
     if concurrency < limits.options.concurrency:
         logger.warning(
             "concurrency=%d: this process may have %d files open, which is enough for %d pictures at a time. "
@@ -108,6 +111,11 @@ def within(limits: FetchLimits) -> FetchLimits:
         )
     kept = max(concurrency, min(limits.kept_connections + concurrency, free - concurrency))
     return replace(limits, options=replace(limits.options, concurrency=concurrency), kept_connections=kept)
+
+
+def errands(limits: FetchLimits) -> int:
+    """Return how many errands to sites' rules may be under way at a time, beside the pictures."""
+    return limits.options.concurrency * _ERRANDS_A_PICTURE
 
 
 def _raised() -> int:

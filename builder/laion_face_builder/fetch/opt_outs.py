@@ -1,9 +1,13 @@
-"""Opt-outs: how a site says that its pictures are to be left alone, and whether it means us.
+"""Opt-outs in an answer's headers: how a site says that this picture is to be left alone, and whether it means us.
 
-What is read today is the header X-Robots-Tag of the picture's own answer, as img2dataset reads it and as Google defines
-it (https://developers.google.com/search/docs/crawling-indexing/robots-meta-tag). One function decides for
-streams and downloads. What else a site may say has its place here: other headers of the answer (`tdm-reservation`,
-`Content-Usage`) in `refusal`, and what has to be asked for before (robots.txt, `/.well-known/tdmrep.json`) beside it.
+They cost no request, since the picture's own answer has them; one function decides for streams and downloads:
+
+- X-Robots-Tag, as img2dataset reads it and as Google defines it
+  (https://developers.google.com/search/docs/crawling-indexing/robots-meta-tag);
+- Content-Usage (draft-ietf-aipref-attach): `train-ai=n`;
+- tdm-reservation (TDMRep, https://www.w3.org/community/reports/tdmrep/): 1.
+
+What is asked for before the picture is, is read in `site_rules`.
 """
 
 from __future__ import annotations
@@ -13,6 +17,10 @@ import time
 from collections.abc import Collection, Iterable
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
+
+from laion_face_builder.errors import PictureError
+from laion_face_builder.fetch.http import Response
+from laion_face_builder.images.reasons import Reason
 
 #: Words that are honoured by default, as img2dataset does.
 OPT_OUT = frozenset({"noai", "noimageai", "noindex", "noimageindex"})
@@ -26,6 +34,42 @@ _PIECE = re.compile(
 )
 #: A name that means everybody.
 _ALL = "*"
+#: Uses that training is, by the names of the drafts and of Content-Signal. Where the first has a word, it decides.
+_TRAINING = ("train-ai", "ai-train", "train-genai", "ai", "bots", "tdm")
+_NO, _YES = ("n", "no"), ("y", "yes")
+
+
+def check_headers(answer: Response, token: str, directives: Collection[str] = OPT_OUT) -> None:
+    """Refuse a picture that its own headers forbid `token` to use.
+
+    Args:
+        answer: with the picture.
+        token: the name that scoped directives are compared with.
+        directives: words of X-Robots-Tag that are honoured.
+
+    Raises:
+        PictureError: "opt_out", "content_usage", "tdm_reserved".
+    """
+    if said := refusal(answer.values(b"x-robots-tag"), token, directives):
+        raise PictureError(Reason.OPT_OUT, said)
+    # Several headers of a name are one list.
+    if (said := ",".join(answer.values(b"content-usage"))) and forbids_training(said):
+        raise PictureError(Reason.CONTENT_USAGE, f"Content-Usage: {said[:100]}")
+    if any(value.strip() == "1" for value in answer.values(b"tdm-reservation")):
+        raise PictureError(Reason.TDM_RESERVED, "tdm-reservation: 1")
+
+
+def forbids_training(said: str) -> bool:
+    """Say whether a statement of preferences, such as "search=y, train-ai=n", is against training on what it is about.
+
+    It is read member by member, the last of a name counts, and parameters do not. The draft knows a statement with a
+    slip in it as none; here what can be read of it counts, since a slip is no consent.
+    """
+    words = (member.partition(";")[0].partition("=") for member in said.lower().split(","))
+    found = {name.strip(): value.strip() for name, _, value in words}
+    if found.get(_TRAINING[0]) in _YES:
+        return False
+    return any(found.get(name) in _NO for name in _TRAINING)
 
 
 def refusal(robots_tags: Iterable[str], token: str, directives: Collection[str] = OPT_OUT) -> str:

@@ -17,7 +17,7 @@ from laion_face_builder.fetch.addresses import WebAddress
 from laion_face_builder.fetch.http import Response, asked_wait
 from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.fetch.names import NoAnswer
-from laion_face_builder.fetch.opt_outs import refusal
+from laion_face_builder.fetch.opt_outs import check_headers
 from laion_face_builder.images.reasons import Chance, Reason, http, is_of_server
 from laion_face_builder.log import logger
 
@@ -114,15 +114,24 @@ def after_answer(
     """Return the picture's bytes, or what to do next.
 
     Raises:
-        PictureError: "opt_out", "redirects", "bad_redirect", "http_…", "empty".
+        PictureError: "opt_out", "content_usage", "tdm_reserved", "redirects", "bad_redirect", "http_…", "empty".
     """
     if answer.is_success:
         # The picture's own answer counts: redirects and error pages carry "noindex" for other reasons.
-        if said := refusal(answer.values(b"x-robots-tag"), limits.user_agent_token, limits.opt_out):
-            raise PictureError(Reason.OPT_OUT, said)
+        if limits.respects_headers:
+            check_headers(answer, limits.user_agent_token, limits.opt_out)
         if answer.body:
             return answer.body
         raise PictureError(Reason.EMPTY if answer.status == 200 else http(answer.status), "an answer without a body")
+    return after_no_success(progress, answer, limits, now)
+
+
+def after_no_success(progress: FetchProgress, answer: Response, limits: FetchLimits, now: float) -> Retry | Throttled:
+    """Return what to do next after an answer that does not bring what was asked for.
+
+    Raises:
+        PictureError: "redirects", "bad_redirect", "http_…".
+    """
     if answer.status in _REDIRECTS:
         return _redirected(progress, answer, limits)
     error = PictureError(http(answer.status), progress.url[:200])

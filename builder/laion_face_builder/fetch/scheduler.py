@@ -2,100 +2,31 @@
 
 A job starts when four things are there at once: its turn in its stream's queue, room in that stream's buffer, a free
 place in flight, and a connection that its host may have. Nothing is held while waiting for the rest, so no two streams
-can block each other, and no host that is slow, silent or refuses stands in front of another.
-
-Hosts that have been silent for a while take no place in flight. Of real addresses one in twenty leads to a host that
-says nothing until the time is over, fifty times as long as others take. With a place each they would have most of all
-places after a while, and what could be had would wait for them.
+can block each other, and no host that is slow, silent or refuses stands in front of another. Errands to sites' rules
+(`sites`) are jobs too, with a queue and places of their own.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 
 from laion_face_builder.errors import NetworkOutage, PictureError
-from laion_face_builder.fetch import policy
+from laion_face_builder.fetch import open_files, policy
 from laion_face_builder.fetch.addresses import WebAddress
+from laion_face_builder.fetch.errand import Errand
 from laion_face_builder.fetch.flight import Flights, Landing
 from laion_face_builder.fetch.hosts import Contact, Hosts
-from laion_face_builder.fetch.job import Job, JobState, Outcome, cancelled
+from laion_face_builder.fetch.job import Ending, Job, JobState, cancelled
 from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.fetch.machine import Machine
 from laion_face_builder.fetch.network import Vigil
+from laion_face_builder.fetch.places import Places
 from laion_face_builder.fetch.policy import Retry, Throttled
+from laion_face_builder.fetch.sites import Sites
 from laion_face_builder.fetch.stream_queue import StreamQueue
 from laion_face_builder.images.pictures import Picture
-
-#: A job of which nothing has arrived within so many seconds is set aside.
-_SILENT_SECONDS = 2.0
-#: So many may be set aside, for each place.
-_ASIDE = 3
-
-
-class Places:
-    """Counts the jobs under way. For the running event loop's thread alone.
-
-    Args:
-        most: places.
-        connections: that there may be in all; bounds how many are set aside.
-        wake: called when places may have become free by the clock alone.
-    """
-
-    def __init__(self, most: int, connections: int, wake: Callable[[], None]) -> None:
-        self._most, self._wake = most, wake
-        self._most_aside = max(0, min(_ASIDE * most, (connections - most) // 2))
-        self._loop = asyncio.get_running_loop()
-        #: When each took its place, in that order; and those that have been looked at since and do arrive.
-        self._new: OrderedDict[Job, float] = OrderedDict()
-        self._arriving: set[Job] = set()
-        self._aside: set[Job] = set()
-        self._timer: asyncio.TimerHandle | None = None
-
-    def __len__(self) -> int:
-        """Return how many jobs are under way, with a place or without."""
-        return len(self._new) + len(self._arriving) + len(self._aside)
-
-    @property
-    def has_free(self) -> bool:
-        """Whether a job may start."""
-        if len(self._new) + len(self._arriving) >= self._most:
-            self._look()
-        return len(self._new) + len(self._arriving) < self._most
-
-    def take(self, job: Job) -> None:
-        """Give `job` a place."""
-        self._new[job] = self._loop.time()
-
-    def leave(self, job: Job) -> None:
-        """Take the place back; the job is not under way any more."""
-        self._new.pop(job, None)
-        self._arriving.discard(job)
-        self._aside.discard(job)
-
-    def close(self) -> None:
-        """End the clock."""
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _look(self) -> None:
-        """Set those aside that have been silent for too long."""
-        now = self._loop.time()
-        while self._new and len(self._aside) < self._most_aside:
-            job, since = next(iter(self._new.items()))
-            if now - since < _SILENT_SECONDS:
-                if self._timer is None:
-                    self._timer = self._loop.call_at(since + _SILENT_SECONDS, self._on_time)
-                return
-            del self._new[job]
-            (self._arriving if job.size else self._aside).add(job)
-
-    def _on_time(self) -> None:
-        self._timer = None
-        self._wake()
-
 
 #: Names that are looked up at once.
 _LOOKUPS = 512
@@ -121,6 +52,8 @@ class Scheduler:
         self._vigil = Vigil(self, flights.reaches, options.outage_patience)
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._places = Places(options.concurrency, limits.kept_connections, self.schedule)
+        self._sites = Sites(limits, self._send, self._resume, self._loop.time)
+        self._errands = Places(open_files.errands(limits), limits.kept_connections, self.schedule)
         self._freed: set[str] = set()
         #: Jobs under way that gave up their place in flight, and their host's connection.
         self._placeless: set[Job] = set()
@@ -138,6 +71,17 @@ class Scheduler:
             self._open.add(job)
             if self._aim(job, job.progress.url):
                 queue.push(job)
+                if not self._flights.has_cache:
+                    self._sites.foresee(job)
+
+    def _send(self, errand: Errand) -> None:
+        self._open.add(errand)
+        self.queue(errand)
+
+    def _resume(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            self.queue(job)
+        self._loop.call_soon(self.schedule)  # whatever is being done now, it may have looked at the queues already
 
     def end(self, queue: StreamQueue, jobs: list[Job] | None) -> None:
         """End jobs of a queue; with None all of them, and the queue."""
@@ -153,6 +97,7 @@ class Scheduler:
         self._is_stopped = True
         self._vigil.close()
         self._places.close()
+        self._errands.close()
         tasks = [job.task for job in self._open if job.task is not None]
         for lookup in self._lookups:
             lookup.cancel()
@@ -178,16 +123,21 @@ class Scheduler:
                 job = self._next_job()
             if job is None:
                 break
-            self._places.take(job)
+            self._places_of(job).take(job)
             job.queue.flying += 1
             job.state = JobState.FLYING
             job.task = self._loop.create_task(self._fly(job))
-        if not len(self._places) and not self._lookups:
+        if not self._under_way():
             self._vigil.nothing_under_way()
 
+    def _under_way(self) -> int:
+        return len(self._places) + len(self._errands) + len(self._lookups)
+
+    def _places_of(self, job: Job) -> Places:
+        return self._errands if isinstance(job, Errand) else self._places
+
     def _may_start(self) -> bool:
-        has_place = self._places.has_free and len(self._lookups) < _LOOKUPS
-        return has_place and not self._is_stopped and self._vigil.may_start(len(self._places) + len(self._lookups))
+        return len(self._lookups) < _LOOKUPS and not self._is_stopped and self._vigil.may_start(self._under_way)
 
     def _make_way(self) -> None:
         while self._freed:
@@ -204,19 +154,46 @@ class Scheduler:
         self._hosts[job.host].busy += 1
 
     def _next_job(self) -> Job | None:
+        return self._next_errand() or self._next_picture() or self._next_errand()  # pictures may have needed it
+
+    def _next_errand(self) -> Job | None:
+        errands = self._sites.errands
+        return self._first_of(errands) if not errands.is_empty and self._errands.has_free else None
+
+    def _next_picture(self) -> Job | None:
+        if not self._places.has_free or self._sites.is_crowded:
+            return None
         for _ in range(len(self._queues)):
-            queue = self._queues[0]
-            while (job := queue.first()) is not None:
-                queue.pop_first()
-                if self._enters(job):
-                    return job
+            if (job := self._first_of(self._queues[0])) is not None:
+                return job
             # Round robin: a queue that can start nothing gives its turn away.
             self._queues.append(self._queues.pop(0))
         return None
 
+    def _first_of(self, queue: StreamQueue) -> Job | None:
+        while (job := queue.first()) is not None:
+            queue.pop_first()
+            if isinstance(job, Errand) and not job.is_wanted:
+                self._settle(job, cancelled())
+            elif self._enters(job):
+                return job
+            elif self._sites.is_crowded and not isinstance(job, Errand):
+                break
+        return None
+
+    def _is_cached(self, job: Job) -> bool:
+        """Say whether the cache is the job's next step, so that no host is asked."""
+        return self._flights.has_cache and not job.progress.has_begun and not isinstance(job, Errand)
+
     def _enters(self, job: Job) -> bool:
-        if self._flights.has_cache and not job.progress.has_begun:
+        if self._is_cached(job):
             return True  # kept pictures come whatever their host does
+        try:
+            if not self._sites.allows(job):
+                return False
+        except PictureError as error:
+            self._settle(job, error)
+            return False
         if not job.has_address and not self._flights.knows(job.host):
             self._look_up(job)
             return False
@@ -255,7 +232,7 @@ class Scheduler:
 
     async def _fly(self, job: Job) -> None:
         host = job.host
-        is_cached = self._flights.has_cache and not job.progress.has_begun
+        is_cached = self._is_cached(job)
         try:
             landing = await (self._flights.look_in_cache(job) if is_cached else self._flights.exchange(job))
         except asyncio.CancelledError:
@@ -276,7 +253,7 @@ class Scheduler:
         if job in self._placeless:
             self._placeless.discard(job)
             return
-        self._places.leave(job)
+        self._places_of(job).leave(job)
         if host is not None:
             self._hosts[host].leave(
                 Contact.NONE if self._vigil.is_out else landing.contact,
@@ -286,7 +263,7 @@ class Scheduler:
                 wait=landing.wait,
             )
 
-    def go_on(self, job: Job, step: Outcome | Retry | Throttled) -> None:
+    def go_on(self, job: Job, step: Ending | Retry | Throttled) -> None:
         """Settle a job, or have it go on where its last step says."""
         if not isinstance(step, (Retry, Throttled)):
             self._settle(job, step)
@@ -355,7 +332,7 @@ class Scheduler:
         job.progress.url, job.host, job.port = address.url, address.host, address.port
         return True
 
-    def _settle(self, job: Job, outcome: Outcome) -> None:
+    def _settle(self, job: Job, outcome: Ending) -> None:
         if not job.open:
             return
         job.state = JobState.ENDED
@@ -369,4 +346,4 @@ class Scheduler:
         if isinstance(outcome, PictureError):
             # A new one: the old one's traceback would keep the body alive for as long as somebody keeps the error.
             outcome = PictureError(outcome.reason, outcome.detail)
-        job.ticket.settle(outcome)
+        job.finish(outcome)

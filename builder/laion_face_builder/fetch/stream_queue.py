@@ -179,6 +179,11 @@ class StreamQueue:
             return heapq.heappop(self._waiting)
         return None
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no job waits for its turn."""
+        return not self._pending and not self._returned
+
     def first(self) -> Job | None:
         """Return the job that is next to start, if there is room for its body; it stays in the queue."""
         for queue in (self._returned, self._pending):

@@ -77,8 +77,16 @@ class Reason(str, Enum):
     #: Of earlier versions' proxy: img2dataset asked it for what is no address.
     BAD_REQUEST = "bad_request", Whose.OURS, Chance.LATER
 
-    #: The host asks that its pictures be left alone.
+    #: The host asks that its pictures be left alone: X-Robots-Tag.
     OPT_OUT = "opt_out", Whose.HOSTS, Chance.NONE
+    #: It does not want it used for training: Content-Usage, in a header or in robots.txt, or Content-Signal there.
+    CONTENT_USAGE = "content_usage", Whose.HOSTS, Chance.NONE
+    #: It reserves the rights of text and data mining: the header tdm-reservation, or tdmrep.json.
+    TDM_RESERVED = "tdm_reserved", Whose.HOSTS, Chance.NONE
+    #: Its robots.txt does not let us ask for the picture, so nobody did.
+    ROBOTS_DISALLOWED = "robots_disallowed", Whose.HOSTS, Chance.NONE
+    #: There is a robots.txt that cannot be had or read, so nobody asked for the picture.
+    ROBOTS_UNAVAILABLE = "robots_unavailable", Whose.HOSTS, Chance.LATER
     #: No such name, or nobody says.
     DNS = "dns", Whose.HOSTS, Chance.LATER
     #: Not all of it came in time.

@@ -30,6 +30,8 @@ ON_SIZE_CHANGE = ("rescale", "drop", "keep")
 JOIN_HOWS = LEFT, INNER = "left", "inner"
 KEEP_FACES = ALL_FACES, COUNTING_FACES, LARGEST_FACE = "all", "counting", "largest"
 ORDERS = INDEX_ORDER, ARRIVAL_ORDER = "index", "arrival"
+#: What sites may refuse by: each has what stands before it, too.
+RESPECTS = NOTHING, HEADERS, ROBOTS, EVERYTHING = "none", "headers", "robots", "all"
 NSFW_VALUES = ("UNLIKELY", "UNSURE", "NSFW")
 #: What no picture, machine or network has: nearly always a slip, or another unit.
 _BYTES = Range(int, 1, 1_000_000_000_000_000)
@@ -251,6 +253,15 @@ class OptionFields(ShownFields):
     user_agent_token: str | None = option(
         None, f"name to fetch under, which sites may address or refuse; default: {USER_AGENT_TOKEN}", group="transfer"
     )
+    contact: str | None = option(
+        None, "e-mail or web address of yours that the User-Agent names, as Wikimedia and others ask", group="transfer"
+    )
+    respect: str = option(
+        HEADERS,
+        'what sites refuse by: "headers" of a picture (X-Robots-Tag, Content-Usage, tdm-reservation), "robots" (and '
+        'robots.txt, before the picture is asked for), "all" (and tdmrep.json), or "none"',
+        group="transfer",
+    )
     allow_private_hosts: bool = option(
         False, "connect to addresses that are not public, too", kind=bool, group="transfer"
     )
@@ -340,6 +351,8 @@ DEFINES = {
     "per_host": (NEVER, "how fast: a host gets the same requests, waiting in our queue takes nothing from timeout"),
     "outage_patience": (NEVER, "when a run without a network ends; no row is counted as failed for it"),
     "user_agent_token": (FETCHED, "sites allow or refuse by this name"),
+    "contact": (FETCHED, "sites let in or not who names one"),
+    "respect": (FETCHED, "rows of sites that refuse come or fail"),
     "allow_private_hosts": (FETCHED, "rows at addresses that are not public come or fail"),
     "trust_proxy": (FETCHED, "the proxy decides then which addresses are reached"),
 }  # fmt: skip

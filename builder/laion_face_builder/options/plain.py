@@ -31,6 +31,7 @@ from laion_face_builder.options.fields import (
     ON_ERROR,
     ON_SIZE_CHANGE,
     ORDERS,
+    RESPECTS,
     OptionFields,
 )
 from laion_face_builder.shown import short
@@ -38,7 +39,7 @@ from laion_face_builder.values import absolute, as_written, one_of, place
 
 #: Options that are addresses or paths; `exclude` and `images` are too, among other things.
 _PLACES = ("source_repo", "metadata", "index")
-_TEXTS = ("source_revision", "user_agent_token")
+_TEXTS = ("source_revision", "user_agent_token", "contact")
 _WORDS = {
     "join_how": JOIN_HOWS,
     "on_error": ON_ERROR,
@@ -47,6 +48,7 @@ _WORDS = {
     "order": ORDERS,
     "mode": MODES,
     "resize_mode": RESIZE_MODES,
+    "respect": RESPECTS,
 }
 
 

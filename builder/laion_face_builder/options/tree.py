@@ -15,6 +15,7 @@ Whoever needs a group of options takes its object, and never a copy of its field
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
@@ -26,7 +27,7 @@ from laion_face_builder.index.filters import Filters
 from laion_face_builder.index.joined_columns import JoinSource
 from laion_face_builder.index.side_table import SideTable
 from laion_face_builder.layout import CONFIG_PARTS, DataDir, parse_parts
-from laion_face_builder.options.fields import ALL_FACES, DEFINES, FETCHED, ORDERS, RANGES, OptionFields
+from laion_face_builder.options.fields import ALL_FACES, DEFINES, FETCHED, ORDERS, RANGES, RESPECTS, OptionFields
 from laion_face_builder.options.plain import one_spelling, plain
 from laion_face_builder.schema import example_columns
 from laion_face_builder.shown import ShownFields
@@ -35,6 +36,10 @@ from laion_face_builder.sources.sources import Upstream
 from laion_face_builder.values import one_of
 
 _Group = TypeVar("_Group")
+#: In a header's comment: no blanks, brackets or semicolons.
+_CONTACT = re.compile(
+    r"(?:mailto:)?[\w.!#$%&'*+/=?^`{|}~-]+@[\w.-]+|https?://[\w.:-]+(?:/[\w.~:/?#@!$&'*+,=%-]*)?", re.ASCII
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,8 @@ class FetchOptions:
     """How a picture is fetched. What each means is said at `OptionFields`, which has the defaults too.
 
     Raises:
-        OptionError: a number is out of its range, or the name is none that a header could have.
+        OptionError: a number is out of its range, the name is none that a header could have, the contact no address,
+            or `respect` no word that it takes.
     """
 
     timeout: float = OptionFields.timeout
@@ -54,6 +60,8 @@ class FetchOptions:
     concurrency: int = OptionFields.concurrency
     outage_patience: float = OptionFields.outage_patience
     user_agent_token: str | None = OptionFields.user_agent_token
+    contact: str | None = OptionFields.contact
+    respect: str = OptionFields.respect
     allow_private_hosts: bool = OptionFields.allow_private_hosts
     trust_proxy: bool = OptionFields.trust_proxy
 
@@ -62,6 +70,9 @@ class FetchOptions:
         token = self.user_agent_token or ""
         if not token.isascii() or not token.isprintable():
             raise OptionError(f"user_agent_token={token!r}: expected plain ASCII on one line")
+        if self.contact is not None and not _CONTACT.fullmatch(self.contact):
+            raise OptionError(f"contact={self.contact!r}: expected an e-mail address, or one that begins with https://")
+        one_of("respect", self.respect, RESPECTS)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from laion_face_builder.publish.destination import destination_at
 from laion_face_builder.publish.manifest import (
     CARD,
     CROISSANT,
+    LICENCE,
     MANIFEST,
     PREVIEW,
     PREVIEW_FILE,
@@ -99,6 +100,8 @@ def _card_problems(place: PublishedPlace, manifest: Manifest) -> Iterator[str]:
     for key, value in measured_head(manifest).items():
         if head.get(key) != value:
             yield f"{key} is not what the manifest gives"
+    if head.get("license_link") == LICENCE and place.read(LICENCE) is None:
+        yield f"links to {LICENCE}, which is missing"
 
 
 def _file_problems(place: PublishedPlace, manifest: Manifest, entry: Entry, deep: bool) -> Iterator[str]:

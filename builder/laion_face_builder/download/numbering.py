@@ -5,7 +5,8 @@ images/part-000NN.checked/
                                   of the removal that each went with, from 1 on
 
 A download row is a row of the index as it was when the download began. The index of now lacks the rows that went with
-the first so many removals: how many, its own number of rows tells. An index that lies elsewhere keeps them all.
+the first so many removals: how many, its own number of rows tells. An index that lies elsewhere keeps them all, and
+one whose removal was broken off and then found more lacks the rows of none or all of these.
 """
 
 from __future__ import annotations

@@ -135,9 +135,7 @@ def _noted(files: PartFiles, gone: Mask, keeps_rows: bool) -> Numbering:
     before = Numbering.of(files, len(gone))
     rows = before.of_index[gone]
     if not before.gone.contains(rows).all():
-        # Rows of a removal that was broken off, and found more when it was begun again, go with it.
-        is_begun = before.removal < before.gone.latest and not keeps_rows
-        before.gone.with_rows(rows, before.gone.latest + (not is_begun)).write(files)
+        before.gone.with_rows(rows, before.gone.latest + 1).write(files)
     lacking = TakenDown.of(files)
     return Numbering.of(files, len(gone) if keeps_rows else before.total - len(lacking.rows))
 

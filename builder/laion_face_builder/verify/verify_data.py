@@ -83,8 +83,13 @@ def _join_problems(index: Path, table: pa.Table, stated: str | None) -> Iterator
     ids = table_of(index, ["sample_id"])["sample_id"]
     if len(ids) != table.num_rows:
         yield f"{table.num_rows} rows, but the index has {len(ids)}"
-    elif not ids.combine_chunks().equals(table["sample_id"].combine_chunks()):
+    elif not pc.all(pc.equal(ids, pc.coalesce(table["sample_id"], _of_removed(table, ids))), min_count=0).as_py():
         yield "its rows are in another order than the index's"
+
+
+def _of_removed(table: pa.Table, ids: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return the ids of rows that the sidecar says nothing of, since they were taken down; -1 elsewhere."""
+    return pc.if_else(pc.fill_null(pc.equal(table["status"], Reason.REMOVED), False), ids, -1)
 
 
 def _tar_problems(tar: Path, rows: pa.Table, deep: bool) -> Iterator[str]:

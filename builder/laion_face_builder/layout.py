@@ -11,6 +11,7 @@ DATA_DIR/
   images/part-000NN/              tars as img2dataset writes them, retry-1/ … for later rounds
   images/part-000NN.fingerprint   what the downloads were made with
   images/part-000NN.parquet       the sidecar: where each row's picture lies
+  removed.json                    what was taken down, as hashes: nothing that is made here later has it again
 """
 
 from __future__ import annotations
@@ -144,6 +145,11 @@ class DataDir:
     def staging(self) -> Path:
         """The folder of metadata rows on their way to the index."""
         return self.root / "staging"
+
+    @property
+    def removed(self) -> Path:
+        """The file that remembers what was taken down."""
+        return self.root / "removed.json"
 
     def ids(self, part: int) -> Path:
         """Return the path of the part's sample ids."""

@@ -16,7 +16,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from laion_face_builder.files import Fingerprint, digest, disk_errors, locked, m
 from laion_face_builder.images.geometry import Resizing
 from laion_face_builder.images.reasons import Reason
 from laion_face_builder.index.reader import IndexPart
+from laion_face_builder.index.removals import Removals
 from laion_face_builder.layout import DataDir
 from laion_face_builder.log import logger
 from laion_face_builder.parallel import cores
@@ -182,7 +183,7 @@ def _sidecar(tars: list[_Shard], data: DataDir, part: int, index: IndexPart, how
     with locked(sidecar, f"part {part:05d}: another process looks through {tars[0].path.parent}; waiting for that"):
         if not _is_current(sidecar, fingerprint):
             with disk_errors(sidecar):
-                checked = _checked(tars, probes, data.root / "adopted" / "tars", how)
+                checked = _checked(tars, probes, data, how)
             write_sidecar(sidecar, _joined(checked, index, part, tars[0].path.parent), fingerprint, checked)
     return sidecar
 
@@ -195,15 +196,16 @@ def _is_current(sidecar: Path, fingerprint: Fingerprint) -> bool:
     return found is not None and {**found, "pictures": None} == {**fingerprint, "pictures": None}
 
 
-def _checked(tars: list[_Shard], probes: list[str], folder: Path, how: _CheckSettings) -> list[CheckedTar]:
+def _checked(tars: list[_Shard], probes: list[str], data: DataDir, how: _CheckSettings) -> list[CheckedTar]:
     """Look through the shards that have not been looked through before; leave out those that are not whole.
 
     Raises:
         OSError: what was found out cannot be written, or a disk fails: then nobody knows whether they are whole.
     """
+    folder, removed = data.root / "adopted" / "tars", Removals.of(data).removed
     folder.mkdir(parents=True, exist_ok=True)
     jobs = [_job(tar, probe, folder, how) for tar, probe in zip(tars, probes, strict=True)]
-    new = [job for job in jobs if not job.is_done]
+    new = [replace(job, removed=removed) for job in jobs if not job.is_done]
     if new:
         logger.info("%s: looking through %d shards, once", tars[0].path.parent, len(new))
     workers: Workers[LookJob] = Workers(min(cores(), len(new)))

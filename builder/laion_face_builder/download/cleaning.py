@@ -1,29 +1,24 @@
 """Clean tars for other readers: take out broken pictures, and those that a later tar has too.
 
 Earlier versions had img2dataset write the tars, which takes whatever a host sends for a success; the sidecar knows, but
-nobody else who reads the tars does. Here such a shard is written once more, without fetching anything.
-
-FOLDER/
-  _tmp/clean-00003/       a shard that is being written
-  _clean-00003/           it is whole: its files go into their places one by one, whoever comes next goes on with that
+nobody else who reads the tars does. Here such a shard is written once more, see `rewriting`.
 """
 
 from __future__ import annotations
 
 import json
-import tarfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from laion_face_builder.download.numbering import NOWHERE, Numbering
 from laion_face_builder.download.plan import PartFiles
-from laion_face_builder.download.shard_files import Member, ShardFiles, pictures_in, read_members, remove_half_written
-from laion_face_builder.files import put_in_place
+from laion_face_builder.download.rewriting import copy_tar, write_parquet, written_again
+from laion_face_builder.download.shard_files import Member, ShardFiles, pictures_in, read_members
 from laion_face_builder.images.reasons import Reason
 from laion_face_builder.log import logger
 from laion_face_builder.parquet_files import table_of
@@ -46,7 +41,7 @@ def clean_tars(files: PartFiles) -> int:
         unlisted = pictures_not_in(listed, read_members(place))
         if unlisted:
             path.unlink(missing_ok=True)
-            _rewrite(ShardFiles(place.parent, int(place.stem)), unlisted, sidecar["status"])
+            _rewrite(files, ShardFiles(place.parent, int(place.stem)), unlisted, sidecar["status"])
             count += len(unlisted)
             logger.info("%s: written again without %d pictures that are broken or in a later tar", place, len(unlisted))
     return count
@@ -58,42 +53,17 @@ def pictures_not_in(listed: pa.Table, members: list[Member]) -> list[str]:
     return [key for key, member in pictures_in(members).items() if (member.offset, member.length) not in places]
 
 
-def finish_cleaning(files: PartFiles) -> None:
-    """Move the files of shards that a killed run had cleaned into their places."""
-    for number in range(files.rounds_started() + 1):
-        for whole in sorted(files.tars(number).glob("_clean-*")):
-            _put_in_place(whole)
-
-
-def _rewrite(shard: ShardFiles, unwanted: Iterable[str], statuses: pa.ChunkedArray) -> None:
-    remove_half_written(shard.folder)
-    name = f"clean-{shard.number:05d}"
-    made = ShardFiles(shard.folder / "_tmp" / name, shard.number)
-    made.folder.mkdir(parents=True)
+def _rewrite(files: PartFiles, shard: ShardFiles, unwanted: Iterable[str], statuses: pa.ChunkedArray) -> None:
     table = table_of(shard.parquet)
-    rows = dict(zip(table["key"].to_pylist(), table["row"].to_pylist(), strict=True))
-    ends = [statuses[rows[key]].as_py() for key in unwanted]
+    rows = dict(zip(table["key"].to_pylist(), table["row"].to_numpy(), strict=True))
+    places = Numbering.of(files, len(statuses)).rows_of(np.array([rows[key] for key in unwanted], np.int64))
+    ends = [Reason.REMOVED if place == NOWHERE else statuses[place].as_py() for place in places.tolist()]
     why = {key: Reason.IN_ANOTHER_ROUND if end == Reason.OK else end for key, end in zip(unwanted, ends, strict=True)}
-    _copy_tar(shard.tar, made.tar, why)
-    pq.write_table(_failed(table, why), made.parquet, write_page_checksum=True)
-    made.stats.write_text(json.dumps(_counted(json.loads(shard.stats.read_bytes()), why), indent=4), encoding="utf-8")
-    whole = shard.folder / f"_{name}"
-    made.folder.rename(whole)
-    remove_half_written(shard.folder)
-    _put_in_place(whole)
-
-
-def _put_in_place(whole: Path) -> None:
-    for file in sorted(whole.iterdir()):
-        put_in_place(file, whole.parent / file.name)
-    whole.rmdir()
-
-
-def _copy_tar(source: Path, target: Path, without: Mapping[str, str]) -> None:
-    with tarfile.open(source) as read, tarfile.open(target, "w") as write:
-        for member in read:
-            if Member(member.name, 0, 0).key not in without:
-                write.addfile(member, read.extractfile(member))
+    with written_again(files, shard) as made:
+        copy_tar(shard.tar, made.tar, why)
+        write_parquet(_failed(table, why), made.parquet)
+        stats = _counted(json.loads(shard.stats.read_bytes()), why)
+        made.stats.write_text(json.dumps(stats, indent=4), encoding="utf-8")
 
 
 def _failed(table: pa.Table, why: Mapping[str, str]) -> pa.Table:

@@ -6,10 +6,12 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 
 from laion_face_builder.download.download_options import DownloadOptions
-from laion_face_builder.download.part import bytes_of, check_space, claimed, has_plan, rounds_in_all, sidecar_table
+from laion_face_builder.download.numbering import Numbering, TakenDown
+from laion_face_builder.download.part import bytes_of, check_space, claimed, has_plan, rounds_in_all
 from laion_face_builder.download.plan import (
     PartFiles,
     RowFilters,
@@ -21,7 +23,7 @@ from laion_face_builder.download.plan import (
     rows_to_retry,
 )
 from laion_face_builder.download.round import Round
-from laion_face_builder.download.sidecar import CheckedTar
+from laion_face_builder.download.sidecar import CheckedTar, sidecar_table
 from laion_face_builder.errors import LaionFaceError
 from laion_face_builder.fetch.addresses import refuse_user_proxy
 from laion_face_builder.files import Fingerprint
@@ -168,8 +170,10 @@ class _Rounds:
             return rows_of_round(self.files, number)
         if tars is None:
             return None
-        row_numbers = pa.chunked_array([pa.array(range(len(self.plan)), pa.int64())])  # In place of sample ids.
-        return rows_to_retry(sidecar_table(row_numbers, self.plan, tars)["status"])
+        gone = TakenDown.of(self.files)
+        numbering = Numbering(np.arange(len(self.plan), dtype=np.int64), gone, 0, len(self.plan))
+        row_numbers = pa.chunked_array([pa.array(numbering.of_index)])  # In place of sample ids.
+        return rows_to_retry(sidecar_table(row_numbers, self.plan, numbering, tars)["status"])
 
     @staticmethod
     def _round(number: int, this_round: Round) -> RoundForecast:

@@ -15,7 +15,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from laion_face_builder.download.check import ALSO_READ, CHECKED, Row, Sample, c
 from laion_face_builder.download.shard_files import PICTURE_EXTENSIONS, Member, pictures_in, whole_members
 from laion_face_builder.errors import BadFile
 from laion_face_builder.files import stamped, written_whole
+from laion_face_builder.index.removed import Removed
 from laion_face_builder.log import logger
 from laion_face_builder.parquet_footer import OpenParquet
 from laion_face_builder.shown import short
@@ -50,12 +51,14 @@ class LookJob:
         out: the file to write.
         max_pixels: larger pictures fail.
         fingerprint: goes into `out`.
+        removed: samples that were taken down: nothing is written of them.
     """
 
     shard: str
     out: str
     max_pixels: int
     fingerprint: Mapping[str, Any]
+    removed: Removed = field(default_factory=Removed)
 
     @property
     def is_done(self) -> bool:
@@ -80,7 +83,8 @@ class LookJob:
                 has_pictures |= found.place is not None
                 if (row := _row(found, self.max_pixels)) is not None:
                     has_names = True
-                    rows.append(row)
+                    if not _is_removed(found, row, self.removed):
+                        rows.append(row)
                 if len(rows) == _ROWS:
                     writer.write_table(pa.Table.from_pylist(rows, schema=schema))
                     rows = []
@@ -108,6 +112,17 @@ def _row(found: _Found, max_pixels: int) -> Row | None:
     return {**checked_row(sample, found.place, found.data, max_pixels), **known, "file": found.file}
 
 
+def _is_removed(found: _Found, row: Row, removed: Removed) -> bool:
+    if not removed:
+        return False
+    if row["id"] is not None and removed.names_ids(pa.array([row["id"]], pa.int64()))[0]:
+        return True
+    if isinstance(url := found.values.get("url"), str) and removed.names_address(url):
+        return True
+    known = filter(None, (row.get("sha256"), row.get("fetched_sha256")))
+    return found.data is not None and removed.names_picture(found.data, known)
+
+
 def _caption(values: Values) -> Any:
     return values.get("caption", values.get("text"))
 
@@ -131,10 +146,10 @@ def is_table_of_pictures(path: Path) -> bool:
 
 
 def _picture_column(schema: pa.Schema) -> str | None:
-    for field in schema:
-        is_binary = pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type)
-        if field.name.lower() in PICTURE_EXTENSIONS and is_binary:
-            return str(field.name)
+    for column in schema:
+        is_binary = pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)
+        if column.name.lower() in PICTURE_EXTENSIONS and is_binary:
+            return str(column.name)
     return None
 
 

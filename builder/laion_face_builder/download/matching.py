@@ -110,8 +110,8 @@ def _table(shard: CheckedTar) -> pa.Table:
     return table.select(FOREIGN.names).append_column("tar", place).cast(_EMPTY.schema)
 
 
-def _column(table: pa.Table, name: str) -> tuple[Keys, Flags]:
-    """Return a column of keys, and which of them are there."""
+def keys_in(table: pa.Table, name: str) -> tuple[Keys, Flags]:
+    """Return a column of keys of such a table, and which of them are there."""
     values = table[name].combine_chunks()
     there = np.asarray(pc.is_valid(values).to_numpy(zero_copy_only=False), bool)
     numbers = pc.fill_null(values, pa.scalar(0, values.type)).to_numpy(zero_copy_only=False)
@@ -121,7 +121,7 @@ def _column(table: pa.Table, name: str) -> tuple[Keys, Flags]:
 def _may_be_ours(table: pa.Table, ids: Keys, urls: Keys, captions: Keys) -> Flags:
     ours = np.zeros(table.num_rows, bool)
     for name, wanted in (("id", ids), ("url", urls), ("caption", captions)):
-        keys, there = _column(table, name)
+        keys, there = keys_in(table, name)
         ours |= there & _isin(keys, wanted)
     return ours
 
@@ -137,9 +137,9 @@ Sided = tuple[Keys, Flags]
 
 def _ways(keys: RowKeys, table: pa.Table) -> Iterator[tuple[Sided, Sided]]:
     """Yield the ways in which rows are looked for, the best first: keys of the rows, keys of the samples."""
-    ids, has_id = _column(table, "id")
-    urls, has_url = _column(table, "url")
-    captions, has_caption = _column(table, "caption")
+    ids, has_id = keys_in(table, "id")
+    urls, has_url = keys_in(table, "url")
+    captions, has_caption = keys_in(table, "caption")
     nameless = ~has_id
     yield (keys.ids, np.ones(len(keys.ids), bool)), (ids, has_id)
     yield (

@@ -20,12 +20,9 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from laion_face_builder.download.cleaning import clean_tars, finish_cleaning
+from laion_face_builder.download.cleaning import clean_tars
 from laion_face_builder.download.download_options import DownloadOptions
+from laion_face_builder.download.numbering import Numbering
 from laion_face_builder.download.plan import (
     PartFiles,
     RowFilters,
@@ -36,15 +33,16 @@ from laion_face_builder.download.plan import (
     write_plan,
     write_round,
 )
+from laion_face_builder.download.rewriting import finish_rewriting
 from laion_face_builder.download.round import Round
 from laion_face_builder.download.shard_files import remove_half_written
 from laion_face_builder.download.sidecar import (
     CheckedTar,
     PartResult,
-    assemble,
-    made_from,
+    require_same_samples,
     result_of,
-    sidecar_made_from,
+    sidecar_is_of,
+    sidecar_table,
     write_sidecar,
 )
 from laion_face_builder.download.workers import nobody_works
@@ -65,6 +63,7 @@ from laion_face_builder.files import (
 )
 from laion_face_builder.images.reasons import Reason
 from laion_face_builder.index.reader import IndexPart
+from laion_face_builder.index.removals import without_stamp
 from laion_face_builder.layout import DataDir
 from laion_face_builder.log import logger
 from laion_face_builder.parquet_files import table_of
@@ -126,9 +125,9 @@ def _rounds(
     files: PartFiles, index: IndexPart, options: DownloadOptions, made_with: Fingerprint, retry_failed: int
 ) -> PartResult:
     tars: list[CheckedTar] = []
-    done = -1
+    numbering, done = Numbering.of(files, index.num_rows), -1
     for number in rounds_in_all(files, retry_failed):
-        rows = _rows(files, number, made_with)
+        rows = _rows(files, number, made_with, numbering)
         if number and not len(rows):
             break
         this_round = Round(files, number, rows, options, made_with)
@@ -141,7 +140,7 @@ def _rounds(
         tars += this_round.tars()
         done = number
         if not _is_complete(files, number + 1, options, made_with):
-            _write_sidecar(files, index, made_with, tars)
+            _write_sidecar(files, index, numbering, made_with, tars)
     result = result_of(files.data.sidecar(files.part), done)
     logger.info("part %05d: %s", files.part, result)
     return result
@@ -166,34 +165,32 @@ def withdraw_sidecar(files: PartFiles, missing: list[str]) -> None:
         data_store.remove_afar(files.data, sidecar)
 
 
-def _rows(files: PartFiles, number: int, made_with: Fingerprint) -> Rows:
+def _rows(files: PartFiles, number: int, made_with: Fingerprint, numbering: Numbering) -> Rows:
     """Return the rows of a round; those of a new round are all that failed so far and may still come."""
     if number and not data_store.brought(files.data, files.round(number)):
-        rows = rows_to_retry(table_of(files.data.sidecar(files.part), ["status"])["status"])
+        failed = rows_to_retry(table_of(files.data.sidecar(files.part), ["status"])["status"])
+        rows = numbering.of_index[failed]
         if not len(rows):
             return rows
         write_round(files, number, rows, make_fingerprint("round", number=number, images=digest(made_with)))
     return rows_of_round(files, number)
 
 
-def _write_sidecar(files: PartFiles, index: IndexPart, made_with: Fingerprint, tars: list[CheckedTar]) -> None:
+def _write_sidecar(
+    files: PartFiles, index: IndexPart, numbering: Numbering, made_with: Fingerprint, tars: list[CheckedTar]
+) -> None:
     path = files.data.sidecar(files.part)
-    if data_store.brought(files.data, path) and sidecar_made_from(path) == made_from(tars):
+    if data_store.brought(files.data, path) and sidecar_is_of(path, tars, numbering):
         return
-    how = {name: made_with[name] for name in ("resize", "blur_faces") if name in made_with}
+    how = {name: made_with[name] for name in ("resize", "blur_faces") if name in made_with} | numbering.gone.stamp
     fingerprint = make_fingerprint(
         "sidecar", part=files.part, index=made_with["index"], images=digest(made_with), **how
     )
     sample_ids = index.read(0, index.num_rows, ["sample_id"])["sample_id"]
-    table = sidecar_table(sample_ids, table_of(data_store.bring(files.data, files.plan))["status"], tars)
-    write_sidecar(path, table, fingerprint, tars)
+    require_same_samples(files, numbering, sample_ids)
+    plan = table_of(data_store.bring(files.data, files.plan))["status"]
+    write_sidecar(path, sidecar_table(sample_ids, plan, numbering, tars), fingerprint, tars)
     data_store.send(files.data, path)
-
-
-def sidecar_table(sample_ids: pa.ChunkedArray, plan: pa.ChunkedArray, tars: list[CheckedTar]) -> pa.Table:
-    """Return the part's sidecar, as these tars give it."""
-    rows = np.arange(len(plan), dtype=np.int64)
-    return assemble(sample_ids, rows, tars, pc.fill_null(plan, Reason.NOT_DOWNLOADED))
 
 
 def bytes_of(samples: int) -> int:
@@ -214,6 +211,11 @@ def begun(files: PartFiles, index: IndexPart, options: DownloadOptions, filters:
             partial.write_text(canonical_json(wanted) + "\n", encoding="utf-8")
         data_store.send(files.data, path)
     if not has_plan(files, wanted):
+        if data_store.has(files.data, files.removed):
+            raise StateConflict(
+                f"{files.plan}: it is not there, or of another download, but {files.removed.name} speaks of its rows. "
+                f"Bring it back, or move {files.data.tars(files.part)}* away to start over."
+            )
         write_plan(files, index, filters, _plan_fingerprint(wanted), options.blur_faces)
     return wanted
 
@@ -232,7 +234,7 @@ def claimed(files: PartFiles, index: IndexPart, options: DownloadOptions, filter
     wanted = make_fingerprint(
         "images",
         part=files.part,
-        index=digest(index.fingerprint),
+        index=digest(without_stamp(index.fingerprint)),
         filters=filters.as_dict() if filters is not None else {},
         **options.defining(),
     )
@@ -276,7 +278,7 @@ def _plan_fingerprint(made_with: Fingerprint) -> Fingerprint:
 
 def _remove_leftovers(files: PartFiles) -> None:
     """Remove what a killed run left half done, but no other part's files: those may still be written."""
-    finish_cleaning(files)
+    finish_rewriting(files)
     if files.checked.is_dir():
         remove_partials(files.checked)
     folder = files.data.tars(files.part)

@@ -7,10 +7,12 @@ images/
   part-000NN.checked/
     plan.parquet                    a status for every index row: "filtered", "bad_url", "cannot_blur", or null if it
                                     is to be fetched
-    round-1.parquet …               the index rows of each later round, fixed when it starts
+    round-1.parquet …               the rows of each later round, fixed when it starts
+    removed.parquet                 the rows that were taken down since
     0-00000.parquet …               each finished shard's rows of the sidecar: ROUND-SHARD
   part-000NN.parquet                the sidecar, made from all of these
 
+All of these number the rows of the index as it was when the download began; see `numbering` for when rows have left it.
 A round that has its file has been started; it is finished when each of its shards has its rows of the sidecar.
 """
 
@@ -97,6 +99,11 @@ class PartFiles:
     def plan(self) -> Path:
         """The plan: one status for every index row."""
         return self.checked / "plan.parquet"
+
+    @property
+    def removed(self) -> Path:
+        """The rows that were taken down; see `numbering`."""
+        return self.checked / "removed.parquet"
 
     @property
     def writers(self) -> Path:
@@ -189,7 +196,7 @@ def write_round(files: PartFiles, number: int, rows: Rows, fingerprint: Fingerpr
 
 
 def rows_of_round(files: PartFiles, number: int) -> Rows:
-    """Return the index rows of a round, int64[n], ascending, in the order of its shards."""
+    """Return the rows of a round, int64[n], ascending, in the order of its shards."""
     if number:
         return np.asarray(table_of(data_store.bring(files.data, files.round(number)))["row"].to_numpy(), dtype=np.int64)
     return rows_to_fetch(table_of(data_store.bring(files.data, files.plan))["status"])
@@ -211,7 +218,7 @@ def listed(index: IndexPart, rows: Rows, blur_faces: bool = False) -> pa.Table:
 
     The columns are `CARRIED`, with `blur_faces` the boxes to blur, caption and url.
     """
-    tables = []
+    tables = [_listed(index.read(0, 0, ["url", "caption", *LISTED]), rows[:0], blur_faces)]
     for start, stop in index.row_groups:
         chosen = rows[np.searchsorted(rows, start) : np.searchsorted(rows, stop)]
         if len(chosen):

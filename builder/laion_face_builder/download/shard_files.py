@@ -25,7 +25,7 @@ import os
 import re
 import shutil
 import tarfile
-from collections.abc import Collection, Container, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -244,13 +244,17 @@ def _not_whole(file: Path, found: str, expected: str) -> BadFile:
     return BadFile(file, found=found, expected=expected, way_out="The shard is downloaded again.")
 
 
+def shards_in(paths: Iterable[Path]) -> list[int]:
+    """Return the numbers, ascending, of the shards that any of these files are of."""
+    return sorted({int(named[1]) for path in paths if (named := _OURS.fullmatch(path.name))})
+
+
 def remove_unfinished(folder: Path, kept: Collection[int], share: Container[int] | None = None) -> None:
     """Remove the share's shards that are not in `kept`, and what was being written; without a share, of all shards."""
     remove_half_written(folder, share)
-    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        named = _OURS.fullmatch(path.name)
-        if named and int(named[1]) not in kept and (share is None or int(named[1]) in share):
-            ShardFiles(folder, int(named[1])).remove()
+    for number in shards_in(folder.iterdir() if folder.is_dir() else ()):
+        if number not in kept and (share is None or number in share):
+            ShardFiles(folder, number).remove()
 
 
 def remove_half_written(folder: Path, share: Container[int] | None = None) -> None:
@@ -261,6 +265,11 @@ def remove_half_written(folder: Path, share: Container[int] | None = None) -> No
         named = _BEGUN.fullmatch(begun.name)
         if share is not None and named and int(named[1]) in share:
             shutil.rmtree(begun, ignore_errors=True)
+
+
+def end_mark(position: int) -> bytes:
+    """Return what ends a tar of so many bytes: the mark, and what fills it up to a multiple of 20 blocks."""
+    return bytes(2 * BLOCK + -(position + 2 * BLOCK) % tarfile.RECORDSIZE)
 
 
 _NAME = slice(0, 100)
@@ -317,8 +326,8 @@ class ShardTar:
         return bytes(header), content, bytes(-len(content) % BLOCK)
 
     def finish(self) -> None:
-        """Write the end mark, fill up to a multiple of 20 blocks, which `tar` expects, and close the file."""
-        self._file.write(bytes(2 * BLOCK + -(self._position + 2 * BLOCK) % tarfile.RECORDSIZE))
+        """Write what ends a tar, and close the file."""
+        self._file.write(end_mark(self._position))
         self.close()
 
     def close(self) -> None:

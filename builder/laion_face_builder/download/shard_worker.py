@@ -14,17 +14,20 @@ import ipaddress
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
+
 from laion_face_builder.download.blur import ENCODER
 from laion_face_builder.download.check import check_tar
 from laion_face_builder.download.download_options import DownloadOptions
-from laion_face_builder.download.plan import listed, rows_of_round
+from laion_face_builder.download.numbering import NOWHERE, Numbering, blank, listed_rows, without_removed
+from laion_face_builder.download.plan import rows_of_round
 from laion_face_builder.download.reencoding import Stored, stored
 from laion_face_builder.download.shard_writer import ShardWriter
 from laion_face_builder.download.task import Report, ShardResult, ShardTask
@@ -34,6 +37,8 @@ from laion_face_builder.fetch.fetcher import Fetcher
 from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.images.pictures import Picture
 from laion_face_builder.images.reasons import Reason
+from laion_face_builder.index.removals import Removals
+from laion_face_builder.index.removed import Removed
 from laion_face_builder.sources import data_store
 
 #: Bounds for each shard: bytes of pictures that wait to be written, and rows asked for ahead of the last one written.
@@ -45,7 +50,8 @@ _REPORT_SECONDS = 1.0
 _MAKING = threading.Lock()
 #: If no host answered for any of at least so many samples, the network is at fault.
 _ENOUGH = 8
-_HELD = PictureError(Reason.IN_ANOTHER_ROUND)
+_HELD, _GONE = PictureError(Reason.IN_ANOTHER_ROUND), PictureError(Reason.REMOVED)
+_NOT_ASKED = (Reason.IN_ANOTHER_ROUND, Reason.REMOVED)
 Sample = tuple[int, dict[str, Any]]
 
 
@@ -81,17 +87,22 @@ def _downloaded(task: ShardTask, report: Report) -> ShardResult:
     tally, held = _Tally(report), frozenset(task.held)
     rows = rows_of_round(task.place.part, task.place.round)
     rows = rows[task.place.start : task.place.start + task.place.samples]
+    removed = Removals.of(task.place.part.data).removed
     with task.index as index:
-        table = listed(index, rows, task.options.blur_faces)
+        numbering = Numbering.of(task.place.part, index.num_rows)
+        table, is_gone = without_removed(listed_rows(index, numbering, rows, task.options.blur_faces), removed)
+    gone = frozenset(np.flatnonzero(is_gone | (numbering.rows_of(rows) == NOWHERE)).tolist())
     if task.options.encodes_again:
         ENCODER.start()  # before the first request: importing img2dataset takes seconds
     writer = None if task.probe else ShardWriter(task, table.schema)
     try:
-        for (position, values), found in _fetched(task, _samples(table)):
+        for (position, values), found in _fetched(task, _samples(table), {*task.left_out, *held, *gone}):
             end = _HELD if position in held else _end_of(found, values, task.options)
+            is_removed = position in gone or _is_named(removed, found, end)
+            end = _GONE if is_removed else end
             tally.count(end, values["url"])
             if writer is not None:
-                writer.write(position, values, end)
+                writer.write(position, blank(values) if is_removed else values, end)
         tally.require_a_network()
         if writer is not None:
             writer.finish()
@@ -106,10 +117,11 @@ def _samples(table: Any) -> Iterator[Sample]:
     return enumerate(rows)
 
 
-def _fetched(task: ShardTask, samples: Iterator[Sample]) -> Iterator[tuple[Sample, Picture | PictureError | None]]:
+def _fetched(
+    task: ShardTask, samples: Iterator[Sample], left_out: Collection[int]
+) -> Iterator[tuple[Sample, Picture | PictureError | None]]:
     with _MAKING:
         engine = _engine(task.limits)
-    left_out = {*task.left_out, *task.held}
     if task.probe is not None:
         samples = (sample for sample in samples if task.probe[0] <= sample[0] < task.probe[1])
 
@@ -124,6 +136,13 @@ def _fetched(task: ShardTask, samples: Iterator[Sample]) -> Iterator[tuple[Sampl
         lookahead=_LOOKAHEAD,
         max_buffer_bytes=_BUFFER_BYTES,
     )
+
+
+def _is_named(removed: Removed, found: Picture | PictureError | None, end: Stored | PictureError) -> bool:
+    """Say whether a picture that would be kept was taken down, by what came or by what is kept of it."""
+    if not isinstance(found, Picture) or not isinstance(end, Stored):
+        return False
+    return removed.names_picture(found.data, (end.sha256, end.fetched_sha256))
 
 
 def _end_of(
@@ -178,7 +197,7 @@ class _Tally:
 
         The engine itself waits for a network that falls silent; this is about a resolver that gives wrong answers.
         """
-        asked = self.result.samples - self.result.statuses[Reason.IN_ANOTHER_ROUND]
+        asked = self.result.samples - sum(self.result.statuses[reason] for reason in _NOT_ASKED)
         if self._unanswered.total() == asked >= _ENOUGH:
             said = ", ".join(f"{reason} {count:,}" for reason, count in self._unanswered.most_common())
             raise NetworkOutage(

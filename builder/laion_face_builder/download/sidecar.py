@@ -20,11 +20,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from laion_face_builder.download.check import CHECKED
-from laion_face_builder.files import Fingerprint, digest, human_size, stamped, written_whole
+from laion_face_builder.download.numbering import NOWHERE, Numbering
+from laion_face_builder.download.plan import PartFiles
+from laion_face_builder.errors import StateConflict
+from laion_face_builder.files import Fingerprint, digest, human_size, read_fingerprint, stamped, written_whole
 from laion_face_builder.images.reasons import Reason
 from laion_face_builder.layout import row_group_bounds
-from laion_face_builder.parquet_files import table_of
+from laion_face_builder.parquet_files import rows_in, table_of
 from laion_face_builder.schema import SIDECAR
+from laion_face_builder.sources import data_store
 
 #: In the Parquet metadata beside the fingerprint: which passes over which downloads the sidecar was made from.
 MADE_FROM_KEY = b"laion_face.made_from"
@@ -83,6 +87,60 @@ def sidecar_made_from(sidecar: Path) -> str | None:
         return None
 
 
+def sidecar_is_of(sidecar: Path, tars: Sequence[CheckedTar], numbering: Numbering) -> bool:
+    """Say whether a sidecar was made from these tars, for an index that is numbered so."""
+    if sidecar_made_from(sidecar) != made_from(tars) or rows_in(sidecar) != len(numbering.of_index):
+        return False
+    return (read_fingerprint(sidecar) or {}).get("removed") == numbering.gone.stamp.get("removed")
+
+
+def sidecar_table(
+    sample_ids: pa.ChunkedArray, plan: pa.ChunkedArray, numbering: Numbering, tars: Sequence[CheckedTar]
+) -> pa.Table:
+    """Return a part's sidecar, as these tars give it.
+
+    Args:
+        sample_ids: int64[n] of the index.
+        plan: string[total]: why a download row was not asked for; null if it was.
+        numbering: of the n rows of the index.
+        tars: the earlier rounds first.
+    """
+    without = pc.fill_null(plan, Reason.NOT_DOWNLOADED).take(pa.array(numbering.of_index))
+    without = pc.if_else(pa.array(numbering.is_gone), Reason.REMOVED.value, without)
+    return assemble(sample_ids, np.where(numbering.is_gone, NOWHERE, numbering.of_index), tars, without)
+
+
+def samples_of_download(files: PartFiles) -> pa.Array:
+    """Return the sample id of each download row, as the part's sidecar has them, int64; null where it does not say."""
+    known = table_of(files.data.sidecar(files.part), ["sample_id"])["sample_id"].combine_chunks()
+    numbering = Numbering.of(files, len(known))
+    places = numbering.rows_of(np.arange(numbering.total, dtype=np.int64))
+    return known.take(pa.array(places, mask=places == NOWHERE))
+
+
+def require_same_samples(files: PartFiles, numbering: Numbering, sample_ids: pa.ChunkedArray) -> None:
+    """Raise StateConflict if an index lacks as many rows as were taken down, but not those.
+
+    Args:
+        files: of the part; without a sidecar there is nothing to compare with.
+        numbering: of the index.
+        sample_ids: int64[n] of the index.
+
+    Raises:
+        StateConflict: a row of it is another sample than the sidecar says.
+    """
+    path = files.data.sidecar(files.part)
+    if not numbering.removal or not data_store.brought(files.data, path):
+        return
+    known = samples_of_download(files).take(pa.array(numbering.of_index))
+    same = pc.fill_null(pc.equal(known, sample_ids.combine_chunks()), True)
+    if not pc.all(same, min_count=0).as_py():
+        raise StateConflict(
+            f"{path}: other rows were taken from the index than from these pictures. Run `laion-face remove` with the "
+            f"list of what was taken from the index, or move {files.data.tars(files.part)}* away to start over."
+        )
+
+
 def assemble(sample_ids: pa.ChunkedArray, keys: Ids, tars: Sequence[CheckedTar], without: pa.ChunkedArray) -> pa.Table:
     """Return the sidecar of n index rows, as a table.
 
@@ -103,12 +161,17 @@ def assemble(sample_ids: pa.ChunkedArray, keys: Ids, tars: Sequence[CheckedTar],
 
 
 def sidecar_of(sample_ids: pa.ChunkedArray, taken: pa.Table, without: pa.ChunkedArray) -> pa.Table:
-    """Return the sidecar of n index rows whose samples are the n rows of `taken`, null where there is none."""
+    """Return the sidecar of n index rows whose samples are the n rows of `taken`, null where there is none.
+
+    Of what was taken down no more is said than that.
+    """
     is_ok = pc.fill_null(pc.equal(taken["status"], Reason.OK), False)
     columns = {name: taken[name] for name in SIDECAR.names if name != "sample_id"}
     columns["status"] = pc.coalesce(taken["status"], without)
     for name in ("tar", "offset", "length"):
         columns[name] = pc.if_else(is_ok, columns[name], pa.scalar(None, SIDECAR.field(name).type))
+    is_gone = pc.equal(columns["status"], Reason.REMOVED)
+    sample_ids = pc.if_else(is_gone, pa.scalar(None, pa.int64()), sample_ids)
     return pa.table({"sample_id": sample_ids, **columns}).select(SIDECAR.names).cast(SIDECAR)
 
 

@@ -23,12 +23,15 @@ import struct
 import threading
 import time
 import zlib
+from collections.abc import Iterable
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
 from laion_face_builder.errors import OptionError
+from laion_face_builder.files import disk_errors
 from laion_face_builder.images.pictures import Picture
+from laion_face_builder.index.removed import Removed
 from laion_face_builder.log import logger
 from laion_face_builder.options import Ahead
 
@@ -123,8 +126,7 @@ class PictureCache:
             )
 
     def _path(self, key: bytes) -> str:
-        name = key.hex()
-        return f"{self.folder}/{name[:2]}/{name[2:]}"
+        return _place(self.folder, key)
 
     def _make_room(self, folder: str, size: int) -> None:
         with self._lock:
@@ -134,6 +136,36 @@ class PictureCache:
             self._written[folder] = 0 if is_due else written
         if is_due:
             _trim(folder, self._share - int(self._share * _LOOK_AFTER), int(self._share * (_EMPTY_TO - _LOOK_AFTER)))
+
+
+def forget(folder: str | os.PathLike[str], removed: Removed, urls: Iterable[str] = ()) -> int:
+    """Remove from a cache the pictures of these addresses, and those named by their bytes; return how many.
+
+    An address is found by its own hash, which is not that in `removed`: those that a list of addresses and hosts means
+    have to be given. If it names bytes, all that is kept is read. Others may use the folder meanwhile.
+
+    Raises:
+        OptionError: there is no cache. DiskError: it cannot be read, or a picture not be removed.
+    """
+    place = Path(folder).expanduser().absolute()
+    if not (place / MARKER).exists():
+        raise OptionError(f"cache_images={os.fspath(folder)!r}: no cache of pictures is there. Name the folder of one")
+    with disk_errors(place):
+        known = {_place(place, sha256(url.encode("utf-8", "surrogatepass")).digest()) for url in urls}
+        folders = sorted({os.path.dirname(path) for path in known})
+        if removed.pictures:
+            folders = [str(path) for path in place.glob("[0-9a-f][0-9a-f]")]
+        found = [path for folder in folders for path in _entries(folder)]
+        gone = [path for path in found if _final(path) in known or _is_named(path, removed)]
+        for path in gone:
+            with suppress(FileNotFoundError):  # Others trim the same folder.
+                os.unlink(path)
+    return len({*map(_final, gone)})
+
+
+def _place(folder: Path, key: bytes) -> str:
+    name = key.hex()
+    return f"{folder}/{name[:2]}/{name[2:]}"
 
 
 def _mark(folder: Path) -> None:
@@ -151,6 +183,29 @@ def _mark(folder: Path) -> None:
             f"are too many. Give a new folder, or an empty one. (A cache is known by its file {MARKER!r}.)"
         )
     (folder / MARKER).write_bytes(b"Pictures that laion_face keeps. This folder may be removed as a whole.\n")
+
+
+def _entries(folder: str) -> list[str]:
+    """List a folder's pictures, also those that are being written, or were when somebody was killed."""
+    with suppress(FileNotFoundError):
+        return [f"{folder}/{name}" for name in os.listdir(folder)]
+    return []
+
+
+def _final(path: str) -> str:
+    """Return the name that an entry has or gets once it is whole."""
+    folder, _, name = path.rpartition("/")
+    return f"{folder}/{name.removeprefix('.').partition('.')[0]}"
+
+
+def _is_named(path: str, removed: Removed) -> bool:
+    if not removed.pictures:
+        return False
+    try:
+        data = Path(path).read_bytes()[_HEADER.size :]
+    except FileNotFoundError:
+        return False
+    return removed.names_picture(data, [sha256(data).hexdigest()])
 
 
 def _trim(folder: str, max_bytes: int, down_to: int) -> None:

@@ -31,6 +31,7 @@ from laion_face_builder.images.reasons import Reason
 from laion_face_builder.index.faces import FaceTable, flat_columns
 from laion_face_builder.index.ids import read_ids
 from laion_face_builder.index.reader import index_fingerprint_at
+from laion_face_builder.index.removals import without_stamp
 from laion_face_builder.index.writer import proof_path
 from laion_face_builder.layout import DataDir, row_group_bounds
 from laion_face_builder.parquet_files import table_of
@@ -77,13 +78,18 @@ def _join_problems(index: Path, table: pa.Table, stated: str | None) -> Iterator
     fingerprint = index_fingerprint_at(index)
     if fingerprint is None:
         return
-    if digest(fingerprint) != stated:
+    if digest(without_stamp(fingerprint)) != stated:
         yield f"its pictures were downloaded for another index than {index}"
     ids = table_of(index, ["sample_id"])["sample_id"]
     if len(ids) != table.num_rows:
         yield f"{table.num_rows} rows, but the index has {len(ids)}"
-    elif not ids.combine_chunks().equals(table["sample_id"].combine_chunks()):
+    elif not pc.all(pc.equal(ids, pc.coalesce(table["sample_id"], _of_removed(table, ids))), min_count=0).as_py():
         yield "its rows are in another order than the index's"
+
+
+def _of_removed(table: pa.Table, ids: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return the ids of rows that the sidecar says nothing of, since they were taken down; -1 elsewhere."""
+    return pc.if_else(pc.fill_null(pc.equal(table["status"], Reason.REMOVED), False), ids, -1)
 
 
 def _tar_problems(tar: Path, rows: pa.Table, deep: bool) -> Iterator[str]:

@@ -1,0 +1,300 @@
+"""Take samples out of what was downloaded of a part: tars, tables, counts and the sidecar; whatever stays is kept.
+
+Each step leaves files with which a download can go on, and is done again by whoever is called again with the same: the
+rows are noted first (`numbering`), then every shard is written once more that still says anything of them
+(`rewriting`), then the sidecar. The index may be rewritten only after that, since its rows say what is to go.
+
+A shard that is not whole, as a killed download leaves them, goes as a whole: the next download makes it again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from laion_face_builder.download.numbering import Numbering, TakenDown
+from laion_face_builder.download.plan import Mask, PartFiles, Rows
+from laion_face_builder.download.rewriting import (
+    copy_tar,
+    finish_rewriting,
+    write_checked,
+    write_parquet,
+    written_again,
+)
+from laion_face_builder.download.shard_files import (
+    ShardFiles,
+    pictures_in,
+    read_members,
+    remove_half_written,
+    require_whole,
+    shards_in,
+)
+from laion_face_builder.download.sidecar import (
+    CheckedTar,
+    samples_of_download,
+    sidecar_is_of,
+    sidecar_table,
+    write_sidecar,
+)
+from laion_face_builder.download.workers import Workers
+from laion_face_builder.errors import BadFile
+from laion_face_builder.files import Fingerprint, disk_errors, locked, read_fingerprint, remove_partials
+from laion_face_builder.images.reasons import Reason, short_name
+from laion_face_builder.layout import DataDir
+from laion_face_builder.log import logger
+from laion_face_builder.parquet_files import table_of
+from laion_face_builder.sources import data_store
+
+#: What a shard's parquet still says of a sample that was taken down.
+_KEPT = ("row", "key", "status", "error_message")
+
+
+@dataclass(frozen=True)
+class PicturesTaken:
+    """What was taken out of a part's pictures; additive.
+
+    Attributes:
+        samples: rows of tars' tables that were emptied.
+        pictures: how many of them had a picture.
+        bytes: of these pictures.
+        tars: how many tars were written again.
+        lost: shards that were not whole, and went.
+    """
+
+    samples: int = 0
+    pictures: int = 0
+    bytes: int = 0
+    tars: int = 0
+    lost: int = 0
+
+    def __add__(self, other: PicturesTaken) -> PicturesTaken:
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return PicturesTaken(*(one + another for one, another in pairs))
+
+
+def take_pictures_out(data: DataDir, part: int, gone: Mask, *, keeps_rows: bool = False) -> PicturesTaken:
+    """Take rows out of all that was downloaded of a part, before they leave its index; nothing if nothing was.
+
+    Killed anywhere, the same call does the rest, also once it had ended and the index is still as it was.
+
+    Args:
+        gone: bool[n]: which rows of the index, as it is now, are taken down.
+        keeps_rows: the index keeps them, since it is not ours: it lies elsewhere.
+
+    Raises:
+        StateConflict: the pictures are of another index. DownloadError: they are being downloaded.
+        DiskError: the disk is full, or read-only.
+    """
+    with _opened(data, part) as files:
+        if files is None:
+            return PicturesTaken()
+        with disk_errors(files.data.tars(part)):
+            numbering = _noted(files, gone, keeps_rows)
+            if not len(numbering.gone.rows):
+                return PicturesTaken()
+            taken = PicturesTaken()
+            for number, shard in all_shards(files):
+                taken += _Shard(files, number, shard).without(numbering.gone.rows)
+            _renew_sidecar(files, numbering)
+            for counted in data_store.below(files.data, files.data.root / "copies"):  # they name pictures by SHA-256
+                counted.unlink(missing_ok=True)
+                data_store.remove_afar(files.data, counted)
+    if taken.samples:
+        logger.info("part %05d: %d samples out of %d tars", part, taken.samples, taken.tars)
+    return taken
+
+
+@contextmanager
+def _opened(data: DataDir, part: int) -> Iterator[PartFiles | None]:
+    """Yield the files of a part, nobody else at work and all of earlier runs finished; None without a download."""
+    with data_store.at_work(data) as here:
+        files = PartFiles(here, part)
+        if not data_store.brought(here, files.plan):
+            yield None
+            return
+        waiting = f"part {part:05d}: another process downloads it; waiting for that"
+        with locked(here.images_fingerprint(part), waiting), Workers[Any](0, lock=files.writers):
+            finish_rewriting(files)
+            remove_partials(files.checked)
+            remove_partials(here.tars(part).parent, f"{here.tars(part).name}.")
+            for number in range(files.rounds_started() + 1):
+                remove_half_written(files.tars(number))
+            yield files
+
+
+def _noted(files: PartFiles, gone: Mask, keeps_rows: bool) -> Numbering:
+    """Note the rows beside the plan, and return the numbering of the index without them."""
+    before = Numbering.of(files, len(gone))
+    rows = before.of_index[gone]
+    if not before.gone.contains(rows).all():
+        before.gone.with_rows(rows, before.gone.latest + 1).write(files)
+    lacking = TakenDown.of(files)
+    return Numbering.of(files, len(gone) if keeps_rows else before.total - len(lacking.rows))
+
+
+def all_shards(files: PartFiles) -> Iterator[tuple[int, ShardFiles]]:
+    """Yield each shard that anything lies of, with its round; in the order of rounds and shards."""
+    for number in range(files.rounds_started() + 1):
+        folder = files.tars(number)
+        there = [path for path in data_store.below(files.data, folder) if path.parent == folder]
+        for shard in shards_in(there):
+            yield number, ShardFiles(folder, shard)
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """A shard that rows may have to be taken out of."""
+
+    files: PartFiles
+    round: int
+    shard: ShardFiles
+
+    def without(self, gone: Rows) -> PicturesTaken:
+        """Write the shard once more if it says anything of these download rows; remove one that is not whole."""
+        data = self.files.data
+        try:
+            for path in (self.shard.stats, self.shard.parquet):
+                if not data_store.brought(data, path):
+                    raise BadFile(path, found="nothing", expected="a file of the shard", way_out="Download it again.")
+            marks = table_of(self.shard.parquet, ["row", "error_message"])
+            said = marks["error_message"].cast(pa.string())
+            is_told = pc.fill_null(pc.not_equal(said, Reason.REMOVED.value), True).to_numpy()
+            named = np.isin(marks["row"].to_numpy(), gone) & is_told
+            return self._rewritten(named, gone) if named.any() else PicturesTaken()
+        except BadFile as error:
+            logger.warning("%s; the shard is removed, and the next download makes it again", error)
+            return self._lost()
+
+    def _lost(self) -> PicturesTaken:
+        checked = self.files.checked_tar(self.round, self.shard.number)
+        for path in (self.shard.stats, self.shard.parquet, self.shard.tar, checked):
+            data_store.remove_afar(self.files.data, path)
+            path.unlink(missing_ok=True)
+        return PicturesTaken(lost=1)
+
+    def _rewritten(self, named: Mask, gone: Rows) -> PicturesTaken:
+        shard, data = self.shard, self.files.data
+        if not data_store.brought(data, shard.tar):
+            raise BadFile(shard.tar, found="nothing", expected="the shard's tar", way_out="Download it again.")
+        table, members = table_of(shard.parquet), read_members(shard.tar)
+        require_whole(shard, table.num_rows, members)
+        keys = frozenset(table["key"].filter(pa.array(named)).to_pylist())
+        pictures = [member for key, member in pictures_in(members).items() if key in keys]
+        has_members = any(member.key in keys for member in members)
+        checked = checked_of(self.files, self.round, shard)
+        with written_again(self.files, shard) as made:
+            moved = copy_tar(shard.tar, made.tar, keys) if has_members else None
+            write_parquet(_emptied(table, named), made.parquet)
+            stats = _recounted(json.loads(shard.stats.read_bytes()), table.filter(pa.array(named)))
+            made.stats.write_text(json.dumps(stats, indent=4), encoding="utf-8")
+            if checked is not None:
+                tar = made.tar if has_members else shard.tar
+                stamp = {**checked, "stats": made.stats_digest(), "tar_bytes": tar.stat().st_size}
+                source = self.files.checked_tar(self.round, shard.number)
+                write_checked(_unchecked(table_of(source), gone, moved), made.folder / source.name, stamp)
+        self._send(has_members)
+        return PicturesTaken(len(keys), len(pictures), sum(picture.length for picture in pictures), int(has_members))
+
+    def _send(self, has_members: bool) -> None:
+        """Send what changed to the address, if there is one: the stats go first, and come last."""
+        data, shard = self.files.data, self.shard
+        if data.address is None:
+            return
+        data_store.remove_afar(data, shard.stats)
+        checked = self.files.checked_tar(self.round, shard.number)
+        for path in (*([shard.tar] if has_members else []), shard.parquet, *([checked] if checked.exists() else [])):
+            data_store.send(data, path)
+        data_store.send(data, shard.stats)
+        shard.tar.unlink()  # whatever room there is here, it is not that of all tars
+
+
+def checked_of(files: PartFiles, number: int, shard: ShardFiles) -> Fingerprint | None:
+    """Return the fingerprint of a shard's rows of the sidecar; None if there are none that speak of its tar."""
+    checked, data = files.checked_tar(number, shard.number), files.data
+    if not data_store.brought(data, shard.stats) or not data_store.brought(data, checked):
+        return None
+    try:
+        found = read_fingerprint(checked) or {}
+    except BadFile:
+        return None
+    is_of_it = (found.get("stats"), found.get("tar_bytes")) == (shard.stats_digest(), data_store.size(data, shard.tar))
+    return found if is_of_it else None
+
+
+def _emptied(table: pa.Table, named: Mask) -> pa.Table:
+    """Return a shard's parquet in which these rows say nothing but that they were taken down."""
+    emptied = _nulled(table, named)
+    said = {"status": "failed_to_download", "error_message": Reason.REMOVED.value}
+    for name in filter(table.column_names.__contains__, _KEPT):
+        column = table[name]
+        if name in said:
+            column = pc.if_else(pa.array(named), said[name], column.cast(pa.string()))
+        emptied = emptied.set_column(emptied.schema.get_field_index(name), name, column)
+    return emptied
+
+
+def _nulled(table: pa.Table, named: Mask) -> pa.Table:
+    return table.take(pa.array(np.arange(table.num_rows), mask=named))
+
+
+def _recounted(stats: dict[str, Any], named: pa.Table) -> dict[str, Any]:
+    """Return a shard's counts once these rows of its parquet are failures."""
+    messages = Counter(stats.get("status_dict", {}))
+    counts = Counter({name: stats.get(name, 0) for name in ("successes", "failed_to_download", "failed_to_resize")})
+    for status, said in zip(named["status"].to_pylist(), named["error_message"].to_pylist(), strict=True):
+        counts["successes" if status == "success" else status] -= 1
+        messages["success" if status == "success" else said if said in messages else short_name(said)] -= 1
+    counts["failed_to_download"] += named.num_rows
+    messages[Reason.REMOVED] += named.num_rows
+    return stats | dict(counts) | {"status_dict": {name: count for name, count in messages.items() if count > 0}}
+
+
+def _unchecked(checked: pa.Table, gone: Rows, moved: dict[int, int] | None) -> pa.Table:
+    """Return a shard's rows of the sidecar without what they say of download rows that are gone.
+
+    Args:
+        moved: where each member lies now, by where it lay; None if the tar is as it was.
+    """
+    is_gone = np.isin(checked["id"].to_numpy(), gone)
+    said = {"status": Reason.REMOVED.value, "detail": ""}
+    emptied = _nulled(checked, is_gone).set_column(checked.schema.get_field_index("id"), "id", checked["id"])
+    for name, text in said.items():
+        column = pc.if_else(pa.array(is_gone), text, checked[name])
+        emptied = emptied.set_column(emptied.schema.get_field_index(name), name, column)
+    if moved is None:
+        return emptied
+    offsets = [None if offset is None else moved[offset] for offset in emptied["offset"].to_pylist()]
+    return emptied.set_column(emptied.schema.get_field_index("offset"), "offset", pa.array(offsets, pa.int64()))
+
+
+def _renew_sidecar(files: PartFiles, numbering: Numbering) -> None:
+    path = files.data.sidecar(files.part)
+    if not data_store.brought(files.data, path):
+        return
+    shards = [(number, shard) for number, shard in all_shards(files) if checked_of(files, number, shard)]
+    tars = [
+        CheckedTar(files.tar_name(number, shard.number), files.checked_tar(number, shard.number))
+        for number, shard in shards
+    ]
+    try:
+        if sidecar_is_of(path, tars, numbering):
+            return
+        known = read_fingerprint(path) or {}
+        sample_ids = pa.chunked_array([samples_of_download(files).take(pa.array(numbering.of_index))])
+    except BadFile as error:
+        logger.warning("%s; removed: `laion-face download` makes it again, and fetches nothing", error)
+        path.unlink(missing_ok=True)
+        data_store.remove_afar(files.data, path)
+        return
+    fingerprint = {name: value for name, value in known.items() if name not in ("pictures", "removed")}
+    table = sidecar_table(sample_ids, table_of(files.plan)["status"], numbering, tars)
+    write_sidecar(path, table, fingerprint | numbering.gone.stamp, tars)
+    data_store.send(files.data, path)

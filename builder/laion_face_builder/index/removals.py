@@ -1,0 +1,154 @@
+"""Remember what was taken down from a DATA_DIR, so that nothing that is made later has it again.
+
+DATA_DIR/removed.json               {"format": 1, "removals": [{"date", "reason", "entries", "found", "is_done"}, …]}
+
+A removal is noted before the first file is touched, and noted as done after the last: whoever finds one that is not
+done must not use what is there, since a part may have its rows and not yet its pictures taken out.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from laion_face_builder.errors import BadFile, StateConflict
+from laion_face_builder.files import digest, written_whole
+from laion_face_builder.index.removed import Removed
+from laion_face_builder.layout import DataDir
+from laion_face_builder.shown import short
+from laion_face_builder.sources import data_store
+
+#: Raised when the file's own form changes.
+REMOVALS_FORMAT = 1
+#: The key in an index part's fingerprint that says which of its rows are gone.
+STAMP = "removed"
+
+
+@dataclass(frozen=True)
+class Removal:
+    """One call of `laion-face remove`.
+
+    Attributes:
+        date: when it was asked for, "2026-11-26".
+        reason: as its author wrote it; may be empty.
+        entries: what was listed.
+        found: by part, the hashes of the sample ids of all rows that were named, whatever named them.
+        is_done: whether no file of DATA_DIR has any of it any more.
+    """
+
+    date: str
+    reason: str
+    entries: Removed
+    found: Mapping[int, frozenset[str]] = field(default_factory=dict)
+    is_done: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what is written of it."""
+        found = {str(part): sorted(hashes) for part, hashes in sorted(self.found.items())}
+        return {**asdict(replace(self, entries=Removed())), "entries": self.entries.as_dict(), "found": found}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Removal:
+        """Make one from what `as_dict` gave.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is something else.
+        """
+        found = {int(part): Removed.from_dict({"sample_ids": ids}).sample_ids for part, ids in values["found"].items()}
+        entries = Removed.from_dict(values["entries"])
+        return cls(str(values["date"]), str(values["reason"]), entries, found, bool(values["is_done"]))
+
+
+@dataclass(frozen=True)
+class Removals:
+    """All removals from one DATA_DIR, the oldest first."""
+
+    done: tuple[Removal, ...] = ()
+
+    @classmethod
+    def of(cls, data: DataDir) -> Removals:
+        """Read those of `data`; none if none was ever asked for.
+
+        Raises:
+            BadFile: the file there is not ours, or of a later version.
+        """
+        if not data_store.brought(data, data.removed):
+            return cls()
+        try:
+            values = json.loads(data.removed.read_text(encoding="utf-8"))
+            if values["format"] != REMOVALS_FORMAT:
+                raise ValueError(f"format {values['format']}")
+            return cls(tuple(map(Removal.from_dict, values["removals"])))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise BadFile(
+                data.removed,
+                found=short(f"{type(error).__name__}: {error}", 200),
+                expected="what `laion-face remove` wrote",
+                way_out="Restore it from a copy: without it, what was taken down would come back.",
+            ) from error
+
+    @property
+    def removed(self) -> Removed:
+        """All that was ever taken down: what was listed, and the ids of the rows that were found by it."""
+        everything = Removed()
+        for removal in self.done:
+            ids = frozenset(text for hashes in removal.found.values() for text in hashes)
+            everything = everything | removal.entries | Removed(ids)
+        return everything
+
+    @property
+    def pending(self) -> Removal | None:
+        """The removal that was begun and not finished, if there is one."""
+        return next((removal for removal in self.done if not removal.is_done), None)
+
+    def found_in(self, part: int) -> frozenset[str]:
+        """Return the hashes of the ids of all rows that were taken out of a part."""
+        return frozenset[str]().union(*(removal.found.get(part, ()) for removal in self.done))
+
+    def stamp(self, part: int) -> dict[str, str]:
+        """Return what an index part's fingerprint says of removals: a digest of what is gone; {} if nothing is."""
+        found = self.found_in(part)
+        return {STAMP: digest(sorted(found))} if found else {}
+
+    def begun(self, removal: Removal) -> Removals:
+        """Return these with one more."""
+        return Removals((*self.done, removal))
+
+    def with_found(self, part: int, hashes: Iterable[str]) -> Removals:
+        """Return these with rows of a part that the latest removal names."""
+        *before, last = self.done
+        merged = {**last.found, part: frozenset(last.found.get(part, ())).union(hashes)}
+        return Removals((*before, replace(last, found=merged)))
+
+    def finished(self) -> Removals:
+        """Return these, all of them done."""
+        return Removals(tuple(replace(removal, is_done=True) for removal in self.done))
+
+    def write(self, data: DataDir) -> None:
+        """Write them to DATA_DIR."""
+        values = {"format": REMOVALS_FORMAT, "removals": [removal.as_dict() for removal in self.done]}
+        with written_whole(data.removed) as partial:
+            partial.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        data_store.send(data, data.removed)
+
+
+def settled(data: DataDir) -> Removals:
+    """Read the removals of `data`, all of which are done.
+
+    Raises:
+        StateConflict: one was begun and not finished; BadFile: as `Removals.of`.
+    """
+    removals = Removals.of(data)
+    if removals.pending is not None:
+        raise StateConflict(
+            f"{data.removed}: a removal of {removals.pending.date} was begun and is not finished. Run `laion-face "
+            f"remove --data-dir {data.where}` first: it goes on with it."
+        )
+    return removals
+
+
+def without_stamp(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an index part's fingerprint as it was before anything was taken down from it."""
+    return {name: value for name, value in fingerprint.items() if name != STAMP}

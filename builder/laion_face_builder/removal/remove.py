@@ -98,6 +98,9 @@ def with_gone_since(request: RemovalRequest) -> RemovalRequest:
 
 def _from_data(request: RemovalRequest, names: Names) -> list[TakenDown]:
     data, taken = request.data, list[TakenDown]()
+    if data.ids(0).parent.exists():
+        with locked(data.ids(0).with_name("id-list")):
+            pass  # Whoever was writing ids is done, and whoever comes next knows.
     parts = parts_with_rows(data)
     with progress.bar("remove", len(parts)) as bar:
         for number, part in enumerate(parts, 1):
@@ -109,7 +112,7 @@ def _from_data(request: RemovalRequest, names: Names) -> list[TakenDown]:
             taken.append(TakenDown(f"part {part}", counts + forgotten))
             bar.update()
     freed = Counts()
-    if any(removal.found for removal in Removals.of(data).done if not removal.is_done):
+    if Removals.of(data).pending is not None:  # Whether they have any of it could not be told without reading them all.
         freed["sources_bytes"] = free_sources(data)
     return [*taken, TakenDown(f"{data.sources.name}, {data.staging.name}", freed)]
 

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from laion_face_builder.files import locked, remove_partials
+from laion_face_builder.files import Fingerprint, locked, read_fingerprint, remove_partials
 from laion_face_builder.index.exclusion import Exclusion, Mask
-from laion_face_builder.index.reader import IndexPart, index_fingerprint_at
-from laion_face_builder.index.removals import noted, without_stamp
+from laion_face_builder.index.reader import IndexPart
+from laion_face_builder.index.removals import Removals, noted, without_stamp
 from laion_face_builder.index.removed import Removed, hashes_of_ids
 from laion_face_builder.index.staged import staging_folders
 from laion_face_builder.index.withheld import take_ids_out
@@ -102,22 +102,23 @@ def take_rows_out(
         What was taken out.
     """
     counts = Counts()
-    removals = noted(data, part, hashes_of_ids(named.ids.tolist()))
-    index = data.index(part)
-    ours = index_fingerprint_at(index)
-    if ours is not None and named.gone is not None:
-        wanted = {**without_stamp(ours), **removals.stamp(part)}
+    if len(named.ids):
+        noted(data, part, hashes_of_ids(named.ids.tolist()))
+    ours = read_fingerprint(data.index(part))
+    wanted = None if ours is None else {**without_stamp(ours), **Removals.of(data).stamp(part)}
+    if wanted is not None and named.gone is not None and (named.gone.any() or ours != wanted):
         if named.gone.any():
             counts += take_pictures_out(data, part, named.gone)
-        if named.gone.any() or ours != wanted:
-            counts["joined tables"] = _free_joined(data, part)
-            _rewrite_index(data, part, named, wanted)
-            counts["rows"] = int(named.gone.sum())
-    of_ids, of_faces = take_ids_out(data, part, named.ids)
-    return counts + Counts(ids=of_ids, faces=of_faces)
+        counts["joined tables"] = _free_joined(data, part)
+        _rewrite_index(data, part, named, wanted)
+        counts["rows"] = int(named.gone.sum())
+    if len(named.ids):
+        of_ids, of_faces = take_ids_out(data, part, named.ids)
+        counts += Counts(ids=of_ids, faces=of_faces)
+    return counts
 
 
-def _rewrite_index(data: DataDir, part: int, named: NamedRows, wanted: dict[str, object]) -> None:
+def _rewrite_index(data: DataDir, part: int, named: NamedRows, wanted: Fingerprint) -> None:
     path, gone = data.index(part), named.gone
     assert gone is not None, "there is an index"  # noqa: S101 - says it to the type checker
     remove_partials(path.parent, path.name)

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from laion_face_builder.errors import BadFile, NotPrepared, SourceNotFound
 from laion_face_builder.files import FINGERPRINT_KEY
+from laion_face_builder.index.removals import settled
 from laion_face_builder.layout import DataDir
 from laion_face_builder.publish.card import measured_head, schema_of, split_card
 from laion_face_builder.publish.destination import destination_at
@@ -131,6 +132,7 @@ def verify(place: str, *, deep: bool = False, revision: str | None = None, token
 
     Raises:
         NotPrepared: it is none of these; SourceError: the Hub does not answer, or has no such dataset.
+        StateConflict: a removal from this DATA_DIR is not finished.
     """
     root = absolute(place)
     if root.is_file():
@@ -152,6 +154,7 @@ def verify(place: str, *, deep: bool = False, revision: str | None = None, token
 
 
 def _of_data(data: DataDir, deep: bool) -> Verification:
+    settled(data)
     parts = prepared_parts(data)
     if not parts:
         raise NotPrepared(f"{data.root}: nothing is prepared or published there. Run `laion-face prepare` first.")

@@ -160,8 +160,10 @@ class ExampleMaker:
     def _refuse_excluded(self, picture: Picture) -> None:
         exclude, removed = self.options.filters.exclude, self.options.filters.removed
         fetched = picture.fetched_sha256
-        if removed is not None and removed.names_picture(picture.data, filter(None, (picture.sha256, fetched))):
-            raise PictureError(Reason.EXCLUDED)
+        if removed is not None:
+            known = (picture.sha256, fetched) if removed.sha256s else ()
+            if removed.names_picture(picture.data, filter(None, known)):
+                raise PictureError(Reason.EXCLUDED)
         if exclude is None:
             return
         sha256s = (picture.sha256, fetched) if exclude.sha256s else ()

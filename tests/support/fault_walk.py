@@ -127,6 +127,14 @@ class Walk:
         self._made("prepared", "empty", PREPARE)
         self._made("downloaded", "prepared", DOWNLOAD)
         self._made("published", "downloaded", PUBLISH)
+        self._listed()
+
+    def _listed(self) -> None:
+        """Make a list of what is to be removed, beside what was prepared."""
+        shutil.copytree(self._root / "bases" / "prepared", self._root / "bases" / "listed")
+        truth = self.box.truth_of(0)
+        lines = [str(truth[0].sample_id), truth[-1].url]
+        (self._root / "bases" / "listed" / "list.txt").write_text("\n".join(lines), encoding="utf-8")
 
     def _made(self, name: str, base: str, words: tuple[str, ...]) -> None:
         folder = self._begin(base)
@@ -351,6 +359,13 @@ FAMILIES = (
     Family("arrow", _ARROW, _printed, "downloaded", _LOADS, ("cache", "tmp")),
     Family("publish", PUBLISH, _bytes_below("out"), "downloaded"),
     Family("publish with pictures", (*PUBLISH, "--with-images"), _bytes_below("out"), "downloaded"),
+    Family(
+        "remove",
+        ("remove", "DATA/list.txt", "--data-dir", "DATA"),
+        _bytes_below("data/ids", "data/faces", "data/index", "data/removed.json"),
+        "listed",
+        watched=("data",),
+    ),
     Family("stats", ("stats", "20M", *_WHERE, "--out", "OUT/stats.html"), _bytes_below("out"), "downloaded"),
     Family("show", ("show", "20M", *_WHERE, "--out", "OUT/sheet"), _bytes_below("out"), "downloaded"),
     Family("log", PREPARE, _bytes_below("data/ids", "data/faces", "data/index"), watched=("stderr",)),

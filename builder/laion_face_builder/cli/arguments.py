@@ -142,7 +142,57 @@ def _add_verify(subparsers: Any) -> None:
     )
     _add_data_dir(command)
     command.add_argument("--deep", action="store_true", help="check every picture and page, not only samples of them")
+    command.add_argument(
+        "--removed", metavar="LIST", help="list instead where anything that this file names is left, as for remove"
+    )
     _add_hub(command)
+    _add_format(command)
+
+
+def _add_remove(subparsers: Any) -> None:
+    command = _command(
+        subparsers,
+        "remove",
+        commands.run_remove,
+        "take down ids, URLs, hosts and pictures wherever they are, and keep to it from then on",
+    )
+    command.add_argument(
+        "list",
+        metavar="LIST",
+        nargs="?",
+        help="file of sample ids, URLs, hosts, SHA-256s or MD5s, - for the standard input; without one what was begun "
+        "goes on, and further places follow",
+    )
+    _add_data_dir(command)
+    for flag, metavar, text in (
+        ("--target", "TARGET", "published folder or Hub dataset to take it out of as well"),
+        ("--export", "OUT", "folder of an export to take it out of as well"),
+    ):
+        command.add_argument(flag, metavar=metavar, action="append", help=f"{text}; may be given several times")
+    command.add_argument("--cache-images", metavar="DIR", help="folder of a picture cache to take it out of as well")
+    command.add_argument(
+        "--cache-dir", metavar="DIR", help="folder of Arrow caches to take it out of; default: that of datasets"
+    )
+    command.add_argument("--reason", default="", metavar="TEXT", help="why, kept beside it; default: none")
+    command.add_argument(
+        "--from-metadata",
+        metavar="NEW",
+        help="newer metadata of LAION's, as --metadata takes it: rows that it no longer has are taken down too",
+    )
+    command.add_argument(
+        "--most-gone",
+        type=float,
+        default=0.2,
+        metavar="SHARE",
+        help="largest share of the rows that --from-metadata may take down, from 0 to 1; default: %(default)s",
+    )
+    command.add_argument(
+        "--squash-history",
+        action="store_true",
+        help="delete the earlier commits of Hub datasets, which else go on serving what was taken down",
+    )
+    _add_hub(command)
+    _add_dry_run(command)
     _add_format(command)
 
 
@@ -254,6 +304,7 @@ _COMMANDS = (
     _add_faces,
     _add_status,
     _add_publish,
+    _add_remove,
     _add_verify,
     _add_show,
     _add_stats,

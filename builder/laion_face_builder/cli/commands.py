@@ -34,10 +34,8 @@ def options_of(given: argparse.Namespace, *, anywhere: bool = False) -> Any:
 
     named = {name: getattr(given, name) for name in option_names() if hasattr(given, name)}
     fields = OptionFields(**{**named, **_lists_of_stdin(named)})
-    data = DataDir.kept_at(given.data_dir) if anywhere else None
-    if data is None or data.address is None:
-        return Options.of(given.config, fields, given.data_dir, given.token)
-    return dataclasses.replace(Options.of(given.config, fields, None, given.token), data=data)
+    data = DataDir.kept_at(given.data_dir) if anywhere else DataDir.at(given.data_dir)
+    return Options.of(given.config, fields, data, given.token)
 
 
 def _lists_of_stdin(named: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,8 +119,10 @@ def run_download(given: argparse.Namespace) -> None:
 def run_faces(given: argparse.Namespace) -> int:
     """Print the faces of single samples; return 1 if some are not there."""
     from laion_face_builder.index.detections import faces_of
+    from laion_face_builder.index.removals import settled
 
     out, data, missing = Output(given.format), DataDir.at(given.data_dir), set(given.sample_ids)
+    settled(data)
     for found in faces_of(data, given.sample_ids):
         missing.discard(found.sample_id)
         out.lines(_face_lines(found.sample_id, found.part, found.faces))
@@ -135,8 +135,12 @@ def run_faces(given: argparse.Namespace) -> int:
 def run_status(given: argparse.Namespace) -> None:
     """Print what is prepared and downloaded."""
     from laion_face_builder import status
+    from laion_face_builder.index.removals import settled
+    from laion_face_builder.sources import data_store
 
     data, parts = DataDir.kept_at(given.data_dir), CONFIG_PARTS[given.config]
+    with data_store.at_work(data) as here:
+        settled(here)
     out = Output(given.format)
     out.lines(status.lines(data, parts))
     out.document(lambda: status.as_json(data, parts))
@@ -160,13 +164,58 @@ def run_publish(given: argparse.Namespace) -> None:
     Output(given.format).document(lambda: _published(given.target, manifest))
 
 
+def run_remove(given: argparse.Namespace) -> None:
+    """Take down what is listed."""
+    from laion_face_builder.removal.removal_forecast import forecast_removal
+    from laion_face_builder.removal.remove import remove
+    from laion_face_builder.removal.request import RemovalRequest, lines
+    from laion_face_builder.values import folder
+
+    request = RemovalRequest(
+        DataDir.kept_at(given.data_dir),
+        None if given.list is None else _listed("remove", given.list),
+        given.reason,
+        given.from_metadata,
+        given.most_gone,
+        tuple(given.target or ()),
+        tuple(folder("export", one) for one in given.export or ()),
+        None if given.cache_images is None else folder("cache_images", given.cache_images),
+        None if given.cache_dir is None else folder("cache_dir", given.cache_dir),
+        given.revision,
+        given.token,
+        given.squash_history,
+    )
+    if given.dry_run:
+        return _foretell(forecast_removal(request), given)
+    taken, out = remove(request), Output(given.format)
+    out.lines(lines(taken))
+    out.document(lambda: {"data_dir": request.data.where, "places": [one.as_dict() for one in taken]})
+
+
+def _listed(option: str, path: str) -> Any:
+    """Read a list, a file or "-" for the standard input.
+
+    Raises:
+        OptionError: there is no such file; BadFile: a line of it is none of the known forms.
+    """
+    from laion_face_builder.index.exclusion import parse_exclusion
+    from laion_face_builder.options.plain import read_list
+
+    return parse_exclusion(sys.stdin.read().splitlines(), "-") if path == "-" else read_list(option, path)
+
+
 def run_verify(given: argparse.Namespace) -> int:
     """Print what is wrong with a place; return 1 if anything is."""
     from laion_face_builder.verify.verify import verify
+    from laion_face_builder.verify.verify_removed import verify_removed
 
     out = Output(given.format)
     place = given.place or str(DataDir.at(given.data_dir).root)
-    found = verify(place, deep=given.deep, revision=given.revision, token=given.token)
+    if given.removed is None:
+        found = verify(place, deep=given.deep, revision=given.revision, token=given.token)
+    else:
+        listed = _listed("removed", given.removed)
+        found = verify_removed(place, listed, deep=given.deep, revision=given.revision, token=given.token)
     problems = []
     for problem in found.problems:
         problems.append(problem)

@@ -122,6 +122,7 @@ SCHEMAS: dict[str, _Schema] = {
         # The preview is of no part: -1.
         files=_list(_object(name=_TEXT, part={**_PART, "minimum": -1}, rows=_COUNT, size=_COUNT, sha256=_SHA256)),
     ),
+    "remove": _object(data_dir=_TEXT, places=_list(_object(place=_TEXT, counts=_map(_COUNT)))),
     "verify": _object(place=_TEXT, problems=_list(_TEXT)),
     "show": _object(files=_list(_TEXT)),
     "stats": _object(

@@ -158,10 +158,14 @@ class ExampleMaker:
             raise PictureError(Reason.NOT_INCLUDED)
 
     def _refuse_excluded(self, picture: Picture) -> None:
-        exclude = self.options.filters.exclude
+        exclude, removed = self.options.filters.exclude, self.options.filters.removed
+        fetched = picture.fetched_sha256
+        if removed is not None:
+            known = (picture.sha256, fetched) if removed.sha256s else ()
+            if removed.names_picture(picture.data, filter(None, known)):
+                raise PictureError(Reason.EXCLUDED)
         if exclude is None:
             return
-        fetched = picture.fetched_sha256
         sha256s = (picture.sha256, fetched) if exclude.sha256s else ()
         if exclude.names_picture(picture.data, sha256s):
             raise PictureError(Reason.EXCLUDED)

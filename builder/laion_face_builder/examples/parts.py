@@ -250,10 +250,15 @@ class JoinedFilters:
 
 
 def row_filters(options: Options, part: int) -> Filters | JoinedFilters:
-    """Return what says which rows of a part are fetched into tars."""
-    if options.filters.join_how != INNER:
-        return options.filters
-    return JoinedFilters(options.filters, tuple(digest(table.fingerprint(part)) for table in options.tables))
+    """Return what says which rows of a part are fetched into tars, but for those that were taken down.
+
+    These are left out of whatever is downloaded, and no part of what a download was begun with: else none could go on
+    after a removal.
+    """
+    filters = replace(options.filters, removed=None)
+    if filters.join_how != INNER:
+        return filters
+    return JoinedFilters(filters, tuple(digest(table.fingerprint(part)) for table in options.tables))
 
 
 def forecast_download(options: Options, how: DownloadOptions, retry_failed: int = 0) -> Forecast:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from laion_face_builder import progress
 from laion_face_builder.errors import StateConflict
 from laion_face_builder.files import (
@@ -15,18 +17,21 @@ from laion_face_builder.files import (
     make_fingerprint,
     read_fingerprint,
     remove_partials,
-    stamped,
-    written_whole,
 )
+from laion_face_builder.index.exclusion import Mask
 from laion_face_builder.index.prepare_plan import has_pictures
 from laion_face_builder.index.published import find_published
 from laion_face_builder.index.reader import IndexPart
-from laion_face_builder.index.writer import open_writer, proof_path
-from laion_face_builder.layout import DataDir, row_group_bounds
+from laion_face_builder.index.removals import STAMP, Removals, settled, without_stamp
+from laion_face_builder.index.withheld import Withheld
+from laion_face_builder.index.writer import kept_rows, proof_path, write_kept
+from laion_face_builder.layout import DataDir
 from laion_face_builder.log import logger
-from laion_face_builder.schema import INDEX
 from laion_face_builder.shown import shown
 from laion_face_builder.sources.hub import Token
+
+#: In a copy's fingerprint: what was taken down at the place that it was copied from.
+REMOVED_THERE = "removed_there"
 
 
 def copy_parts(data: DataDir, parts: Sequence[int], place: str, token: Token = None) -> None:
@@ -39,6 +44,7 @@ def copy_parts(data: DataDir, parts: Sequence[int], place: str, token: Token = N
         SourceError: a part is not there, or cannot be had; BadFile: it is no index.
         StateConflict: pictures were downloaded for another index.
     """
+    settled(data)
     with progress.bar("prepare", len(parts)) as bar:
         for number, part in enumerate(parts, 1):
             with progress.nth("part", number, len(parts)), locked(data.index(part)):
@@ -80,8 +86,8 @@ class CopyPlan:
 
     @property
     def is_done(self) -> bool:
-        """Whether the copy is there already."""
-        return self.ours == self.theirs
+        """Whether the copy is there already, without what was taken down here."""
+        return self.ours == {**self.theirs, **Removals.of(self.data).stamp(self.part)}
 
     def refuse_conflict(self) -> None:
         """Refuse to replace an index that pictures were downloaded for.
@@ -89,7 +95,7 @@ class CopyPlan:
         Raises:
             StateConflict: the published part is another one.
         """
-        if self.is_done or self.ours is None or not has_pictures(self.data, self.part):
+        if self.ours is None or without_stamp(self.ours) == self.theirs or not has_pictures(self.data, self.part):
             return
         raise StateConflict(
             f"{self.data.index(self.part)}: pictures were downloaded for it, and it is not the part that "
@@ -106,43 +112,51 @@ def _copy_part(data: DataDir, part: int, place: str, token: Token) -> None:
     target = data.index(part)
     remove_partials(target.parent, target.name)
     proof_path(target).unlink(missing_ok=True)  # It is the proof of the index that is replaced.
-    rows = copy_index(target, place, part, token)
+    rows = copy_index(target, place, part, token, Withheld.of(data))
     logger.info("part %d: %d rows from %s", part, rows, shown(place))
 
 
-def copy_index(target: Path, place: str, part: int, token: Token = None) -> int:
+def copy_index(target: Path, place: str, part: int, token: Token = None, withheld: Withheld | None = None) -> int:
     """Write the part of the published index at `place` to `target`; return its number of rows.
 
     A part that laion-face wrote keeps its fingerprint. One row group is in memory at a time.
 
     Args:
         place: as for `published.find_published`.
+        withheld: what was taken down where the copy goes.
 
     Raises:
         SourceError: the part is not there, or cannot be had; BadFile: it is no index.
     """
     with IndexPart.open(find_published(place, part, token), token) as source:
-        rows = source.num_rows
-        schema = stamped(INDEX, copied_fingerprint(source, part))
+        keep = _kept(source, part, withheld)
+        rows = int(keep.sum())
+        made_from = copied_fingerprint(source, part)
         if left := source.more.names:
             logger.warning(
                 "%s: its columns %s are not copied; with index= they are read there, with join= beside a copy",
                 source.address,
                 ", ".join(left),
             )
-        with (
-            written_whole(target) as partial,
-            open_writer(partial, schema) as out,
-            progress.bar(target.name, rows, "row") as bar,
-        ):
-            for start, stop in row_group_bounds(rows):
-                table = source.read(start, stop).combine_chunks()
-                out.write_table(table.cast(schema), row_group_size=stop - start)
-                bar.update(stop - start)
+        with progress.bar(target.name, source.num_rows, "row") as bar:
+            tables = kept_rows(source, keep, bar.update)
+            write_kept(target, tables, rows, made_from if withheld is None else withheld.stamped(part, made_from))
     return rows
+
+
+def _kept(source: IndexPart, part: int, withheld: Withheld | None) -> Mask:
+    """Tell, bool[n], which rows of a part may be copied."""
+    if withheld is None or not withheld.removed.has_rows:
+        return np.ones(source.num_rows, bool)
+    groups = [source.read(*bounds, ["sample_id", "url"]) for bounds in source.row_groups]
+    masks = [withheld.kept_rows(part, rows) for rows in groups]
+    return np.concatenate([np.zeros(0, bool), *masks])
 
 
 def copied_fingerprint(source: IndexPart, part: int) -> Fingerprint:
     """Return a copy's fingerprint: the part's own if laion-face wrote it, else one that names the content copied."""
     own = source.fingerprint
-    return own if own.get("kind") == "index" else make_fingerprint("index", part=part, copy=digest(own, 64))
+    if own.get("kind") != "index":
+        return make_fingerprint("index", part=part, copy=digest(own, 64))
+    # What they took down is none of what is taken down here: `removals.without_stamp` would mix the two up.
+    return {REMOVED_THERE if name == STAMP else name: value for name, value in own.items()}

@@ -16,9 +16,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from laion_face_builder.errors import BadFile, NotPrepared
-from laion_face_builder.files import Fingerprint, make_fingerprint, remove_partials, stamped, written_whole
+from laion_face_builder.files import (
+    Fingerprint,
+    make_fingerprint,
+    read_fingerprint,
+    remove_partials,
+    stamped,
+    written_whole,
+)
 from laion_face_builder.index.face_stream import read_faces_of_piece
-from laion_face_builder.index.faces import FaceColumns, from_items
+from laion_face_builder.index.faces import FaceColumns, FaceTable, from_items
+from laion_face_builder.index.ids import KeptIds
 from laion_face_builder.layout import ALL_PARTS, DataDir
 from laion_face_builder.log import logger
 from laion_face_builder.parquet_files import opened
@@ -58,7 +66,7 @@ def faces_fingerprint(part: int, source_version: str) -> Fingerprint:
     return make_fingerprint("faces", part=part, source=source_version)
 
 
-def write_faces(pth: Path, data: DataDir, part: int, source_version: str) -> None:
+def write_faces(pth: Path, data: DataDir, part: int, source_version: str, kept: KeptIds = None) -> None:
     """Write the part's faces. The caller holds the lock on the part.
 
     Raises:
@@ -70,9 +78,20 @@ def write_faces(pth: Path, data: DataDir, part: int, source_version: str) -> Non
     logger.info("reading the faces of part %d from %s", part, pth)
     columns = read_faces(pth)
     order = columns.order()
+    order = order if kept is None else order[kept(part, columns.ids[order])]
     logger.info("part %d: %d samples, %d faces", part, len(order), int(columns.counts[order].sum()))
     with written_whole(target) as partial:
         _write(columns, order, stamped(DETECTIONS, fingerprint), partial)
+
+
+def rewrite_faces(path: Path, keep: np.ndarray) -> None:
+    """Write one of our files again with only those of its samples, bool[n], that are kept."""
+    fingerprint, table = read_fingerprint(path), FaceTable.read(path)
+    assert fingerprint is not None, "it is there"  # noqa: S101 - says it to the type checker
+    counts, landmarks = np.diff(table.offsets), table.landmarks.reshape(-1, 5, 2)
+    columns = FaceColumns(table.sample_ids, counts, table.boxes, landmarks, table.scores)
+    with written_whole(path) as partial:
+        _write(columns, np.flatnonzero(keep), stamped(DETECTIONS, fingerprint), partial)
 
 
 def read_faces(pth: Path, piece_size: int = PIECE_SIZE) -> FaceColumns:

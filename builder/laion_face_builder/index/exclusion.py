@@ -85,9 +85,18 @@ def _read(path: str, option: str, _version: tuple[int, ...]) -> Exclusion:
     return found
 
 
+#: What becomes of the entries of a list, and of nothing, by the option that takes it.
+_MEANT = {
+    "exclude": ("are left out", "is left out"),
+    "include": ("are kept, and no others", "is kept"),
+    "remove": ("are taken down", "is taken down"),
+    "removed": ("are looked for", "is looked for"),
+}
+
+
 def say_what_is_named(name: str, found: Exclusion, option: str) -> None:
     """Log what the list called `name`, given to `option`, leaves out or keeps."""
-    what = {"exclude": ("are left out", "is left out"), "include": ("are kept, and no others", "is kept")}[option]
+    what = _MEANT[option]
     if any(found.counts.values()):
         logger.info("%s: %s %s", name, found, what[0])
     else:

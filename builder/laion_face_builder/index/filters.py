@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 from laion_face_builder.images.geometry import area_of
 from laion_face_builder.index.exclusion import Exclusion, Mask
 from laion_face_builder.index.joined_columns import MATCHED
+from laion_face_builder.index.removed import Removed
 
 #: The filters that say which faces count, and how many there have to be.
 _OF_FACES = (
@@ -61,6 +62,8 @@ class Filters:
     include: Exclusion | None = None
     exclude: Exclusion | None = None
     join_how: str = "left"
+    #: What was taken down, as far as rows or pictures of it may still come: see `options.tree`.
+    removed: Removed | None = None
 
     @property
     def face_thresholds(self) -> bool:
@@ -77,7 +80,8 @@ class Filters:
     def columns(self) -> tuple[str, ...]:
         """The index columns that `mask` needs besides `faces`."""
         of_picture = self.min_face_area is not None or self.min_face_share is not None
-        is_listed = self.include is not None or self.exclude is not None
+        has_removed = self.removed is not None and self.removed.has_rows
+        is_listed = self.include is not None or self.exclude is not None or has_removed
         of_caption = (self.min_caption_words, self.caption_matches, self.caption_excludes)
         wanted = {
             "n_faces": self.fewest_faces > 0 or (self.max_faces, self.max_faces_in_picture) != (None, None),
@@ -102,9 +106,11 @@ class Filters:
     def as_dict(self) -> dict[str, Any]:
         """Return what defines the filters, for fingerprints: the content of lists, not their paths."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
-        for name in ("include", "exclude"):
+        for name in ("include", "exclude", "removed"):
             if name in values:
                 values[name] = values[name].digest
+        if self.removed is not None and not self.removed.has_rows:
+            del values["removed"]  # Pictures leave the tars with their rows: downloads are not to begin anew for it.
         if self.nsfw is not None:
             values["nsfw"] = sorted(self.nsfw)
         return values
@@ -125,6 +131,8 @@ class Filters:
             keep &= self.include.mask(table)
         if self.exclude is not None:
             keep &= ~self.exclude.mask(table)
+        if self.removed is not None and self.removed.has_rows:
+            keep &= ~self.removed.mask(table)
         if self.fewest_faces > 0:
             keep &= _at_least(table, "n_faces", self.fewest_faces)
             keep &= _at_least(table, "max_face_score", _as_float32(self.min_score))
@@ -135,8 +143,9 @@ class Filters:
         return keep
 
     def excluded(self, table: pa.Table) -> Mask:
-        """Tell, bool[n], which rows the exclusion list names, whatever the other filters say of them."""
-        return np.zeros(table.num_rows, dtype=bool) if self.exclude is None else self.exclude.mask(table)
+        """Tell, bool[n], which rows are listed to be left out, or taken down, whatever other filters say of them."""
+        named = np.zeros(table.num_rows, dtype=bool) if self.exclude is None else self.exclude.mask(table)
+        return named if self.removed is None or not self.removed.has_rows else named | self.removed.mask(table)
 
     def mask(self, table: pa.Table) -> Mask:
         """Tell, bool[n], which rows of `table` pass. Needs `columns`, and `faces` if there are thresholds on faces."""
@@ -162,6 +171,8 @@ class Filters:
     def alone(self) -> dict[str, Filters]:
         """Return each filter by itself, by its name; those that say which faces count, and how many, are one: faces."""
         given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        if self.removed is not None and not self.removed.has_rows:
+            del given["removed"]
         faces = {name: given.pop(name) for name in _OF_FACES if name in given}
         found = {"faces": Filters(**faces)} if faces else {}
         return found | {name: Filters(**{name: value}) for name, value in given.items()}

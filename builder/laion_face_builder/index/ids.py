@@ -11,7 +11,7 @@ searched for in the sorted ids.
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from laion_face_builder.errors import BadFile
-from laion_face_builder.files import Fingerprint, make_fingerprint, remove_partials, stamped, written_whole
+from laion_face_builder.files import (
+    Fingerprint,
+    make_fingerprint,
+    read_fingerprint,
+    remove_partials,
+    stamped,
+    written_whole,
+)
 from laion_face_builder.layout import ALL_PARTS, DataDir
 from laion_face_builder.log import logger
 from laion_face_builder.parquet_files import rows_in, table_of
@@ -37,13 +44,16 @@ _LIMIT = 1 << 53
 _EXACT = {2: 11, 4: 24, 8: 53}
 _WAY_OUT = "Check that it is laion_face_ids.pth, and fetch it again from its source."
 
+#: Tells, bool[n], which of the ids of a part, int64[n], are kept; None is all of them.
+KeptIds = Callable[[int, np.ndarray], np.ndarray] | None
+
 
 def ids_fingerprint(part: int, source_version: str) -> Fingerprint:
     """Return what defines ids/part-000NN.parquet."""
     return make_fingerprint("ids", part=part, source=source_version)
 
 
-def write_ids(pth: Path, data: DataDir, parts: Sequence[int], source_version: str) -> None:
+def write_ids(pth: Path, data: DataDir, parts: Sequence[int], source_version: str, kept: KeptIds = None) -> None:
     """Write the sample ids of `parts`; one load serves all. The caller holds the lock on the ids of all parts.
 
     Raises:
@@ -54,7 +64,15 @@ def write_ids(pth: Path, data: DataDir, parts: Sequence[int], source_version: st
     by_part = _by_part(pth, load_lists(pth))
     for part in parts:
         ids = sorted_ids(pth, part, by_part.pop(part))
+        ids = ids if kept is None else ids[kept(part, ids)]
         _write(data.ids(part), ids, ids_fingerprint(part, source_version))
+
+
+def rewrite_ids(path: Path, keep: np.ndarray) -> None:
+    """Write one of our files again with only those of its ids, bool[n], that are kept."""
+    fingerprint = read_fingerprint(path)
+    assert fingerprint is not None, "it is there"  # noqa: S101 - says it to the type checker
+    _write(path, read_ids(path)[keep], fingerprint)
 
 
 def lacks_ids(data: DataDir, part: int, source_version: str | None) -> bool:

@@ -17,7 +17,7 @@ By these figures a join is accepted, warned of, or refused.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,13 @@ class Proof:
     swapped_rows: int
     faces_with_size: int
     faces_that_fit: int
+
+    def without(self, rows: int, ids: int) -> Proof:
+        """Return the proof of an index from which `rows` were taken down, and `ids` from the part's list.
+
+        What it says of faces, and of rows that are left out, stays as it was found.
+        """
+        return replace(self, ids_asked=self.ids_asked - ids, ids_found=self.ids_found - rows, rows=self.rows - rows)
 
     @property
     def coverage(self) -> float | None:
@@ -150,6 +157,11 @@ class Join:
     table: pa.Table
     faces: RowFaces
     proof: Proof
+
+    def without(self, gone: Mask) -> Join:
+        """Return it without some rows, bool[n], and their ids."""
+        which, count = np.flatnonzero(~gone), int(gone.sum())
+        return Join(self.table.take(pa.array(which)), self.faces.at(which), self.proof.without(count, count))
 
 
 def join(part: int, ids_asked: int, rows: pa.Table, faces: FaceTable) -> Join:

@@ -13,11 +13,12 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from laion_face_builder import progress
 from laion_face_builder.distribute import TaskPool
-from laion_face_builder.errors import WorkerDied
+from laion_face_builder.errors import StateConflict, WorkerDied
 from laion_face_builder.files import locked, locked_if_free, needing, remove_partials
 from laion_face_builder.index import steps
 from laion_face_builder.index.costs import Costs
 from laion_face_builder.index.prepare_plan import PartPlan, plan_parts
+from laion_face_builder.index.removals import settled
 from laion_face_builder.index.staged import staging_folder, written_by_now
 from laion_face_builder.index.steps import Contents, MakeIds, MakePart, StageFile, Steps
 from laion_face_builder.layout import DataDir
@@ -63,6 +64,7 @@ def prepare(
     """
     side_by_side = at_once(processes)
     with data_store.at_work(data) as here:
+        discard_sources = sources_have_removed(here) or discard_sources
         plans = plan_parts(here, parts, upstream)
         jobs = [plan for plan in plans if not plan.is_done]
         for job in jobs:
@@ -81,6 +83,21 @@ def prepare(
         for plan in plans if discard_sources else ():
             for file in (plan.id_list, plan.detections, *plan.metadata.files):
                 file.discard(here.sources)
+
+
+def sources_have_removed(data: DataDir) -> bool:
+    """Tell whether upstream's files have rows that were taken down: then no copy of them stays.
+
+    Raises:
+        StateConflict: a removal was begun and is not finished; or DATA_DIR is at an address, where none is kept to.
+    """
+    removals = settled(data)
+    if removals.done and data.address is not None:
+        raise StateConflict(
+            f"{data.where}/{data.removed.name}: rows were taken down from it, which is kept to in a folder of this "
+            "machine only. Copy it to one, prepare there, and copy it back."
+        )
+    return removals.removed.has_rows
 
 
 def at_once(processes: int | None) -> int:

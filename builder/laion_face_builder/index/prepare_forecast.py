@@ -11,7 +11,7 @@ from laion_face_builder.forecast import Amount, Deed, Disk, Forecast, Step
 from laion_face_builder.index.copying import CopyPlan
 from laion_face_builder.index.costs import Costs
 from laion_face_builder.index.ids import lacks_ids
-from laion_face_builder.index.prepare import at_once
+from laion_face_builder.index.prepare import at_once, sources_have_removed
 from laion_face_builder.index.prepare_plan import PartPlan, Passed, changes, look_up_parts
 from laion_face_builder.index.staged import written_by_now
 from laion_face_builder.layout import ALL_PARTS, DataDir
@@ -36,7 +36,8 @@ def forecast_prepare(
         OptionError, SourceError, BadFile: as `prepare` before it fetches anything.
     """
     with data_store.at_work(data) as here:
-        return _forecast(here, parts, upstream, discard_sources, at_once(processes))
+        discard = sources_have_removed(here) or discard_sources
+        return _forecast(here, parts, upstream, discard, at_once(processes))
 
 
 def _forecast(

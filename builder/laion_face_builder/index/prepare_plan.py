@@ -10,6 +10,7 @@ from laion_face_builder.errors import SourceError, StateConflict
 from laion_face_builder.files import Fingerprint, digest
 from laion_face_builder.index.detections import faces_fingerprint
 from laion_face_builder.index.ids import ids_fingerprint
+from laion_face_builder.index.removals import Removals, without_stamp
 from laion_face_builder.index.writer import index_fingerprint
 from laion_face_builder.layout import DataDir
 from laion_face_builder.log import logger
@@ -74,11 +75,15 @@ class PartPlan:
 
     @property
     def index_fingerprint(self) -> Fingerprint | None:
-        """The fingerprint of index/part-000NN.parquet; None before the content of the sources is known."""
+        """The fingerprint of index/part-000NN.parquet; None before the content of the sources is known.
+
+        With what was taken down from the part, as far as that has been noted.
+        """
         ids, faces = self.content(self.id_list), self.content(self.detections)
         metadata = self.content(self.metadata)
         if ids and faces and metadata:
-            return index_fingerprint(self.part, ids=ids, faces=faces, metadata=metadata)
+            made_from = index_fingerprint(self.part, ids=ids, faces=faces, metadata=metadata)
+            return made_from if self.data.address else {**made_from, **Removals.of(self.data).stamp(self.part)}
         return None
 
     @property
@@ -110,7 +115,7 @@ class PartPlan:
         if not has_pictures(self.data, self.part) or (new := self.index_fingerprint) is None:
             return
         ours = data_store.fingerprint(self.data, self.data.index(self.part))
-        if ours is None or ours == new:
+        if ours is None or without_stamp(ours) == without_stamp(new):
             return
         raise StateConflict(
             f"{self.data.index(self.part)}: made from other sources than those named now ({changes(ours, new)}), and "
@@ -130,7 +135,8 @@ class Passed:
 
 def changes(ours: Fingerprint, new: Fingerprint) -> str:
     """Describe what a file was made from, and is to be made from now."""
-    return ", ".join(f"{key} {ours.get(key)} -> {new[key]}" for key in new if ours.get(key) != new[key])
+    keys = (*new, *(key for key in ours if key not in new))
+    return ", ".join(f"{key} {ours.get(key)} -> {new.get(key)}" for key in keys if ours.get(key) != new.get(key))
 
 
 def has_pictures(data: DataDir, part: int) -> bool:

@@ -8,13 +8,16 @@ done must not use what is there, since a part may have its rows and not yet its 
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from laion_face_builder.errors import BadFile, StateConflict
-from laion_face_builder.files import digest, written_whole
+from laion_face_builder.files import digest, locked, written_whole
 from laion_face_builder.index.removed import Removed
 from laion_face_builder.layout import DataDir
 from laion_face_builder.shown import short
@@ -76,20 +79,10 @@ class Removals:
         """
         if not data_store.brought(data, data.removed):
             return cls()
-        try:
-            values = json.loads(data.removed.read_text(encoding="utf-8"))
-            if values["format"] != REMOVALS_FORMAT:
-                raise ValueError(f"format {values['format']}")
-            return cls(tuple(map(Removal.from_dict, values["removals"])))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise BadFile(
-                data.removed,
-                found=short(f"{type(error).__name__}: {error}", 200),
-                expected="what `laion-face remove` wrote",
-                way_out="Restore it from a copy: without it, what was taken down would come back.",
-            ) from error
+        now = data.removed.stat()
+        return _read(data.removed, (now.st_mtime_ns, now.st_size, now.st_ino))
 
-    @property
+    @cached_property
     def removed(self) -> Removed:
         """All that was ever taken down: what was listed, and the ids of the rows that were found by it."""
         everything = Removed()
@@ -132,6 +125,37 @@ class Removals:
         with written_whole(data.removed) as partial:
             partial.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
         data_store.send(data, data.removed)
+
+
+@functools.lru_cache(maxsize=4)
+def _read(path: Path, _version: tuple[int, ...]) -> Removals:
+    """Read the file, again only once it has changed: every part asks."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values["format"] != REMOVALS_FORMAT:
+            raise ValueError(f"format {values['format']}")
+        return Removals(tuple(map(Removal.from_dict, values["removals"])))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BadFile(
+            path,
+            found=short(f"{type(error).__name__}: {error}", 200),
+            expected="what `laion-face remove` wrote",
+            way_out="Restore it from a copy: without it, what was taken down would come back.",
+        ) from error
+
+
+def noted(data: DataDir, part: int, hashes: Iterable[str]) -> Removals:
+    """Note the rows of a part that are named, by the hashes of their ids, before they are left out of anything.
+
+    Returns:
+        All removals, with these.
+    """
+    with locked(data.removed):
+        removals = Removals.of(data)
+        if new := frozenset(hashes) - removals.found_in(part):
+            removals = removals.with_found(part, new)
+            removals.write(data)
+        return removals
 
 
 def settled(data: DataDir) -> Removals:

@@ -38,6 +38,11 @@ def hash_of(kind: str, value: object) -> str:
     return hashlib.sha256(f"{kind} {value}".encode("utf-8", "surrogatepass")).hexdigest()[:_DIGITS]
 
 
+def hashes_of_ids(ids: Iterable[int]) -> Hashes:
+    """Return the hashes of sample ids, as `Removed.sample_ids` has them."""
+    return frozenset(hash_of("sample_ids", number) for number in ids)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Removed:
     """What was taken down, each entry as `hash_of` gives it. Equal if the same is named; hashable, picklable.
@@ -54,7 +59,7 @@ class Removed:
     @classmethod
     def of(cls, listed: Exclusion) -> Removed:
         """Hash the entries of a list."""
-        ids = frozenset(hash_of("sample_ids", number) for number in listed.sample_ids.tolist())
+        ids = hashes_of_ids(listed.sample_ids.tolist())
         named = {kind: frozenset(hash_of(kind, value) for value in getattr(listed, kind)) for kind in _NAMES[1:]}
         return cls(ids, **named)
 

@@ -21,9 +21,10 @@ from laion_face_builder.files import locked, remove_partials
 from laion_face_builder.index.detections import write_faces
 from laion_face_builder.index.faces import FaceTable
 from laion_face_builder.index.ids import PartIds, lacks_ids, write_ids
-from laion_face_builder.index.join import join
+from laion_face_builder.index.join import Join, join
 from laion_face_builder.index.prepare_plan import PartPlan
 from laion_face_builder.index.staged import is_staged, rows_of_part, stage, staged_file, staged_fingerprint, staged_rows
+from laion_face_builder.index.withheld import Withheld, take_ids_out
 from laion_face_builder.index.writer import proof_path, write_index
 from laion_face_builder.layout import ALL_PARTS, DataDir
 from laion_face_builder.log import logger
@@ -100,9 +101,10 @@ class MakeIds(Steps):
             else:
                 asked = {job.part for job in self.jobs}
                 parts = sorted(ALL_PARTS, key=lambda part: part in asked)
+                kept = Withheld.of(data).kept_ids
                 with self.reading(self.job.id_list) as (path, content):
                     if missing := [part for part in parts if lacks_ids(data, part, content)]:
-                        write_ids(path, data, missing, content)
+                        write_ids(path, data, missing, content, kept)
                 for part in missing:
                     data_store.send(data, data.ids(part))
             self.free([self.job.id_list])
@@ -171,7 +173,7 @@ class MakePart(Steps):
         with progress.nth("part", self.number, self.of), locked(data.index(part)):
             if job.lacks_faces:
                 with self.reading(job.detections) as (path, content):
-                    write_faces(path, data, part, content)
+                    write_faces(path, data, part, content, Withheld.of(data).kept_ids)
                 data_store.send(data, data.faces(part))
             self.free([job.detections])
             if job.lacks_index:
@@ -194,20 +196,30 @@ class MakePart(Steps):
             )
 
     def _write_index(self, rows: pa.Table) -> None:
-        data, part, fingerprint = self.data, self.job.part, self.job.index_fingerprint
-        assert fingerprint is not None, "all sources have been read"  # noqa: S101 - says it to the type checker
+        data, part = self.data, self.job.part
         target, proof = data.index(part), proof_path(data.index(part))
         for path in (target, proof):
             remove_partials(path.parent, path.name)
         faces = FaceTable.read(data_store.bring(data, data.faces(part)), wanted=np.unique(rows["sample_id"].to_numpy()))
         joined = join(part, rows_in(data_store.bring(data, data.ids(part))), rows, faces)
         joined.proof.refuse_wrong(self.job.metadata.where)
+        joined = self._without_removed(joined)
+        fingerprint = self.job.index_fingerprint
+        assert fingerprint is not None, "all sources have been read"  # noqa: S101 - says it to the type checker
         write_index(target, joined, fingerprint)
         for path in (proof, target):  # The proof first, so that no part is without one.
             data_store.send(data, path)
         logger.info("%s", joined.proof)
         for doubt in joined.proof.warnings():
             logger.warning("%s", doubt)
+
+    def _without_removed(self, joined: Join) -> Join:
+        """Leave out rows that were taken down by address; after the join, so that their twins stay as they are."""
+        withheld = Withheld.of(self.data)
+        if not withheld.removed.has_rows or (keep := withheld.kept_rows(self.job.part, joined.table)).all():
+            return joined
+        take_ids_out(self.data, self.job.part, joined.table["sample_id"].to_numpy()[~keep])
+        return joined.without(~keep)
 
     def __str__(self) -> str:
         return f"part {self.job.part}"

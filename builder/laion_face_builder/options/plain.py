@@ -125,7 +125,12 @@ def _nsfw(given: Any) -> tuple[str, ...]:
     return chosen
 
 
-def _list(option: str, given: Any) -> Exclusion:
+def read_list(option: str, given: Any) -> Exclusion:
+    """Return the list that an option was given: a file, or the entries themselves.
+
+    Raises:
+        OptionError: it is neither; BadFile: a line has none of the known forms.
+    """
     if isinstance(given, Exclusion):
         return given
     if isinstance(given, (str, os.PathLike)):
@@ -188,8 +193,8 @@ _OF_THEIR_OWN: dict[str, Callable[[Any], Any]] = {
     "cache_images": _cache_images,
     "images": _images,
     "nsfw": _nsfw,
-    "include": partial(_list, "include"),
-    "exclude": partial(_list, "exclude"),
+    "include": partial(read_list, "include"),
+    "exclude": partial(read_list, "exclude"),
     "caption_matches": partial(_pattern, "caption_matches"),
     "caption_excludes": partial(_pattern, "caption_excludes"),
     "join": _join,

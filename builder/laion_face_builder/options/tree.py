@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -25,12 +25,15 @@ from laion_face_builder.errors import OptionError
 from laion_face_builder.images.geometry import Resizing
 from laion_face_builder.index.filters import Filters
 from laion_face_builder.index.joined_columns import JoinSource
+from laion_face_builder.index.removals import settled
+from laion_face_builder.index.removed import Removed
 from laion_face_builder.index.side_table import SideTable
 from laion_face_builder.layout import CONFIG_PARTS, DataDir, parse_parts
 from laion_face_builder.options.fields import ALL_FACES, DEFINES, FETCHED, ORDERS, RANGES, RESPECTS, OptionFields
 from laion_face_builder.options.plain import one_spelling, plain
 from laion_face_builder.schema import example_columns
 from laion_face_builder.shown import ShownFields
+from laion_face_builder.sources import data_store
 from laion_face_builder.sources.hub import Token, checked_token
 from laion_face_builder.sources.sources import Upstream
 from laion_face_builder.values import one_of
@@ -127,26 +130,28 @@ class Options(ShownFields):
         cls,
         config: str,
         given: OptionFields,
-        data_dir: str | os.PathLike[str] | None = None,
+        data_dir: str | os.PathLike[str] | DataDir | None = None,
         token: Token = None,
     ) -> Options:
         """Check everything in `given`, and return it as options.
 
         Raises:
             OptionError: names the option, the value and the valid ones; BadFile: a line of the exclusion list.
+            StateConflict: a removal from DATA_DIR was begun and is not finished.
         """
         if config not in CONFIG_PARTS:
             raise OptionError(f"config {config!r}: valid are {', '.join(CONFIG_PARTS)}")
         values: Any = plain(given)
         _check_together(values)
+        data = data_dir if isinstance(data_dir, DataDir) else DataDir.at(data_dir)
         return cls(
             config=config,
-            data=DataDir.at(data_dir),
+            data=data,
             upstream=Upstream(values.source_repo, values.source_revision, values.metadata, checked_token(token)),
             index=values.index,
             parts=parse_parts(values.parts, config),
             shards_per_part=values.shards_per_part,
-            filters=_group(Filters, values),
+            filters=replace(_group(Filters, values), removed=_removed_from(data, values.index)),
             join=values.join,
             max_copies=values.max_copies,
             images=values.images,
@@ -197,6 +202,8 @@ class Options(ShownFields):
             "max_copies": self.max_copies,
             "isolate_decoder": self.fetch.isolate_decoder,
         }
+        if self.filters.removed is not None and self.images == "fetch":
+            changed["removed"] = self.filters.removed.digest
         changed["keep_faces"] = self.keep_faces if self.keep_faces != ALL_FACES else None
         is_fetched = self.images == "fetch"
         defining = {
@@ -219,7 +226,19 @@ class Options(ShownFields):
 
 def _group(kind: type[_Group], values: OptionFields) -> _Group:
     """Make the object of a group of options, which has their names: the only place where fields are handed over."""
-    return kind(**{spec.name: getattr(values, spec.name) for spec in fields(kind)})  # type: ignore[arg-type]
+    given = {spec.name: getattr(values, spec.name) for spec in fields(kind) if hasattr(values, spec.name)}  # type: ignore[arg-type]
+    return kind(**given)
+
+
+def _removed_from(data: DataDir, index: str | None) -> Removed | None:
+    """Return what was taken down from `data`, as far as it may still come.
+
+    An index in there has none of the rows; another one may have, and pictures that are fetched may be anybody's.
+    """
+    with data_store.at_work(data) as here:
+        removed = settled(here).removed
+    found = removed.pictures if index is None else removed
+    return found or None
 
 
 def _check_ranges(group: Any) -> None:

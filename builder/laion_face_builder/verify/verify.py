@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from laion_face_builder.errors import BadFile, NotPrepared, SourceNotFound
 from laion_face_builder.files import FINGERPRINT_KEY
+from laion_face_builder.index.removals import settled
 from laion_face_builder.layout import DataDir
 from laion_face_builder.log import logger
 from laion_face_builder.parquet_footer import OpenParquet
@@ -154,6 +155,7 @@ def verify(place: str, *, deep: bool = False, revision: str | None = None, token
 
     Raises:
         NotPrepared: it is none of these; SourceError: the Hub does not answer, or has no such dataset.
+        StateConflict: a removal from this DATA_DIR is not finished.
     """
     root = absolute(place)
     if root.is_file():
@@ -175,6 +177,7 @@ def verify(place: str, *, deep: bool = False, revision: str | None = None, token
 
 
 def _of_data(data: DataDir, deep: bool) -> Verification:
+    settled(data)
     parts = prepared_parts(data)
     if not parts:
         raise NotPrepared(f"{data.root}: nothing is prepared or published there. Run `laion-face prepare` first.")

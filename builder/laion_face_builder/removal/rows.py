@@ -1,0 +1,163 @@
+"""Take rows out of the tables of a DATA_DIR: ids, faces, index and joined tables, and free upstream's own files.
+
+A part goes through these steps; killed between any two of them, the same call does the rest:
+
+1. the rows that are named are noted in removed.json, by the hashes of their ids;
+2. their pictures leave the tars, which still know them by their rows in the index;
+3. tables that are joined with the part are freed, since their rows are the index's;
+4. proof and index are written again, then ids and faces: these alone could no longer say by address who is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from laion_face_builder.files import Fingerprint, locked, read_fingerprint, remove_partials
+from laion_face_builder.index.exclusion import Exclusion, Mask
+from laion_face_builder.index.reader import IndexPart
+from laion_face_builder.index.removals import Removals, noted, without_stamp
+from laion_face_builder.index.removed import Removed, hashes_of_ids
+from laion_face_builder.index.staged import staging_folders
+from laion_face_builder.index.withheld import take_ids_out
+from laion_face_builder.index.writer import kept_rows, rewrite_proof, write_kept
+from laion_face_builder.layout import ALL_PARTS, DataDir
+from laion_face_builder.parquet_files import table_of
+from laion_face_builder.removal.request import Counts
+from laion_face_builder.sources import data_store
+
+#: Names rows of a table with `sample_id` and maybe `url`; bool[n].
+Names = Callable[[pa.Table], Mask]
+
+
+def parts_with_rows(data: DataDir) -> list[int]:
+    """List the parts of which there are ids, faces or an index."""
+    return [part for part in ALL_PARTS if any(path.exists() for path in _tables(data, part))]
+
+
+@dataclass(frozen=True)
+class NamedRows:
+    """What is named in a part.
+
+    Attributes:
+        ids: int64[m], sample ids that are named in any of its tables.
+        gone: bool[n], which rows of its index are; None without an index.
+        urls: of these rows.
+    """
+
+    ids: np.ndarray
+    gone: Mask | None
+    urls: tuple[str, ...] = ()
+
+    @property
+    def counts(self) -> Counts:
+        """How many ids and rows there are."""
+        return Counts(ids=len(self.ids), rows=0 if self.gone is None else int(self.gone.sum()))
+
+
+def names_of(listed: Exclusion | None, removed: Removed) -> Names:
+    """Return what names rows: the list as it was given, which is quick, or hashes of what was listed before."""
+    return removed.mask if listed is None else listed.mask
+
+
+def named_rows(data: DataDir, part: int, names: Names, pictures: Mask | None) -> NamedRows:
+    """Look through the tables of a part.
+
+    Args:
+        pictures: bool[n], the rows of its index whose picture is named.
+
+    Raises:
+        BadFile: a table is damaged.
+    """
+    found, gone, urls = [np.zeros(0, np.int64)], None, list[str]()
+    if data.index(part).exists():
+        with IndexPart.open(data.index(part)) as index:
+            masks = [np.zeros(0, bool)]
+            for start, stop in index.row_groups:
+                rows = index.read(start, stop, ["sample_id", "url"])
+                named = names(rows) if pictures is None else names(rows) | pictures[start:stop]
+                masks.append(named)
+                found.append(rows["sample_id"].to_numpy()[named])
+                urls += filter(None, rows["url"].filter(pa.array(named)).to_pylist())
+        gone = np.concatenate(masks)
+    for path in (data.ids(part), data.faces(part)):
+        if path.exists():
+            table = table_of(path, ["sample_id"])
+            no_urls = pa.nulls(table.num_rows, pa.string())
+            named = names(table.append_column("url", pa.chunked_array([no_urls])))
+            found.append(table["sample_id"].to_numpy()[named])
+    return NamedRows(np.unique(np.concatenate(found)), gone, tuple(urls))
+
+
+def take_rows_out(
+    data: DataDir, part: int, named: NamedRows, take_pictures_out: Callable[[DataDir, int, Mask], Counts]
+) -> Counts:
+    """Take what is named out of a part; the caller holds its lock. A part that has none of it is left alone.
+
+    Returns:
+        What was taken out.
+    """
+    counts = Counts()
+    if len(named.ids):
+        noted(data, part, hashes_of_ids(named.ids.tolist()))
+    ours = read_fingerprint(data.index(part))
+    wanted = None if ours is None else {**without_stamp(ours), **Removals.of(data).stamp(part)}
+    if wanted is not None and named.gone is not None and (named.gone.any() or ours != wanted):
+        if named.gone.any():
+            counts += take_pictures_out(data, part, named.gone)
+        counts["joined tables"] = _free_joined(data, part)
+        _rewrite_index(data, part, named, wanted)
+        counts["rows"] = int(named.gone.sum())
+    if len(named.ids):
+        of_ids, of_faces = take_ids_out(data, part, named.ids)
+        counts += Counts(ids=of_ids, faces=of_faces)
+    return counts
+
+
+def _rewrite_index(data: DataDir, part: int, named: NamedRows, wanted: Fingerprint) -> None:
+    path, gone = data.index(part), named.gone
+    assert gone is not None, "there is an index"  # noqa: S101 - says it to the type checker
+    remove_partials(path.parent, path.name)
+    ids = table_of(data.ids(part), ["sample_id"])["sample_id"].to_numpy() if data.ids(part).exists() else named.ids
+    rewrite_proof(path, int(gone.sum()), int(np.isin(named.ids, ids).sum()), wanted)
+    with IndexPart.open(path) as index:
+        write_kept(path, kept_rows(index, ~gone), int((~gone).sum()), wanted)
+
+
+def _tables(data: DataDir, part: int) -> tuple[Path, ...]:
+    return data.ids(part), data.faces(part), data.index(part)
+
+
+def _free_joined(data: DataDir, part: int) -> int:
+    """Remove what is joined with a part: it is joined anew when it is next asked for; return how many tables had it."""
+    count = 0
+    for folder in sorted(path for path in data.joined("").glob("*") if path.is_dir()):
+        with locked(folder):
+            table = folder / f"part-{part:05d}.parquet"
+            count += table.exists()
+            table.unlink(missing_ok=True)
+            remove_partials(folder)
+    return count
+
+
+def free_sources(data: DataDir) -> int:
+    """Remove copies of upstream's files and rows on their way to the index, which have rows that were taken down.
+
+    What the files contained is still known. The caller holds the lock on `staging`.
+
+    Returns:
+        The bytes that are freed.
+    """
+    size = 0
+    for path in sorted(data.sources.rglob("*")):
+        if path.is_file() and (not path.name.startswith(".") or path.suffix == ".incomplete"):
+            size += path.stat().st_size
+            path.unlink()
+    for folder in staging_folders(data):
+        size += sum(data_store.below(data, folder).values())
+        data_store.remove(data, folder)
+    return size

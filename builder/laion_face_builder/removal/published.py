@@ -109,21 +109,6 @@ def remove_from_target(request: TargetRequest) -> TargetResult:
     return TargetResult(request.target, sum(int(hit.sum()) for hit in hits.values()), tuple(hits), sent, history)
 
 
-def rows_left(place: PublishedPlace, removed: Removed) -> Iterator[str]:
-    """Yield a line for each file of a published place that still has rows or pictures that are named: the proof.
-
-    Raises:
-        NotPrepared: nothing was published there.
-    """
-    if (manifest := place.manifest()) is None:
-        raise NotPrepared(f"{place.name}: nothing was published there, it has no {MANIFEST}")
-    for name in sorted(manifest.entries):
-        with place.parquet(name) as file:
-            named = _names_rows(file, removed)[0] | _names_pictures(file, removed)[0]
-        if named.any():
-            yield f"{name}: {int(named.sum()):,} rows that were taken down are still in it"
-
-
 def free_staging(data: DataDir) -> int:
     """Delete what was made for a publish and not sent, which has rows in it; return the bytes that are freed.
 

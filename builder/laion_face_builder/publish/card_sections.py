@@ -89,7 +89,15 @@ def _left_out(manifest: Manifest) -> list[str]:
         lines.append(f"Rows{which} whose picture could not be had are left out.")
     elif manifest.kind == "examples":
         lines.append("`image` is null in rows whose picture could not be had.")
-    return lines
+    return lines + _taken_down(manifest)
+
+
+def _taken_down(manifest: Manifest) -> list[str]:
+    if not manifest.removals.done:
+        return []
+    count = sum(len(manifest.removals.found_in(part)) for part in manifest.parts)
+    latest = max(removal.date for removal in manifest.removals.done)
+    return [f"Of these parts {count:,} rows were taken down, the last time on {latest}; they stay away."]
 
 
 def numbers(manifest: Manifest) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from laion_face_builder import __version__
 from laion_face_builder.files import read_fingerprint
+from laion_face_builder.index.removals import Removals, without_stamp
 from laion_face_builder.index.writer import proof_path
 from laion_face_builder.layout import DataDir
 from laion_face_builder.publish.manifest import PREVIEW_FILE, Entry, Manifest, Publisher
@@ -24,19 +25,31 @@ from laion_face_builder.publish.request import PublishRequest
 EPOCH_VARIABLE = "SOURCE_DATE_EPOCH"
 
 
-def described(request: PublishRequest, there: Manifest | None, entries: Mapping[str, Entry]) -> Manifest:
+def described(
+    request: PublishRequest, there: Manifest | None, entries: Mapping[str, Entry], removals: Removals
+) -> Manifest:
     """Give the manifest of a place that is to hold `entries`.
 
     Args:
         there: what the place holds before, if anything.
         entries: all files, those that stay and those of this publish.
+        removals: what was taken down.
     """
     before = there or Manifest(request.kind)
     parts = {entry.part for entry in entries.values() if entry.part >= 0}
     joins = {str(part): join for part in sorted(parts) if (join := _join(request.data, part, before, entries))}
-    manifest = Manifest(request.kind, entries, joins, _publisher(request, before.publisher), before.history)
-    change = _change(before.entries, manifest)
-    return manifest if change is None else replace(manifest, history=(*before.history, change))
+    publisher = _publisher(request, before.publisher)
+    return with_change(before.entries, Manifest(request.kind, entries, joins, publisher, before.history, removals))
+
+
+def with_change(before: Mapping[str, Entry], manifest: Manifest) -> Manifest:
+    """Add to a manifest's history what changes with it, if anything does.
+
+    Args:
+        before: the files that were there.
+    """
+    change = _change(before, manifest)
+    return manifest if change is None else replace(manifest, history=(*manifest.history, change))
 
 
 def _join(data: DataDir, part: int, before: Manifest, entries: Mapping[str, Entry]) -> Mapping[str, Any] | None:
@@ -49,8 +62,13 @@ def _join(data: DataDir, part: int, before: Manifest, entries: Mapping[str, Entr
         proof = json.loads(proof_path(data.index(part)).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None  # A copied index has none; `verify` finds what should be there, and cannot be read.
-    is_of_it = isinstance(proof, dict) and proof.get("made_from") == read_fingerprint(data.index(part))
-    return proof if is_of_it else None
+    if not isinstance(proof, dict):
+        return None
+    # What was taken down since is no part of the join.
+    made_from, index = (
+        without_stamp(one or {}) for one in (proof.get("made_from"), read_fingerprint(data.index(part)))
+    )
+    return proof if made_from == index else None
 
 
 def _publisher(request: PublishRequest, before: Publisher) -> Publisher:

@@ -5,13 +5,15 @@ TARGET/
   data/part-000NN-000KK.parquet   rows of the part in order, as many files as the pictures need
   more/part-000NN….parquet        the same, of the parts that 20M does not have
   preview/preview-00000.parquet   a few rows with pictures, if asked for
-  laion_face_manifest.json        rows, bytes, SHA-256, fingerprint, counts of each of those; proofs, history
+  laion_face_manifest.json        rows, bytes, SHA-256, fingerprint, counts of each of those; proofs, history; as hashes,
+                                  what was taken down
   croissant.json                  the same for machines that read Croissant
   LICENSE.md                      which licence is for what, which the card's YAML links to
   README.md                       the card; last of all, so that it never names what is not there
 
-The manifest says nothing about place, and of time the day on which files came or changed: two publishes of the same
-parts on the same day, or with the same SOURCE_DATE_EPOCH, are the same bytes, and one that changes nothing writes none.
+The manifest says nothing about place, and of time the day on which files came or changed, or were taken down: two
+publishes of the same parts on the same day, or with the same SOURCE_DATE_EPOCH, are the same bytes, and one that changes
+nothing writes none. What was taken down is remembered here too, so that it stays away whoever publishes here next.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from typing import Any, Literal
 
 from laion_face_builder.errors import BadFile
 from laion_face_builder.files import Fingerprint
+from laion_face_builder.index.removals import Removal, Removals
 from laion_face_builder.layout import CONFIG_PARTS
 from laion_face_builder.shown import short
 
@@ -35,6 +38,8 @@ PREVIEW = "preview"
 PREVIEW_FILE = "preview/preview-00000.parquet"
 #: Raised when the manifest's own form changes so that those of earlier versions cannot be read.
 MANIFEST_FORMAT = 1
+#: Of one that remembers what was taken down: versions that do not know of it would forget it, and publish it again.
+REMEMBERING_FORMAT = 2
 
 #: The files of each config by one pattern: what the Hub's page tells people to type for pandas and Polars reads the
 #: first of several names, and no more.
@@ -103,6 +108,7 @@ class Manifest:
         joins: the proof of each part's join, by the part's number, as far as there is one.
         publisher: what the publisher says.
         history: what came and changed, by day, the oldest first; see `history`.
+        removals: what was taken down from it.
     """
 
     kind: Kind
@@ -110,6 +116,7 @@ class Manifest:
     joins: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     publisher: Publisher = Publisher()
     history: tuple[Mapping[str, Any], ...] = ()
+    removals: Removals = Removals()
 
     @property
     def parts(self) -> tuple[int, ...]:
@@ -141,7 +148,11 @@ class Manifest:
         """Write the manifest as JSON: equal manifests are equal bytes."""
         about = {"publisher": asdict(self.publisher), "history": self.history, "joins": self.joins}
         entries = {name: _without_name(self.entries[name]) for name in sorted(self.entries)}
-        return json.dumps({"format": MANIFEST_FORMAT, "kind": self.kind, **about, "files": entries}, indent=1) + "\n"
+        values: dict[str, Any] = {"format": MANIFEST_FORMAT, "kind": self.kind, **about, "files": entries}
+        if self.removals.done:
+            values["format"] = REMEMBERING_FORMAT
+            values["removed"] = [removal.as_dict() for removal in self.removals.published().done]
+        return json.dumps(values, indent=1) + "\n"
 
     @classmethod
     def from_text(cls, text: str | bytes, place: str) -> Manifest:
@@ -152,15 +163,17 @@ class Manifest:
         """
         try:
             found = json.loads(text)
-            if found["format"] != MANIFEST_FORMAT or found["kind"] not in ("index", "examples"):
+            is_known = found["format"] in (MANIFEST_FORMAT, REMEMBERING_FORMAT)
+            if not is_known or found["kind"] not in ("index", "examples"):
                 raise ValueError(f"format {found['format']}, kind {found['kind']}")
             entries = {name: _entry(name, values) for name, values in found["files"].items()}
-            return cls(found["kind"], entries, **_about(found))
+            removals = Removals(tuple(map(Removal.from_dict, found.get("removed", []))))
+            return cls(found["kind"], entries, **_about(found), removals=removals)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise BadFile(
                 f"{place}/{MANIFEST}",
                 found=short(f"{type(error).__name__}: {error}", 200),
-                expected=f"a manifest of format {MANIFEST_FORMAT}",
+                expected=f"a manifest of format {MANIFEST_FORMAT} or {REMEMBERING_FORMAT}",
                 way_out="Publish to a new place, or use the version of laion-face that published this one.",
             ) from error
 

@@ -42,6 +42,7 @@ from laion_face_builder.images.reasons import Reason
 from laion_face_builder.index.faces import flat_columns
 from laion_face_builder.index.filters import Filters
 from laion_face_builder.index.reader import IndexPart
+from laion_face_builder.index.removals import STAMP
 from laion_face_builder.log import logger
 from laion_face_builder.options import Options
 from laion_face_builder.parquet_files import opened
@@ -102,8 +103,18 @@ def columns_in(schema: pa.Schema, most: int = 40) -> str:
 
 def published_fingerprint(index: IndexPart, options: Options, part: int) -> Fingerprint:
     """Give the prepared part's own fingerprint, with the filters if rows are left out, what is beside, and the form."""
-    filters = {} if options.filters.is_empty else {"filters": options.filters.as_dict()}
-    return in_form({**index.fingerprint, **filters, **beside_of(options, part)})
+    filters = {} if asked(options).is_empty else {"filters": asked(options).as_dict()}
+    return in_form({**index.fingerprint, **_stamp_of(options, part), **filters, **beside_of(options, part)})
+
+
+def asked(options: Options) -> Filters:
+    """Give the filters that were asked for: what was taken down leaves whether it is asked for or not."""
+    return replace(options.filters, removed=None)
+
+
+def _stamp_of(options: Options, part: int) -> Fingerprint:
+    stamp = dict(options.stamps).get(part)
+    return {} if stamp is None else {STAMP: stamp}
 
 
 def beside_of(options: Options, part: int) -> dict[str, Any]:
@@ -130,7 +141,7 @@ def write_published(target: Path, index: IndexPart, options: Options, part: int)
     if (filters.include, filters.exclude) != (None, None):
         logger.info("%s: %d of %d rows are left out", target.name, index.num_rows - sum(kept), index.num_rows)
     with written_whole(target) as partial, index_writer(partial, schema) as writer:
-        for table in _cut(_passing(index, filters, schema), schema, index_bounds(sum(kept))):
+        for table in cut(_passing(index, filters, schema), schema, index_bounds(sum(kept))):
             writer.write_table(table.cast(schema), row_group_size=max(table.num_rows, 1))
 
 
@@ -142,7 +153,7 @@ def _passing(index: IndexPart, filters: Filters, schema: pa.Schema) -> Iterator[
         yield kept.select(schema.names)
 
 
-def _cut(tables: Iterator[pa.Table], schema: pa.Schema, bounds: list[tuple[int, int]]) -> Iterator[pa.Table]:
+def cut(tables: Iterator[pa.Table], schema: pa.Schema, bounds: list[tuple[int, int]]) -> Iterator[pa.Table]:
     """Yield the same rows, cut at `bounds`."""
     held = schema.remove_metadata().empty_table()
     for start, stop in bounds:
@@ -164,7 +175,7 @@ class Bounds:
 def examples_fingerprint(options: Options, part: int, bounds: Bounds) -> Fingerprint:
     """Give the fingerprint of what the published files of a part with pictures are made from."""
     made_from = parts.identity(options, part)
-    how: dict[str, Any] = {"filters": options.filters.as_dict(), "on_size_change": options.on_size_change}
+    how: dict[str, Any] = {"filters": asked(options).as_dict(), "on_size_change": options.on_size_change}
     if options.on_error == "skip":
         how["pictures_only"] = True  # Only then: what was published without is not made anew.
     beside = beside_of(options, part)
@@ -318,7 +329,7 @@ def preview_fingerprint(options: Options, rows: int) -> Fingerprint:
     """Give the fingerprint of what the preview is made from."""
     made_from = {str(part): parts.identity(options, part) for part in pictured_parts(options)}
     beside = {"columns": features_of(options.more)} if options.tables and options.more is not None else {}
-    filters = options.filters.as_dict()
+    filters = asked(options).as_dict()
     return in_form(make_fingerprint("preview", rows=rows, parts=made_from, filters=filters, **beside))
 
 

@@ -5,15 +5,15 @@ TARGET/
   data/part-000NN-000KK.parquet   rows of the part in order, as many files as the pictures need
   more/part-000NN….parquet        the same, of the parts that 20M does not have
   preview/preview-00000.parquet   a few rows with pictures, if asked for
-  laion_face_manifest.json        rows, bytes, SHA-256, fingerprint, counts of each of those; proofs, history; as hashes,
+  laion_face_manifest.json        rows, bytes, SHA-256, fingerprint, counts of each of those; proofs, history; hashes of
                                   what was taken down
   croissant.json                  the same for machines that read Croissant
   LICENSE.md                      which licence is for what, which the card's YAML links to
   README.md                       the card; last of all, so that it never names what is not there
 
-The manifest says nothing about place, and of time the day on which files came or changed, or were taken down: two
-publishes of the same parts on the same day, or with the same SOURCE_DATE_EPOCH, are the same bytes, and one that changes
-nothing writes none. What was taken down is remembered here too, so that it stays away whoever publishes here next.
+The manifest says nothing about place, and of time the days on which files came or changed, or rows were taken down: two
+publishes of the same parts on the same day, or with the same SOURCE_DATE_EPOCH, are the same bytes, and one that
+changes nothing writes none. What was taken down is remembered here too: it stays away whoever publishes here next.
 """
 
 from __future__ import annotations

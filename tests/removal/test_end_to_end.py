@@ -1,4 +1,4 @@
-"""A thousand ids, ten hosts and a hundred hashes leave all that was made of upstream's files, and nothing else changes."""
+"""A thousand ids, ten hosts and a hundred hashes leave all that was made of upstream's files; nothing else changes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,9 @@ def taken(prepared, tmp_path_factory: pytest.TempPathFactory) -> Taken:
     ids = [str(row["sample_id"]) for row in rows[::3]]
     ids += [str(10**14 + number) for number in range(1000 - len(ids))]  # Of rows that are nowhere.
     hosts = [f"gone-{number}.invalid" for number in range(9)]
-    hosts.append(next(row["url"] for row in rows if "127.0.0.1" not in row["url"]).partition("://")[2].partition("/")[0])
+    hosts.append(
+        next(row["url"] for row in rows if "127.0.0.1" not in row["url"]).partition("://")[2].partition("/")[0]
+    )
     known = pq.read_table(prepared.data.sidecar(0), columns=["sha256"])["sha256"].drop_null().to_pylist()
     hashes = known[1:200:2] if "images" in PREPARED else []
     path = root / "list.txt"

@@ -1,4 +1,4 @@
-"""A thousand ids, ten hosts and a hundred hashes leave all that was made of upstream's files, and nothing else changes."""
+"""A thousand ids, ten hosts and a hundred hashes leave all that was made of upstream's files; nothing else changes."""
 
 from __future__ import annotations
 

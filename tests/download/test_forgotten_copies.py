@@ -27,6 +27,7 @@ from laion_face_builder.index.removals import Removal, Removals
 from laion_face_builder.index.removed import Removed
 from laion_face_builder.layout import DataDir
 from laion_face_builder.sandbox import Truth
+from laion_face_builder.verify.left_pictures import pictures_left
 from tests.download.test_download import make_host, write_index
 from tests.download.test_taken_down import without_rows
 from tests.support.killed_at import files_in
@@ -81,7 +82,9 @@ def test_passes_and_sidecars_forget_and_folders_do_not(truths: list[Truth], tmp_
     assert named is not None
     gone = np.isin(np.arange(len(truths)), [0, 1, 2]) | named
     entries = removed(str(stranger), *(hashlib.sha256(truths[row].served).hexdigest() for row in (3, 4)))
+    assert len(list(pictures_left(data, entries))) == 2
     forgotten = forget_adopted(data, {0: gone}, entries)
+    assert list(pictures_left(data, entries)) == []
     assert forgotten.samples == gone.sum() + 1
     assert forgotten.sidecars == 1
     assert sum(forgotten.held.values()) == gone.sum()
@@ -113,7 +116,7 @@ def test_passes_and_sidecars_forget_and_folders_do_not(truths: list[Truth], tmp_
 
 #: A sample in a pass, by what it is known, and whether it goes with rows 0 and 1 of four: 0 and 2 share an address, 1
 #: and 3 a caption.
-SAMPLES = (
+SAMPLES: tuple[tuple[dict[str, Any], bool], ...] = (
     ({"id": 10}, True),
     ({"id": 12}, False),
     ({"id": 10, "url": "a"}, True),

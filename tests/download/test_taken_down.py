@@ -33,6 +33,7 @@ from laion_face_builder.index.removed import Removed
 from laion_face_builder.layout import DataDir, row_group_bounds
 from laion_face_builder.sandbox import PictureHost, Truth
 from laion_face_builder.schema import SIDECAR
+from laion_face_builder.verify.left_pictures import pictures_left
 from laion_face_builder.verify.verify_data import picture_problems
 from tests.download.test_download import OPTIONS as QUICK
 from tests.download.test_download import make_host, stored, write_index
@@ -151,6 +152,8 @@ def test_all_of_it_goes_and_nothing_else(world: World, fresh: DataDir, tmp_path:
     data, gone = world.copy(tmp_path / "data"), world.gone
     before = {path: pieces(path) for path in data.tars(0).rglob("*.tar")}
     untouched = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in data.tars(0).glob("00003*")}
+    of_tars = {Path(line.partition(": ")[0]).suffix for line in pictures_left(data, world.removed)}
+    assert of_tars == {".tar", ".parquet"}
     taken = take_pictures_out(data, 0, gone)
     without_rows(data, gone)
 
@@ -172,6 +175,7 @@ def test_all_of_it_goes_and_nothing_else(world: World, fresh: DataDir, tmp_path:
         alone = [one for one in world.truths if one.url == truth.url or one.served == truth.served]
         for secret in (str(truth.sample_id), truth.url, truth.caption):
             assert len(alone) > 1 or not secret or secret not in said, truth
+    assert list(pictures_left(data, world.removed)) == []
     require_like(data, fresh)
 
     asked, files = len(world.host.log), files_in(data.root)
@@ -298,7 +302,7 @@ def test_an_index_that_lies_elsewhere_keeps_its_rows(world: World, fresh: DataDi
     assert np.flatnonzero(named).tolist() == asked_for
     take_pictures_out(data, 0, named, keeps_rows=True)
     with IndexPart.open(elsewhere) as index, PartPictures.open(data, 0, index) as pictures:
-        assert [pictures.get(row).status for row in np.flatnonzero(named)] == ["removed"] * named.sum()
+        assert [pictures.get(row).status for row in np.flatnonzero(named).tolist()] == ["removed"] * named.sum()
         asked = len(world.host.log)
         assert download_part(data, 0, OPTIONS, index=index, retry_failed=1).failures["removed"] == named.sum()
         assert len(world.host.log) == asked

@@ -109,7 +109,10 @@ def forecast_part(
         refuse_user_proxy(os.environ, options.fetch.trust_proxy)
         files = PartFiles(here, part)
         made_with = claimed(files, rows, options, filters)
-        is_read = has_plan(files, made_with) or "://" not in rows.address
+        is_planned = has_plan(files, made_with)
+        if is_planned:
+            Numbering.of(files, rows.num_rows)
+        is_read = is_planned or "://" not in rows.address
         plan = _plan(files, rows, made_with, options, filters) if is_read else _everything(rows.num_rows)
         rounds: list[RoundForecast] = []
         refusal = None

@@ -104,12 +104,18 @@ def take_pictures_out(data: DataDir, part: int, gone: Mask, *, keeps_rows: bool 
             for number, shard in all_shards(files):
                 taken += _Shard(files, number, shard).without(numbering.gone.rows)
             _renew_sidecar(files, numbering)
-            for counted in data_store.below(files.data, files.data.root / "copies"):  # they name pictures by SHA-256
-                counted.unlink(missing_ok=True)
-                data_store.remove_afar(files.data, counted)
+            if gone.any():
+                _forget_copies(files.data)
     if taken.samples:
         logger.info("part %05d: %d samples out of %d tars", part, taken.samples, taken.tars)
     return taken
+
+
+def _forget_copies(data: DataDir) -> None:
+    """Remove what `copies` keeps: it names pictures by their SHA-256, and is made again when it is asked for."""
+    for counted in data_store.below(data, data.root / "copies"):
+        counted.unlink(missing_ok=True)
+        data_store.remove_afar(data, counted)
 
 
 @contextmanager

@@ -35,8 +35,8 @@ from laion_face_builder.publish.published_counts import FileCounts
 from laion_face_builder.publish.published_files import ids_bytes, measured
 from laion_face_builder.publish.published_form import in_form
 from laion_face_builder.publish.request import PublishRequest
-from laion_face_builder.publish.rewriting import rewrite_without
 from laion_face_builder.publish.targets import Destination, OutgoingFile, PublishedFile, PublishedPlace
+from laion_face_builder.publish.without_rows import rewrite_without
 from laion_face_builder.shown import short
 from laion_face_builder.sources.hub import Token
 from laion_face_builder.temporary import make_folder, remove_folder

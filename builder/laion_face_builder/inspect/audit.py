@@ -90,7 +90,7 @@ def audit(options: Options, detector: Detector, rows: int) -> Audit:
         NotPrepared: no part has pictures, and they are not to be fetched.
     """
     fetch = replace(options.fetch, concurrency=min(_IN_FLIGHT, options.fetch.concurrency))
-    ahead = replace(options.ahead, lookahead=_IN_FLIGHT)
+    ahead = replace(options.ahead, lookahead=min(_IN_FLIGHT, 2 * rows))
     options = replace(options, keep_faces=ALL_FACES, on_error="skip", more=None, fetch=fetch, ahead=ahead)
     if options.images == "fetch":
         # What is on disk is refused where it is blurred; what is fetched is not blurred to begin with.
@@ -176,19 +176,19 @@ def _rows(
     options: Options, there: dict[int, parts.OpenPart], drawn: Sequence[_Drawn], tally: Tally
 ) -> Iterator[MarkedRow]:
     """Read the rows that were drawn, each row group that has some once, and yield them in their order."""
-    values: dict[tuple[int, int], RowBatch] = {}
+    values: dict[tuple[int, int], tuple[RowBatch, int]] = {}
     for part, opened in there.items():
         wanted = np.sort([one.row for one in drawn if one.part == part]).astype(np.int64)
         for start, stop in opened.index.row_groups:
             here = wanted[(wanted >= start) & (wanted < stop)]
             if len(here):
-                table = _taken(opened.index, start, stop, here)
-                values |= {(part, int(row)): RowBatch(table.slice(at, 1)) for at, row in enumerate(here)}
+                batch = RowBatch(_taken(opened.index, start, stop, here))
+                values |= {(part, int(row)): (batch, at) for at, row in enumerate(here)}
     for one in drawn:
-        opened, batch = there[one.part], values.pop((one.part, one.row))
+        opened, (batch, place) = there[one.part], values.pop((one.part, one.row))
         maker = ExampleMaker(options, opened.pictures, opened.is_fetched, tally)
-        mark = RowMark(one.part, one.row, batch[0]["sample_id"], opened.index.num_rows)
-        yield MarkedRow(mark, one.row, Row(maker, one.row, batch, 0))
+        mark = RowMark(one.part, one.row, batch[place]["sample_id"], opened.index.num_rows)
+        yield MarkedRow(mark, one.row, Row(maker, one.row, batch, place))
 
 
 def _taken(index: IndexPart, start: int, stop: int, rows: np.ndarray[Any, np.dtype[np.int64]]) -> pa.Table:

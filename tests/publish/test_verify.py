@@ -327,10 +327,12 @@ def test_any_flipped_bit_in_any_published_file_is_found(published, tmp_path_fact
 def test_missing_and_foreign_files_are_found(copy, capsys):
     first, *_ = sorted((copy / "data").iterdir())
     first.rename(copy / "data" / "part-00031.parquet")
+    (copy / "LICENSE.md").unlink()
     code, lines = verified(capsys, copy)
     assert code == 1
     assert any(line.startswith(f"data/{first.name}:") for line in lines)
     assert "data/part-00031.parquet: is not in the manifest" in lines
+    assert "README.md: links to LICENSE.md, which is missing" in lines
 
 
 def changed_manifest(folder, name, **values):

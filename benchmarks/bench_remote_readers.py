@@ -43,11 +43,9 @@ READERS = {
     )
     + "for one in ds.with_format('arrow').iter(10_000): pass",
     "`datasets`, first 1,000 rows": _STREAM.replace("{more}", "") + "assert len(list(ds.take(1000))) == 1000",
-    "`datasets`, all rows": _STREAM.replace("{more}", "") + "for one in ds.with_format('arrow').iter(10_000): pass",
     "ours, first row": _OURS + "next(iter(ds))",
     "ours, one shard of 128": _OURS + "for one in ds.shard(128, 70): pass",
     "ours, two shards far apart": _OURS + "for one in ds.shard(128, 3): pass\nfor one in ds.shard(128, 70): pass",
-    "ours, every fourth shard": _OURS + "for one in ds.shard(4, 1): pass",
 }
 
 

@@ -13,9 +13,9 @@ from laion_face_builder.download.download_options import DownloadOptions
 from laion_face_builder.download.part import download_part
 from laion_face_builder.errors import StateConflict
 from laion_face_builder.layout import DataDir
-from laion_face_builder.sandbox.spec import Truth
 from laion_face_builder.sandbox.picture_hosts import PictureHost
 from laion_face_builder.sandbox.serving import Answer
+from laion_face_builder.sandbox.spec import Truth
 from tests.download.test_download import make_host, stored, write_index
 from tests.support.nested import but
 

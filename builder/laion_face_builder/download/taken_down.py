@@ -102,7 +102,7 @@ def take_pictures_out(data: DataDir, part: int, gone: Mask, *, keeps_rows: bool 
                 return PicturesTaken()
             taken = PicturesTaken()
             for number, shard in all_shards(files):
-                taken += _Shard(files, number, shard).without(numbering.gone.rows)
+                taken += _StoredShard(files, number, shard).without(numbering.gone.rows)
             _renew_sidecar(files, numbering)
             if gone.any():
                 _forget_copies(files.data)
@@ -156,7 +156,7 @@ def all_shards(files: PartFiles) -> Iterator[tuple[int, ShardFiles]]:
 
 
 @dataclass(frozen=True)
-class _Shard:
+class _StoredShard:
     """A shard that rows may have to be taken out of."""
 
     files: PartFiles

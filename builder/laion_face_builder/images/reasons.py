@@ -46,7 +46,7 @@ class Reason(str, Enum):
 
     #: Not fetched because the row did not pass the filters.
     FILTERED = "filtered", Whose.OURS, Chance.NONE
-    #: Taken down: nothing of it is kept or asked for.
+    #: Taken down by `laion-face remove`: nothing of it is kept or asked for.
     REMOVED = "removed", Whose.OURS, Chance.NONE
     #: On the exclusion list, by what its bytes are.
     EXCLUDED = "excluded", Whose.OURS, Chance.LATER

@@ -60,7 +60,7 @@ def test_an_error_with_a_reason_comes_back_from_another_process(kind):
 
 
 def test_what_is_final_is_not_asked_for_again():
-    assert {"filtered", "opt_out", "bad_url", "cannot_blur", "crashed_decoder", "decode_timeout", "removed"} == FINAL
+    assert {"filtered", "opt_out", "bad_url", "cannot_blur", "crashed_decoder", "decode_timeout", "taken_down"} == FINAL
     assert {one for one in Reason if one.chance is Chance.SOON and one.whose is Whose.PICTURES} == set()
 
 
@@ -75,7 +75,6 @@ _COMMON = {
     "opt_out",
     "other",
     "refused",
-    "removed",
     "timeout",
     "unreachable",
 }

@@ -302,9 +302,9 @@ def test_an_index_that_lies_elsewhere_keeps_its_rows(world: World, fresh: DataDi
     assert np.flatnonzero(named).tolist() == asked_for
     take_pictures_out(data, 0, named, keeps_rows=True)
     with IndexPart.open(elsewhere) as index, PartPictures.open(data, 0, index) as pictures:
-        assert [pictures.get(row).status for row in np.flatnonzero(named).tolist()] == ["removed"] * named.sum()
+        assert [pictures.get(row).status for row in np.flatnonzero(named).tolist()] == ["taken_down"] * named.sum()
         asked = len(world.host.log)
-        assert download_part(data, 0, OPTIONS, index=index, retry_failed=1).failures["removed"] == named.sum()
+        assert download_part(data, 0, OPTIONS, index=index, retry_failed=1).failures["taken_down"] == named.sum()
         assert len(world.host.log) == asked
     assert [one for one in telling(data) if one["sample_id"] not in (None, world.truths[_ftp(world)].sample_id)] == [
         *telling(fresh)

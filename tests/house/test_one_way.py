@@ -61,7 +61,8 @@ def test_an_error_with_a_reason_comes_back_from_another_process(kind):
 
 def test_what_is_final_is_not_asked_for_again():
     refused = {"opt_out", "content_usage", "tdm_reserved", "robots_disallowed"}
-    assert refused | {"filtered", "bad_url", "cannot_blur", "crashed_decoder", "decode_timeout"} == FINAL
+    ours = {"filtered", "taken_down", "bad_url", "cannot_blur", "crashed_decoder", "decode_timeout"}
+    assert refused | ours == FINAL
     assert {one for one in Reason if one.chance is Chance.SOON and one.whose is Whose.PICTURES} == set()
 
 

@@ -57,7 +57,7 @@ def _rewrite(files: PartFiles, shard: ShardFiles, unwanted: Iterable[str], statu
     table = table_of(shard.parquet)
     rows = dict(zip(table["key"].to_pylist(), table["row"].to_numpy(), strict=True))
     places = Numbering.of(files, len(statuses)).rows_of(np.array([rows[key] for key in unwanted], np.int64))
-    ends = [Reason.REMOVED if place == NOWHERE else statuses[place].as_py() for place in places.tolist()]
+    ends = [Reason.TAKEN_DOWN if place == NOWHERE else statuses[place].as_py() for place in places.tolist()]
     why = {key: Reason.IN_ANOTHER_ROUND if end == Reason.OK else end for key, end in zip(unwanted, ends, strict=True)}
     with written_again(files, shard) as made:
         copy_tar(shard.tar, made.tar, why)

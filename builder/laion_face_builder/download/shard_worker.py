@@ -50,8 +50,8 @@ _REPORT_SECONDS = 1.0
 _MAKING = threading.Lock()
 #: If no host answered for any of at least so many samples, the network is at fault.
 _ENOUGH = 8
-_HELD, _GONE = PictureError(Reason.IN_ANOTHER_ROUND), PictureError(Reason.REMOVED)
-_NOT_ASKED = (Reason.IN_ANOTHER_ROUND, Reason.REMOVED)
+_HELD, _GONE = PictureError(Reason.IN_ANOTHER_ROUND), PictureError(Reason.TAKEN_DOWN)
+_NOT_ASKED = (Reason.IN_ANOTHER_ROUND, Reason.TAKEN_DOWN)
 Sample = tuple[int, dict[str, Any]]
 
 

@@ -106,7 +106,7 @@ def sidecar_table(
         tars: the earlier rounds first.
     """
     without = pc.fill_null(plan, Reason.NOT_DOWNLOADED).take(pa.array(numbering.of_index))
-    without = pc.if_else(pa.array(numbering.is_gone), Reason.REMOVED.value, without)
+    without = pc.if_else(pa.array(numbering.is_gone), Reason.TAKEN_DOWN.value, without)
     return assemble(sample_ids, np.where(numbering.is_gone, NOWHERE, numbering.of_index), tars, without)
 
 
@@ -170,7 +170,7 @@ def sidecar_of(sample_ids: pa.ChunkedArray, taken: pa.Table, without: pa.Chunked
     columns["status"] = pc.coalesce(taken["status"], without)
     for name in ("tar", "offset", "length"):
         columns[name] = pc.if_else(is_ok, columns[name], pa.scalar(None, SIDECAR.field(name).type))
-    is_gone = pc.equal(columns["status"], Reason.REMOVED)
+    is_gone = pc.equal(columns["status"], Reason.TAKEN_DOWN)
     sample_ids = pc.if_else(is_gone, pa.scalar(None, pa.int64()), sample_ids)
     return pa.table({"sample_id": sample_ids, **columns}).select(SIDECAR.names).cast(SIDECAR)
 

@@ -102,7 +102,7 @@ def take_pictures_out(data: DataDir, part: int, gone: Mask, *, keeps_rows: bool 
                 return PicturesTaken()
             taken = PicturesTaken()
             for number, shard in all_shards(files):
-                taken += _Shard(files, number, shard).without(numbering.gone.rows)
+                taken += _StoredShard(files, number, shard).without(numbering.gone.rows)
             _renew_sidecar(files, numbering)
             if gone.any():
                 _forget_copies(files.data)
@@ -156,7 +156,7 @@ def all_shards(files: PartFiles) -> Iterator[tuple[int, ShardFiles]]:
 
 
 @dataclass(frozen=True)
-class _Shard:
+class _StoredShard:
     """A shard that rows may have to be taken out of."""
 
     files: PartFiles
@@ -172,7 +172,7 @@ class _Shard:
                     raise BadFile(path, found="nothing", expected="a file of the shard", way_out="Download it again.")
             marks = table_of(self.shard.parquet, ["row", "error_message"])
             said = marks["error_message"].cast(pa.string())
-            is_told = pc.fill_null(pc.not_equal(said, Reason.REMOVED.value), True).to_numpy()
+            is_told = pc.fill_null(pc.not_equal(said, Reason.TAKEN_DOWN.value), True).to_numpy()
             named = np.isin(marks["row"].to_numpy(), gone) & is_told
             return self._rewritten(named, gone) if named.any() else PicturesTaken()
         except BadFile as error:
@@ -238,7 +238,7 @@ def checked_of(files: PartFiles, number: int, shard: ShardFiles) -> Fingerprint 
 def _emptied(table: pa.Table, named: Mask) -> pa.Table:
     """Return a shard's parquet in which these rows say nothing but that they were taken down."""
     emptied = _nulled(table, named)
-    said = {"status": "failed_to_download", "error_message": Reason.REMOVED.value}
+    said = {"status": "failed_to_download", "error_message": Reason.TAKEN_DOWN.value}
     for name in filter(table.column_names.__contains__, _KEPT):
         column = table[name]
         if name in said:
@@ -259,7 +259,7 @@ def _recounted(stats: dict[str, Any], named: pa.Table) -> dict[str, Any]:
         counts["successes" if status == "success" else status] -= 1
         messages["success" if status == "success" else said if said in messages else short_name(said)] -= 1
     counts["failed_to_download"] += named.num_rows
-    messages[Reason.REMOVED] += named.num_rows
+    messages[Reason.TAKEN_DOWN] += named.num_rows
     return stats | dict(counts) | {"status_dict": {name: count for name, count in messages.items() if count > 0}}
 
 
@@ -270,7 +270,7 @@ def _unchecked(checked: pa.Table, gone: Rows, moved: dict[int, int] | None) -> p
         moved: where each member lies now, by where it lay; None if the tar is as it was.
     """
     is_gone = np.isin(checked["id"].to_numpy(), gone)
-    said = {"status": Reason.REMOVED.value, "detail": ""}
+    said = {"status": Reason.TAKEN_DOWN.value, "detail": ""}
     emptied = _nulled(checked, is_gone).set_column(checked.schema.get_field_index("id"), "id", checked["id"])
     for name, text in said.items():
         column = pc.if_else(pa.array(is_gone), text, checked[name])

@@ -46,8 +46,8 @@ class Reason(str, Enum):
 
     #: Not fetched because the row did not pass the filters.
     FILTERED = "filtered", Whose.OURS, Chance.NONE
-    #: Taken down: nothing of it is kept or asked for.
-    REMOVED = "removed", Whose.OURS, Chance.NONE
+    #: Taken down by `laion-face remove`: nothing of it is kept or asked for.
+    TAKEN_DOWN = "taken_down", Whose.OURS, Chance.NONE
     #: On the exclusion list, by what its bytes are.
     EXCLUDED = "excluded", Whose.OURS, Chance.LATER
     #: Not on the list of what is included: neither its row nor its bytes.

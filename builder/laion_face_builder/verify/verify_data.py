@@ -89,7 +89,7 @@ def _join_problems(index: Path, table: pa.Table, stated: str | None) -> Iterator
 
 def _of_removed(table: pa.Table, ids: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return the ids of rows that the sidecar says nothing of, since they were taken down; -1 elsewhere."""
-    return pc.if_else(pc.fill_null(pc.equal(table["status"], Reason.REMOVED), False), ids, -1)
+    return pc.if_else(pc.fill_null(pc.equal(table["status"], Reason.TAKEN_DOWN), False), ids, -1)
 
 
 def _tar_problems(tar: Path, rows: pa.Table, deep: bool) -> Iterator[str]:

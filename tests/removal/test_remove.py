@@ -29,8 +29,8 @@ from laion_face_builder.index.removals import STAMP, Removals, without_stamp
 from laion_face_builder.index.writer import proof_path
 from laion_face_builder.layout import ALL_PARTS, DataDir
 from laion_face_builder.options import OptionFields, Options
+from laion_face_builder.removal.removal_request import RemovalRequest, total
 from laion_face_builder.removal.remove import remove
-from laion_face_builder.removal.request import RemovalRequest, total
 from laion_face_builder.sandbox import SandboxSpec, make_content, write_upstream
 from laion_face_builder.sources.sources import Upstream
 from laion_face_builder.verify.verify import verify

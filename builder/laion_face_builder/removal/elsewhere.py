@@ -13,7 +13,7 @@ from laion_face_builder.index.prepare_plan import has_pictures
 from laion_face_builder.index.removals import Removals
 from laion_face_builder.index.removed import Removed
 from laion_face_builder.layout import DataDir
-from laion_face_builder.removal.request import Counts, RemovalRequest, TakenDown
+from laion_face_builder.removal.removal_request import Counts, RemovalRequest, TakenDown
 
 
 def pictures_named(data: DataDir, part: int, removed: Removed) -> Mask | None:

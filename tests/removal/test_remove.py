@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,8 +29,8 @@ from laion_face_builder.index.removals import STAMP, Removals, without_stamp
 from laion_face_builder.index.writer import proof_path
 from laion_face_builder.layout import ALL_PARTS, DataDir
 from laion_face_builder.options import OptionFields, Options
+from laion_face_builder.removal.removal_request import RemovalRequest, total
 from laion_face_builder.removal.remove import remove
-from laion_face_builder.removal.request import RemovalRequest, total
 from laion_face_builder.sandbox import SandboxSpec, make_content, write_upstream
 from laion_face_builder.sources.sources import Upstream
 from laion_face_builder.verify.verify import verify
@@ -260,7 +262,7 @@ def test_an_index_elsewhere_is_read_without_them(world: World, tmp_path: Path) -
     data = DataDir.at(tmp_path / "data")
     remove(RemovalRequest(data, listed))
     place = str(world.data.root)
-    given = {"split": "train", "streaming": True, "parts": 0, "images": "none"}
+    given: dict[str, Any] = {"split": "train", "streaming": True, "parts": 0, "images": "none"}
     rows = laion_face.load_dataset("20M", index=place, data_dir=data.root, **given)
     gone = named_ids(world, listed)
     assert [row["sample_id"] for row in rows] == [one for one in ids_in(world.data.index(0)) if one not in gone]
@@ -276,7 +278,13 @@ def test_joined_tables_of_the_part_are_joined_anew(world: World, data: DataDir, 
     table, listed = tmp_path / "mine.parquet", parse_exclusion(world.lines("ids"))
     ids = [*ids_in(data.index(0)), *ids_in(data.index(2))]
     pq.write_table(pa.table({"sample_id": ids, "mine": [f"of {number}" for number in ids]}), table)
-    given = {"split": "train", "streaming": True, "parts": "0,2", "images": "none", "data_dir": data.root}
+    given: dict[str, Any] = {
+        "split": "train",
+        "streaming": True,
+        "parts": "0,2",
+        "images": "none",
+        "data_dir": data.root,
+    }
     before = {row["sample_id"]: row["mine"] for row in laion_face.load_dataset("20M", join=str(table), **given)}
     assert sorted(path.name for path in data.root.glob("joined/*/part-*")) == [
         "part-00000.parquet",
@@ -403,3 +411,28 @@ def test_every_part_keeps_to_it_prepared_or_not(world: World, tmp_path: Path) ->
     assert ids_in(data.ids(9)) == []
     assert [part for part in ALL_PARTS if set(somewhere) & {*ids_in(data.ids(part))}] == []
     assert read_fingerprint(data.ids(9)) == read_fingerprint(world.data.ids(9))
+
+
+def test_pictures_that_are_named_by_their_bytes_come_from_nowhere(prepared, tmp_path: Path) -> None:
+    sidecar = pq.read_table(prepared.data.sidecar(0), columns=["sample_id", "sha256", "tar", "offset", "length"])
+    one, other, kept = sidecar.filter(sidecar["sha256"].is_valid()).slice(0, 3).to_pylist()
+    content = (prepared.data.tars(0) / other["tar"]).read_bytes()[other["offset"] :][: other["length"]]
+    lines = [one["sha256"], hashlib.md5(content, usedforsecurity=False).hexdigest()]
+    data, asked = DataDir.at(tmp_path / "data"), [row["sample_id"] for row in (one, other, kept)]
+    shutil.copytree(prepared.data.root / "index", data.root / "index")
+    given: dict[str, Any] = {
+        "split": "train",
+        "streaming": True,
+        "parts": 0,
+        "allow_private_hosts": True,
+        "include": asked,
+    }
+    before = Options.of("20M", OptionFields(parts=0, images="fetch"), data)
+    remove(RemovalRequest(data, parse_exclusion(lines)))
+    assert (data.index(0)).read_bytes() == prepared.data.index(0).read_bytes(), "nothing is known of their bytes here"
+    rows = laion_face.load_dataset("20M", images="fetch", data_dir=data.root, **given)
+    assert [row["sample_id"] for row in rows] == [kept["sample_id"]]
+    assert laion_face.report(rows).failed == {"excluded": 2}
+    after = Options.of("20M", OptionFields(parts=0, images="fetch"), data)
+    assert before.defining() != after.defining(), "no Arrow cache of before is taken for it"
+    assert before.filters.as_dict() == after.filters.as_dict(), "a download goes on"

@@ -167,8 +167,8 @@ def run_publish(given: argparse.Namespace) -> None:
 def run_remove(given: argparse.Namespace) -> None:
     """Take down what is listed."""
     from laion_face_builder.removal.removal_forecast import forecast_removal
+    from laion_face_builder.removal.removal_request import RemovalRequest, lines
     from laion_face_builder.removal.remove import remove
-    from laion_face_builder.removal.request import RemovalRequest, lines
     from laion_face_builder.values import folder
 
     request = RemovalRequest(

@@ -6,8 +6,8 @@ from laion_face_builder.errors import OptionError
 from laion_face_builder.forecast import Amount, Disk, Forecast, Step
 from laion_face_builder.index.removals import Removals
 from laion_face_builder.index.staged import staging_folders
+from laion_face_builder.removal.removal_request import RemovalRequest, TakenDown
 from laion_face_builder.removal.remove import begun, look_through, require_folder, require_index, with_gone_since
-from laion_face_builder.removal.request import RemovalRequest, TakenDown
 from laion_face_builder.removal.rows import parts_with_rows
 
 

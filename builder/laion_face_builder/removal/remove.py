@@ -22,7 +22,7 @@ from laion_face_builder.layout import ALL_PARTS, DataDir
 from laion_face_builder.log import logger
 from laion_face_builder.removal import elsewhere
 from laion_face_builder.removal.newer_metadata import NewerMetadata, rows_gone_since
-from laion_face_builder.removal.request import Counts, RemovalRequest, TakenDown
+from laion_face_builder.removal.removal_request import Counts, RemovalRequest, TakenDown
 from laion_face_builder.removal.rows import (
     NamedRows,
     Names,

@@ -27,7 +27,7 @@ from laion_face_builder.index.withheld import take_ids_out
 from laion_face_builder.index.writer import kept_rows, rewrite_proof, write_kept
 from laion_face_builder.layout import ALL_PARTS, DataDir
 from laion_face_builder.parquet_files import table_of
-from laion_face_builder.removal.request import Counts
+from laion_face_builder.removal.removal_request import Counts
 from laion_face_builder.sources import data_store
 
 #: Names rows of a table with `sample_id` and maybe `url`; bool[n].

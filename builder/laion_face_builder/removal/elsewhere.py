@@ -5,12 +5,13 @@ Each is a function of its own, called in the order in which `remove` needs them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from laion_face_builder.errors import StateConflict
+from laion_face_builder.download import taken_down
+from laion_face_builder.download.adopted_passes import forget_adopted
+from laion_face_builder.fetch.cache import forget
 from laion_face_builder.files import digest, locked, read_fingerprint
 from laion_face_builder.index.exclusion import Mask
-from laion_face_builder.index.prepare_plan import has_pictures
 from laion_face_builder.index.removals import Removals
 from laion_face_builder.index.removed import Removed
 from laion_face_builder.layout import ALL_PARTS, DataDir
@@ -20,23 +21,41 @@ from laion_face_builder.removal.arrow_caches import remove_from_arrow_caches
 from laion_face_builder.removal.exported import remove_from_export
 from laion_face_builder.removal.published import TargetRequest, free_staging, remove_from_target
 from laion_face_builder.removal.removal_request import Counts, RemovalRequest, TakenDown
+from laion_face_builder.shown import short
 
 
-def pictures_named(data: DataDir, part: int, removed: Removed) -> Mask | None:
-    """Tell, bool[n], which rows of a part's index have a picture that is named by its bytes; None without pictures."""
-    return None
+def take_pictures_out(data: DataDir, part: int, gone: Mask, removed: Removed) -> Counts:
+    """Take rows of a part's index, bool[n], out of all that was downloaded of it, before they leave the index.
+
+    Pictures in folders of other people stay where they are: a warning names the files.
+
+    Raises:
+        StateConflict: the pictures are of another index; DownloadError: they are being downloaded.
+        DiskError: the disk is full, or read-only.
+    """
+    taken = taken_down.take_pictures_out(data, part, gone)
+    adopted = forget_adopted(data, {part: gone}, removed)
+    if adopted.held:
+        logger.warning(
+            "part %05d: %d pictures are in folders that are not ours, and are left as they are: %s",
+            part,
+            adopted.held.total(),
+            short(", ".join(sorted(adopted.held)), 500),
+        )
+    return Counts({"pictures": taken.pictures, "picture_bytes": taken.bytes, "tars rewritten": taken.tars}) + Counts(
+        {"samples of adopted folders": adopted.samples}
+    )
 
 
-def take_pictures_out(data: DataDir, part: int, gone: Mask) -> Counts:
-    """Take rows of a part's index, bool[n], out of all that was downloaded of it, before they leave the index."""
-    if has_pictures(data, part):
-        raise StateConflict(f"{data.tars(part)}: pictures cannot be taken out yet")
-    return Counts()
+def forget_fetched(request: RemovalRequest, removed: Removed, urls: Iterable[str] = ()) -> Counts:
+    """Remove pictures that came from these addresses from the picture cache, and those that are named by their bytes.
 
-
-def forget_fetched(request: RemovalRequest, removed: Removed, urls: list[str]) -> Counts:
-    """Remove pictures that are named, or came from these addresses, from the picture cache."""
-    return Counts()
+    Raises:
+        OptionError: there is no cache; DiskError: it cannot be read, or a picture not be removed.
+    """
+    if request.cache_images is None:
+        return Counts()
+    return Counts({"cached pictures": forget(request.cache_images, removed, urls)})
 
 
 def note_pictures(data: DataDir) -> None:

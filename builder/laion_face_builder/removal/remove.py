@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime, timezone
+from functools import partial
 
 import numpy as np
 
 from laion_face_builder import progress
+from laion_face_builder.download.named_pictures import pictures_named
 from laion_face_builder.errors import OptionError, StateConflict
 from laion_face_builder.files import locked
 from laion_face_builder.index.exclusion import Exclusion
@@ -109,10 +111,12 @@ def _from_data(request: RemovalRequest, names: Names) -> list[TakenDown]:
             with progress.nth("part", number, len(parts)), locked(data.index(part)):
                 removed = Removals.of(data).removed
                 named = look_through(data, part, names, removed)
-                forgotten = elsewhere.forget_fetched(request, removed, list(named.urls))
-                counts = take_rows_out(data, part, named, elsewhere.take_pictures_out)
+                forgotten = elsewhere.forget_fetched(request, Removed(), named.urls)
+                counts = take_rows_out(data, part, named, partial(elsewhere.take_pictures_out, removed=removed))
             taken.append(TakenDown(f"part {part}", counts + forgotten))
             bar.update()
+    if (pictures := Removals.of(data).removed.pictures) and request.cache_images is not None:
+        taken.append(TakenDown(str(request.cache_images), elsewhere.forget_fetched(request, pictures)))
     freed = Counts()
     if Removals.of(data).pending is not None:  # Whether they have any of it could not be told without reading them all.
         freed["sources_bytes"] = free_sources(data)
@@ -125,7 +129,7 @@ def look_through(data: DataDir, part: int, names: Names, removed: Removed) -> Na
     Raises:
         BadFile: a table is damaged.
     """
-    pictures = elsewhere.pictures_named(data, part, removed) if removed.pictures else None
+    pictures = pictures_named(data, part, removed) if removed.pictures else None
     return named_rows(data, part, names, pictures)
 
 

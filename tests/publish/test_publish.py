@@ -432,7 +432,7 @@ def test_what_an_earlier_version_published_is_sent_anew_once(data, tmp_path, cap
     assert tree(out) != whole
     capsys.readouterr()
     assert cli.main(["verify", str(out)]) == 0
-    assert "data/part-00000.parquet, of an earlier version" in capsys.readouterr().err
+    assert "costs readers from afar more: data/part-00000.parquet. Publish again" in capsys.readouterr().err
     said = {step.what: step for step in forecast_publish(PublishRequest(data, str(out))).steps}
     deeds = [said[f"data/part-{part:05d}.parquet"].deed for part in (0, 2)]
     assert deeds == ["sent", "used as it is"]

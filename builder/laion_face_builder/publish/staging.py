@@ -2,7 +2,7 @@
 
 DATA_DIR/publish/NAME/            NAME stands for the target; all of it is gone after the last step
   laion_face_manifest.json        what has been made so far: the ledger, in the manifest's own form
-  data/part-000NN-000KK.parquet   made and not yet sent; freed once it is
+  data/part-000NN….parquet        made and not yet sent; freed once it is
 
 A file that is known from an earlier run is left as it is.
 """

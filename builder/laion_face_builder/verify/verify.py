@@ -77,10 +77,10 @@ def _say_what_is_old(place: PublishedPlace, manifest: Manifest) -> None:
     old = sorted(name for name, entry in manifest.entries.items() if not is_in_form(entry.fingerprint))
     if old:
         logger.warning(
-            "%s: %s, of an earlier version, in a form that costs readers from afar more. Publish again "
-            "to the same place: they are made and sent anew, once.",
+            "%s: in the form of an earlier version, which costs readers from afar more: %s. Publish again to the same "
+            "place: what is so is made and sent anew, once",
             place.name,
-            old[0] if len(old) == 1 else f"{old[0]} and {len(old) - 1} more files are there",
+            old[0] + (f" and {len(old) - 1} more" if len(old) > 1 else ""),
         )
 
 

@@ -58,12 +58,16 @@ def words_of(prepared, tmp_path):
         copy = tmp_path / "copy"
         if command == "download":
             shutil.copytree(prepared.data.root, copy)
+        if command == "remove":
+            shutil.copytree(prepared.data.root / "index", copy / "index")
+            (tmp_path / "list.txt").write_text(str(prepared.truth[0].sample_id))
         return {
             "prepare": ["prepare", "20M", "--parts", "0,2", *data],
             "download": ["download", "20M", "--parts", "0,2", "--allow-private-hosts", "--data-dir", str(copy)],
             "faces": ["faces", *(str(one.sample_id) for one in prepared.truth if one.faces)][:4] + data,
             "status": ["status", "20M", *data],
             "publish": ["publish", str(tmp_path / "published"), "--preview", "2", *data],
+            "remove": ["remove", str(tmp_path / "list.txt"), "--data-dir", str(copy)],
             "verify": ["verify", *data],
             "show": ["show", "20M", "--images", "none", "--count", "3", "--out", str(tmp_path / "sheet.html"), *data],
             "stats": ["stats", "20M", "--out", str(tmp_path / "stats.html"), *data],
@@ -92,7 +96,7 @@ def test_json_has_the_documented_shape(words_of, capsys, command):
         jsonschema.validate(document, SCHEMAS[command])
 
 
-@pytest.mark.parametrize("command", ["prepare", "download", "publish", "show", "stats", "export", "demo"])
+@pytest.mark.parametrize("command", ["prepare", "download", "publish", "remove", "show", "stats", "export", "demo"])
 def test_every_command_that_writes_has_a_dry_run_of_one_shape(words_of, capsys, command):
     words = [*words_of(command), "--dry-run"]
     code, out, _ = run(capsys, *words, "--format", "json")

@@ -142,7 +142,7 @@ def require_folder(data: DataDir) -> None:
     if data.address is not None:
         raise OptionError(
             f"data_dir={data.where}: rows are taken out of a folder of this machine only. Copy it to one, remove them "
-            "there, and copy it back; what is there then has no file more"
+            "there, and put that in the place of what is at the address"
         )
 
 

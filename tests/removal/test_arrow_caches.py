@@ -51,7 +51,7 @@ def test_what_a_killed_run_left_goes_too_and_the_next_load_has_no_such_row(prepa
     cut = folder_of(before).with_name("cut.incomplete")
     cut.mkdir()
     (cut / "laion_face-train-00000.arrow").write_bytes(b"cut off")
-    removals = without_rows(data, removal_of(named.sample_id))
+    removals = without_rows(data, named.sample_id)
     assert len(remove_from_arrow_caches(cache, removals.removed)) == 2
     assert not cut.exists()
     after = load(data, cache, "2")

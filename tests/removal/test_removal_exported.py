@@ -39,8 +39,7 @@ def named(prepared):
 def purged(prepared, named, tmp_path_factory):
     """Give a DATA_DIR that the rows have left, and its removals: named by id, address and picture."""
     data = copy_of(prepared.data, tmp_path_factory.mktemp("purged"))
-    removals = without_rows(data, removal_of(*(one.sample_id for one in named[:6]), *(one.url for one in named[6:])))
-    return data, removals
+    return data, without_rows(data, *(one.sample_id for one in named[:6]), *(one.url for one in named[6:]))
 
 
 def written(content, name):

@@ -126,9 +126,7 @@ def test_what_was_taken_down_stays_down_and_nothing_is_sent_twice(request, prepa
     published = request.getfixturevalue(how)
     folder, data = copied(published, tmp_path), copy_of(published.data, tmp_path)
     named = [one.sample_id for one in gone_in(prepared.truth, 2, 3)]
-    removals = removal_of(*named)
-    if is_purged:
-        removals = without_rows(data, removals)
+    removals = without_rows(data, *named) if is_purged else removal_of(*named)
     remove_from_target(TargetRequest(str(folder), removals))
     after, when = tree(folder), {path: path.stat().st_mtime_ns for path in folder.rglob("part-*.parquet")}
     more: dict[str, Any] = {"with_images": True, "bounds": SMALL} if how == "published_pictures" else {}
@@ -147,7 +145,7 @@ def test_what_was_taken_down_stays_down_and_nothing_is_sent_twice(request, prepa
 def test_a_place_learns_what_a_data_dir_has_taken_down_since(prepared, published, tmp_path):
     folder, data = copied(published, tmp_path), copy_of(published.data, tmp_path)
     named = gone_in(prepared.truth, 0, 2)
-    without_rows(data, removal_of(*(one.url for one in named)))
+    without_rows(data, *(one.url for one in named))
     publish(PublishRequest(data, str(folder), preview=5))
     assert not {one.sample_id for one in named} & rows_in(tree(folder))
     assert Manifest.from_text((folder / "laion_face_manifest.json").read_bytes(), "").removals.done

@@ -21,7 +21,7 @@ from laion_face_builder.publish.manifest import Manifest
 from laion_face_builder.publish.publish import publish
 from laion_face_builder.publish.published_files import Bounds
 from laion_face_builder.publish.request import PublishRequest
-from laion_face_builder.removal.published import TargetRequest, free_staging, remove_from_target
+from laion_face_builder.removal.published_copy import TargetRequest, free_staging, remove_from_target
 from laion_face_builder.sandbox import WRITER
 from tests.support.taken_down import copy_of, removal_of, tree, without_rows
 

@@ -30,6 +30,7 @@ from laion_face_builder.index.filters import Filters
 from laion_face_builder.index.joined_part import JoinedPart
 from laion_face_builder.index.published import PublishedPart, find_published
 from laion_face_builder.index.reader import IndexPart
+from laion_face_builder.index.removals import STAMP, without_stamp
 from laion_face_builder.log import logger
 from laion_face_builder.options import IMAGE_MODES, INNER, OptionFields, Options
 from laion_face_builder.shown import shown
@@ -169,8 +170,11 @@ def of_those_prepared(options: Options) -> Options:
 def identity(options: Options, part: int, adopted: Adopted | None = None) -> dict[str, Any]:
     """Give digests of what is read of a part, so that a cache never gives outdated content."""
     with open_part(options, part, adopted) as opened:
-        pictures = opened.pictures
-        read = {"index": digest(opened.index.fingerprint), "pictures": pictures and digest(pictures.fingerprint)}
+        pictures, index = opened.pictures, opened.index.fingerprint
+        read = {"index": digest(without_stamp(index)), "pictures": pictures and digest(pictures.fingerprint)}
+    # What is gone stands apart: what was made before can then be told from what was made of another index.
+    if stamp := dict(options.stamps).get(part, index.get(STAMP)):
+        read[STAMP] = stamp
     if options.more is not None and options.more.names:
         # Only then: caches of earlier versions stay good.
         read["more"] = digest([str(options.more), *(table.fingerprint(part) for table in options.tables)])

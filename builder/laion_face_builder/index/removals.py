@@ -39,6 +39,8 @@ class Removal:
         entries: what was listed.
         found: by part, the hashes of the sample ids of all rows that were named, whatever named them.
         is_done: whether no file of DATA_DIR has any of it any more.
+        pictures: by part, the digests of its sidecar's fingerprint before and after: what was made from the first is
+            what would be made from the last, but for the rows that are gone.
     """
 
     date: str
@@ -46,11 +48,15 @@ class Removal:
     entries: Removed
     found: Mapping[int, frozenset[str]] = field(default_factory=dict)
     is_done: bool = False
+    pictures: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Return what is written of it."""
-        found = {str(part): sorted(hashes) for part, hashes in sorted(self.found.items())}
-        return {**asdict(replace(self, entries=Removed())), "entries": self.entries.as_dict(), "found": found}
+        written = asdict(replace(self, entries=Removed(), pictures={}))
+        written["entries"] = self.entries.as_dict()
+        written["found"] = {str(part): sorted(hashes) for part, hashes in sorted(self.found.items())}
+        written["pictures"] = {str(part): list(digests) for part, digests in sorted(self.pictures.items())}
+        return {name: value for name, value in written.items() if name != "pictures" or value}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Removal:
@@ -61,7 +67,18 @@ class Removal:
         """
         found = {int(part): Removed.from_dict({"sample_ids": ids}).sample_ids for part, ids in values["found"].items()}
         entries = Removed.from_dict(values["entries"])
-        return cls(str(values["date"]), str(values["reason"]), entries, found, bool(values["is_done"]))
+        pictures = {int(part): tuple(map(str, digests)) for part, digests in values.get("pictures", {}).items()}
+        return cls(str(values["date"]), str(values["reason"]), entries, found, bool(values["is_done"]), pictures)
+
+    def is_of(self, other: Removal) -> bool:
+        """Say whether both are of the same call, whatever was found in which place."""
+        return (self.date, self.reason, self.entries) == (other.date, other.reason, other.entries)
+
+    def with_found_of(self, other: Removal) -> Removal:
+        """Return this one with what the other found too."""
+        parts = sorted({*self.found, *other.found})
+        found = {part: frozenset(self.found.get(part, ())).union(other.found.get(part, ())) for part in parts}
+        return replace(self, found=found)
 
 
 @dataclass(frozen=True)
@@ -114,6 +131,40 @@ class Removals:
         *before, last = self.done
         merged = {**last.found, part: frozenset(last.found.get(part, ())).union(hashes)}
         return Removals((*before, replace(last, found=merged)))
+
+    def merged_with(self, other: Removals) -> Removals:
+        """Return these and those of another place; what both know is one, and what was found in either is found."""
+        merged = list(self.done)
+        for removal in other.done:
+            same = next((place for place, known in enumerate(merged) if known.is_of(removal)), None)
+            if same is None:
+                merged.append(removal)
+            else:
+                merged[same] = merged[same].with_found_of(removal)
+        return Removals(tuple(merged))
+
+    def published(self) -> Removals:
+        """Return what others are told of these: not what DATA_DIR alone needs to know."""
+        return Removals(tuple(replace(removal, is_done=True, pictures={}) for removal in self.done))
+
+    def with_pictures(self, part: int, sidecar: str) -> Removals:
+        """Return these, the latest knowing the digest of a part's sidecar as it is now; to be told before and after."""
+        *before, last = self.done
+        known = last.pictures.get(part, ())
+        if sidecar not in known[-1:]:
+            last = replace(last, pictures={**last.pictures, part: (*known, sidecar)})
+        return Removals((*before, last))
+
+    def pictures_before(self, part: int, sidecar: str) -> frozenset[str]:
+        """Return the digests that the part's sidecar had when nothing but rows has left it since; its own too.
+
+        A round of downloads between two removals ends the chain: there are other pictures since.
+        """
+        chain = {sidecar}
+        for removal in reversed(self.done):
+            if (known := removal.pictures.get(part)) and known[-1] in chain:
+                chain |= {*known}
+        return frozenset(chain)
 
     def finished(self) -> Removals:
         """Return these, all of them done."""

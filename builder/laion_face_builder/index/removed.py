@@ -127,6 +127,11 @@ class Removed:
         """Whether rows are named, by id, address or host."""
         return bool(self.sample_ids or self.urls or self.hosts)
 
+    @property
+    def has_pictures(self) -> bool:
+        """Whether pictures are named, by their bytes."""
+        return bool(self.sha256s or self.md5s)
+
     def mask(self, table: pa.Table) -> Mask:
         """Tell, bool[n], which rows of `table` are named by their id, address or host.
 

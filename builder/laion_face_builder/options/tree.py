@@ -113,6 +113,8 @@ class Options(ShownFields):
     tables: tuple[SideTable, ...] = ()
     #: SHA-256s that more than `max_copies` addresses give, once they are counted: see `examples.placeholders`.
     placeholders: frozenset[str] = frozenset()
+    #: Parts, and digests of what is gone from them, once that is known: see `publish.withdrawn`.
+    stamps: tuple[tuple[int, str], ...] = ()
 
     @classmethod
     def of(

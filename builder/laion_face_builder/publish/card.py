@@ -161,7 +161,15 @@ def _left_out(manifest: Manifest) -> list[str]:
         "exclude": "Rows on the publisher's exclusion list are left out.",
         "join_how": "Rows that the publisher's own tables lack are left out.",
     }
-    return [text for name, text in said.items() if name in filters]
+    return [text for name, text in said.items() if name in filters] + _taken_down(manifest)
+
+
+def _taken_down(manifest: Manifest) -> list[str]:
+    if not manifest.removals.done:
+        return []
+    count = sum(len(manifest.removals.found_in(part)) for part in manifest.parts)
+    latest = max(removal.date for removal in manifest.removals.done)
+    return [f"Of these parts {count:,} rows were taken down, the last time on {latest}; they stay away."]
 
 
 def _how_to_load(manifest: Manifest, target: str) -> list[str]:

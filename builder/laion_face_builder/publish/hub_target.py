@@ -167,7 +167,8 @@ class HubDestination:
         return problems(files, self._stated(files, self._head()))
 
     @cached_property
-    def _api(self) -> HfApi:
+    def api(self) -> HfApi:
+        """The Hub's client, with the token."""
         from huggingface_hub import HfApi
 
         return HfApi(token=self.token)
@@ -176,7 +177,7 @@ class HubDestination:
         from huggingface_hub import errors as hub
 
         try:
-            return self._asked(self._look)
+            return self.asked(self._look)
         except PublishError as error:
             cause = error.__cause__
             absent = isinstance(cause, (hub.RepositoryNotFoundError, hub.RevisionNotFoundError))
@@ -188,13 +189,13 @@ class HubDestination:
         """Read the branch as it is now: all of it at one commit, however many pages the listing has."""
         from huggingface_hub.hf_api import RepoFile
 
-        about = self._api.dataset_info(self.repo, revision=self.revision)
+        about = self.api.dataset_info(self.repo, revision=self.revision)
         if self.private and not about.private:
             raise StateConflict(
                 f"Hub dataset {self.repo}: --private is asked for, but the repo is public. Make it private in its "
                 f"settings, or give another name"
             )
-        tree = self._api.list_repo_tree(self.repo, recursive=True, revision=about.sha, repo_type="dataset")
+        tree = self.api.list_repo_tree(self.repo, recursive=True, revision=about.sha, repo_type="dataset")
         files = [entry for entry in tree if isinstance(entry, RepoFile) and not entry.path.startswith(".")]
         held = {
             file.path: PublishedFile(file.size, file.lfs.sha256 if file.lfs else None, file.blob_id) for file in files
@@ -205,14 +206,14 @@ class HubDestination:
         """Give the branch; make it, and the repo, if there is none."""
         if (head := self._head()).commit is not None:
             return head
-        self._asked(
-            lambda: self._api.create_repo(self.repo, repo_type="dataset", private=self.private or None, exist_ok=True)
+        self.asked(
+            lambda: self.api.create_repo(self.repo, repo_type="dataset", private=self.private or None, exist_ok=True)
         )
         if self.revision != "main":
-            self._asked(
-                lambda: self._api.create_branch(self.repo, branch=self.revision, repo_type="dataset", exist_ok=True)
+            self.asked(
+                lambda: self.api.create_branch(self.repo, branch=self.revision, repo_type="dataset", exist_ok=True)
             )
-        return self._asked(self._look)
+        return self.asked(self._look)
 
     @staticmethod
     def _stated(files: Sequence[OutgoingFile], head: _Head) -> dict[str, PublishedFile]:
@@ -227,11 +228,11 @@ class HubDestination:
 
     def _upload(self, files: Sequence[OutgoingFile], additions: dict[str, Any], message: str) -> None:
         """Upload file by file, so that a failure costs one file only; small ones travel in the commit."""
-        upload = partial(self._api.preupload_lfs_files, repo_type="dataset", revision=self.revision)
+        upload = partial(self.api.preupload_lfs_files, repo_type="dataset", revision=self.revision)
         total = sum(file.size for file in files)
         with progress.bar(message, total, "B") as bar:
             for file in files:
-                self._asked(partial(upload, self.repo, [additions[file.name]]), file.name)
+                self.asked(partial(upload, self.repo, [additions[file.name]]), file.name)
                 if (sent := additions[file.name].upload_info.sha256.hex()) != file.sha256:
                     raise file.changed(sent)
                 bar.update(file.size)
@@ -244,7 +245,7 @@ class HubDestination:
         def once() -> None:
             head = self._head()
             if operations := plan(self._stated(files, head)):
-                self._api.create_commit(
+                self.api.create_commit(
                     self.repo,
                     operations,
                     commit_message=message,
@@ -253,9 +254,14 @@ class HubDestination:
                     parent_commit=head.commit,
                 )
 
-        self._asked(once, "commit")
+        self.asked(once, "commit")
 
-    def _asked(self, ask: Callable[[], T], what: str = "") -> T:
+    def asked(self, ask: Callable[[], T], what: str = "") -> T:
+        """Return what `ask`, which calls the client, gives; 429, 5xx and cut connections are retried.
+
+        Raises:
+            PublishError: no answer in the end, no access, or the Hub refuses.
+        """
         where = f"Hub dataset {self.repo}" + (f", {what}" if what else "")
 
         def once() -> T:

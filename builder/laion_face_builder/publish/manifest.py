@@ -5,11 +5,12 @@ TARGET/
   data/part-000NN-000KK.parquet   rows of the part in order, as many files as the pictures need
   more/part-000NN….parquet        the same, of the parts that 20M does not have
   preview/preview-00000.parquet   a few rows with pictures, if asked for
-  laion_face_manifest.json        rows, bytes, SHA-256, fingerprint of each of those
+  laion_face_manifest.json        rows, bytes, SHA-256, fingerprint of each of those; as hashes, what was taken down
   croissant.json                  the same for machines that read Croissant
   README.md                       the card; last of all, so that it never names what is not there
 
-The manifest says nothing about time or place, so that two publishes of the same parts are the same bytes.
+The manifest says nothing about time or place, so that two publishes of the same parts are the same bytes; but for the
+dates of what was taken down. That is remembered here too, so that it stays away whoever publishes here next.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any, Literal
 
 from laion_face_builder.errors import BadFile
 from laion_face_builder.files import Fingerprint
+from laion_face_builder.index.removals import Removal, Removals
 from laion_face_builder.layout import CONFIG_PARTS
 from laion_face_builder.shown import short
 
@@ -32,6 +34,8 @@ PREVIEW = "preview"
 PREVIEW_FILE = "preview/preview-00000.parquet"
 #: Raised when the manifest's own form changes.
 MANIFEST_FORMAT = 1
+#: Of one that remembers what was taken down: versions that do not know of it would forget it, and publish it again.
+REMEMBERING_FORMAT = 2
 
 #: The files of each config by one pattern: what the Hub's page tells people to type for pandas and Polars reads the
 #: first of several names, and no more.
@@ -73,10 +77,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All Parquet files of a published place, by name. `kind` says which columns those in data/ have."""
+    """All Parquet files of a published place, by name, and what was taken down from it.
+
+    `kind` says which columns those in data/ have.
+    """
 
     kind: Kind
     entries: Mapping[str, Entry] = field(default_factory=dict)
+    removals: Removals = Removals()
 
     @property
     def parts(self) -> tuple[int, ...]:
@@ -107,7 +115,11 @@ class Manifest:
     def as_text(self) -> str:
         """Write the manifest as JSON: equal manifests are equal bytes."""
         entries = {name: _without_name(self.entries[name]) for name in sorted(self.entries)}
-        return json.dumps({"format": MANIFEST_FORMAT, "kind": self.kind, "files": entries}, indent=1) + "\n"
+        values: dict[str, Any] = {"format": MANIFEST_FORMAT, "kind": self.kind, "files": entries}
+        if self.removals.done:
+            values["format"] = REMEMBERING_FORMAT
+            values["removed"] = [removal.as_dict() for removal in self.removals.published().done]
+        return json.dumps(values, indent=1) + "\n"
 
     @classmethod
     def from_text(cls, text: str | bytes, place: str) -> Manifest:
@@ -118,14 +130,16 @@ class Manifest:
         """
         try:
             found = json.loads(text)
-            if found["format"] != MANIFEST_FORMAT or found["kind"] not in ("index", "examples"):
+            is_known = found["format"] in (MANIFEST_FORMAT, REMEMBERING_FORMAT)
+            if not is_known or found["kind"] not in ("index", "examples"):
                 raise ValueError(f"format {found['format']}, kind {found['kind']}")
-            return cls(found["kind"], {name: _entry(name, values) for name, values in found["files"].items()})
+            entries = {name: _entry(name, values) for name, values in found["files"].items()}
+            return cls(found["kind"], entries, Removals(tuple(map(Removal.from_dict, found.get("removed", [])))))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise BadFile(
                 f"{place}/{MANIFEST}",
                 found=short(f"{type(error).__name__}: {error}", 200),
-                expected=f"a manifest of format {MANIFEST_FORMAT}",
+                expected=f"a manifest of format {MANIFEST_FORMAT} or {REMEMBERING_FORMAT}",
                 way_out="Publish to a new place, or use the version of laion-face that published this one.",
             ) from error
 

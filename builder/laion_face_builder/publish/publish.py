@@ -13,6 +13,7 @@ from pathlib import Path
 from laion_face_builder import progress
 from laion_face_builder.errors import LaionFaceError, StateConflict
 from laion_face_builder.files import human_size, written_whole
+from laion_face_builder.index.removals import Removals
 from laion_face_builder.log import logger
 from laion_face_builder.options import Options
 from laion_face_builder.publish.card import card_of
@@ -24,6 +25,7 @@ from laion_face_builder.publish.published_files import check_preview
 from laion_face_builder.publish.request import PublishRequest, check_rights, check_room, options_of
 from laion_face_builder.publish.staging import Staging, made_examples, made_index, made_preview
 from laion_face_builder.publish.targets import Destination, OutgoingFile, PublishedFile, PublishedPlace, is_folder
+from laion_face_builder.publish.withdrawn import kept_to
 from laion_face_builder.values import absolute
 
 
@@ -35,16 +37,20 @@ def publish(request: PublishRequest) -> Manifest:
         StateConflict: the target holds the other kind of files.
         SourceError: the Hub refuses or does not answer.
     """
-    options, destination, there = checked(request)
+    options, destination, there, removals = checked(request)
     with Staging.at(request.data, address(request), request.kind, there) as staging:
-        job = _Job(request, options, destination, staging)
+        job = _Job(request, options, destination, staging, removals)
         manifest = job.run(there)
         staging.finish()
     return manifest
 
 
-def checked(request: PublishRequest, *, is_dry_run: bool = False) -> tuple[Options, Destination, Manifest | None]:
+def checked(
+    request: PublishRequest, *, is_dry_run: bool = False
+) -> tuple[Options, Destination, Manifest | None, Removals]:
     """Check that the request can and may be done; give the options, the destination, and the manifest that is there.
+
+    With them come all removals that are to be kept to.
 
     Args:
         is_dry_run: whether nothing may be made.
@@ -62,14 +68,23 @@ def checked(request: PublishRequest, *, is_dry_run: bool = False) -> tuple[Optio
     )
     there = _already_there(request)
     _refuse_other_columns(request, options, there)
-    return options, destination, there
+    options, removals = kept_to(options, there)
+    return options, destination, there, removals
 
 
 class _Job:
     """One publish: what has been made so far, and what waits to be sent."""
 
-    def __init__(self, request: PublishRequest, options: Options, destination: Destination, staging: Staging) -> None:
+    def __init__(
+        self,
+        request: PublishRequest,
+        options: Options,
+        destination: Destination,
+        staging: Staging,
+        removals: Removals,
+    ) -> None:
         self._request, self._options, self._destination, self._staging = request, options, destination, staging
+        self._removals = removals
         self._held = holdings(destination.listing())
         self._waiting: list[OutgoingFile] = []
         self._sent = 0
@@ -80,7 +95,7 @@ class _Job:
             entries[entry.name] = entry
         self._flush()
         kept = kept_of(there, self._options.parts, bool(self._request.preview))
-        manifest = Manifest(self._request.kind, {**kept, **entries})
+        manifest = Manifest(self._request.kind, {**kept, **entries}, self._removals)
         about = self._about(manifest)
         self._sent += self._destination.send(about, "Describe what is published")
         self._remove(manifest)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from laion_face_builder.publish.publish import (
     stale_of,
     texts_about,
 )
-from laion_face_builder.publish.published_files import examples_fingerprint, pictured_parts
+from laion_face_builder.publish.published_files import pictured_parts
 from laion_face_builder.publish.request import PublishRequest
 from laion_face_builder.publish.staging import Staging, known_examples, known_index, known_preview
 from laion_face_builder.publish.targets import Destination, OutgoingFile, PublishedFile, PublishedPlace, is_folder
@@ -73,7 +73,7 @@ def forecast_publish(request: PublishRequest) -> Forecast:
     Raises:
         LaionFaceError: as `publish` raises it before it makes or sends anything.
     """
-    options, destination, there = checked(request, is_dry_run=True)
+    options, destination, there, removals = checked(request, is_dry_run=True)
     listing = destination.listing()
     held = holdings(listing)
     staging = Staging.seen(request.data, address(request), request.kind, there)
@@ -81,7 +81,7 @@ def forecast_publish(request: PublishRequest) -> Forecast:
     lacking = _lacking(files, held, listing, destination)
     steps = [_step(file, lacking) for file in files]
     kept = kept_of(there, options.parts, bool(request.preview))
-    steps += _texts(request, kept, files, listing)
+    steps += _texts(request, Manifest(request.kind, kept, removals), files, listing)
     names = {*kept, *(file.name for file in files)}
     unsure = tuple(file.name.removesuffix(".parquet")[:-5] for file in files if file.stands_for)
     stale = [name for name in stale_of(held, names) if not (unsure and name.startswith(unsure))]
@@ -132,9 +132,8 @@ def _examples(
 ) -> Iterator[_File]:
     with parts.index_of(options, part) as index:
         rows = index.num_rows
-    fingerprint = examples_fingerprint(options, part, request.bounds)
     start, number = 0, 0
-    for entry in known_examples(part, fingerprint, rows, staging, lambda entry: holds(held, entry)):
+    for entry in known_examples(options, part, request.bounds, staging, lambda entry: holds(held, entry)):
         yield _File.known(entry, staging.path(entry.name))
         start, number = entry.stop, number + 1
     if number == 0 or start < rows:
@@ -186,15 +185,19 @@ def _step(file: _File, lacking: set[str]) -> Step:
 
 
 def _texts(
-    request: PublishRequest, kept: Mapping[str, Entry], files: Sequence[_File], listing: Mapping[str, PublishedFile]
+    request: PublishRequest, kept: Manifest, files: Sequence[_File], listing: Mapping[str, PublishedFile]
 ) -> Iterator[Step]:
-    """Forecast manifest, Croissant and card. What they say is known only if every file is."""
+    """Forecast manifest, Croissant and card. What they say is known only if every file is.
+
+    Args:
+        kept: what stays of an earlier publish, and what was taken down.
+    """
     entries = {file.name: file.entry for file in files if file.entry is not None}
     if len(entries) < len(files):
         yield from (Step(name, "sent", "some kB") for name in (MANIFEST, CROISSANT, CARD))
         return
     place = PublishedPlace.at(request.target, request.revision, request.token)
-    for name, text in texts_about(request, Manifest(request.kind, {**kept, **entries})).items():
+    for name, text in texts_about(request, replace(kept, entries={**kept.entries, **entries})).items():
         if _is_same(listing.get(name), text.encode(), place, name):
             yield Step(name, "used as it is", size=Amount(len(text.encode())))
         else:

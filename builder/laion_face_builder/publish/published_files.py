@@ -47,6 +47,7 @@ from laion_face_builder.images.reasons import Reason
 from laion_face_builder.index.faces import flat_columns
 from laion_face_builder.index.filters import Filters
 from laion_face_builder.index.reader import IndexPart
+from laion_face_builder.index.removals import STAMP
 from laion_face_builder.layout import row_group_bounds
 from laion_face_builder.log import logger
 from laion_face_builder.options import Options
@@ -138,8 +139,18 @@ def viewer_faults(path: Path) -> list[str]:
 
 def published_fingerprint(index: IndexPart, options: Options, part: int) -> Fingerprint:
     """Give the prepared part's own fingerprint, with the filters if rows are left out, and what is published beside."""
-    filters = {} if options.filters.is_empty else {"filters": options.filters.as_dict()}
-    return {**index.fingerprint, **filters, **beside_of(options, part)}
+    filters = {} if asked(options).is_empty else {"filters": asked(options).as_dict()}
+    return {**index.fingerprint, **_stamp_of(options, part), **filters, **beside_of(options, part)}
+
+
+def asked(options: Options) -> Filters:
+    """Give the filters that were asked for: what was taken down leaves whether it is asked for or not."""
+    return replace(options.filters, removed=None)
+
+
+def _stamp_of(options: Options, part: int) -> Fingerprint:
+    stamp = dict(options.stamps).get(part)
+    return {} if stamp is None else {STAMP: stamp}
 
 
 def beside_of(options: Options, part: int) -> dict[str, Any]:
@@ -152,7 +163,11 @@ def beside_of(options: Options, part: int) -> dict[str, Any]:
 
 def is_publishable(path: Path, options: Options) -> bool:
     """Say whether the prepared file can be published as it is."""
-    return options.filters.is_empty and not options.tables and not viewer_faults(path)
+    if not options.filters.is_empty or options.tables:
+        return False
+    made_from = read_fingerprint(path) or {}
+    is_stamped = dict(options.stamps).get(int(made_from.get("part", -1))) in (None, made_from.get(STAMP))
+    return is_stamped and not viewer_faults(path)
 
 
 def write_published(target: Path, index: IndexPart, options: Options, part: int) -> None:
@@ -171,7 +186,7 @@ def write_published(target: Path, index: IndexPart, options: Options, part: int)
     if filters.exclude is not None:
         logger.info("%s: %d of %d rows are left out", target.name, index.num_rows - sum(kept), index.num_rows)
     with written_whole(target) as partial, writer_of(partial, schema) as writer:
-        for table in _cut(_passing(index, filters, schema), schema, row_group_bounds(sum(kept))):
+        for table in cut(_passing(index, filters, schema), schema, row_group_bounds(sum(kept))):
             writer.write_table(table.cast(schema), row_group_size=max(table.num_rows, 1))
 
 
@@ -183,7 +198,7 @@ def _passing(index: IndexPart, filters: Filters, schema: pa.Schema) -> Iterator[
         yield kept.select(schema.names)
 
 
-def _cut(tables: Iterator[pa.Table], schema: pa.Schema, bounds: list[tuple[int, int]]) -> Iterator[pa.Table]:
+def cut(tables: Iterator[pa.Table], schema: pa.Schema, bounds: list[tuple[int, int]]) -> Iterator[pa.Table]:
     """Yield the same rows, cut at `bounds`."""
     held = schema.remove_metadata().empty_table()
     for start, stop in bounds:
@@ -205,7 +220,7 @@ class Bounds:
 def examples_fingerprint(options: Options, part: int, bounds: Bounds) -> Fingerprint:
     """Give the fingerprint of what the published files of a part with pictures are made from."""
     made_from = parts.identity(options, part)
-    how = {"filters": options.filters.as_dict(), "on_size_change": options.on_size_change}
+    how = {"filters": asked(options).as_dict(), "on_size_change": options.on_size_change}
     beside = beside_of(options, part)
     return make_fingerprint("examples", part=part, **made_from, **how, **beside, bounds=asdict(bounds))
 
@@ -352,7 +367,7 @@ def preview_fingerprint(options: Options, rows: int) -> Fingerprint:
     """Give the fingerprint of what the preview is made from."""
     made_from = {str(part): parts.identity(options, part) for part in pictured_parts(options)}
     beside = {"columns": features_of(options.more)} if options.tables and options.more is not None else {}
-    return make_fingerprint("preview", rows=rows, parts=made_from, filters=options.filters.as_dict(), **beside)
+    return make_fingerprint("preview", rows=rows, parts=made_from, filters=asked(options).as_dict(), **beside)
 
 
 def write_preview(path: Path, options: Options, rows: int, fingerprint: Fingerprint) -> None:

@@ -12,11 +12,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from laion_face_builder.examples import parts
 from laion_face_builder.files import Fingerprint, digest, locked, remove_partials, written_whole
 from laion_face_builder.index.reader import IndexPart
+from laion_face_builder.index.removals import settled
 from laion_face_builder.layout import DataDir
 from laion_face_builder.options import Options
 from laion_face_builder.publish.manifest import MANIFEST, PREVIEW_FILE, Entry, Kind, Manifest, examples_name, index_name
@@ -31,6 +33,7 @@ from laion_face_builder.publish.published_files import (
     write_preview,
     write_published,
 )
+from laion_face_builder.publish.withdrawn import PublishedRows, is_made_from
 
 
 class Staging:
@@ -119,7 +122,8 @@ def known_index(
     known = _known(staging, name, published_fingerprint(index, options, part), path, is_held)
     if known is not None and as_it_is and known.size != path.stat().st_size:
         return path, None
-    return path, known
+    # Rows that are left out, and then leave the index, leave the file as it is.
+    return path, None if known is None else replace(known, stop=index.num_rows)
 
 
 def made_examples(options: Options, part: int, bounds: Bounds, staging: Staging, is_held: IsHeld) -> Iterator[Made]:
@@ -128,7 +132,7 @@ def made_examples(options: Options, part: int, bounds: Bounds, staging: Staging,
     with parts.index_of(options, part) as index:
         rows = index.num_rows
     start, number = 0, 0
-    for entry in known_examples(part, fingerprint, rows, staging, is_held):
+    for entry in known_examples(options, part, bounds, staging, is_held):
         start, number = entry.stop, number + 1
         yield entry, staging.path(entry.name)
     writer: PartExamples | None = None
@@ -143,14 +147,26 @@ def made_examples(options: Options, part: int, bounds: Bounds, staging: Staging,
         yield entry, path
 
 
-def known_examples(
-    part: int, fingerprint: Fingerprint, rows: int, staging: Staging, is_held: IsHeld
-) -> Iterator[Entry]:
-    """Yield the part's first files, as far as they are known from an earlier run and follow one another."""
+def known_examples(options: Options, part: int, bounds: Bounds, staging: Staging, is_held: IsHeld) -> Iterator[Entry]:
+    """Yield the part's first files, as far as they are known from an earlier run and follow one another.
+
+    Where rows have left the part, those of its files that had none of them are as good as before.
+    """
+    fingerprint = examples_fingerprint(options, part, bounds)
+    with parts.index_of(options, part) as index:
+        rows = index.num_rows
+    placed = PublishedRows.of(options, part).placed if part in dict(options.stamps) else None
+    pictures = settled(options.data).pictures_before(part, str(fingerprint["pictures"]))
     start, number = 0, 0
     while number == 0 or start < rows:
         name = examples_name(part, number)
-        entry = _known(staging, name, fingerprint, staging.path(name), is_held)
+        entry = staging.known(name)
+        is_good = entry is not None and (
+            entry.fingerprint == fingerprint if placed is None else is_made_from(entry, fingerprint, pictures)
+        )
+        entry = _if_there(entry, staging.path(name), is_held) if is_good else None
+        if entry is not None and placed is not None:
+            entry = placed(entry, start)
         if entry is None or entry.first != start:
             return
         yield entry
@@ -177,7 +193,12 @@ def known_preview(options: Options, rows: int, staging: Staging, is_held: IsHeld
 def _known(staging: Staging, name: str, made_from: Fingerprint, path: Path, is_held: IsHeld) -> Entry | None:
     """Give the entry of a file that was made from the same data and is still here or at the target, else None."""
     entry = staging.known(name)
-    if entry is None or entry.fingerprint != made_from:
+    return _if_there(entry, path, is_held) if entry is not None and entry.fingerprint == made_from else None
+
+
+def _if_there(entry: Entry | None, path: Path, is_held: IsHeld) -> Entry | None:
+    """Give the entry of a file that is still here or at the target, else None."""
+    if entry is None:
         return None
     is_here = path.exists() and path.stat().st_size == entry.size
     return entry if is_here or is_held(entry) else None

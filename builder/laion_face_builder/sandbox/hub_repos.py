@@ -75,6 +75,11 @@ class ServedRepo:
     commits: dict[str, dict[str, ServedFile]] = field(default_factory=dict)
     branches: dict[str, str] = field(default_factory=dict)
     messages: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    #: The names under which LFS objects were committed.
+    pushed: dict[str, str] = field(default_factory=dict)
+    #: By branch, its commits from the first to the last; what no branch or tag leads to is served no more.
+    log: dict[str, list[str]] = field(default_factory=dict)
 
     def commit(self, files: Mapping[str, bytes | Path], branch: str = "main") -> str:
         """Add or replace files on top of `branch`; return the new commit's sha."""
@@ -89,11 +94,33 @@ class ServedRepo:
         text = "\n".join([self.branches.get(branch, ""), *(f"{path} {tree[path].oid}" for path in sorted(tree))])
         sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
         self.commits[sha], self.branches[branch] = tree, sha
+        self.log.setdefault(branch, []).append(sha)
         return sha
 
+    def squash(self, branch: str, message: str) -> str:
+        """Make one commit of a branch; the others are gone if nothing else leads to them. Return the new sha."""
+        tree = self.commits[self.branches[branch]]
+        text = "\n".join(["squashed", *self.log.pop(branch)])
+        sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+        self.commits[sha], self.branches[branch], self.log[branch] = tree, sha, [sha]
+        self.messages[sha] = message
+        known = {sha for commits in self.log.values() for sha in commits} | {*self.tags.values()}
+        self.commits = {sha: tree for sha, tree in self.commits.items() if sha in known}
+        return sha
+
+    def delete_objects(self, shas: Iterable[str]) -> None:
+        """Delete LFS objects for good, and the files of whatever commit that have them."""
+        gone = set(shas)
+        self.objects = {sha: content for sha, content in self.objects.items() if sha not in gone}
+        for commit, tree in self.commits.items():
+            self.commits[commit] = {
+                path: file for path, file in tree.items() if not (file.is_lfs and file.sha256 in gone)
+            }
+
     def sha(self, revision: str) -> str | None:
-        """Return the commit that a branch or a sha means."""
-        return self.branches.get(revision) or (revision if revision in self.commits else None)
+        """Return the commit that a branch, a tag or a sha means."""
+        named = self.branches.get(revision) or self.tags.get(revision)
+        return named or (revision if revision in self.commits else None)
 
     def tree(self, revision: str) -> dict[str, ServedFile]:
         """Return the files of a revision by path."""

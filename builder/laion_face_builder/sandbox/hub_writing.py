@@ -75,6 +75,7 @@ def _create_branch(hub: Hub, request: Request, *, repo: str, revision: str) -> A
     if start is None:
         raise Refused(404, "RevisionNotFound", "Invalid rev id")
     found.branches[revision] = start
+    found.log[revision] = [*found.log.get("main", ()), start]
     return json_answer({}, 201)
 
 
@@ -172,11 +173,44 @@ def _commit(hub: Hub, request: Request, *, repo: str, revision: str) -> Answer:
     return json_answer({"success": True, "commitOid": sha, "commitUrl": f"{hub.url()}/datasets/{repo}/commit/{sha}"})
 
 
+def _super_squash(hub: Hub, request: Request, *, repo: str, revision: str) -> Answer:
+    found = _writable(hub, request, repo)
+    with hub.writing:
+        _branch(found, revision)
+        sha = found.squash(revision, json.loads(request.body).get("message", ""))
+    return json_answer({"success": True, "commitOid": sha})
+
+
+def _lfs_files(hub: Hub, request: Request, *, repo: str) -> Answer:
+    """List the LFS objects of a repo, in any commit or in none."""
+    found = _writable(hub, request, repo)
+    listed = [
+        {
+            "fileOid": sha,
+            "oid": sha,
+            "filename": found.pushed.get(sha, ""),
+            "pushedAt": "2026-01-01T00:00:00.000Z",
+            "ref": "main",
+            "size": len(content),
+        }
+        for sha, content in sorted(found.objects.items())
+    ]
+    return json_answer(listed)
+
+
+def _delete_lfs_files(hub: Hub, request: Request, *, repo: str) -> Answer:
+    found = _writable(hub, request, repo)
+    with hub.writing:
+        found.delete_objects(json.loads(request.body)["deletions"]["sha"])
+    return json_answer({"success": True})
+
+
 def _committed(repo: ServedRepo, key: str, told: dict[str, Any]) -> ServedFile:
     if key == "lfsFile":
         content = repo.objects.get(told["oid"])
         if told["algo"] != "sha256" or content is None or told.get("size", len(content)) != len(content):
             raise Refused(400, "LfsObjectMissing", f"{told['path']}: LFS object {told['oid']} was not uploaded")
+        repo.pushed[told["oid"]] = told["path"]
         return ServedFile(told["path"], content, lfs=True)
     try:
         content = base64.b64decode(told["content"], validate=True)
@@ -231,4 +265,7 @@ WRITING_ROUTES: tuple[tuple[str, str, Callable[..., Answer]], ...] = (
     ("PUT", r"/lfs-uploads/(?P<name>[0-9a-f]+)/(?P<number>\d+)", _put),
     ("POST", r"/lfs-uploads/(?P<name>[0-9a-f]+)/complete", _complete),
     ("POST", rf"/api/datasets/{_REPO}/commit/(?P<revision>.+)", _commit),
+    ("POST", rf"/api/datasets/{_REPO}/super-squash/(?P<revision>.+)", _super_squash),
+    ("GET", rf"/api/datasets/{_REPO}/lfs-files", _lfs_files),
+    ("POST", rf"/api/datasets/{_REPO}/lfs-files/batch", _delete_lfs_files),
 )

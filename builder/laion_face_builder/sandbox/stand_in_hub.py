@@ -126,6 +126,16 @@ def _info(hub: Hub, request: Request, *, repo: str, revision: str | None) -> Ans
     )
 
 
+def _refs(hub: Hub, request: Request, *, repo: str) -> Answer:
+    found = hub.repo(repo)
+
+    def listed(kind: str, refs: Mapping[str, str]) -> list[dict[str, str]]:
+        return [{"name": name, "ref": f"refs/{kind}/{name}", "targetCommit": sha} for name, sha in sorted(refs.items())]
+
+    named = {"branches": listed("heads", found.branches), "tags": listed("tags", found.tags), "converts": []}
+    return json_answer({**named, **({"pullRequests": []} if request.query.get("include_prs") else {})})
+
+
 def _tree(hub: Hub, request: Request, *, repo: str, revision: str, path: str | None) -> Answer:
     found, sha = hub.revision(repo, revision)
     recursive = request.query.get("recursive", "").lower() in ("true", "1")
@@ -202,6 +212,7 @@ _REPO = r"(?P<repo>[^/]+/[^/]+)"
 _Route = Callable[..., Answer]
 _ROUTES: tuple[tuple[str, str, _Route], ...] = (
     ("GET", rf"/api/datasets/{_REPO}(?:/revision/(?P<revision>.+))?", _info),
+    ("GET", rf"/api/datasets/{_REPO}/refs", _refs),
     ("GET", rf"/api/datasets/{_REPO}/tree/(?P<revision>[^/]+)(?:/(?P<path>.+))?", _tree),
     ("POST", rf"/api/datasets/{_REPO}/paths-info/(?P<revision>[^/]+)", _paths_info),
     ("GET HEAD", rf"/datasets/{_REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", _resolve),

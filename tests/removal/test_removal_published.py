@@ -1,21 +1,34 @@
 """Rows leave a published copy, in a folder and on the Hub: zero are left, and what had none of them stays as it is."""
 
+import hashlib
 import itertools
+import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import datasets
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from laion_face_builder import cli
 from laion_face_builder.errors import NotPrepared
+from laion_face_builder.files import digest, read_fingerprint, stamped
 from laion_face_builder.index.exclusion import exclusion_of
 from laion_face_builder.index.removals import Removal, Removals
 from laion_face_builder.index.removed import Removed, hash_of
+from laion_face_builder.index.writer import open_writer
+from laion_face_builder.layout import DataDir, row_group_bounds
 from laion_face_builder.publish.manifest import Manifest
+from laion_face_builder.publish.publish import publish
 from laion_face_builder.publish.published_files import Bounds
+from laion_face_builder.publish.request import PublishRequest
 from laion_face_builder.publish.targets import PublishedPlace
-from laion_face_builder.removal.published import TargetRequest, remove_from_target, rows_left
+from laion_face_builder.removal.published import TargetRequest, free_staging, remove_from_target, rows_left
+from laion_face_builder.sandbox import WRITER
+from tests.support.waiting import kill_when
 
 # huggingface_hub's own call of its HTTP library.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -43,8 +56,6 @@ def on_hub(repo):
 
 def rows_in(contents):
     """Return the sample ids in all Parquet files of {name: bytes}."""
-    import pyarrow as pa
-
     found = set()
     for content in contents.values():
         if content[:4] == b"PAR1":
@@ -100,8 +111,6 @@ def test_rows_leave_a_folder_and_files_without_any_stay(request, prepared, tmp_p
 def test_a_picture_that_is_named_leaves_wherever_its_row_is(prepared, published, tmp_path):
     folder = copied(published, tmp_path)
     shown = pq.read_table(folder / "preview" / "preview-00000.parquet").to_pylist()[1]
-    import hashlib
-
     removals = removal_of(hashlib.sha256(shown["image"]["bytes"]).hexdigest())
     result = remove_from_target(TargetRequest(str(folder), removals))
     assert set(result.rewritten) == {f"data/part-{shown['part']:05d}.parquet", "preview/preview-00000.parquet"}
@@ -120,3 +129,156 @@ def test_what_was_never_published_is_said(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(NotPrepared, match="nothing was published there"):
         remove_from_target(TargetRequest(f"{tmp_path}/empty", removal_of(1)))
+
+
+# --- what is published later ---
+
+
+def copy_of(data, tmp_path):
+    ignored = shutil.ignore_patterns("sources", "publish", "staging")
+    return DataDir.at(shutil.copytree(data.root, tmp_path / "data", ignore=ignored))
+
+
+def without_rows(data, removals):
+    """Take the named rows out of a DATA_DIR's index and sidecars, as `laion-face remove` does."""
+    for part in (0, 2):
+        sidecar = data.sidecar(part)
+        removals = removals.with_pictures(part, digest(read_fingerprint(sidecar)))
+        table = pq.read_table(data.index(part))
+        gone = removals.removed.mask(table)
+        if not gone.any():
+            continue
+        removals = removals.with_found(
+            part, [hash_of("sample_ids", one) for one in table["sample_id"].filter(gone).to_pylist()]
+        )
+        made_from = {**read_fingerprint(data.index(part)), **removals.stamp(part)}
+        kept = table.filter(~gone)
+        with open_writer(data.index(part), stamped(kept.schema, made_from)) as writer:
+            for start, stop in row_group_bounds(kept.num_rows):
+                rows = kept.slice(start, stop - start).combine_chunks()
+                writer.write_table(rows.cast(writer.schema), row_group_size=stop - start)
+        pictures = pq.read_table(sidecar).filter(~gone)
+        index = digest(read_fingerprint(data.index(part)))
+        about = {**read_fingerprint(sidecar), "pictures": "others", "index": index}
+        pq.write_table(pictures.cast(stamped(pictures.schema, about)), sidecar, row_group_size=16)
+        removals = removals.with_pictures(part, digest(about))
+    removals.finished().write(data)
+    return removals.finished()
+
+
+@pytest.mark.parametrize("how", ["published", "published_pictures"])
+@pytest.mark.parametrize("is_purged", [False, True], ids=["from a DATA_DIR with the rows", "from one without"])
+def test_what_was_taken_down_stays_down_and_nothing_is_sent_twice(request, prepared, tmp_path, how, is_purged):
+    published = request.getfixturevalue(how)
+    folder, data = copied(published, tmp_path), copy_of(published.data, tmp_path)
+    named = [one.sample_id for one in gone_in(prepared.truth, 2, 3)]
+    removals = removal_of(*named)
+    if is_purged:
+        removals = without_rows(data, removals)
+    remove_from_target(TargetRequest(str(folder), removals))
+    after, when = tree(folder), {path: path.stat().st_mtime_ns for path in folder.rglob("part-*.parquet")}
+    more = {"with_images": True, "bounds": SMALL} if how == "published_pictures" else {}
+    publish(PublishRequest(data, str(folder), **more))
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("part-*.parquet")} == when
+    assert {name for name, content in tree(folder).items() if after[name] != content} <= {"laion_face_manifest.json"}
+    # To another place the same rows go, if this DATA_DIR knows of the removal.
+    if is_purged:
+        publish(PublishRequest(data, str(tmp_path / "other"), **more))
+        assert rows_in(tree(tmp_path / "other")) == rows_in({n: c for n, c in after.items() if "preview" not in n})
+    manifest = Manifest.from_text((folder / "laion_face_manifest.json").read_bytes(), "")
+    assert manifest.removals.found_in(2) == {hash_of("sample_ids", number) for number in named}
+    assert cli.main(["verify", str(folder), "--deep"]) == 0
+
+
+def test_a_place_learns_what_a_data_dir_has_taken_down_since(prepared, published, tmp_path):
+    folder, data = copied(published, tmp_path), copy_of(published.data, tmp_path)
+    named = gone_in(prepared.truth, 0, 2)
+    without_rows(data, removal_of(*(one.url for one in named)))
+    publish(PublishRequest(data, str(folder), preview=5))
+    assert not {one.sample_id for one in named} & rows_in(tree(folder))
+    assert Manifest.from_text((folder / "laion_face_manifest.json").read_bytes(), "").removals.done
+    # What it has learnt holds for whoever publishes there next.
+    publish(PublishRequest(prepared.data, str(folder), preview=5))
+    assert not {one.sample_id for one in named} & rows_in(tree(folder))
+    assert cli.main(["verify", str(folder), "--deep"]) == 0
+
+
+def test_an_earlier_version_refuses_a_place_that_remembers(published, tmp_path):
+    folder = copied(published, tmp_path)
+    assert json.loads((folder / "laion_face_manifest.json").read_text())["format"] == 1
+    remove_from_target(TargetRequest(str(folder), removal_of(1)))
+    assert json.loads((folder / "laion_face_manifest.json").read_text())["format"] == 2
+
+
+def test_what_waited_to_be_sent_is_freed(published, tmp_path):
+    data = DataDir.at(tmp_path)
+    (tmp_path / "publish" / "x").mkdir(parents=True)
+    (tmp_path / "publish" / "x" / "data.parquet").write_bytes(b"rows")
+    assert free_staging(data) == 4
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- the Hub ---
+
+
+def test_on_the_hub_the_history_serves_them_until_it_is_squashed(hub, prepared, published):
+    name = f"{WRITER}/taken-down-{next(_names)}"
+    publish(PublishRequest(published.data, name, preview=5, private=True))
+    repo = hub.repos[name]
+    first, named = repo.branches["main"], gone_in(prepared.truth, 2, 3)
+    removals = removal_of(*(one.sample_id for one in named))
+    before, asked = repo.tree("main"), len(hub.log)
+    result = remove_from_target(TargetRequest(name, removals))
+    sent = [request.path for request in hub.log[asked:] if request.method == "PUT"]
+    assert (result.rewritten, len(sent)) == (("data/part-00002.parquet",), 1)
+    assert repo.tree("main")["data/part-00000.parquet"] is before["data/part-00000.parquet"]
+    gone, wanted = named[0].url.encode(), {one.sample_id for one in named}
+    assert not any(gone in content for (sha, _), content in on_hub(repo).items() if sha == repo.branches["main"])
+    assert wanted & rows_in({path: content for (sha, path), content in on_hub(repo).items() if sha == first})
+    assert any("earlier commits of main still serve" in note for note in result.history.notes)
+    assert any(f"--target {name} --squash-history" in note for note in result.history.notes)
+
+    repo.tags["v1"] = first
+    result = remove_from_target(TargetRequest(name, removals, squash_history=True))
+    assert result.history.elsewhere == ("refs/tags/v1",)
+    assert wanted & rows_in({str(at): content for at, content in on_hub(repo).items()})
+    del repo.tags["v1"]
+    repo.log["main"].insert(0, first)
+    result = remove_from_target(TargetRequest(name, removals, squash_history=True))
+    assert (result.history.is_squashed, result.history.notes, result.rows) == (True, [], 0)
+    assert result.history.freed > 0
+    assert not wanted & rows_in({str(at): content for at, content in on_hub(repo).items()})
+    assert not any(gone in content for content in on_hub(repo).values())
+    assert len(repo.commits) == 1
+    assert cli.main(["verify", name, "--deep"]) == 0
+    rows = datasets.load_dataset(name, "20M", split="train", streaming=True)
+    assert [row["sample_id"] for row in rows] == [one.sample_id for one in prepared.truth if one not in named]
+
+
+CHILD = """
+import json, sys
+from laion_face_builder.index.removals import Removal, Removals
+from laion_face_builder.removal.published import TargetRequest, remove_from_target
+removals = Removals((Removal.from_dict(json.loads(sys.argv[2])),))
+remove_from_target(TargetRequest(sys.argv[1], removals, batch_bytes=1))
+"""
+
+
+def ended(folder, rewritten):
+    manifest = json.loads((folder / "laion_face_manifest.json").read_bytes())
+    shas = {name: entry["sha256"] for name, entry in manifest["files"].items()}
+    return sum(hashlib.sha256((folder / name).read_bytes()).hexdigest() != shas[name] for name in rewritten) >= 1
+
+
+def test_killed_between_two_files_it_ends_as_without_the_kill(prepared, published_pictures, tmp_path):
+    whole, killed = copied(published_pictures, tmp_path), tmp_path / "killed"
+    shutil.copytree(whole, killed)
+    removals = removal_of(*(one.url for one in prepared.truth[::9]))
+    result = remove_from_target(TargetRequest(str(whole), removals))
+    assert len(result.rewritten) > 3
+    command = [sys.executable, "-c", CHILD, str(killed), json.dumps(removals.done[0].as_dict())]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    kill_when(process, lambda: ended(killed, result.rewritten))
+    assert tree(killed) != tree(whole)
+    remove_from_target(TargetRequest(str(killed), removals))
+    assert tree(killed) == tree(whole)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -15,12 +16,8 @@ import pytest
 
 from laion_face_builder import cli
 from laion_face_builder.errors import NotPrepared
-from laion_face_builder.files import digest, read_fingerprint, stamped
-from laion_face_builder.index.exclusion import exclusion_of
-from laion_face_builder.index.removals import Removal, Removals
-from laion_face_builder.index.removed import Removed, hash_of
-from laion_face_builder.index.writer import open_writer
-from laion_face_builder.layout import DataDir, row_group_bounds
+from laion_face_builder.index.removed import hash_of
+from laion_face_builder.layout import DataDir
 from laion_face_builder.publish.manifest import Manifest
 from laion_face_builder.publish.publish import publish
 from laion_face_builder.publish.published_files import Bounds
@@ -28,6 +25,7 @@ from laion_face_builder.publish.request import PublishRequest
 from laion_face_builder.publish.targets import PublishedPlace
 from laion_face_builder.removal.published import TargetRequest, free_staging, remove_from_target, rows_left
 from laion_face_builder.sandbox import WRITER
+from tests.support.taken_down import copy_of, removal_of, tree, without_rows
 from tests.support.waiting import kill_when
 
 # huggingface_hub's own call of its HTTP library.
@@ -35,16 +33,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning
 
 SMALL = Bounds(row_group_bytes=300_000, row_group_rows=40, file_bytes=900_000)
 _names = itertools.count(1)
-
-
-def removal_of(*entries, reason="asked by those in them"):
-    return Removals((Removal("2026-11-26", reason, Removed.of(exclusion_of(entries))),))
-
-
-def tree(folder):
-    """Return {name: bytes} of every file that readers see."""
-    paths = [path for path in Path(folder).rglob("*") if path.is_file() and not path.name.startswith(".")]
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 def on_hub(repo):
@@ -134,38 +122,6 @@ def test_what_was_never_published_is_said(tmp_path):
 # --- what is published later ---
 
 
-def copy_of(data, tmp_path):
-    ignored = shutil.ignore_patterns("sources", "publish", "staging")
-    return DataDir.at(shutil.copytree(data.root, tmp_path / "data", ignore=ignored))
-
-
-def without_rows(data, removals):
-    """Take the named rows out of a DATA_DIR's index and sidecars, as `laion-face remove` does."""
-    for part in (0, 2):
-        sidecar = data.sidecar(part)
-        removals = removals.with_pictures(part, digest(read_fingerprint(sidecar)))
-        table = pq.read_table(data.index(part))
-        gone = removals.removed.mask(table)
-        if not gone.any():
-            continue
-        removals = removals.with_found(
-            part, [hash_of("sample_ids", one) for one in table["sample_id"].filter(gone).to_pylist()]
-        )
-        made_from = {**read_fingerprint(data.index(part)), **removals.stamp(part)}
-        kept = table.filter(~gone)
-        with open_writer(data.index(part), stamped(kept.schema, made_from)) as writer:
-            for start, stop in row_group_bounds(kept.num_rows):
-                rows = kept.slice(start, stop - start).combine_chunks()
-                writer.write_table(rows.cast(writer.schema), row_group_size=stop - start)
-        pictures = pq.read_table(sidecar).filter(~gone)
-        index = digest(read_fingerprint(data.index(part)))
-        about = {**read_fingerprint(sidecar), "pictures": "others", "index": index}
-        pq.write_table(pictures.cast(stamped(pictures.schema, about)), sidecar, row_group_size=16)
-        removals = removals.with_pictures(part, digest(about))
-    removals.finished().write(data)
-    return removals.finished()
-
-
 @pytest.mark.parametrize("how", ["published", "published_pictures"])
 @pytest.mark.parametrize("is_purged", [False, True], ids=["from a DATA_DIR with the rows", "from one without"])
 def test_what_was_taken_down_stays_down_and_nothing_is_sent_twice(request, prepared, tmp_path, how, is_purged):
@@ -177,7 +133,7 @@ def test_what_was_taken_down_stays_down_and_nothing_is_sent_twice(request, prepa
         removals = without_rows(data, removals)
     remove_from_target(TargetRequest(str(folder), removals))
     after, when = tree(folder), {path: path.stat().st_mtime_ns for path in folder.rglob("part-*.parquet")}
-    more = {"with_images": True, "bounds": SMALL} if how == "published_pictures" else {}
+    more: dict[str, Any] = {"with_images": True, "bounds": SMALL} if how == "published_pictures" else {}
     publish(PublishRequest(data, str(folder), **more))
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("part-*.parquet")} == when
     assert {name for name, content in tree(folder).items() if after[name] != content} <= {"laion_face_manifest.json"}

@@ -23,6 +23,7 @@ import laion_face_builder
 from laion_face_builder.errors import BadFile, StateConflict
 from laion_face_builder.examples.walk import Shard
 from laion_face_builder.files import locked, written_whole
+from laion_face_builder.index.removals import STAMP
 from laion_face_builder.shown import short
 
 FOLDER = "__export__"
@@ -109,6 +110,11 @@ class Ledger:
         there = self.request()
         if there is None:
             return dict(request)
+        if there.get(STAMP) != request.get(STAMP):
+            raise StateConflict(
+                f"{self.out}: rows were taken down since this export was begun. Run `laion-face remove --export "
+                f"{self.out}` first, with the same --data-dir: it takes them out, and the export goes on"
+            )
         for name in sorted((there.keys() | request.keys()) - {"parts"}):
             if there.get(name) != request.get(name):
                 raise self._conflict(name, there.get(name), request.get(name))
@@ -122,6 +128,12 @@ class Ledger:
             f"{self.out}: holds an export with another {what}: found {short(then)}, asked for is {short(now)}. Use "
             "another folder, or remove this one"
         )
+
+    def note(self, request: Mapping[str, Any]) -> bool:
+        """Note what is asked now that rows have left what was exported; return whether that is anything else."""
+        if has_changed := request != self.request():
+            _write(self.path("request.json"), request)
+        return has_changed
 
     def request(self) -> dict[str, Any] | None:
         """Return what the folder was begun with; None if it was not."""

@@ -28,6 +28,7 @@ from laion_face_builder.export.pieces import PieceMaker
 from laion_face_builder.export.shard_sinks import line_of, open_sink
 from laion_face_builder.export.side_lists import write_lists
 from laion_face_builder.files import locked
+from laion_face_builder.index.removals import STAMP, settled
 from laion_face_builder.log import logger
 from laion_face_builder.options import OptionFields, Options, refuse_unknown
 from laion_face_builder.options.export_options import FILES, ExportOptions
@@ -81,12 +82,15 @@ class ExportRequest:
 
     def asked(self, adopted: parts.Adopted | None) -> dict[str, Any]:
         """Return what defines the result, for the ledger: no paths, no places, nothing about speed."""
-        defining = {name: value for name, value in self.options.defining().items() if name != "parts"}
+        defining = {name: value for name, value in self.options.defining().items() if name not in ("parts", STAMP)}
+        defining["filters"] = {name: value for name, value in defining["filters"].items() if name != STAMP}
+        removed = settled(self.options.data).removed
         return {
             "format": EXPORT_FORMAT,
             "examples": {**defining, "shards_per_part": self.options.shards_per_part},
             "export": {"layout": self.how.layout, **self.how.as_dict()},
             "parts": {str(part): parts.identity(self.options, part, adopted) for part in self.options.parts},
+            **({STAMP: removed.digest} if removed else {}),
         }
 
 

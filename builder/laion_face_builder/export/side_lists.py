@@ -23,6 +23,8 @@ from laion_face_builder.images.stripping import EXTENSIONS
 from laion_face_builder.options.export_options import FILES, ExportOptions
 
 METADATA, PROMPTS, OPEN_CLIP, README = "metadata.jsonl", "prompt.jsonl", "open_clip.csv", "README.md"
+#: How the README says how much there is.
+COUNT = "{:,} samples"
 
 _CARD = """\
 ---
@@ -49,7 +51,7 @@ def write_lists(ledger: Ledger, how: ExportOptions, total: ExportCounts) -> None
         _write_files_lists(ledger, how)
     with written_whole(ledger.out / README) as partial:
         paths = json.dumps(_data_paths(ledger.out, how))
-        partial.write_text(_CARD.format(paths=paths, count=f"{total.pieces:,} samples"), encoding="utf-8")
+        partial.write_text(_CARD.format(paths=paths, count=COUNT.format(total.pieces)), encoding="utf-8")
 
 
 def _write_files_lists(ledger: Ledger, how: ExportOptions) -> None:

@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from laion_face_builder.files import disk_errors
@@ -27,7 +28,7 @@ _INFO = "dataset_info.json"
 #: `datasets` has its folders this deep, with the hash of a script and without one.
 _PLACES = ("*/*/*/*", "*/*/*")
 _OURS = {"sample_id", "url", "faces"}
-_INCOMPLETE = ".incomplete"
+_INCOMPLETE, _NAME = ".incomplete", "laion_face"
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,8 @@ def remove_from_arrow_caches(cache_dir: Path | None, removed: Removed) -> list[A
 
 def arrow_caches_left(cache_dir: Path | None, removed: Removed) -> Iterator[str]:
     """Yield a line for each cache that still holds a row that is named: the proof."""
-    yield from (
-        f"{folder}: {rows:,} rows that were taken down are still in it" for folder, rows in _holding(cache_dir, removed)
-    )
+    for folder, rows in _holding(cache_dir, removed):
+        yield f"{folder}: {rows:,} rows that were taken down are still in it"
 
 
 def _holding(cache_dir: Path | None, removed: Removed) -> Iterator[tuple[Path, int]]:
@@ -71,7 +71,8 @@ def _holding(cache_dir: Path | None, removed: Removed) -> Iterator[tuple[Path, i
     for folder in _folders(_place_of(cache_dir)):
         found = [_named_in(file, removed) for file in sorted(folder.glob("*.arrow"))]
         # What a killed run left may end anywhere, and is of no use to anybody.
-        if any(found) or (folder.name.endswith(_INCOMPLETE) and folder.parents[2].name == "laion_face"):
+        is_cut_short = folder.name.endswith(_INCOMPLETE) and _NAME in (folder.parents[1].name, folder.parents[2].name)
+        if any(found) or is_cut_short:
             yield folder, sum(found)
 
 
@@ -103,8 +104,6 @@ def _named_in(path: Path, removed: Removed) -> int:
 
 
 def _pictures(rows: pa.Table, removed: Removed) -> Mask:
-    import numpy as np
-
     if not removed.has_pictures or "image" not in rows.column_names or not pa.types.is_struct(rows["image"].type):
         return np.zeros(rows.num_rows, bool)
     pictures = (image and image.get("bytes") for image in rows["image"].to_pylist())
@@ -113,14 +112,14 @@ def _pictures(rows: pa.Table, removed: Removed) -> Mask:
 
 
 def _deleted(folder: Path, rows: int) -> ArrowCacheResult:
-    from laion_face_builder.examples import _compat
+    from laion_face_builder.examples import _compat  # it imports datasets, which takes long
 
     with disk_errors(folder), _compat.lock_of_cache(str(folder).removesuffix(_INCOMPLETE)):
         files = [path for path in folder.rglob("*") if path.is_file()]
         size = sum(path.stat().st_size for path in files)
         for path in sorted(files, key=lambda path: path.name == _INFO):
             path.unlink()
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=not folder.exists())
         with suppress(OSError):  # as far as nothing else is in there
             folder.parent.rmdir()
             folder.parents[1].rmdir()

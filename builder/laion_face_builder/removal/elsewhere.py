@@ -8,11 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from laion_face_builder.errors import StateConflict
+from laion_face_builder.files import digest, locked, read_fingerprint
 from laion_face_builder.index.exclusion import Mask
 from laion_face_builder.index.prepare_plan import has_pictures
 from laion_face_builder.index.removals import Removals
 from laion_face_builder.index.removed import Removed
-from laion_face_builder.layout import DataDir
+from laion_face_builder.layout import ALL_PARTS, DataDir
+from laion_face_builder.log import logger
+from laion_face_builder.publish.targets import is_folder
+from laion_face_builder.removal.arrow_caches import remove_from_arrow_caches
+from laion_face_builder.removal.exported import remove_from_export
+from laion_face_builder.removal.published import TargetRequest, free_staging, remove_from_target
 from laion_face_builder.removal.removal_request import Counts, RemovalRequest, TakenDown
 
 
@@ -33,6 +39,46 @@ def forget_fetched(request: RemovalRequest, removed: Removed, urls: list[str]) -
     return Counts()
 
 
+def note_pictures(data: DataDir) -> None:
+    """Note which pictures the parts have, by the digests of their sidecars; to be called before and after a removal.
+
+    What was published or exported of them before can then be told to be as good as what would be made now.
+    """
+    with locked(data.removed):
+        before = removals = Removals.of(data)
+        for part in ALL_PARTS:
+            if (sidecar := read_fingerprint(data.sidecar(part))) is not None:
+                removals = removals.with_pictures(part, digest(sidecar))
+        if removals != before:
+            removals.write(data)
+
+
 def take_out_of_copies(request: RemovalRequest, removals: Removals) -> Iterator[TakenDown]:
-    """Take what was removed out of Arrow caches, exports and published copies, once DATA_DIR has none of it."""
-    yield from ()
+    """Take what was removed out of Arrow caches, exports and published copies, once DATA_DIR has none of it.
+
+    Raises:
+        NotPrepared: there is no export, or nothing was published; BadFile, DiskError: it cannot be read, or written.
+        SourceError, PublishError: the Hub does not answer, or refuses.
+    """
+    if freed := free_staging(request.data):
+        yield TakenDown("publish", Counts(sources_bytes=freed))
+    for cache in remove_from_arrow_caches(request.cache_dir, removals.removed):
+        yield TakenDown(str(cache.folder), Counts({"cached rows": cache.rows, "cache_bytes": cache.size}))
+    for out in request.exports:
+        exported = remove_from_export(out, request.data, removals)
+        counts = Counts({"samples": exported.samples, "shards rewritten": exported.rewritten})
+        yield TakenDown(str(out), counts + Counts({"shards to be exported again": exported.anew}))
+    for target in request.targets:
+        yield _out_of_target(request, target, removals)
+
+
+def _out_of_target(request: RemovalRequest, target: str, removals: Removals) -> TakenDown:
+    asked = TargetRequest(target, removals, request.revision, request.token, request.squash_history)
+    if is_folder(target):  # It has no branches, no history and no tokens.
+        asked = TargetRequest(target, removals)
+    result = remove_from_target(asked)
+    for note in result.history.notes if result.history is not None else ():
+        logger.warning("%s", note)
+    freed = 0 if result.history is None else result.history.freed
+    counts = Counts({"published rows": result.rows, "files rewritten": len(result.rewritten)})
+    return TakenDown(target, counts + Counts({"files deleted from the Hub's storage": freed}))

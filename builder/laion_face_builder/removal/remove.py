@@ -54,9 +54,11 @@ def remove(request: RemovalRequest) -> list[TakenDown]:
             require_index(data)
             if removals is not before:
                 removals.write(data)
+        elsewhere.note_pictures(data)
         # Of a list that is begun with, nothing has been taken out: it is matched as it is, which is quicker.
         is_first = removals is not before and before.pending is None
         taken = _from_data(request, names_of(request.listed if is_first else None, removals.removed))
+        elsewhere.note_pictures(data)
         with locked(data.removed):
             removals = Removals.of(data).finished()
             if removals != Removals.of(data):

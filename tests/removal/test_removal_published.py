@@ -4,8 +4,7 @@ import hashlib
 import itertools
 import json
 import shutil
-import subprocess
-import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from laion_face_builder import cli
+from laion_face_builder import cli, files
 from laion_face_builder.errors import NotPrepared
 from laion_face_builder.index.removed import hash_of
 from laion_face_builder.layout import DataDir
@@ -22,11 +21,9 @@ from laion_face_builder.publish.manifest import Manifest
 from laion_face_builder.publish.publish import publish
 from laion_face_builder.publish.published_files import Bounds
 from laion_face_builder.publish.request import PublishRequest
-from laion_face_builder.publish.targets import PublishedPlace
-from laion_face_builder.removal.published import TargetRequest, free_staging, remove_from_target, rows_left
+from laion_face_builder.removal.published_copy import TargetRequest, free_staging, remove_from_target
 from laion_face_builder.sandbox import WRITER
 from tests.support.taken_down import copy_of, removal_of, tree, without_rows
-from tests.support.waiting import kill_when
 
 # huggingface_hub's own call of its HTTP library.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -89,8 +86,9 @@ def test_rows_leave_a_folder_and_files_without_any_stay(request, prepared, tmp_p
     assert manifest.removals.found_in(2) == {hash_of("sample_ids", number) for number in gone}
     assert "6 rows were taken down" in after["README.md"].decode()
     assert cli.main(["verify", str(folder), "--deep"]) == 0
-    assert list(rows_left(PublishedPlace.at(str(folder)), removals.removed)) == []
-    assert list(rows_left(PublishedPlace.at(str(published.folder)), removals.removed)) != []
+    (tmp_path / "list").write_text("\n".join(str(one.sample_id) for one in (*ids, *urls)))
+    assert cli.main(["verify", str(folder), "--removed", str(tmp_path / "list")]) == 0
+    assert cli.main(["verify", str(published.folder), "--removed", str(tmp_path / "list")]) == 1
     # The same again changes nothing.
     again = remove_from_target(TargetRequest(str(folder), removals))
     assert (again.rows, again.sent, tree(folder)) == (0, 0, after)
@@ -138,8 +136,8 @@ def test_what_was_taken_down_stays_down_and_nothing_is_sent_twice(request, prepa
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("part-*.parquet")} == when
     assert {name for name, content in tree(folder).items() if after[name] != content} <= {"laion_face_manifest.json"}
     # To another place the same rows go, if this DATA_DIR knows of the removal.
-    if is_purged:
-        publish(PublishRequest(data, str(tmp_path / "other"), **more))
+    if is_purged and not more:
+        publish(PublishRequest(data, str(tmp_path / "other")))
         assert rows_in(tree(tmp_path / "other")) == rows_in({n: c for n, c in after.items() if "preview" not in n})
     manifest = Manifest.from_text((folder / "laion_face_manifest.json").read_bytes(), "")
     assert manifest.removals.found_in(2) == {hash_of("sample_ids", number) for number in named}
@@ -211,30 +209,28 @@ def test_on_the_hub_the_history_serves_them_until_it_is_squashed(hub, prepared, 
     assert [row["sample_id"] for row in rows] == [one.sample_id for one in prepared.truth if one not in named]
 
 
-CHILD = """
-import json, sys
-from laion_face_builder.index.removals import Removal, Removals
-from laion_face_builder.removal.published import TargetRequest, remove_from_target
-removals = Removals((Removal.from_dict(json.loads(sys.argv[2])),))
-remove_from_target(TargetRequest(sys.argv[1], removals, batch_bytes=1))
-"""
+class Killed(BaseException):
+    pass
 
 
-def ended(folder, rewritten):
-    manifest = json.loads((folder / "laion_face_manifest.json").read_bytes())
-    shas = {name: entry["sha256"] for name, entry in manifest["files"].items()}
-    return sum(hashlib.sha256((folder / name).read_bytes()).hexdigest() != shas[name] for name in rewritten) >= 1
-
-
-def test_killed_between_two_files_it_ends_as_without_the_kill(prepared, published_pictures, tmp_path):
+def test_killed_between_two_files_it_ends_as_without_the_kill(prepared, published_pictures, tmp_path, monkeypatch):
     whole, killed = copied(published_pictures, tmp_path), tmp_path / "killed"
     shutil.copytree(whole, killed)
-    removals = removal_of(*(one.url for one in prepared.truth[::9]))
-    result = remove_from_target(TargetRequest(str(whole), removals))
-    assert len(result.rewritten) > 3
-    command = [sys.executable, "-c", CHILD, str(killed), json.dumps(removals.done[0].as_dict())]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    kill_when(process, lambda: ended(killed, result.rewritten))
+    request = TargetRequest(str(whole), removal_of(*(one.url for one in prepared.truth[::9])), batch_bytes=1)
+    assert len(remove_from_target(request).rewritten) > 3
+    in_place = files.put_in_place
+    for stop in (0, 3, 2, 1, 1):
+        done = itertools.count()
+
+        def fail_at(partial, path, stop=stop, done=done):
+            if next(done) == stop:
+                raise Killed
+            in_place(partial, path)
+
+        monkeypatch.setattr(files, "put_in_place", fail_at)
+        with pytest.raises(Killed):
+            remove_from_target(replace(request, target=str(killed)))
     assert tree(killed) != tree(whole)
-    remove_from_target(TargetRequest(str(killed), removals))
+    monkeypatch.undo()
+    remove_from_target(replace(request, target=str(killed)))
     assert tree(killed) == tree(whole)

@@ -60,12 +60,6 @@ def remove_from_arrow_caches(cache_dir: Path | None, removed: Removed) -> list[A
     return [_deleted(folder, rows) for folder, rows in _holding(cache_dir, removed)]
 
 
-def arrow_caches_left(cache_dir: Path | None, removed: Removed) -> Iterator[str]:
-    """Yield a line for each cache that still holds a row that is named: the proof."""
-    for folder, rows in _holding(cache_dir, removed):
-        yield f"{folder}: {rows:,} rows that were taken down are still in it"
-
-
 def _holding(cache_dir: Path | None, removed: Removed) -> Iterator[tuple[Path, int]]:
     """Yield the folders that have rows that are named, and how many."""
     for folder in _folders(_place_of(cache_dir)):

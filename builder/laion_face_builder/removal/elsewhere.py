@@ -18,7 +18,7 @@ from laion_face_builder.log import logger
 from laion_face_builder.publish.targets import is_folder
 from laion_face_builder.removal.arrow_caches import remove_from_arrow_caches
 from laion_face_builder.removal.exported import remove_from_export
-from laion_face_builder.removal.published import TargetRequest, free_staging, remove_from_target
+from laion_face_builder.removal.published_copy import TargetRequest, free_staging, remove_from_target
 from laion_face_builder.removal.removal_request import Counts, RemovalRequest, TakenDown
 
 

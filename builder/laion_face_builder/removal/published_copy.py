@@ -32,8 +32,8 @@ from laion_face_builder.publish.manifest import MANIFEST, Entry, Manifest
 from laion_face_builder.publish.publish import texts_about
 from laion_face_builder.publish.published_files import ids_bytes, measured
 from laion_face_builder.publish.request import PublishRequest
-from laion_face_builder.publish.rewriting import rewrite_without
 from laion_face_builder.publish.targets import Destination, OutgoingFile, PublishedFile, PublishedPlace
+from laion_face_builder.publish.without_rows import rewrite_without
 from laion_face_builder.shown import short
 from laion_face_builder.sources.hub import Token
 from laion_face_builder.temporary import make_folder, remove_folder
@@ -107,21 +107,6 @@ def remove_from_target(request: TargetRequest) -> TargetResult:
         squash = request.squash_history and not request.is_dry_run
         history = rest_of_history(destination, {entry.sha256 for entry in manifest.entries.values()}, squash=squash)
     return TargetResult(request.target, sum(int(hit.sum()) for hit in hits.values()), tuple(hits), sent, history)
-
-
-def rows_left(place: PublishedPlace, removed: Removed) -> Iterator[str]:
-    """Yield a line for each file of a published place that still has rows or pictures that are named: the proof.
-
-    Raises:
-        NotPrepared: nothing was published there.
-    """
-    if (manifest := place.manifest()) is None:
-        raise NotPrepared(f"{place.name}: nothing was published there, it has no {MANIFEST}")
-    for name in sorted(manifest.entries):
-        with place.parquet(name) as file:
-            named = _names_rows(file, removed)[0] | _names_pictures(file, removed)[0]
-        if named.any():
-            yield f"{name}: {int(named.sum()):,} rows that were taken down are still in it"
 
 
 def free_staging(data: DataDir) -> int:

@@ -26,7 +26,7 @@ from laion_face_builder.index.removals import STAMP, Removals
 from laion_face_builder.index.removed import Removed
 from laion_face_builder.layout import DataDir
 from laion_face_builder.options.export_options import FILES, ExportOptions
-from laion_face_builder.removal.exported_shards import ExportedShard, Sample, named_samples
+from laion_face_builder.removal.exported_shards import ExportedSample, ExportedShard, named_samples
 
 
 @dataclass(frozen=True)
@@ -94,12 +94,12 @@ def _remove_left(out: Path) -> None:
         discard(left)
 
 
-def _named(out: Path, how: ExportOptions, shard: Shard, removed: Removed) -> list[Sample]:
+def _named(out: Path, how: ExportOptions, shard: Shard, removed: Removed) -> list[ExportedSample]:
     found = ExportedShard(out, shard_name(shard), how.layout)
     return named_samples(found, removed)
 
 
-def _take_out(ledger: Ledger, how: ExportOptions, shard: Shard, gone: Sequence[Sample]) -> int:
+def _take_out(ledger: Ledger, how: ExportOptions, shard: Shard, gone: Sequence[ExportedSample]) -> int:
     """Take samples out of a whole shard, and put its counts right; return 1 if there was anything to do."""
     counts = ledger.counts_of(shard)
     if counts is None:
@@ -152,4 +152,4 @@ def _has_old_lists(ledger: Ledger, how: ExportOptions, removed: Removed) -> bool
     if how.layout != FILES or not path.exists():
         return False
     with path.open(encoding="utf-8") as lines:
-        return any(Sample.of(json.loads(line)).is_named(removed) for line in lines)
+        return any(ExportedSample.of(json.loads(line)).is_named(removed) for line in lines)

@@ -29,7 +29,7 @@ _TAR_END = 20 * BLOCK
 
 
 @dataclass(frozen=True)
-class Sample:
+class ExportedSample:
     """What is known of a piece: whose it is, and its picture if that was looked at."""
 
     sample_id: int
@@ -37,7 +37,7 @@ class Sample:
     picture: bytes | None = None
 
     @classmethod
-    def of(cls, values: Mapping[str, Any], picture: bytes | None = None) -> Sample:
+    def of(cls, values: Mapping[str, Any], picture: bytes | None = None) -> ExportedSample:
         """Return that of a line, or of a row."""
         return cls(int(values["sample_id"]), values.get("url"), picture)
 
@@ -52,7 +52,7 @@ class Sample:
         return removed.names_picture(self.picture, [hashlib.sha256(self.picture).hexdigest()])
 
 
-def named_samples(shard: ExportedShard, removed: Removed) -> list[Sample]:
+def named_samples(shard: ExportedShard, removed: Removed) -> list[ExportedSample]:
     """Return those samples of a shard that are named, one of each id."""
     found = {one.sample_id: one for one in shard.samples(with_pictures=removed.has_pictures) if one.is_named(removed)}
     return list(found.values())
@@ -76,7 +76,7 @@ class ExportedShard:
         """What the lists say of it, for files."""
         return self.out / FOLDER / f"{self.name}.list"
 
-    def samples(self, *, with_pictures: bool) -> Iterator[Sample]:
+    def samples(self, *, with_pictures: bool) -> Iterator[ExportedSample]:
         """Yield what each of its pieces is of.
 
         Args:
@@ -90,7 +90,7 @@ class ExportedShard:
         elif not self.path.exists():
             return
         elif self.layout == JSONL:
-            yield from map(Sample.of, _lines_of(self.path))
+            yield from map(ExportedSample.of, _lines_of(self.path))
         elif self.layout == WEBDATASET:
             yield from self._in_tar(with_pictures)
         else:
@@ -151,18 +151,18 @@ class ExportedShard:
                         lengths = pc.binary_length(batch[name].field("bytes"))
                         yield int(pc.sum(lengths).as_py() or 0)
 
-    def _in_folder(self, with_pictures: bool) -> Iterator[Sample]:
+    def _in_folder(self, with_pictures: bool) -> Iterator[ExportedSample]:
         known: set[int] = set()
         for values in _lines_of(self.list_path) if self.list_path.exists() else ():
             path = self.out / values["file_name"]
             known.add(int(values["sample_id"]))
-            yield Sample.of(values, path.read_bytes() if with_pictures and path.exists() else None)
+            yield ExportedSample.of(values, path.read_bytes() if with_pictures and path.exists() else None)
         for path in self.path.iterdir() if self.path.is_dir() else ():  # of a shard that the ledger does not know
             number = _id_of(path.name)
             if number is not None and number not in known:
-                yield Sample(number, None)
+                yield ExportedSample(number, None)
 
-    def _in_tar(self, with_pictures: bool) -> Iterator[Sample]:
+    def _in_tar(self, with_pictures: bool) -> Iterator[ExportedSample]:
         members = read_members(self.path)
         pictures = {one.key: one for one in members if one.extension not in ("json", "txt", CONDITION)}
         with self.path.open("rb") as file:
@@ -174,14 +174,16 @@ class ExportedShard:
             for member in members:
                 if member.extension == "json":
                     picture = pictures.get(member.key) if with_pictures else None
-                    yield Sample.of(json.loads(bytes_of(member)), None if picture is None else bytes_of(picture))
+                    yield ExportedSample.of(
+                        json.loads(bytes_of(member)), None if picture is None else bytes_of(picture)
+                    )
 
-    def _in_table(self, with_pictures: bool) -> Iterator[Sample]:
+    def _in_table(self, with_pictures: bool) -> Iterator[ExportedSample]:
         columns = ["sample_id", "url", *(["image"] if with_pictures else [])]
         with opened(self.path) as file:
             for batch in file.iter_batches(_ROWS_AT_ONCE, columns=columns):
                 for row in batch.to_pylist():
-                    yield Sample.of(row, (row.get("image") or {}).get("bytes"))
+                    yield ExportedSample.of(row, (row.get("image") or {}).get("bytes"))
 
 
 def _id_of(name: str) -> int | None:

@@ -82,7 +82,7 @@ def loaded(code, before=""):
 
 def test_importing_loads_little_that_datasets_has_not_loaded():
     # What decodes and what fetches; they take 0.02 s. What resizes, draws, writes pages and collates waits for its use.
-    assert loaded("import laion_face", "import datasets") <= {"PIL", "certifi", "idna", "pycurl"}
+    assert loaded("import laion_face", "import datasets") <= {"PIL", "certifi", "idna", "protego", "pycurl"}
 
 
 def test_help_comes_without_what_takes_long_to_import():

@@ -30,7 +30,7 @@ def planned(folder: Path, rows: int) -> PartFiles:
 
 
 @given(rows=st.integers(0, 30), data=st.data())
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 def test_each_row_is_found_whatever_was_taken_down(
     tmp_path_factory: pytest.TempPathFactory, rows: int, data: st.DataObject
 ) -> None:

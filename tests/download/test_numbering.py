@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laion_face_builder.download.numbering import NOWHERE, Numbering, TakenDown, listed_rows, without_removed
+from laion_face_builder.download.numbering import NOWHERE, GoneRows, Numbering, listed_rows, without_removed
 from laion_face_builder.download.plan import PLAN, PartFiles, listed
 from laion_face_builder.errors import StateConflict
 from laion_face_builder.files import make_fingerprint, stamped
@@ -39,7 +39,7 @@ def test_each_row_is_found_whatever_was_taken_down(
     for removal in range(1, data.draw(st.integers(1, 4)) + 1):
         some = data.draw(st.sets(st.sampled_from(left))) if left else set()
         if some:
-            taken = TakenDown.of(files)
+            taken = GoneRows.of(files)
             taken.with_rows(np.array(sorted({*some, *taken.rows.tolist()}), np.int64), removal).write(files)
         left = [row for row in left if row not in some]
         before.append(left)
@@ -62,7 +62,7 @@ def test_what_is_gone_is_neither_read_nor_carried(tmp_path: Path) -> None:
     with IndexPart.open(files.data.index(0)) as whole:
         before = listed(whole, np.arange(20), blur_faces=True).to_pylist()
     gone = [0, 7, 8, 19]
-    TakenDown.none().with_rows(np.array(gone), 1).write(files)
+    GoneRows.none().with_rows(np.array(gone), 1).write(files)
     write_index(files.data, [truth for row, truth in enumerate(truths[:20]) if row not in gone])
     rows = np.array([0, 1, 6, 7, 8, 9, 18, 19])
     with IndexPart.open(files.data.index(0)) as index:

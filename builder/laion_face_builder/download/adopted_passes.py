@@ -68,7 +68,7 @@ def forget_adopted(data: DataDir, gone: Mapping[int, Mask], removed: Removed) ->
         _forget_sidecar(path, gone, removed, forgotten)
     passes = sorted((folder / "tars").glob("*.parquet"))
     if passes and (removed or any(mask.any() for mask in gone.values())):
-        ours = _Rows.of(data, gone, are_nameless=any(map(_has_nameless, passes)))
+        ours = _RowsByKey.of(data, gone, are_nameless=any(map(_has_nameless, passes)))
         for path in passes:
             forgotten.samples += _forget_in_pass(path, ours, removed)
     return forgotten
@@ -102,14 +102,14 @@ def _forget_sidecar(path: Path, gone: Mapping[int, Mask], removed: Removed, forg
 
 
 @dataclass(frozen=True)
-class _Rows:
+class _RowsByKey:
     """The keys of rows that are taken down, and of those that stay, each sorted; see `matching.RowKeys`."""
 
     gone: _Keys
     kept: _Keys
 
     @classmethod
-    def of(cls, data: DataDir, gone: Mapping[int, Mask], *, are_nameless: bool) -> _Rows:
+    def of(cls, data: DataDir, gone: Mapping[int, Mask], *, are_nameless: bool) -> _RowsByKey:
         """Read them: of parts that lose rows the ids, and if there are samples without any the rest of all parts."""
         found: dict[str, dict[str, list[Keys]]] = {"gone": defaultdict(list), "kept": defaultdict(list)}
         for path in sorted(data.index(0).parent.glob("part-*.parquet")):
@@ -135,7 +135,7 @@ def _sorted(keys: list[Keys]) -> Keys:
     return np.unique(np.concatenate([np.zeros(0, np.uint64), *keys]))
 
 
-def _forget_in_pass(path: Path, ours: _Rows, removed: Removed) -> int:
+def _forget_in_pass(path: Path, ours: _RowsByKey, removed: Removed) -> int:
     try:
         table = table_of(path)
     except BadFile:
@@ -149,7 +149,7 @@ def _forget_in_pass(path: Path, ours: _Rows, removed: Removed) -> int:
     return int(named.sum())
 
 
-def _of_ours(table: pa.Table, ours: _Rows) -> Mask:
+def _of_ours(table: pa.Table, ours: _RowsByKey) -> Mask:
     """Tell which samples are those of rows that are taken down: by id, else by address, else by caption."""
     ids, has_id = keys_in(table, "id")
     named = has_id & np.isin(ids, ours.gone.get("id", _NONE))

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from laion_face_builder.download.download_options import DownloadOptions
-from laion_face_builder.download.numbering import Numbering, TakenDown
+from laion_face_builder.download.numbering import GoneRows, Numbering
 from laion_face_builder.download.part import bytes_of, check_space, claimed, has_plan, rounds_in_all
 from laion_face_builder.download.plan import (
     PartFiles,
@@ -173,7 +173,7 @@ class _Rounds:
             return rows_of_round(self.files, number)
         if tars is None:
             return None
-        gone = TakenDown.of(self.files)
+        gone = GoneRows.of(self.files)
         numbering = Numbering(np.arange(len(self.plan), dtype=np.int64), gone, 0, len(self.plan))
         row_numbers = pa.chunked_array([pa.array(numbering.of_index)])  # In place of sample ids.
         return rows_to_retry(sidecar_table(row_numbers, self.plan, numbering, tars)["status"])

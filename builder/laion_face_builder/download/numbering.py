@@ -34,32 +34,32 @@ _TAKEN_DOWN = pa.schema([("row", pa.int64()), ("removal", pa.int32())])
 
 
 @dataclass(frozen=True, eq=False)
-class TakenDown:
+class GoneRows:
     """The download rows that are gone, int64[k] ascending, and by which removal each went, int32[k]."""
 
     rows: Rows
     removals: np.ndarray[Any, np.dtype[np.int32]]
 
     @classmethod
-    def none(cls) -> TakenDown:
+    def none(cls) -> GoneRows:
         """Return those of a part from which nothing was taken down."""
         return cls(np.zeros(0, np.int64), np.zeros(0, np.int32))
 
     @classmethod
-    def of(cls, files: PartFiles) -> TakenDown:
+    def of(cls, files: PartFiles) -> GoneRows:
         """Read those of a part."""
         if not data_store.brought(files.data, files.removed):
             return cls.none()
         table = table_of(files.removed)
         return cls(table["row"].to_numpy().astype(np.int64), table["removal"].to_numpy().astype(np.int32))
 
-    def with_rows(self, rows: Rows, removal: int) -> TakenDown:
+    def with_rows(self, rows: Rows, removal: int) -> GoneRows:
         """Return these and `rows`, ascending, as far as they are not among them."""
         new = np.setdiff1d(rows, self.rows)
         every = np.concatenate([self.rows, new])
         removals = np.concatenate([self.removals, np.full(len(new), removal, np.int32)])
         order = np.argsort(every)
-        return TakenDown(every[order], removals[order])
+        return GoneRows(every[order], removals[order])
 
     def write(self, files: PartFiles) -> None:
         """Write them beside the plan."""
@@ -96,7 +96,7 @@ class Numbering:
     """
 
     of_index: Rows
-    gone: TakenDown
+    gone: GoneRows
     removal: int
     total: int
 
@@ -107,7 +107,7 @@ class Numbering:
         Raises:
             StateConflict: the index has lost or won rows that no removal has taken from these pictures.
         """
-        total, gone = rows_in(data_store.bring(files.data, files.plan)), TakenDown.of(files)
+        total, gone = rows_in(data_store.bring(files.data, files.plan)), GoneRows.of(files)
         for removal in range(gone.latest + 1):
             lacks = gone.rows[gone.removals <= removal]
             if total - len(lacks) == index_rows:

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from laion_face_builder.download.numbering import Numbering, TakenDown
+from laion_face_builder.download.numbering import GoneRows, Numbering
 from laion_face_builder.download.plan import Mask, PartFiles, Rows
 from laion_face_builder.download.rewriting import (
     copy_tar,
@@ -142,7 +142,7 @@ def _noted(files: PartFiles, gone: Mask, keeps_rows: bool) -> Numbering:
     rows = before.of_index[gone]
     if not before.gone.contains(rows).all():
         before.gone.with_rows(rows, before.gone.latest + 1).write(files)
-    lacking = TakenDown.of(files)
+    lacking = GoneRows.of(files)
     return Numbering.of(files, len(gone) if keeps_rows else before.total - len(lacking.rows))
 
 

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from laion_face_builder.download.shard_files import BLOCK, Member, read_members
+from laion_face_builder.download.rewriting import copy_tar
+from laion_face_builder.download.shard_files import Member, read_members
 from laion_face_builder.errors import BadFile
 from laion_face_builder.export.export_ledger import FOLDER, ExportCounts
 from laion_face_builder.export.shard_sinks import CONDITION, shard_path
@@ -25,7 +26,6 @@ from laion_face_builder.publish.published_form import writer_of
 
 #: Rows with pictures are looked at so many at a time.
 _ROWS_AT_ONCE = 256
-_TAR_END = 20 * BLOCK
 
 
 @dataclass(frozen=True)
@@ -231,16 +231,8 @@ def _write_if_any(path: Path, copy: Callable[[Path], bool]) -> None:
 
 def copy_tar_without(source: Path, target: Path, gone: Collection[int]) -> bool:
     """Copy a tar, member by member as they are, without those of some sample ids; return whether any is left."""
-    is_any, position = False, 0
-    with source.open("rb") as tar, target.open("wb") as kept:
-        for member in read_members(source):
-            start, stop = member.offset - BLOCK, member.offset + -(-member.length // BLOCK) * BLOCK
-            if _id_of(member.name) not in gone:
-                tar.seek(start)
-                kept.write(tar.read(stop - start))
-                position, is_any = position + stop - start, True
-        kept.write(bytes(2 * BLOCK + -(position + 2 * BLOCK) % _TAR_END))
-    return is_any
+    keys = {member.key for member in read_members(source)}
+    return bool(copy_tar(source, target, {key for key in keys if _id_of(key) in gone}))
 
 
 def _copy_table_without(source: Path, target: Path, gone: Iterable[int]) -> bool:

@@ -129,10 +129,12 @@ def _index(options: Options, part: int, staging: Staging, held: Holdings) -> _Fi
     name = index_name(part)
     with parts.index_of(options, part) as index:
         entry = known_index(options, part, index, staging, lambda entry: holds(held, entry))
+        # What is made of the same rows again is the same, as long as the libraries are.
+        earlier = known_index(options, part, index, staging, lambda _: True)
     if entry is not None:
         return _File.known(entry, staging.path(name))
-    size = Amount(options.data.index(part).stat().st_size, is_exact=False)
-    return _File(name, staging.path(name), None, size, is_made=True)
+    size = options.data.index(part).stat().st_size if earlier is None else earlier.size
+    return _File(name, staging.path(name), earlier, Amount(size, is_exact=False), is_made=True)
 
 
 def _examples(

@@ -36,7 +36,7 @@ def page(name):
 
 
 README, QUICK_START, REAL_THING = "README.md", "docs/quick-start.md", "docs/real-thing.md"
-RECIPES, PUBLISH, EXPORT = "docs/recipes.md", "docs/publish.md", "docs/export.md"
+RECIPES, PUBLISH, TAKE_DOWN, EXPORT = "docs/recipes.md", "docs/publish.md", "docs/take-down.md", "docs/export.md"
 
 
 class Block(NamedTuple):
@@ -208,6 +208,10 @@ def test_publishing_runs_as_it_is_printed(tmp_path):
         at.types(next(block for block in blocks(REAL_THING) if "laion-face prepare" in block.text))
         for block in blocks(PUBLISH):
             at.types(block)
+        ids = pq.read_table(at.here / "laion-face" / "index" / "part-00000.parquet")["sample_id"].to_pylist()
+        (at.here / "list.txt").write_text("\n".join(map(str, ids[::9])))
+        for block in blocks(TAKE_DOWN):
+            at.types(block)
 
 
 def test_exports_and_examples_run_as_they_are_printed(tmp_path):
@@ -228,7 +232,7 @@ def test_exports_and_examples_run_as_they_are_printed(tmp_path):
 def test_every_block_is_run(name):
     # SQL has a test of its own below. What installs, or sets up what these tests run in, is a console's.
     kinds = re.findall(r"^ *```(\w+)$", page(name), re.MULTILINE)
-    run = blocks(name) if name in (README, QUICK_START, REAL_THING, RECIPES, PUBLISH, EXPORT) else []
+    run = blocks(name) if name in (README, QUICK_START, REAL_THING, RECIPES, PUBLISH, TAKE_DOWN, EXPORT) else []
     assert len(kinds) == len(run) + sum(kinds.count(kind) for kind in ("sql", "console", "text", "bibtex"))
     for console in re.findall(r"```console\n(.*?)```", page(name), re.DOTALL):
         assert re.fullmatch(r"(\$ (make|pip install|laion-face)\b.*\n)+", console)

@@ -193,7 +193,7 @@ def test_a_kill_while_a_clean_shard_goes_into_its_place_loses_nothing(
         put_in_place(source, target)
 
     with monkeypatch.context() as patched:
-        patched.setattr("laion_face_builder.download.cleaning.put_in_place", killed)
+        patched.setattr("laion_face_builder.download.rewriting.put_in_place", killed)
         with pytest.raises(KeyboardInterrupt):
             download_part(data, 0, OPTIONS, clean=True)
     assert not data.sidecar(0).exists()

@@ -37,7 +37,8 @@ class Killed(NamedTuple):
 def killed_everywhere(beginning: Path, work: Path, source: str, every: int = 1) -> Killed:
     """Run this module."""
     command = [sys.executable, "-m", "tests.support.killed_at", str(beginning), str(work), source, str(every)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+    root = Path(__file__).resolve().parents[2]  # `tests` is no installed package
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120, cwd=root)
     return Killed(**json.loads(done.stdout.splitlines()[-1]))
 
 

@@ -13,6 +13,7 @@ from laion_face_builder.files import digest, read_fingerprint
 from laion_face_builder.index.reader import index_fingerprint_at
 from laion_face_builder.index.side_table import MATCHED_FIELD, side_tables
 from laion_face_builder.layout import DataDir
+from laion_face_builder.log import logger
 from laion_face_builder.publish.published_files import columns_in
 from laion_face_builder.shown import short
 from laion_face_builder.verify.verify_data import BROKEN, opened, stamp_problems
@@ -41,7 +42,7 @@ def _problems(data: DataDir, part: int, path: Path, file: pq.ParquetFile) -> Ite
     index = index_fingerprint_at(data.index(part))
     if index is not None:
         if digest(index) != stamp.get("index"):
-            yield f"was joined with another index than {data.index(part)}; what reads it next joins it anew"
+            logger.warning("%s: joined with another index than %s; what reads it joins it anew", path, data.index(part))
         elif (rows := pq.read_metadata(data.index(part)).num_rows) != file.metadata.num_rows:
             yield f"{file.metadata.num_rows} rows, but the index has {rows}"
     if list(file.schema_arrow)[:1] != [MATCHED_FIELD]:

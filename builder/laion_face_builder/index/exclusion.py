@@ -38,7 +38,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from laion_face_builder.errors import BadFile, OptionError
-from laion_face_builder.index.urls import are_plain, canonical_url, one_spelling, origins_of, place_of, place_of_origin
+from laion_face_builder.index.urls import addresses_named, canonical_url, domains_of, one_spelling, place_of
 from laion_face_builder.log import logger
 from laion_face_builder.values import as_written
 
@@ -253,8 +253,6 @@ def _refused(place: str, line: str) -> BadFile:
 
 Ids = np.ndarray[Any, np.dtype[np.int64]]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
-#: DNS has no longer names (RFC 1035), and a hostile address could have a hundred thousand labels.
-_LONGEST_HOST = 253
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -354,24 +352,12 @@ class Exclusion:
         return np.asarray((self.sample_ids[at] == values) & pc.is_valid(column).to_numpy())
 
     def _names_addresses(self, urls: pa.Array) -> Mask:
-        plain, texts = are_plain(urls), urls.to_pylist()
-        is_plain = plain.to_numpy(zero_copy_only=False)
-        named = np.fromiter((text in self.urls for text in texts), bool, len(texts))
-        if self.hosts:
-            origins = origins_of(urls.filter(plain)).dictionary_encode()
-            hosts = (self._names_host(*place_of_origin(origin)) for origin in origins.dictionary.to_pylist())
-            named[is_plain] |= np.fromiter(hosts, bool)[origins.indices.to_numpy()]
-        for row in np.flatnonzero(~is_plain):
-            named[row] = texts[row] is not None and self.names_address(texts[row])
-        return named
+        names_host = self._names_host if self.hosts else None
+        return addresses_named(urls, self.urls.__contains__, names_host, self.names_address)
 
     def _names_host(self, host: str, port: str) -> bool:
-        if len(host) > _LONGEST_HOST:
-            return False
-        domain, is_above = host, False
-        while domain:
-            for star, has_port in self._forms:
-                if (is_above or not star) and f"{star}{domain}{f':{port}' if has_port else ''}" in self.hosts:
-                    return True
-            domain, is_above = domain.partition(".")[2], True
-        return False
+        return any(
+            (is_above or not star) and f"{star}{domain}{f':{port}' if has_port else ''}" in self.hosts
+            for domain, is_above in domains_of(host)
+            for star, has_port in self._forms
+        )

@@ -17,12 +17,10 @@ import numpy as np
 import pyarrow as pa
 
 from laion_face_builder.index.exclusion import Exclusion, Mask
-from laion_face_builder.index.urls import are_plain, canonical_url, origins_of, place_of, place_of_origin
+from laion_face_builder.index.urls import addresses_named, canonical_url, domains_of, place_of
 
 #: Hexadecimal digits of a hash: 128 bits, so that no two of a billion rows have the same by chance.
 _DIGITS = 32
-#: DNS has no longer names (RFC 1035), and a hostile address could have a hundred thousand labels.
-_LONGEST_HOST = 253
 
 Hashes = frozenset[str]
 _NONE: Hashes = frozenset()
@@ -170,31 +168,18 @@ class Removed:
         return hash_of("urls", canonical_url(url)) in self.urls or self._names_host(*place_of(url))
 
     def _names_addresses(self, urls: pa.Array) -> Mask:
-        plain, texts = are_plain(urls), urls.to_pylist()
-        is_plain = plain.to_numpy(zero_copy_only=False)
-        named = np.zeros(len(texts), bool)
-        if self.urls:
-            hashes = (hash_of("urls", text) in self.urls if text is not None else False for text in texts)
-            named |= np.fromiter(hashes, bool, len(texts))
-        if self.hosts:
-            origins = origins_of(urls.filter(plain)).dictionary_encode()
-            hosts = (self._names_host(*place_of_origin(origin)) for origin in origins.dictionary.to_pylist())
-            named[is_plain] |= np.fromiter(hosts, bool)[origins.indices.to_numpy()]
-        for row in np.flatnonzero(~is_plain):
-            named[row] = texts[row] is not None and self.names_address(texts[row])
-        return named
+        return addresses_named(urls, self._names_url, self._names_host if self.hosts else None, self.names_address)
+
+    def _names_url(self, url: str | None) -> bool:
+        return bool(self.urls) and url is not None and hash_of("urls", url) in self.urls
 
     def _names_host(self, host: str, port: str) -> bool:
-        if len(host) > _LONGEST_HOST or not self.hosts:
-            return False
-        domain, is_above = host, False
-        while domain:
-            for star in ("", "*.") if is_above else ("",):
-                for ending in ("", f":{port}"):
-                    if hash_of("hosts", f"{star}{domain}{ending}") in self.hosts:
-                        return True
-            domain, is_above = domain.partition(".")[2], True
-        return False
+        return bool(self.hosts) and any(
+            hash_of("hosts", f"{star}{domain}{ending}") in self.hosts
+            for domain, is_above in domains_of(host)
+            for star in ("", "*.")[: 1 + is_above]
+            for ending in ("", f":{port}")
+        )
 
 
 _NAMES = tuple(spec.name for spec in fields(Removed))

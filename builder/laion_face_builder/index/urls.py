@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Callable, Iterator
+from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 _PLAIN = r"^[a-z][a-z0-9+.\-]*://[a-z0-9_.\-]*[a-z0-9_\-](:[1-9][0-9]{0,4})?(/[!-~]*)?$"
+#: DNS has no longer names (RFC 1035), and a hostile address could have a hundred thousand labels.
+_LONGEST_HOST = 253
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 
 
@@ -77,3 +82,37 @@ def origins_of(plain: pa.Array) -> pa.Array:
     """Give scheme://host:port, string[n], of plain addresses."""
     pieces = pc.split_pattern(plain, "/", max_splits=3)
     return pc.binary_join_element_wise(pc.list_element(pieces, 0), pc.list_element(pieces, 2), "//")
+
+
+def addresses_named(
+    urls: pa.Array,
+    names_url: Callable[[str | None], bool],
+    names_host: Callable[[str, str], bool] | None,
+    names_address: Callable[[str], bool],
+) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Tell, bool[n], which addresses are named: plain ones as columns, each host once.
+
+    Args:
+        urls: string[n].
+        names_url: whether an address that is written as `canonical_url` is named itself.
+        names_host: whether a host and port, as `place_of` gives them, are named; None if no host is.
+        names_address: both, of an address that is written in some other way.
+    """
+    plain, texts = are_plain(urls), urls.to_pylist()
+    is_plain = plain.to_numpy(zero_copy_only=False)
+    named = np.fromiter(map(names_url, texts), bool, len(texts))
+    if names_host is not None:
+        origins = origins_of(urls.filter(plain)).dictionary_encode()
+        hosts = (names_host(*place_of_origin(origin)) for origin in origins.dictionary.to_pylist())
+        named[is_plain] |= np.fromiter(hosts, bool)[origins.indices.to_numpy()]
+    for row in np.flatnonzero(~is_plain):
+        named[row] = texts[row] is not None and names_address(texts[row])
+    return named
+
+
+def domains_of(host: str) -> Iterator[tuple[str, bool]]:
+    """Yield a host and the domains above it, each with whether it is above; nothing of what is too long to be one."""
+    domain, is_above = host if len(host) <= _LONGEST_HOST else "", False
+    while domain:
+        yield domain, is_above
+        domain, is_above = domain.partition(".")[2], True

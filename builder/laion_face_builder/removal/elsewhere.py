@@ -42,7 +42,7 @@ def take_pictures_out(data: DataDir, part: int, gone: Mask, removed: Removed) ->
             adopted.held.total(),
             short(", ".join(sorted(adopted.held)), 500),
         )
-    return Counts({"pictures": taken.pictures, "picture_bytes": taken.bytes, "tars rewritten": taken.tars}) + Counts(
+    return Counts({"pictures": taken.pictures, "pictures_bytes": taken.bytes, "tars rewritten": taken.tars}) + Counts(
         {"samples of adopted folders": adopted.samples}
     )
 

@@ -120,7 +120,7 @@ def pictures_in(out: Path) -> dict[str, Any]:
             for member in tar:
                 if member.name.endswith((".jpg", ".png")):
                     # A picture is a regular file, of which extractfile gives one.
-                    data = np.frombuffer(tar.extractfile(member).read(), np.uint8)  # type: ignore[union-attr]
+                    data = np.frombuffer(tar.extractfile(member).read(), np.uint8)  # type: ignore[union-attr]  # it is a file
                     found[member.name] = cv2.imdecode(data, cv2.IMREAD_COLOR)
     return found
 

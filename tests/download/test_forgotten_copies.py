@@ -27,10 +27,10 @@ from laion_face_builder.index.removals import Removal, Removals
 from laion_face_builder.index.removed import Removed
 from laion_face_builder.layout import DataDir
 from laion_face_builder.sandbox import Truth
-from laion_face_builder.verify.left_pictures import pictures_left
 from tests.download.test_download import make_host, write_index
 from tests.download.test_taken_down import without_rows
 from tests.support.killed_at import files_in
+from tests.support.left_pictures import pictures_left
 
 
 def removed(*entries: str) -> Removed:

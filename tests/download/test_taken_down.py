@@ -33,11 +33,11 @@ from laion_face_builder.index.removed import Removed
 from laion_face_builder.layout import DataDir, row_group_bounds
 from laion_face_builder.sandbox import PictureHost, Truth
 from laion_face_builder.schema import SIDECAR
-from laion_face_builder.verify.left_pictures import pictures_left
 from laion_face_builder.verify.verify_data import picture_problems
 from tests.download.test_download import OPTIONS as QUICK
 from tests.download.test_download import make_host, stored, write_index
 from tests.support.killed_at import files_in, killed_everywhere
+from tests.support.left_pictures import pictures_left
 from tests.support.nested import but
 
 pytestmark = pytest.mark.slow

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from laion_face_builder import progress
 from laion_face_builder.errors import DiskError, NotPrepared, PictureError
@@ -75,18 +76,29 @@ def measured(path: Path, name: str, part: int, rows: tuple[int, int]) -> Entry:
     Raises:
         BadFile: it cannot be read, or has no fingerprint.
     """
-    fingerprint = read_fingerprint(path)
-    hasher, arrow_bytes, counts = hashlib.sha256(), 0, FileCounts()
     with opened(path) as file:
-        for group in range(file.num_row_groups):
-            table = file.read_row_group(group)
-            arrow_bytes += table.nbytes
-            hasher.update(ids_bytes(table["sample_id"]))
-            counts.add(table)
-        count, groups = file.metadata.num_rows, file.num_row_groups
-    size, ids = path.stat().st_size, hasher.hexdigest()
-    sha256, of = sha256_of(path), counts.as_dict()
-    return Entry(name, part, count, *rows, groups, size, arrow_bytes, sha256, ids, fingerprint or {}, of)
+        found = contents(file)
+    made_from = read_fingerprint(path) or {}
+    size, sha256 = path.stat().st_size, sha256_of(path)
+    first, stop = rows
+    return Entry(name, part, first=first, stop=stop, size=size, sha256=sha256, fingerprint=made_from, **found)
+
+
+def contents(file: pq.ParquetFile) -> dict[str, Any]:
+    """Read all of a published file for those fields of its entry that its rows tell, a row group at a time."""
+    hasher, arrow_bytes, counts = hashlib.sha256(), 0, FileCounts()
+    for group in range(file.num_row_groups):
+        table = file.read_row_group(group)
+        arrow_bytes += table.nbytes
+        hasher.update(ids_bytes(table["sample_id"]))
+        counts.add(table)
+    return {
+        "rows": file.metadata.num_rows,
+        "row_groups": file.num_row_groups,
+        "arrow_bytes": arrow_bytes,
+        "sample_ids": hasher.hexdigest(),
+        "counts": counts.as_dict(),
+    }
 
 
 def ids_bytes(column: pa.ChunkedArray | pa.Array) -> bytes:

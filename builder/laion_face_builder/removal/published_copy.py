@@ -31,8 +31,7 @@ from laion_face_builder.publish.hub_history import History, rest_of_history
 from laion_face_builder.publish.hub_target import HubDestination
 from laion_face_builder.publish.manifest import MANIFEST, Entry, Manifest
 from laion_face_builder.publish.publish import texts_about
-from laion_face_builder.publish.published_counts import FileCounts
-from laion_face_builder.publish.published_files import ids_bytes, measured
+from laion_face_builder.publish.published_files import contents, measured
 from laion_face_builder.publish.published_form import in_form
 from laion_face_builder.publish.request import PublishRequest
 from laion_face_builder.publish.targets import Destination, OutgoingFile, PublishedFile, PublishedPlace
@@ -271,29 +270,13 @@ class _Rewriting:
             stamp = json.loads((file.metadata.metadata or {}).get(FINGERPRINT_KEY, b"{}"))
             if stamp == entry.fingerprint and file.metadata.num_rows == entry.rows:
                 return entry
-            ids, arrow_bytes, counts = hashlib.sha256(), 0, FileCounts()
-            for group in range(file.num_row_groups):
-                table = file.read_row_group(group)
-                arrow_bytes += table.nbytes
-                ids.update(ids_bytes(table["sample_id"]))
-                counts.add(table)
-            rows, groups = file.metadata.num_rows, file.num_row_groups
+            found = contents(file)
         sha256 = held.sha256 if held is not None else None
         if self._place.folder is not None:
             sha256 = sha256_of(self._place.folder / entry.name)
         if held is None or sha256 is None:
             raise LaionFaceError(f"{self._place.name}: {entry.name} is not what its manifest says. Publish it again")
-        return replace(
-            entry,
-            rows=rows,
-            row_groups=groups,
-            size=held.size,
-            arrow_bytes=arrow_bytes,
-            sha256=sha256,
-            sample_ids=ids.hexdigest(),
-            fingerprint=stamp,
-            counts=counts.as_dict(),
-        )
+        return replace(entry, size=held.size, sha256=sha256, fingerprint=stamp, **found)
 
     def _finish(self, manifest: Manifest) -> int:
         """Send the last files together with the manifest, and check that the copy then has what it was to have."""

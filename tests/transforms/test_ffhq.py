@@ -83,6 +83,20 @@ def reference(picture, landmarks, size):
     return np.rint(fine.reshape(size, FINE, size, FINE, 3).mean(axis=(1, 3))).clip(0, 255).astype(np.uint8)
 
 
+def neighbours(picture):
+    """Return the least and the greatest value in the 3 x 3 pixels around each pixel of int[height, width, 3]."""
+    height, width, _ = picture.shape
+    wide = np.pad(picture, [(1, 1), (1, 1), (0, 0)], "edge")
+    views = np.stack([wide[y : y + height, x : x + width] for y in range(3) for x in range(3)])
+    return views.min(axis=0), views.max(axis=0)
+
+
+def share_of_contrast(picture, expected):
+    """Tell how far two int[height, width, 3] are apart, as a share of what one pixel more or less would make."""
+    least, greatest = neighbours(expected)
+    return np.abs(picture - expected).mean() / (greatest - least).mean()
+
+
 def scene_of(seed, degrees=0.0):
     """Draw a face with discs on whole pixels, turned about the picture's middle; return pixels and landmarks."""
     scene = plan(random.Random(seed), 1)
@@ -98,14 +112,20 @@ def scene_of(seed, degrees=0.0):
 @given(st.integers(0, 10_000), st.floats(-40, 40), st.sampled_from([64, 128, 200]))
 @example(0, 0.0, 128)
 @example(1164, 0.0, 128)
+@example(431, 7.0, 64)
+@example(2926, 6.452866108311412, 64)
 def test_it_is_the_reference(seed, degrees, size):
     picture, landmarks = scene_of(seed, degrees)
     aligned = laion_face.align_face(picture, landmarks, size, "ffhq")
     expected = reference(picture, landmarks, size)
-    away = np.abs(aligned.image.astype(int) - expected)
-    # What is sharp is a pixel's share apart; what is soft is alike.
-    assert away.mean() < 3
-    assert np.median(away) <= 2
+    ours, theirs = aligned.image.astype(int), expected.astype(int)
+    # What is sharp is a pixel's share apart, how many levels that ever makes; what is soft is alike. Measured on 3,000
+    # faces: 0.15 at most. Moved by a pixel it is 0.19 at least: the ruler must see that.
+    assert share_of_contrast(ours, theirs) < 0.18 < share_of_contrast(np.roll(ours, 1, axis=1), theirs)
+    assert np.median(np.abs(ours - theirs)) <= 2
+    # A level that none of the pixels around has is in thin lines at most.
+    least, greatest = neighbours(theirs)
+    assert np.maximum(least - ours, ours - greatest).clip(0).mean() < 0.3
     # At an edge a disc lies beside its own mirror image, and nobody can tell where one ends.
     from_edges = np.minimum(landmarks, np.array(picture.shape[1::-1]) - landmarks).min(axis=1)
     for number, (x, y) in enumerate(aligned.landmarks):
@@ -115,9 +135,9 @@ def test_it_is_the_reference(seed, degrees, size):
         if min(x, y) - reach < 0 or max(x, y) + reach >= size:
             continue
         box = (x - reach, y - reach, x + reach, y + reach)
-        ours, theirs = (find_landmarks(Image.fromarray(p), box)[number] for p in (aligned.image, expected))
-        if np.isfinite([*ours, *theirs]).all():
-            assert math.hypot(*(ours - theirs)) <= 1
+        found, awaited = (find_landmarks(Image.fromarray(p), box)[number] for p in (aligned.image, expected))
+        if np.isfinite([*found, *awaited]).all():
+            assert math.hypot(*(found - awaited)) <= 1
 
 
 @quick

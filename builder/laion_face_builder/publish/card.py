@@ -21,7 +21,7 @@ import yaml
 from laion_face_builder.errors import BadFile
 from laion_face_builder.publish import card_sections, card_snippets
 from laion_face_builder.publish.card_snippets import Address
-from laion_face_builder.publish.manifest import GLOBS, PREVIEW, PREVIEW_FILE, Manifest
+from laion_face_builder.publish.manifest import GLOBS, PREVIEW, Manifest
 from laion_face_builder.publish.published_columns import features_of, schema_of_features
 from laion_face_builder.publish.published_files import EXAMPLES
 from laion_face_builder.schema import INDEX
@@ -150,7 +150,7 @@ def schema_of(manifest: Manifest, config: str) -> pa.Schema:
 def data_files(manifest: Manifest, config: str) -> str | list[str]:
     """Give the pattern of a config's files; their names, where an earlier version published under others."""
     names = [entry.name for entry in manifest.of_config(config)]
-    pattern = GLOBS.get(config, PREVIEW_FILE)
+    pattern = GLOBS.get(config, names[0])
     found = [name for name in manifest.entries if PurePosixPath(name).match(pattern)]
     return pattern if set(found) == set(names) else names
 
@@ -164,7 +164,7 @@ def measured_head(manifest: Manifest) -> dict[str, Any]:
         # The Hub opens the first of them to see whether its pages are small: that has to be one file.
         "configs": [
             _config(manifest, config, is_default=config == configs[0])
-            for config in sorted(configs, key=lambda config: config != PREVIEW)
+            for config in sorted(configs, key=lambda config: config in GLOBS)
         ],
         "dataset_info": [_info(manifest, config) for config in configs],
     }

@@ -36,9 +36,16 @@ def what_is_here(manifest: Manifest) -> list[str]:
         parts = _ranges(sorted({entry.part for entry in entries if entry.part >= 0})) or "a few rows"
         rows, size = sum(entry.rows for entry in entries), sum(entry.size for entry in entries)
         lines.append(f"| `{config}` | {parts} | {rows:,} | {human_size(size)} |")
+    return [*lines, "", *_counted_again(manifest), *_pictures(manifest), *_left_out(manifest), ""]
+
+
+def _counted_again(manifest: Manifest) -> list[str]:
+    """Say which rows are in several configs."""
     twice = "The files of `20M` are among those of `50M`: a total over configs, as the Hub shows it, counts them twice."
-    both = [twice] if {"20M", "50M"} <= set(manifest.configs()) else []
-    return [*lines, "", *both, *_pictures(manifest), *_left_out(manifest), ""]
+    lines = [twice] if {"20M", "50M"} <= set(manifest.configs()) else []
+    if manifest.single and not manifest.preview:
+        lines.append(f"`{manifest.single[0]}` is the first of these files alone, for a quick look.")
+    return lines
 
 
 def _coverage(manifest: Manifest) -> list[str]:

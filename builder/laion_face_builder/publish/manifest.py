@@ -22,6 +22,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from laion_face_builder.errors import BadFile
@@ -130,19 +131,31 @@ class Manifest:
 
     def columns(self, config: str) -> list[dict[str, Any]]:
         """Describe the columns beside ours in a config's files, as dataset_info does; all files have the same."""
-        entries = self.of_config(config) if config in (*CONFIG_PARTS, PREVIEW) else self.entries.values()
+        entries = self.of_config(config) or list(self.entries.values())
         found = [entry.fingerprint.get("columns", []) for entry in entries]
         return list(found[0]) if found else []
 
+    @property
+    def single(self) -> tuple[str, Entry] | None:
+        """The config of one file beside 20M and 50M, and that file; None if the default config is one file itself.
+
+        It is the preview, else the default config's first file under that file's own name. The Hub's viewer looks in
+        the first config whether pages are small ("optimized Parquet"), and finds out only where that is one file.
+        """
+        if self.preview:
+            return PREVIEW, self.preview
+        files: list[Entry] = next(filter(None, map(self.of_config, CONFIG_PARTS)), [])
+        return (PurePosixPath(files[0].name).stem, files[0]) if len(files) > 1 else None
+
     def of_config(self, config: str) -> list[Entry]:
         """List the files of a config in the order of their names; none if none of its parts are there."""
-        if config == PREVIEW:
-            return [self.preview] if self.preview else []
+        if config not in CONFIG_PARTS:
+            return [self.single[1]] if self.single and self.single[0] == config else []
         return sorted((e for e in self.entries.values() if e.part in CONFIG_PARTS[config]), key=lambda e: e.name)
 
     def configs(self) -> list[str]:
         """List the configs that have files; the first is the default."""
-        return [config for config in (*CONFIG_PARTS, PREVIEW) if self.of_config(config)]
+        return [config for config in CONFIG_PARTS if self.of_config(config)] + ([self.single[0]] if self.single else [])
 
     def as_text(self) -> str:
         """Write the manifest as JSON: equal manifests are equal bytes."""

@@ -20,11 +20,10 @@ FORM := $(VENV)/bin/check-jsonschema --quiet --builtin-schema
 BENCHES := "bench_first_example.py --runs 1" "bench_transforms.py --seconds 0.5 --repeats 1" \
   "bench_fetch.py --seconds 2 --latency 0.1" "bench_stream.py --seconds 1 --repeats 1 --only stream"
 
-.PHONY: demo test test-engines java versions check bench faults fuzz develop browser clean
 # Commands are started by the hundred: what they import is compiled once, not by each of them.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-browser test-engines java versions coverage check docs bench develop browser clean
+.PHONY: demo test test-browser test-engines java versions coverage check docs bench faults fuzz develop browser git-lfs clean
 
 demo:
 	$(MATRIX) demo
@@ -35,7 +34,7 @@ test:
 test-browser: browser
 	$(MATRIX) test newest --pytest=-mbrowser
 
-versions: browser
+versions: browser git-lfs
 	$(MATRIX) test --write
 
 # Some tests open our pages in a real browser: $CHROMIUM, else one that is installed, else one that apt-get can install.
@@ -47,6 +46,14 @@ browser:
 	  apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null && exit 0; \
 	fi; \
 	echo "tests that open pages need Chromium or Chrome: install one, or name its command in CHROMIUM" >&2; exit 1
+
+# What mlcroissant gets a published copy's files with.
+git-lfs:
+	@git lfs version >/dev/null 2>&1 && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -qq && apt-get install -y -qq --no-install-recommends git-lfs >/dev/null && exit 0; \
+	fi; \
+	echo "tests of Croissant by URL need git-lfs: install it" >&2; exit 1
 
 test-engines: java
 	$(MATRIX) test engines --pytest=--numprocesses=0

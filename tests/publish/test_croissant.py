@@ -33,6 +33,7 @@ def test_a_folder_is_valid_and_iterates(place):
     check(mlcroissant.Dataset(str(place.folder / "croissant.json")), place)
 
 
+@pytest.mark.git_lfs
 def test_the_hub_iterates_by_url(hub, place, tmp_path, monkeypatch):
     # mlcroissant knows git repositories on the Hub by its address: git is told to come here for them.
     monkeypatch.setattr(constants, "DOWNLOAD_PATH", epath.Path(tmp_path / "cache"))
@@ -51,6 +52,7 @@ def test_the_hub_iterates_by_url(hub, place, tmp_path, monkeypatch):
             server.add_repo(repo, files, branch)
         check(mlcroissant.Dataset(f"{hub.url()}/datasets/{repo}/resolve/main/croissant.json"), place)
         assert server.count("git-upload-pack") > 0
+        assert server.count("/large/") > 0
 
 
 def check(dataset, place):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
-from tests.support import browser, held_calls
+from tests.support import browser, git_server, held_calls
 
 #: Runs a command with a network of its own.
 ALONE = ("unshare", "--map-root-user", "--net")
@@ -45,6 +45,10 @@ NEEDS = {
     "browser": Need(
         lambda: browser.command() is not None,
         "Tests that open pages were left out: no Chromium or Chrome here. `make test-browser` gets one and runs them.",
+    ),
+    "git_lfs": Need(
+        git_server.has_lfs,
+        "Tests of Croissant by URL were left out: no git-lfs here. `make git-lfs` gets it on Debian or Ubuntu.",
     ),
     "held_calls": Need(
         held_calls.is_possible,

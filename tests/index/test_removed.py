@@ -86,7 +86,7 @@ def test_the_notes_say_nothing_of_what_was_listed(tmp_path):
     data = DataDir.at(tmp_path)
     lines = ["4711", "http://a.example/secret.jpg", "hidden.example", "ab" * 32]
     Removals().begun(Removal("2026-11-26", "asked for", Removed.of(parse_exclusion(lines)))).write(data)
-    noted(data, 3, hashes_of_ids([815]))
+    noted(data, {3: hashes_of_ids([815])})
     said = data.removed.read_text()
     assert not [word for word in (*lines, "secret", "hidden", "815") if word in said]
     assert Removals.of(data).found_in(3) == hashes_of_ids([815])

@@ -297,10 +297,10 @@ class Exclusion:
         """Tell, bool[n], which rows of `table` are named by their id, address or host.
 
         Args:
-            table: has `sample_id` int64 and `url` string.
+            table: has `sample_id` int64 and, for addresses and hosts, `url` string.
         """
         named = self._names_ids(table["sample_id"])
-        if self.urls or self.hosts:
+        if (self.urls or self.hosts) and "url" in table.column_names:
             named |= self._names_addresses(table["url"].combine_chunks())
         return named
 
@@ -352,8 +352,8 @@ class Exclusion:
         return np.asarray((self.sample_ids[at] == values) & pc.is_valid(column).to_numpy())
 
     def _names_addresses(self, urls: pa.Array) -> Mask:
-        names_host = self._names_host if self.hosts else None
-        return addresses_named(urls, self.urls.__contains__, names_host, self.names_address)
+        names_url = self.urls.__contains__ if self.urls else None
+        return addresses_named(urls, names_url, self._names_host if self.hosts else None, self.names_address)
 
     def _names_host(self, host: str, port: str) -> bool:
         return any(

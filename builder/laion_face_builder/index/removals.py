@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import json
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -96,17 +97,18 @@ class Removals:
         """
         if not data_store.brought(data, data.removed):
             return cls()
-        now = data.removed.stat()
-        return _read(data.removed, (now.st_mtime_ns, now.st_size, now.st_ino))
+        version = _version(data.removed)
+        known = _KNOWN.get(data.removed)
+        return (
+            known[1] if known is not None and known[0] == version else _kept(data.removed, version, _read(data.removed))
+        )
 
     @cached_property
     def removed(self) -> Removed:
         """All that was ever taken down: what was listed, and the ids of the rows that were found by it."""
-        everything = Removed()
-        for removal in self.done:
-            ids = frozenset(text for hashes in removal.found.values() for text in hashes)
-            everything = everything | removal.entries | Removed(ids)
-        return everything
+        found = (hashes for removal in self.done for hashes in removal.found.values())
+        ids = Removed(frozenset[str]().union(*found))
+        return functools.reduce(operator.or_, (removal.entries for removal in self.done), ids)
 
     @property
     def pending(self) -> Removal | None:
@@ -172,15 +174,37 @@ class Removals:
 
     def write(self, data: DataDir) -> None:
         """Write them to DATA_DIR."""
-        values = {"format": REMOVALS_FORMAT, "removals": [removal.as_dict() for removal in self.done]}
         with written_whole(data.removed) as partial:
-            partial.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+            text = f'{{"format": {REMOVALS_FORMAT}, "removals": {self.as_text()}}}\n'
+            partial.write_text(text, encoding="utf-8")
+        _kept(data.removed, _version(data.removed), self)
         data_store.send(data, data.removed)
 
+    def as_text(self) -> str:
+        """Return them as JSON, a removal a line: with more lines a million hashes would take ten times as long."""
+        return "[\n" + ",\n".join(json.dumps(removal.as_dict()) for removal in self.done) + "\n]"
 
-@functools.lru_cache(maxsize=4)
-def _read(path: Path, _version: tuple[int, ...]) -> Removals:
-    """Read the file, again only once it has changed: every part asks."""
+
+_Version = tuple[int, ...]
+#: What was read or written last, by file: every part asks, and a million hashes take seconds to read.
+_KNOWN: dict[Path, tuple[_Version, Removals]] = {}
+_MOST_KNOWN = 2
+
+
+def _version(path: Path) -> _Version:
+    now = path.stat()
+    return now.st_mtime_ns, now.st_size, now.st_ino
+
+
+def _kept(path: Path, version: _Version, removals: Removals) -> Removals:
+    _KNOWN.pop(path, None)
+    for oldest in [*_KNOWN][: 1 - _MOST_KNOWN]:
+        _KNOWN.pop(oldest, None)
+    _KNOWN[path] = version, removals
+    return removals
+
+
+def _read(path: Path) -> Removals:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values["format"] != REMOVALS_FORMAT:
@@ -195,18 +219,15 @@ def _read(path: Path, _version: tuple[int, ...]) -> Removals:
         ) from error
 
 
-def noted(data: DataDir, part: int, hashes: Iterable[str]) -> Removals:
-    """Note the rows of a part that are named, by the hashes of their ids, before they are left out of anything.
-
-    Returns:
-        All removals, with these.
-    """
+def noted(data: DataDir, rows: Mapping[int, Iterable[str]]) -> None:
+    """Note the rows of parts that are named, by the hashes of their ids, before they are left out of anything."""
     with locked(data.removed):
-        removals = Removals.of(data)
-        if new := frozenset(hashes) - removals.found_in(part):
-            removals = removals.with_found(part, new)
+        removals = before = Removals.of(data)
+        for part, hashes in rows.items():
+            if new := frozenset(hashes) - removals.found_in(part):
+                removals = removals.with_found(part, new)
+        if removals is not before:
             removals.write(data)
-        return removals
 
 
 def settled(data: DataDir) -> Removals:

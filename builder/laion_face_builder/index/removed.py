@@ -168,10 +168,11 @@ class Removed:
         return hash_of("urls", canonical_url(url)) in self.urls or self._names_host(*place_of(url))
 
     def _names_addresses(self, urls: pa.Array) -> Mask:
-        return addresses_named(urls, self._names_url, self._names_host if self.hosts else None, self.names_address)
+        names_url = self._names_url if self.urls else None
+        return addresses_named(urls, names_url, self._names_host if self.hosts else None, self.names_address)
 
     def _names_url(self, url: str | None) -> bool:
-        return bool(self.urls) and url is not None and hash_of("urls", url) in self.urls
+        return url is not None and hash_of("urls", url) in self.urls
 
     def _names_host(self, host: str, port: str) -> bool:
         return bool(self.hosts) and any(

@@ -86,7 +86,7 @@ def origins_of(plain: pa.Array) -> pa.Array:
 
 def addresses_named(
     urls: pa.Array,
-    names_url: Callable[[str | None], bool],
+    names_url: Callable[[str | None], bool] | None,
     names_host: Callable[[str, str], bool] | None,
     names_address: Callable[[str], bool],
 ) -> np.ndarray[Any, np.dtype[np.bool_]]:
@@ -94,19 +94,22 @@ def addresses_named(
 
     Args:
         urls: string[n].
-        names_url: whether an address that is written as `canonical_url` is named itself.
+        names_url: whether an address that is written as `canonical_url` is named itself; None if none is.
         names_host: whether a host and port, as `place_of` gives them, are named; None if no host is.
         names_address: both, of an address that is written in some other way.
     """
-    plain, texts = are_plain(urls), urls.to_pylist()
+    plain = are_plain(urls)
     is_plain = plain.to_numpy(zero_copy_only=False)
-    named = np.fromiter(map(names_url, texts), bool, len(texts))
+    named = np.zeros(len(urls), bool)
+    if names_url is not None:
+        named[is_plain] = np.fromiter(map(names_url, urls.filter(plain).to_pylist()), bool)
     if names_host is not None:
         origins = origins_of(urls.filter(plain)).dictionary_encode()
         hosts = (names_host(*place_of_origin(origin)) for origin in origins.dictionary.to_pylist())
         named[is_plain] |= np.fromiter(hosts, bool)[origins.indices.to_numpy()]
-    for row in np.flatnonzero(~is_plain):
-        named[row] = texts[row] is not None and names_address(texts[row])
+    others = np.flatnonzero(~is_plain & urls.is_valid().to_numpy(zero_copy_only=False))
+    for row, text in zip(others, urls.take(pa.array(others)).to_pylist(), strict=True):
+        named[row] = names_address(text)
     return named
 
 

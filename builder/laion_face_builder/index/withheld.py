@@ -63,7 +63,7 @@ class Withheld:
 
     def _without(self, part: int, ids: np.ndarray, named: Mask) -> Mask:
         if named.any():
-            noted(self.data, part, hashes_of_ids(ids[named].tolist()))
+            noted(self.data, {part: hashes_of_ids(ids[named].tolist())})
         return ~named
 
 

@@ -162,10 +162,10 @@ class Manifest:
         about = {"publisher": asdict(self.publisher), "history": self.history, "joins": self.joins}
         entries = {name: _without_name(self.entries[name]) for name in sorted(self.entries)}
         values: dict[str, Any] = {"format": MANIFEST_FORMAT, "kind": self.kind, **about, "files": entries}
-        if self.removals.done:
-            values["format"] = REMEMBERING_FORMAT
-            values["removed"] = [removal.as_dict() for removal in self.removals.published().done]
-        return json.dumps(values, indent=1) + "\n"
+        if not self.removals.done:
+            return json.dumps(values, indent=1) + "\n"
+        text = json.dumps({**values, "format": REMEMBERING_FORMAT}, indent=1)
+        return text.removesuffix("\n}") + f',\n "removed": {self.removals.published().as_text()}\n}}\n'
 
     @classmethod
     def from_text(cls, text: str | bytes, place: str) -> Manifest:

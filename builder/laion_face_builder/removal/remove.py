@@ -6,9 +6,11 @@ else works there. Copies elsewhere follow. The same command goes on with what wa
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime, timezone
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
@@ -31,9 +33,12 @@ from laion_face_builder.removal.rows import (
     free_sources,
     named_rows,
     names_of,
+    note_rows,
     parts_with_rows,
     take_rows_out,
 )
+
+T = TypeVar("T")
 
 
 def remove(request: RemovalRequest) -> list[TakenDown]:
@@ -57,9 +62,7 @@ def remove(request: RemovalRequest) -> list[TakenDown]:
             if removals is not before:
                 removals.write(data)
         elsewhere.note_pictures(data)
-        # Of a list that is begun with, nothing has been taken out: it is matched as it is, which is quicker.
-        is_first = removals is not before and before.pending is None
-        taken = _from_data(request, names_of(request.listed if is_first else None, removals.removed))
+        taken = _from_data(request, names_of(request.listed, before, removals.removed))
         elsewhere.note_pictures(data)
         with locked(data.removed):
             removals = Removals.of(data).finished()
@@ -106,21 +109,36 @@ def _from_data(request: RemovalRequest, names: Names) -> list[TakenDown]:
         with locked(data.ids(0).with_name("id-list")):
             pass  # Whoever was writing ids is done, and whoever comes next knows.
     parts = parts_with_rows(data)
-    with progress.bar("remove", len(parts)) as bar:
-        for number, part in enumerate(parts, 1):
-            with progress.nth("part", number, len(parts)), locked(data.index(part)):
-                removed = Removals.of(data).removed
-                named = look_through(data, part, names, removed)
-                forgotten = elsewhere.forget_fetched(request, Removed(), named.urls)
-                counts = take_rows_out(data, part, named, partial(elsewhere.take_pictures_out, removed=removed))
-            taken.append(TakenDown(f"part {part}", counts + forgotten))
-            bar.update()
+    named = dict(_each(data, parts, "look through", partial(_found, request, names)))
+    note_rows(data, named)
+    removed = Removals.of(data).removed
+
+    def take_out(part: int) -> Counts:
+        forgotten = elsewhere.forget_fetched(request, Removed(), named[part].urls)
+        take_pictures_out = partial(elsewhere.take_pictures_out, removed=removed)
+        return take_rows_out(data, part, named[part], take_pictures_out) + forgotten
+
+    taken += [TakenDown(f"part {part}", counts) for part, counts in _each(data, parts, "remove", take_out)]
     if (pictures := Removals.of(data).removed.pictures) and request.cache_images is not None:
         taken.append(TakenDown(str(request.cache_images), elsewhere.forget_fetched(request, pictures)))
     freed = Counts()
     if Removals.of(data).pending is not None:  # Whether they have any of it could not be told without reading them all.
         freed["sources_bytes"] = free_sources(data)
     return [*taken, TakenDown(f"{data.sources.name}, {data.staging.name}", freed)]
+
+
+def _found(request: RemovalRequest, names: Names, part: int) -> NamedRows:
+    found = look_through(request.data, part, names, Removals.of(request.data).removed)
+    return found if request.cache_images is not None else replace(found, urls=())
+
+
+def _each(data: DataDir, parts: list[int], what: str, work: Callable[[int], T]) -> Iterator[tuple[int, T]]:
+    """Do something to one part after the other, each under its lock."""
+    with progress.bar(what, len(parts)) as bar:
+        for number, part in enumerate(parts, 1):
+            with progress.nth("part", number, len(parts)), locked(data.index(part)):
+                yield part, work(part)
+            bar.update()
 
 
 def look_through(data: DataDir, part: int, names: Names, removed: Removed) -> NamedRows:

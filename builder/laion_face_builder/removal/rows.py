@@ -1,8 +1,8 @@
 """Take rows out of the tables of a DATA_DIR: ids, faces, index and joined tables, and free upstream's own files.
 
-A part goes through these steps; killed between any two of them, the same call does the rest:
+Parts go through these steps; killed between any two of them, the same call does the rest:
 
-1. the rows that are named are noted in removed.json, by the hashes of their ids;
+1. the rows of all parts that are named are noted in removed.json, by the hashes of their ids;
 2. their pictures leave the tars, which still know them by their rows in the index;
 3. tables that are joined with the part are freed, since their rows are the index's;
 4. proof and index are written again, then ids and faces: these alone could no longer say by address who is named.
@@ -10,7 +10,7 @@ A part goes through these steps; killed between any two of them, the same call d
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,9 +59,15 @@ class NamedRows:
         return Counts(ids=len(self.ids), rows=0 if self.gone is None else int(self.gone.sum()))
 
 
-def names_of(listed: Exclusion | None, removed: Removed) -> Names:
-    """Return what names rows: the list as it was given, which is quick, or hashes of what was listed before."""
-    return removed.mask if listed is None else listed.mask
+def names_of(listed: Exclusion | None, before: Removals, removed: Removed) -> Names:
+    """Return what names rows: the list as it was given, which is quick, or hashes of all that was ever listed.
+
+    Args:
+        listed: None if nothing is.
+        before: what was asked for before. Where that is not finished, rows of it may still be there.
+        removed: all that is taken down now.
+    """
+    return removed.mask if listed is None or before.pending is not None else listed.mask
 
 
 def named_rows(data: DataDir, part: int, names: Names, pictures: Mask | None) -> NamedRows:
@@ -87,23 +93,24 @@ def named_rows(data: DataDir, part: int, names: Names, pictures: Mask | None) ->
     for path in (data.ids(part), data.faces(part)):
         if path.exists():
             table = table_of(path, ["sample_id"])
-            no_urls = pa.nulls(table.num_rows, pa.string())
-            named = names(table.append_column("url", pa.chunked_array([no_urls])))
-            found.append(table["sample_id"].to_numpy()[named])
+            found.append(table["sample_id"].to_numpy()[names(table)])
     return NamedRows(np.unique(np.concatenate(found)), gone, tuple(urls))
+
+
+def note_rows(data: DataDir, named: Mapping[int, NamedRows]) -> None:
+    """Note what is named, of all parts at once: the file that it is noted in may have millions of hashes."""
+    noted(data, {part: hashes_of_ids(found.ids.tolist()) for part, found in named.items() if len(found.ids)})
 
 
 def take_rows_out(
     data: DataDir, part: int, named: NamedRows, take_pictures_out: Callable[[DataDir, int, Mask], Counts]
 ) -> Counts:
-    """Take what is named out of a part; the caller holds its lock. A part that has none of it is left alone.
+    """Take what is named, and noted, out of a part; the caller holds its lock. One that has none of it is left alone.
 
     Returns:
         What was taken out.
     """
     counts = Counts()
-    if len(named.ids):
-        noted(data, part, hashes_of_ids(named.ids.tolist()))
     ours = read_fingerprint(data.index(part))
     wanted = None if ours is None else {**without_stamp(ours), **Removals.of(data).stamp(part)}
     if wanted is not None and named.gone is not None and (named.gone.any() or ours != wanted):

@@ -26,7 +26,7 @@ from laion_face_builder.index.removals import STAMP, Removals
 from laion_face_builder.index.removed import Removed
 from laion_face_builder.layout import DataDir
 from laion_face_builder.options.export_options import FILES, ExportOptions
-from laion_face_builder.removal.exported_shards import ExportedSample, ExportedShard, named_samples
+from laion_face_builder.removal.exported_shards import ExportedSample, ExportedShard, named_among, named_samples
 
 
 @dataclass(frozen=True)
@@ -152,4 +152,4 @@ def _has_old_lists(ledger: Ledger, how: ExportOptions, removed: Removed) -> bool
     if how.layout != FILES or not path.exists():
         return False
     with path.open(encoding="utf-8") as lines:
-        return any(ExportedSample.of(json.loads(line)).is_named(removed) for line in lines)
+        return any(True for _ in named_among((ExportedSample.of(json.loads(line)) for line in lines), removed))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from laion_face_builder.errors import BadFile
 from laion_face_builder.export.export_ledger import FOLDER, ExportCounts
 from laion_face_builder.export.shard_sinks import CONDITION, shard_path
 from laion_face_builder.files import written_whole
-from laion_face_builder.index.removed import Removed, hash_of
+from laion_face_builder.index.removed import Removed
 from laion_face_builder.options.export_options import FILES, JSONL, PARQUET, WEBDATASET
 from laion_face_builder.parquet_files import opened
 from laion_face_builder.publish.published_form import writer_of
@@ -41,21 +42,25 @@ class ExportedSample:
         """Return that of a line, or of a row."""
         return cls(int(values["sample_id"]), values.get("url"), picture)
 
-    def is_named(self, removed: Removed) -> bool:
-        """Say whether it is named, by its id, address, host or picture."""
-        if hash_of("sample_ids", self.sample_id) in removed.sample_ids:
-            return True
-        if (removed.urls or removed.hosts) and self.url is not None and removed.names_address(self.url):
-            return True
-        if self.picture is None or not removed.has_pictures:
-            return False
-        return removed.names_picture(self.picture, [hashlib.sha256(self.picture).hexdigest()])
+    def has_named_picture(self, removed: Removed) -> bool:
+        """Say whether its picture was looked at, and is named."""
+        data = self.picture
+        return data is not None and removed.names_picture(data, [hashlib.sha256(data).hexdigest()])
+
+
+def named_among(samples: Iterable[ExportedSample], removed: Removed) -> Iterator[ExportedSample]:
+    """Yield those samples that are named, by id, address, host or picture; a batch of them is in memory."""
+    left = iter(samples)
+    while batch := list(itertools.islice(left, _ROWS_AT_ONCE)):
+        ids, urls = [one.sample_id for one in batch], [one.url for one in batch]
+        named = removed.mask(pa.table({"sample_id": pa.array(ids, pa.int64()), "url": pa.array(urls, pa.string())}))
+        yield from (one for one, is_it in zip(batch, named, strict=True) if is_it or one.has_named_picture(removed))
 
 
 def named_samples(shard: ExportedShard, removed: Removed) -> list[ExportedSample]:
-    """Return those samples of a shard that are named, one of each id."""
-    found = {one.sample_id: one for one in shard.samples(with_pictures=removed.has_pictures) if one.is_named(removed)}
-    return list(found.values())
+    """Return those samples of a shard that are named, one of each id, without their pictures."""
+    samples = shard.samples(with_pictures=removed.has_pictures)
+    return list({one.sample_id: replace(one, picture=None) for one in named_among(samples, removed)}.values())
 
 
 @dataclass(frozen=True)
@@ -120,14 +125,14 @@ class ExportedShard:
     def pieces(self) -> int:
         """How many pieces are in it."""
         if self.layout == FILES:
-            return sum(1 for _ in _lines_of(self.list_path)) if self.list_path.exists() else 0
+            return _count_lines(self.list_path) if self.list_path.exists() else 0
         if not self.path.exists():
             return 0
         if self.layout == PARQUET:
             with opened(self.path) as file:
                 return int(file.metadata.num_rows)
         if self.layout == JSONL:
-            return sum(1 for _ in _lines_of(self.path))
+            return _count_lines(self.path)
         return sum(member.extension == "json" for member in read_members(self.path))
 
     def counted(self) -> ExportCounts:
@@ -191,6 +196,11 @@ def _id_of(name: str) -> int | None:
     key = name.partition(".")[0]
     number = key if key.removeprefix("-").isdecimal() else key.rpartition("-")[0]
     return int(number) if number.removeprefix("-").isdecimal() else None
+
+
+def _count_lines(path: Path) -> int:
+    with path.open("rb") as lines:
+        return sum(1 for _ in lines)
 
 
 def _lines_of(path: Path) -> Iterator[dict[str, Any]]:

@@ -136,25 +136,23 @@ def _named(place: PublishedPlace, manifest: Manifest, removals: Removals) -> tup
 
     A row that is found by its address or picture is then known by its id, under which other files have it too.
     """
-    pictures: dict[str, Mask] = {}
+    hits: dict[str, Mask] = {}
     if removals.removed.has_pictures:
         for name in _with_images(place, manifest):
             with place.parquet(name) as file:
-                pictures[name], found = _names_pictures(file, removals.removed)
+                hits[name], found = _names_pictures(file, removals.removed)
             removals = _with_found(removals, found)
-    while True:
-        hits: dict[str, Mask] = {}
-        before = removals
+    known = wanted = removals.removed
+    while wanted:
         with progress.bar("look through", len(manifest.entries), "file") as bar:
             for name in sorted(manifest.entries):
                 with place.parquet(name) as file:
-                    gone, found = _names_rows(file, before.removed)
+                    gone, found = _names_rows(file, wanted)
                 removals = _with_found(removals, found)
-                if (gone := gone | pictures.get(name, np.False_)).any():
-                    hits[name] = gone
+                hits[name] = hits.get(name, np.False_) | gone
                 bar.update()
-        if removals == before:
-            return removals, hits
+        known, wanted = removals.removed, removals.removed - known
+    return removals, {name: hits[name] for name in sorted(hits) if hits[name].any()}
 
 
 Found = dict[int, set[str]]

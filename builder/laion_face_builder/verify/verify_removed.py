@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,9 @@ from laion_face_builder.verify.verify_data import BROKEN
 _IDS, _URLS, _SHA256S = ("sample_id", "SAMPLE_ID"), ("url", "URL"), ("sha256", "fetched_sha256")
 _ROWS_AT_ONCE = 1 << 12
 _IN_JSON = re.compile(rb'"(?:sample_id|SAMPLE_ID)"\s*:\s*"?(-?[0-9]{1,19})\b')
-_ADDRESS = re.compile(rb"[A-Za-z][A-Za-z0-9+.\-]*://[^\s\"'<>\\]+")
+#: From `://` on: what begins so is found at once, where every word might begin with a scheme.
+_ADDRESS = re.compile(rb"://[^\s\"'<>\\]+")
+_SCHEME, _LONGEST_SCHEME = re.compile(rb"[A-Za-z][A-Za-z0-9+.\-]*\Z"), 64
 _HASH = re.compile(rb"\b(?:[0-9a-f]{64}|[0-9a-f]{32})\b")
 _TEXTS = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".html", ".md", ".fingerprint", ".lst", ".list", "")
 #: Text that is longer is looked through piece by piece; no address that matters is cut by it, since pieces overlap.
@@ -176,19 +179,37 @@ class Search:
                 before = piece[-_OVERLAP:]
 
     def _said(self, texts: Iterator[bytes]) -> Iterator[str]:
-        """Yield what is said in texts, each once."""
+        """Yield what is said in texts, each once; of a text nothing stays in memory but what is listed."""
         ids, urls, hashes = set[int](), set[str](), set[str]()
         for text in texts:
-            ids.update(int(number) for number in _IN_JSON.findall(text))
-            urls.update(url.decode("utf-8", "replace").rstrip(",;)]}") for url in _ADDRESS.findall(text))
-            hashes.update(found.decode() for found in _HASH.findall(text))
-        known = self.listed.sample_ids
-        listed = [
-            ("sample ids", len(ids.intersection(known.tolist()))),
-            ("addresses", sum(map(self.listed.names_address, urls))),
-            ("hashes", len(hashes & (self.listed.sha256s | self.listed.md5s))),
-        ]
-        yield from (f"{count:,} {kind} that are listed" for kind, count in listed if count)
+            if self._ids:
+                ids.update(self._ids.intersection(map(int, _IN_JSON.findall(text))))
+            if self.listed.urls or self.listed.hosts:
+                urls.update(self._listed_addresses(text))
+            if self._known_hashes:
+                hashes.update(self._known_hashes.intersection(found.decode() for found in _HASH.findall(text)))
+        counts = {"sample ids": len(ids), "addresses": len(urls), "hashes": len(hashes)}
+        yield from (f"{count:,} {kind} that are listed" for kind, count in counts.items() if count)
+
+    def _listed_addresses(self, text: bytes) -> list[str]:
+        said = {_address(text, found) for found in _ADDRESS.finditer(text)}
+        urls = pa.array([url.decode("utf-8", "replace") for url in said if url], pa.string())
+        table = pa.table({"sample_id": pa.nulls(len(urls), pa.int64()), "url": urls})
+        return list(urls.filter(pa.array(self.listed.mask(table))).to_pylist())
+
+    @cached_property
+    def _ids(self) -> frozenset[int]:
+        return frozenset(self.listed.sample_ids.tolist())
+
+    @cached_property
+    def _known_hashes(self) -> frozenset[str]:
+        return self.listed.sha256s | self.listed.md5s
+
+
+def _address(text: bytes, found: re.Match[bytes]) -> bytes:
+    """Return the address whose `://` and rest were found; empty if no scheme is before them."""
+    scheme = _SCHEME.search(text[max(found.start() - _LONGEST_SCHEME, 0) : found.start()])
+    return scheme[0] + found[0].rstrip(b",;)]}") if scheme else b""
 
 
 def _is_picture(kind: pa.DataType) -> bool:

@@ -1,10 +1,13 @@
 """Seconds of a removal, against making everything again from an exclusion list, which is what one would do without.
 
-    python benchmarks/bench_remove.py [--rows 3000]
+    python benchmarks/bench_remove.py [--rows 3000 | --full FOLDER]
 
 A sandbox that is prepared, downloaded, exported and published, with and without pictures, of which a thousand ids, ten
 hosts and a hundred SHA-256s are then taken down. Beside it: the two copies and the export made anew with `exclude`; the
 index, the tars and the history of what was taken down would still be as they were.
+
+--full: a part of the real size without pictures, prepared from what `make_full_part.py` wrote to FOLDER, published and
+exported as JSON lines; every command in a process of its own.
 """
 
 from __future__ import annotations
@@ -16,13 +19,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from measuring import measure
 
 import laion_face
 from laion_face_builder.index.exclusion import Exclusion, exclusion_of
@@ -93,13 +97,57 @@ def timed(what: str) -> Iterator[None]:
     print(f"{what}: {time.perf_counter() - wall:.1f} s, {time.process_time() - cpu:.1f} s of CPU", flush=True)
 
 
+def full_size(root: Path, sources: Path) -> None:
+    """Print what each command takes on a part of the real size, for a small and for a long list."""
+    sources = sources.absolute()
+    base, folders = root / "base", ("data", "copy", "jsonl")
+    prepare = ["prepare", "20M", "--parts", "0", "--source-repo", str(sources), "--metadata", str(sources)]
+    publish = ["publish", "--parts", "0"]
+    export = ["export", "--config", "20M", "--parts", "0", "--as", "jsonl", "--images", "none"]
+    used("prepare", base, prepare)
+    used("publish", base, publish, f"{base}/copy/")
+    used("export", base, export, f"{base}/jsonl")
+    rows = pq.read_table(DataDir.at(base / "data").index(0), columns=["sample_id", "url"]).slice(0, 300_000)
+    ids = rows["sample_id"].to_pylist()
+    hosts = sorted({host_of(url) for url in rows["url"].slice(0, 10_000).to_pylist()} - {""})[:10]
+    few = [*ids[::300], *hosts, *(f"{number:064x}" for number in range(100))]
+    for name, entries in (("1,000 ids, 10 hosts, 100 hashes", few), ("100,000 ids", ids[::3])):
+        print(f"\n{name}")
+        here = root / "here"
+        for folder in folders:
+            shutil.copytree(base / folder, here / folder)
+        listed = here / "list.txt"
+        listed.write_text("\n".join(map(str, entries)))
+        remove_it = ["remove", str(listed), "--cache-dir", str(here / "cache")]
+        used("remove --dry-run", here, [*remove_it, "--dry-run"])
+        used("remove", here, remove_it)
+        used("remove --target", here, remove_it, "--target", f"{here}/copy/")
+        used("remove --export", here, remove_it, "--export", f"{here}/jsonl")
+        for folder in folders:
+            used(f"verify --removed, {folder}", None, ["verify", f"{here}/{folder}", "--removed", str(listed)])
+        used("prepare again", here, prepare)
+        used("publish again", here, publish, f"{here}/copy/")
+        shutil.rmtree(here)
+
+
+def used(what: str, place: Path | None, *words: Iterable[str] | str) -> None:
+    """Run a command on the DATA_DIR in `place`, if it takes one, and print what it took."""
+    given = [word for part in words for word in ([part] if isinstance(part, str) else part)]
+    given += [] if place is None else ["--data-dir", str(place / "data")]
+    print(f"{what}: {measure([sys.executable, '-m', 'laion_face_builder', *given, '--format', 'quiet'])}", flush=True)
+
+
 def main() -> None:
     """Make the sandbox, measure, and look that nothing is left."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=3000, help="metadata rows of each part")
+    parser.add_argument("--full", type=Path, help="what make_full_part.py wrote: measure on the real size")
     given = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="bench-remove-"))
     try:
+        if given.full is not None:
+            full_size(root, given.full)
+            return
         world = make(root, given.rows)
         exclude = listed(world)
         with timed("copies and export made anew with exclude"):

@@ -27,6 +27,8 @@ from laion_face_builder.publish.published_form import writer_of
 
 #: Rows with pictures are looked at so many at a time.
 _ROWS_AT_ONCE = 256
+#: And without: each host is hashed once for so many.
+_LINES_AT_ONCE = 1 << 13
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,12 @@ class ExportedSample:
         return data is not None and removed.names_picture(data, [hashlib.sha256(data).hexdigest()])
 
 
-def named_among(samples: Iterable[ExportedSample], removed: Removed) -> Iterator[ExportedSample]:
-    """Yield those samples that are named, by id, address, host or picture; a batch of them is in memory."""
+def named_among(
+    samples: Iterable[ExportedSample], removed: Removed, at_once: int = _LINES_AT_ONCE
+) -> Iterator[ExportedSample]:
+    """Yield those samples that are named, by id, address, host or picture; a batch of `at_once` is in memory."""
     left = iter(samples)
-    while batch := list(itertools.islice(left, _ROWS_AT_ONCE)):
+    while batch := list(itertools.islice(left, at_once)):
         ids, urls = [one.sample_id for one in batch], [one.url for one in batch]
         named = removed.mask(pa.table({"sample_id": pa.array(ids, pa.int64()), "url": pa.array(urls, pa.string())}))
         yield from (one for one, is_it in zip(batch, named, strict=True) if is_it or one.has_named_picture(removed))
@@ -59,8 +63,11 @@ def named_among(samples: Iterable[ExportedSample], removed: Removed) -> Iterator
 
 def named_samples(shard: ExportedShard, removed: Removed) -> list[ExportedSample]:
     """Return those samples of a shard that are named, one of each id, without their pictures."""
-    samples = shard.samples(with_pictures=removed.has_pictures)
-    return list({one.sample_id: replace(one, picture=None) for one in named_among(samples, removed)}.values())
+    with_pictures = removed.has_pictures and shard.layout != JSONL
+    named = named_among(
+        shard.samples(with_pictures=with_pictures), removed, _ROWS_AT_ONCE if with_pictures else _LINES_AT_ONCE
+    )
+    return list({one.sample_id: replace(one, picture=None) for one in named}.values())
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ import numpy as np
 from laion_face_builder import progress
 from laion_face_builder.download.cluster import Cluster
 from laion_face_builder.download.download_options import DownloadOptions
+from laion_face_builder.download.numbering import Numbering
 from laion_face_builder.download.plan import PartFiles, Rows, rows_of_round
 from laion_face_builder.download.shard_files import remove_half_written, remove_unfinished, shard_sizes
 from laion_face_builder.download.sidecar import CheckedTar, rows_held
@@ -312,9 +313,9 @@ class Round:
             return
         count = min(self._options.processes, len(missing))
         limits = self._options.limits(1 if self._options.is_on_cluster else count)
-        held = self._rows_elsewhere()
+        held, lacks = self._rows_elsewhere(), tuple(Numbering.of(self._files, index).lacks.tolist())
         tasks = [
-            ShardTask(self._places[shard], index, self._options, limits, held=self._positions(shard, held))
+            ShardTask(self._places[shard], index, self._options, limits, (), self._positions(shard, held), lacks)
             for shard in missing
         ]
         with self._crew(count, index, is_shared=share is not None) as workers, self._bar(share) as bar:

@@ -24,13 +24,14 @@ import xxhash
 
 from laion_face_builder.download.adopt import adopted
 from laion_face_builder.download.picture_tables import PictureTables
+from laion_face_builder.download.sidecar import is_for
 from laion_face_builder.errors import NotPrepared, PictureError, StateConflict
 from laion_face_builder.files import Fingerprint, digest, read_fingerprint
 from laion_face_builder.images.geometry import Resizing, Size
 from laion_face_builder.images.pictures import MAX_PIXELS, Picture
 from laion_face_builder.images.reasons import Reason
 from laion_face_builder.index.reader import IndexPart, index_fingerprint_at
-from laion_face_builder.index.removals import without_stamp
+from laion_face_builder.index.removals import as_made, lost_by
 from laion_face_builder.layout import DataDir
 from laion_face_builder.parquet_files import damaged, opened, rows_in
 from laion_face_builder.schema import SIDECAR_LATER
@@ -116,13 +117,13 @@ class PartPictures:
         if made_with is None:
             raise NotPrepared(f"{sidecar}: there is no such file. Run `laion-face download` with --parts {part} first.")
         now = index_fingerprint_at(data.index(part)) if index is None else index.fingerprint
-        if now is not None and made_with.get("index") != digest(without_stamp(now)):
+        if now is not None and made_with.get("index") != digest(as_made(now)):
             raise StateConflict(
                 f"{sidecar}: its pictures were downloaded for another index than {data.index(part)}. Prepare from the "
                 f"sources that were used then, or use the pictures as they are with images={data.tars(part).parent}."
             )
         rows = index.num_rows if index is not None else rows_in(data.index(part) if now is not None else sidecar)
-        if rows != rows_in(sidecar):
+        if rows != rows_in(sidecar) or not is_for(made_with, lost_by(now or {})):
             raise StateConflict(
                 f"{sidecar}: it speaks of {rows_in(sidecar):,} rows, and the index has {rows:,}, since some were taken "
                 f"down from one of them. Run `laion-face download` with --parts {part}: nothing is fetched anew."

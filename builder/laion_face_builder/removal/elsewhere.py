@@ -24,16 +24,24 @@ from laion_face_builder.removal.removal_request import Counts, RemovalRequest, T
 from laion_face_builder.shown import short
 
 
-def take_pictures_out(data: DataDir, part: int, gone: Mask, removed: Removed) -> Counts:
-    """Take rows of a part's index, bool[n], out of all that was downloaded of it, before they leave the index.
+def take_pictures_out(data: DataDir, part: int, gone: Mask, removed: Removed, *, is_index_here: bool = True) -> Counts:
+    """Take rows of a part out of all that was downloaded of it, before they leave the index.
 
     Pictures in folders of other people stay where they are: a warning names the files.
+
+    Args:
+        gone: bool[n], see `taken_down.take_pictures_out`.
 
     Raises:
         StateConflict: the pictures are of another index; DownloadError: they are being downloaded.
         DiskError: the disk is full, or read-only.
     """
-    taken = taken_down.take_pictures_out(data, part, gone)
+    taken = taken_down.take_pictures_out(data, part, gone, is_index_here=is_index_here)
+    counts = Counts({"pictures": taken.pictures, "pictures_bytes": taken.bytes, "tars rewritten": taken.tars})
+    return counts + _forgotten(data, part, gone, removed) if is_index_here else counts
+
+
+def _forgotten(data: DataDir, part: int, gone: Mask, removed: Removed) -> Counts:
     adopted = forget_adopted(data, {part: gone}, removed)
     if adopted.held:
         logger.warning(
@@ -42,9 +50,16 @@ def take_pictures_out(data: DataDir, part: int, gone: Mask, removed: Removed) ->
             adopted.held.total(),
             short(", ".join(sorted(adopted.held)), 500),
         )
-    return Counts({"pictures": taken.pictures, "pictures_bytes": taken.bytes, "tars rewritten": taken.tars}) + Counts(
-        {"samples of adopted folders": adopted.samples}
-    )
+    return Counts({"samples of adopted folders": adopted.samples})
+
+
+def forget_adopted_samples(data: DataDir) -> Counts:
+    """Forget samples of adopted folders by what is known without an index, once all ids that are named are noted.
+
+    Raises:
+        DiskError: the disk is full, or read-only.
+    """
+    return Counts({"samples of adopted folders": forget_adopted(data, {}, Removals.of(data).removed).samples})
 
 
 def forget_fetched(request: RemovalRequest, removed: Removed, urls: Iterable[str] = ()) -> Counts:

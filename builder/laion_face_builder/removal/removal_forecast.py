@@ -7,8 +7,8 @@ from laion_face_builder.forecast import Amount, Disk, Forecast, Step
 from laion_face_builder.index.removals import Removals
 from laion_face_builder.index.staged import staging_folders
 from laion_face_builder.removal.removal_request import RemovalRequest, TakenDown
-from laion_face_builder.removal.remove import begun, look_through, require_folder, require_index, with_gone_since
-from laion_face_builder.removal.rows import parts_with_rows
+from laion_face_builder.removal.remove import begun, require_folder, with_gone_since
+from laion_face_builder.removal.rows import named_rows, parts_with_rows
 
 
 def forecast_removal(request: RemovalRequest) -> Forecast:
@@ -23,10 +23,9 @@ def forecast_removal(request: RemovalRequest) -> Forecast:
         raise OptionError("--from-metadata: --dry-run fetches nothing; name metadata of this machine, or leave it out")
     request = with_gone_since(request)
     removed = begun(Removals.of(data), request).removed
-    require_index(data)
     steps, write = list[Step](), Amount()
     for part in parts_with_rows(data):
-        named = look_through(data, part, removed.mask, removed)
+        named = named_rows(data, part, removed.mask, removed)
         if len(named.ids):
             written = sum(path.stat().st_size for path in (data.ids(part), data.faces(part)) if path.exists())
             written += data.index(part).stat().st_size if data.index(part).exists() else 0

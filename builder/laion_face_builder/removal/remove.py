@@ -13,21 +13,17 @@ from functools import partial
 import numpy as np
 
 from laion_face_builder import progress
-from laion_face_builder.download.named_pictures import pictures_named
-from laion_face_builder.errors import OptionError, StateConflict
+from laion_face_builder.errors import OptionError
 from laion_face_builder.files import locked
 from laion_face_builder.index.exclusion import Exclusion
-from laion_face_builder.index.prepare_plan import has_pictures
 from laion_face_builder.index.removals import Removal, Removals
-from laion_face_builder.index.removed import Removed
-from laion_face_builder.layout import ALL_PARTS, DataDir
+from laion_face_builder.index.removed import Names, Removed
+from laion_face_builder.layout import DataDir
 from laion_face_builder.log import logger
 from laion_face_builder.removal import elsewhere
 from laion_face_builder.removal.newer_metadata import NewerMetadata, rows_gone_since
 from laion_face_builder.removal.removal_request import Counts, RemovalRequest, TakenDown
 from laion_face_builder.removal.rows import (
-    NamedRows,
-    Names,
     free_sources,
     named_rows,
     names_of,
@@ -43,7 +39,7 @@ def remove(request: RemovalRequest) -> list[TakenDown]:
 
     Raises:
         OptionError: nothing is named, now or before; or DATA_DIR is an address.
-        StateConflict: the new metadata lacks too much; or pictures were downloaded for an index that is elsewhere.
+        StateConflict: the new metadata lacks too much; or an earlier version downloaded pictures, and not all of them.
         BadFile, DiskError, SourceError, PublishError: a place cannot be read, or written.
     """
     data = request.data
@@ -53,7 +49,6 @@ def remove(request: RemovalRequest) -> list[TakenDown]:
         with locked(data.removed):
             before = Removals.of(data)
             removals = begun(before, request)
-            require_index(data)
             if removals is not before:
                 removals.write(data)
         elsewhere.note_pictures(data)
@@ -110,27 +105,19 @@ def _from_data(request: RemovalRequest, names: Names) -> list[TakenDown]:
         for number, part in enumerate(parts, 1):
             with progress.nth("part", number, len(parts)), locked(data.index(part)):
                 removed = Removals.of(data).removed
-                named = look_through(data, part, names, removed)
+                named = named_rows(data, part, names, removed)
                 forgotten = elsewhere.forget_fetched(request, Removed(), named.urls)
                 counts = take_rows_out(data, part, named, partial(elsewhere.take_pictures_out, removed=removed))
             taken.append(TakenDown(f"part {part}", counts + forgotten))
             bar.update()
+    if Removals.of(data).pending is not None and (known := elsewhere.forget_adopted_samples(data)):
+        taken.append(TakenDown("adopted", known))
     if (pictures := Removals.of(data).removed.pictures) and request.cache_images is not None:
         taken.append(TakenDown(str(request.cache_images), elsewhere.forget_fetched(request, pictures)))
     freed = Counts()
     if Removals.of(data).pending is not None:  # Whether they have any of it could not be told without reading them all.
         freed["sources_bytes"] = free_sources(data)
     return [*taken, TakenDown(f"{data.sources.name}, {data.staging.name}", freed)]
-
-
-def look_through(data: DataDir, part: int, names: Names, removed: Removed) -> NamedRows:
-    """Find what is named in a part, by its rows and its pictures.
-
-    Raises:
-        BadFile: a table is damaged.
-    """
-    pictures = pictures_named(data, part, removed) if removed.pictures else None
-    return named_rows(data, part, names, pictures)
 
 
 def require_folder(data: DataDir) -> None:
@@ -144,17 +131,3 @@ def require_folder(data: DataDir) -> None:
             f"data_dir={data.where}: rows are taken out of a folder of this machine only. Copy it to one, remove them "
             "there, and put that in the place of what is at the address"
         )
-
-
-def require_index(data: DataDir) -> None:
-    """Refuse to go on where pictures could not be told by their addresses.
-
-    Raises:
-        StateConflict: they were downloaded for an index that lies elsewhere.
-    """
-    for part in ALL_PARTS:
-        if has_pictures(data, part) and not data.index(part).exists():
-            raise StateConflict(
-                f"{data.tars(part)}: its pictures were downloaded for an index that is not in {data.root}. Copy it "
-                "there first: `laion-face prepare` with the same --index"
-            )

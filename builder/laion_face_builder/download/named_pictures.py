@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,16 @@ def _named_by_bytes(shard: ShardFiles, removed: Removed) -> Iterator[int]:
 def adopted_sidecars(data: DataDir, part: int) -> list[Path]:
     """List the sidecars of other people's folders, for one part."""
     return sorted((data.root / "adopted").glob(f"*/{data.sidecar(part).name}"))
+
+
+def adopted_ids_named(data: DataDir, part: int, removed: Removed) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Return the sample ids, int64[m], whose pictures in other people's folders are named, where no index says them."""
+    found = [np.zeros(0, np.int64)]
+    for path in adopted_sidecars(data, part) if removed.sha256s else ():
+        with suppress(BadFile):
+            table = _columns_of(path, ("sample_id", *_BY_HASH))
+            found.append(table["sample_id"].filter(pa.array(hashes_named(table, removed))).drop_null().to_numpy())
+    return np.concatenate(found)
 
 
 def _adopted_named(data: DataDir, part: int, removed: Removed) -> Mask | None:

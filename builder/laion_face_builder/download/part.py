@@ -20,8 +20,6 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-import pyarrow.compute as pc
-
 from laion_face_builder.download.cleaning import clean_tars
 from laion_face_builder.download.download_options import DownloadOptions
 from laion_face_builder.download.numbering import Numbering, forget_samples, has_ids, learn_samples
@@ -42,6 +40,7 @@ from laion_face_builder.download.sidecar import (
     CheckedTar,
     PartResult,
     result_of,
+    rows_with,
     sidecar_is_of,
     sidecar_table,
     write_sidecar,
@@ -185,16 +184,14 @@ def _write_sidecar(
     if data_store.brought(files.data, path) and sidecar_is_of(path, tars, numbering, lost):
         return
     plan = table_of(data_store.bring(files.data, files.plan), ["status"])["status"]
-    table = sidecar_table(plan, numbering, tars)
-    is_gone = pc.equal(table["status"], Reason.TAKEN_DOWN).to_numpy()
-    if not numbering.is_gone[is_gone].all():  # by what their hosts gave: the plan has known their ids till now
-        numbering = Numbering(numbering.of_index, forget_samples(files, numbering.of_index[is_gone]))
+    # Some show only when they are asked for, by what their hosts give, or by their addresses, which no plan knows.
+    numbering = Numbering(numbering.of_index, forget_samples(files, rows_with(tars, Reason.TAKEN_DOWN)))
     how = {name: made_with[name] for name in ("resize", "blur_faces") if name in made_with} | numbering.stamp
     how |= {"lost": lost} if lost else {}
     fingerprint = make_fingerprint(
         "sidecar", part=files.part, index=made_with["index"], images=digest(made_with), **how
     )
-    write_sidecar(path, table, fingerprint, tars)
+    write_sidecar(path, sidecar_table(plan, numbering, tars), fingerprint, tars)
     data_store.send(files.data, path)
 
 

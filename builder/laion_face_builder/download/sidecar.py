@@ -155,11 +155,11 @@ def sidecar_of(sample_ids: pa.ChunkedArray, taken: pa.Table, without: pa.Chunked
     return pa.table({"sample_id": sample_ids, **columns}).select(SIDECAR.names).cast(SIDECAR)
 
 
-def rows_held(tars: Sequence[CheckedTar]) -> Ids:
-    """Return the ids of the usable pictures in these tars, int64[n]."""
+def rows_with(tars: Sequence[CheckedTar], status: str) -> Ids:
+    """Return the ids of the samples in these tars that have come to this end, int64[n]."""
     found, _ = _stacked(tars)
-    usable = found.filter(pc.equal(found["status"], Reason.OK))
-    return np.asarray(usable["id"].to_numpy(), dtype=np.int64)
+    ended_so = found.filter(pc.equal(found["status"], status))
+    return np.asarray(ended_so["id"].to_numpy(), dtype=np.int64)
 
 
 def _stacked(tars: Sequence[CheckedTar]) -> tuple[pa.Table, pa.Array]:

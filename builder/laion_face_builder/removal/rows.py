@@ -19,7 +19,13 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
-from laion_face_builder.download.named_pictures import NamedDownloads, downloads_named, pictures_named
+from laion_face_builder.download.named_pictures import (
+    NamedDownloads,
+    adopted_ids_named,
+    adopted_sidecars,
+    downloads_named,
+    pictures_named,
+)
 from laion_face_builder.download.plan import PartFiles
 from laion_face_builder.files import Fingerprint, digest, locked, read_fingerprint, remove_partials
 from laion_face_builder.index.exclusion import Exclusion, Mask
@@ -37,7 +43,7 @@ from laion_face_builder.sources import data_store
 
 
 def parts_with_rows(data: DataDir) -> list[int]:
-    """List the parts of which there is a table, a download, or a table that is joined."""
+    """List the parts of which there is a table, a table that is joined, a download, or a folder that was adopted."""
     joined = {part for parts in side_tables(data).values() for part in parts}
     return [part for part in ALL_PARTS if part in joined or any(path.exists() for path in _places(data, part))]
 
@@ -89,6 +95,7 @@ def named_rows(data: DataDir, part: int, names: Names, removed: Removed) -> Name
     """
     found, gone, urls, downloaded = [np.zeros(0, np.int64)], None, list[str](), None
     if not data.index(part).exists():
+        found.append(adopted_ids_named(data, part, removed))
         downloaded = downloads_named(data, part, removed, names)
         if downloaded is not None:
             found.append(downloaded.ids)
@@ -156,7 +163,7 @@ def _tables(data: DataDir, part: int) -> tuple[Path, ...]:
 
 
 def _places(data: DataDir, part: int) -> tuple[Path, ...]:
-    return *_tables(data, part), PartFiles(data, part).plan
+    return *_tables(data, part), PartFiles(data, part).plan, *adopted_sidecars(data, part)
 
 
 def _free_joined(data: DataDir, part: int, besides: Fingerprint | None = None) -> int:

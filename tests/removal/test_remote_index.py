@@ -18,6 +18,7 @@ import laion_face
 from laion_face_builder import cli
 from laion_face_builder.download.part import download_part
 from laion_face_builder.download.plan import PartFiles
+from laion_face_builder.errors import NotPrepared, SourceError
 from laion_face_builder.examples import parts
 from laion_face_builder.files import read_fingerprint
 from laion_face_builder.index.copying import copy_parts
@@ -207,6 +208,16 @@ def test_a_stream_keeps_its_pictures_when_the_index_has_lost_rows(world: World, 
     assert world.rows(index, data) == found
 
 
+def test_an_index_that_has_lost_nothing_takes_nothing_down(world: World, tmp_path: Path) -> None:
+    data, index = world.copy(tmp_path / "data"), world.published("whole")
+    before = tree(data.root)
+    assert cli.main(["remove", "--from-published", index, "--data-dir", str(data.root)]) == 0
+    assert tree(data.root) == before
+    for place, said in ((str(tmp_path), "nothing was published there"), (f"{WRITER}/nowhere", "no such")):
+        with pytest.raises((NotPrepared, SourceError), match=said):
+            remove(RemovalRequest(data, from_published=place))
+
+
 def test_what_was_removed_first_is_never_written(world: World, tmp_path: Path) -> None:
     data, index = DataDir.at(tmp_path / "data"), world.published("first")
     remove(RemovalRequest(data, exclusion_of([one.url for one in world.named])))
@@ -221,7 +232,7 @@ def test_what_was_removed_first_is_never_written(world: World, tmp_path: Path) -
     assert not any(f"of {one.sample_id}'" in told for one in world.named), "nor is it joined"
 
 
-def test_killed_anywhere_it_goes_on_when_it_is_started_again(world: World, tmp_path: Path) -> None:
+def test_killed_anywhere_pictures_and_tables_end_as_without_the_kill(world: World, tmp_path: Path) -> None:
     def request(data: DataDir) -> RemovalRequest:
         return RemovalRequest(data, exclusion_of(world.lines))
 

@@ -159,7 +159,7 @@ class Numbering:
         if count := len(np.setdiff1d(self.lacks, self.gone)):
             logger.warning(
                 "part %05d: %d rows have left the index since the download began; their pictures are no longer read, "
-                "and are in %s until `laion-face remove` takes them out",
+                "and are in %s until `laion-face remove` with --from-published takes them out",
                 files.part,
                 count,
                 files.data.tars(files.part),

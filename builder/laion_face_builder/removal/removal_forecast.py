@@ -6,6 +6,7 @@ from laion_face_builder.errors import OptionError
 from laion_face_builder.forecast import Amount, Disk, Forecast, Step
 from laion_face_builder.index.removals import Removals
 from laion_face_builder.index.staged import staging_folders
+from laion_face_builder.removal.elsewhere import removed_there
 from laion_face_builder.removal.removal_request import RemovalRequest, TakenDown
 from laion_face_builder.removal.remove import begun, require_folder, with_gone_since
 from laion_face_builder.removal.rows import named_rows, parts_with_rows
@@ -22,7 +23,7 @@ def forecast_removal(request: RemovalRequest) -> Forecast:
     if request.from_metadata is not None and "://" in request.from_metadata:
         raise OptionError("--from-metadata: --dry-run fetches nothing; name metadata of this machine, or leave it out")
     request = with_gone_since(request)
-    removed = begun(Removals.of(data), request).removed
+    removed = begun(Removals.of(data), request, removed_there(request)).removed
     steps, write = list[Step](), Amount()
     for part in parts_with_rows(data):
         named = named_rows(data, part, removed.mask, removed)

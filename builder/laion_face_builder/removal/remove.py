@@ -40,20 +40,23 @@ def remove(request: RemovalRequest) -> list[TakenDown]:
     Raises:
         OptionError: nothing is named, now or before; or DATA_DIR is an address.
         StateConflict: the new metadata lacks too much; or an earlier version downloaded pictures, and not all of them.
-        BadFile, DiskError, SourceError, PublishError: a place cannot be read, or written.
+        NotPrepared, BadFile, DiskError, SourceError, PublishError: a place cannot be read, or written.
     """
     data = request.data
     require_folder(data)
     with locked(data.staging, f"waiting for another run that works in {data.root}"):
-        request = with_gone_since(request)
+        request, there = with_gone_since(request), elsewhere.removed_there(request)
         with locked(data.removed):
             before = Removals.of(data)
-            removals = begun(before, request)
+            removals = begun(before, request, there)
+            if not removals.done:
+                logger.info("%s: nothing was taken down there", request.from_published)
+                return []
             if removals is not before:
                 removals.write(data)
         elsewhere.note_pictures(data)
         # Of a list that is begun with, nothing has been taken out: it is matched as it is, which is quicker.
-        is_first = removals is not before and before.pending is None
+        is_first = removals is not before and before.pending is None and not there
         taken = _from_data(request, names_of(request.listed if is_first else None, removals.removed))
         elsewhere.note_pictures(data)
         with locked(data.removed):
@@ -64,14 +67,17 @@ def remove(request: RemovalRequest) -> list[TakenDown]:
     return [*taken, *elsewhere.take_out_of_copies(request, removals)]
 
 
-def begun(before: Removals, request: RemovalRequest) -> Removals:
+def begun(before: Removals, request: RemovalRequest, there: Removed) -> Removals:
     """Return the removals with that of the request, if it names anything new.
+
+    Args:
+        there: what was taken down from the published copy that it names.
 
     Raises:
         OptionError: nothing is named, now or before.
     """
-    entries = Removed.of(request.listed) if request.listed is not None else Removed()
-    if not entries and not before.done:
+    entries = there if request.listed is None else Removed.of(request.listed) | there
+    if not entries and not before.done and request.from_published is None:
         raise OptionError(
             f"{request.data.removed}: nothing was taken down before, and nothing is named. Name a list of sample ids, "
             "URLs, hosts or SHA-256s, one a line"

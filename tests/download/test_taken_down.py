@@ -388,6 +388,20 @@ def test_rows_that_an_index_elsewhere_has_lost_shift_nothing(
         require_in_place(world, data, index, other, here)
 
 
+def test_who_reads_meanwhile_is_told_and_never_gets_pictures_of_other_rows(world: World, tmp_path: Path) -> None:
+    data, last = world.copy(tmp_path / "data"), len(world.truths) - 1
+    gone = np.zeros(last + 1, bool)
+    gone[world.rows("ok")[3]] = True
+    with PartPictures.open(data, 0) as pictures:
+        pictures.get(0)
+        download_part(data, 0, OPTIONS, retry_failed=2)
+        assert pictures.get(last).status == stored(data)[last].status, "a further round shifts nothing"
+        pictures.get(0)
+        take_pictures_out(data, 0, gone)
+        with pytest.raises(StateConflict, match="made again while it was read"):
+            pictures.get(last)
+
+
 def require_in_place(world: World, data: DataDir, index: IndexPart, lost: np.ndarray, here: np.ndarray) -> None:
     """Require that each row of an index that has lost some has its own picture, and none if it was taken down here."""
     kept = np.flatnonzero(~lost).tolist()

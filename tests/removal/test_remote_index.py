@@ -199,6 +199,9 @@ def test_a_stream_keeps_its_pictures_when_the_index_has_lost_rows(world: World, 
     # Nobody took anything down here: its owner did, and the next stream goes on without a word from the user.
     index, data = world.published("lost"), world.copy(tmp_path / "data")
     remove_from_target(TargetRequest(index, removal_of(*(one.url for one in world.named))))
+    laion_face.export("20M", tmp_path / "out", parts=0, index=index, data_dir=data.root, layout="parquet", **FILTERS)
+    exported = pa.concat_tables(map(pq.read_table, (tmp_path / "out").glob("*.parquet")))["sample_id"].to_pylist()
+    assert sorted(exported) == sorted(world.without_named())
     found = world.rows(index, data)
     assert found == world.without_named()
     # Then it is taken down here too, where neither index nor list of pictures knows of it any more.

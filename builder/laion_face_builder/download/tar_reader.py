@@ -129,7 +129,8 @@ class PartPictures:
         if rows != rows_in(sidecar) or not is_for(made_with, lost_by(now or {})):
             raise StateConflict(
                 f"{sidecar}: it speaks of {rows_in(sidecar):,} rows, and the index has {rows:,}, since some were taken "
-                f"down from one of them. Run `laion-face download` with --parts {part}: nothing is fetched anew."
+                f"down from one of them. Run `laion-face download` with --parts {part} and the options that it had: "
+                "nothing is fetched anew."
             )
         return cls(data.tars(part), sidecar)
 

@@ -10,6 +10,7 @@ import os
 import shutil
 import tarfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from laion_face_builder.download.cleaning import clean_tars
-from laion_face_builder.download.named_pictures import pictures_named
+from laion_face_builder.download.named_pictures import downloads_named, pictures_named
 from laion_face_builder.download.part import download_part
 from laion_face_builder.download.plan import PartFiles
+from laion_face_builder.download.sidecar_renewal import fit_to_index
 from laion_face_builder.download.taken_down import PicturesTaken, take_pictures_out
 from laion_face_builder.download.tar_reader import PartPictures
 from laion_face_builder.errors import StateConflict
-from laion_face_builder.files import put_in_place, read_fingerprint, stamped
+from laion_face_builder.files import digest, put_in_place, read_fingerprint, stamped
 from laion_face_builder.index.exclusion import parse_exclusion
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.index.removals import Removal, Removals
@@ -51,7 +53,7 @@ def without_rows(data: DataDir, gone: np.ndarray) -> None:
     """Rewrite the index of part 0 without these rows, as a removal does when the pictures are out."""
     path = data.index(0)
     table = pq.read_table(path).filter(pa.array(~gone))
-    schema = stamped(table.schema, {**(read_fingerprint(path) or {}), "removed": str(table.num_rows)})
+    schema = stamped(table.schema, {**(read_fingerprint(path) or {}), "removed": digest(gone.tolist())})
     partial = path.with_name(".partial")
     with pq.ParquetWriter(partial, schema) as writer:
         for start, stop in row_group_bounds(table.num_rows):
@@ -296,19 +298,22 @@ def test_a_removal_that_grows_when_it_is_begun_again(world: World, fresh: DataDi
 def test_an_index_that_lies_elsewhere_keeps_its_rows(world: World, fresh: DataDir, tmp_path: Path) -> None:
     data = world.copy(tmp_path / "data")
     elsewhere = data.index(0).rename(tmp_path / "elsewhere.parquet")
-    named = pictures_named(data, 0, world.removed)
-    assert named is not None
-    asked_for = [row for row in np.flatnonzero(world.gone) if row not in world.rows("file_url")]
-    assert np.flatnonzero(named).tolist() == asked_for
-    take_pictures_out(data, 0, named, keeps_rows=True)
+    found = downloads_named(data, 0, world.removed, world.removed.mask)
+    assert found is not None
+    named = found.gone
+    assert np.array_equal(named, world.gone), "those that were never asked for are known by their ids"
+    assert found.ids.tolist() == [world.truths[row].sample_id for row in np.flatnonzero(named)]
+    assert {*found.urls} == {world.truths[row].url for row in np.flatnonzero(named)} - {world.truths[_ftp(world)].url}
+    take_pictures_out(data, 0, named, is_index_here=False)
+    again = downloads_named(data, 0, Removed(), Removed().mask)
+    assert again is not None
+    assert (np.array_equal(again.gone, named), len(again.ids)) == (True, 0)
     with IndexPart.open(elsewhere) as index, PartPictures.open(data, 0, index) as pictures:
         assert [pictures.get(row).status for row in np.flatnonzero(named).tolist()] == ["taken_down"] * named.sum()
         asked = len(world.host.log)
         assert download_part(data, 0, OPTIONS, index=index, retry_failed=1).failures["taken_down"] == named.sum()
         assert len(world.host.log) == asked
-    assert [one for one in telling(data) if one["sample_id"] not in (None, world.truths[_ftp(world)].sample_id)] == [
-        *telling(fresh)
-    ]
+    assert [one for one in telling(data) if one["sample_id"] is not None] == telling(fresh)
     # Then its owner takes them out, too.
     shutil.copy(elsewhere, data.index(0))
     without_rows(data, named)
@@ -342,26 +347,111 @@ def test_pictures_are_found_by_their_bytes(world: World, tmp_path: Path) -> None
     assert pictures_named(DataDir.at(tmp_path / "nothing"), 0, Removed()) is None
 
 
+@pytest.mark.parametrize("is_lost_first", [False, True])
+def test_rows_that_an_index_elsewhere_has_lost_shift_nothing(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture, is_lost_first: bool
+) -> None:
+    # Its owner took some down, and as many others were taken down here: ids tell which is which, no count.
+    lost, here = world.gone, np.roll(world.gone, 1) & ~world.gone
+    data, there = world.copy(tmp_path / "data"), DataDir.at(tmp_path / "there")
+    shutil.copytree(world.base / "index", there.root / "index")
+    data.index(0).unlink()
+    without = partial(take_pictures_out, data, 0, here, is_index_here=False)
+    if is_lost_first:
+        without_rows(there, lost)
+        without()
+    else:
+        without()
+        without_rows(there, lost)
+    asked = len(world.host.log)
+    with IndexPart.open(there.index(0)) as index:
+        with pytest.raises(StateConflict, match="speaks of"):
+            PartPictures.open(data, 0, index)
+        if is_lost_first:
+            fit_to_index(data, 0, index)
+        else:
+            download_part(data, 0, OPTIONS, index=index, retry_failed=1)
+            assert f"{lost.sum()} rows have left the index" in caplog.text
+        require_in_place(world, data, index, lost, here)
+        before = files_in(data.root)
+        fit_to_index(data, 0, index)
+        download_part(data, 0, OPTIONS, index=index, retry_failed=1)
+        assert (files_in(data.root), len(world.host.log)) == (before, asked), "nothing is left to be done"
+    # One that has as many rows, but others.
+    other = np.roll(lost, 2)
+    shutil.copy(world.base / "index" / "part-00000.parquet", there.index(0))
+    without_rows(there, other)
+    with IndexPart.open(there.index(0)) as index:
+        with pytest.raises(StateConflict, match="speaks of"):
+            PartPictures.open(data, 0, index)
+        fit_to_index(data, 0, index)
+        require_in_place(world, data, index, other, here)
+
+
+def test_who_reads_meanwhile_is_told_and_never_gets_pictures_of_other_rows(world: World, tmp_path: Path) -> None:
+    data, last = world.copy(tmp_path / "data"), len(world.truths) - 1
+    gone = np.zeros(last + 1, bool)
+    gone[world.rows("ok")[3]] = True
+    with PartPictures.open(data, 0) as pictures:
+        pictures.get(0)
+        download_part(data, 0, OPTIONS, retry_failed=2)
+        assert pictures.get(last).status == stored(data)[last].status, "a further round shifts nothing"
+        pictures.get(0)
+        take_pictures_out(data, 0, gone)
+        with pytest.raises(StateConflict, match="made again while it was read"):
+            pictures.get(last)
+
+
+def require_in_place(world: World, data: DataDir, index: IndexPart, lost: np.ndarray, here: np.ndarray) -> None:
+    """Require that each row of an index that has lost some has its own picture, and none if it was taken down here."""
+    kept = np.flatnonzero(~lost).tolist()
+    with PartPictures.open(data, 0, index) as pictures:
+        found = list(pictures.read(0, len(kept)))
+    for row, picture in zip(kept, found, strict=True):
+        truth = world.truths[row]
+        assert (picture.status == "taken_down") == bool(here[row])
+        assert picture.data == (truth.served if truth.ok and not here[row] else None)
+
+
+def test_a_plan_of_an_earlier_version_learns_its_samples(world: World, tmp_path: Path) -> None:
+    def forget(data: DataDir) -> PartFiles:
+        files = PartFiles(data, 0)
+        plan = pq.read_table(files.plan, columns=["status"])
+        pq.write_table(plan.replace_schema_metadata(pq.read_schema(files.plan).metadata), files.plan)
+        return files
+
+    whole, data = PartFiles(world.copy(tmp_path / "whole"), 0), world.copy(tmp_path / "data")
+    files = forget(data)
+    download_part(data, 0, OPTIONS, retry_failed=1)
+    assert pq.read_table(files.plan) == pq.read_table(whole.plan), "from the index"
+    index = forget(data).data.index(0).rename(tmp_path / "elsewhere.parquet")
+    take_pictures_out(data, 0, world.gone, is_index_here=False)
+    ids = pq.read_table(files.plan)["sample_id"]
+    assert np.array_equal(ids.is_null().to_numpy(), world.gone), "from the sidecar"
+    forget(data)
+    data.sidecar(0).unlink()
+    with pytest.raises(StateConflict, match="the index that was there when the download began"):
+        downloads_named(data, 0, world.removed, world.removed.mask)
+    with IndexPart.open(index) as opened:
+        download_part(data, 0, OPTIONS, index=opened, retry_failed=1)
+    asked = [row for row in np.flatnonzero(world.gone) if row != _ftp(world)]
+    ids = pq.read_table(files.plan)["sample_id"]
+    assert np.flatnonzero(ids.is_null().to_numpy()).tolist() == asked, "from the index, but for what the tars lack"
+
+
 def test_what_does_not_fit_is_refused(world: World, tmp_path: Path) -> None:
     data, gone = world.copy(tmp_path / "data"), world.gone
-    shrunk = world.copy(tmp_path / "shrunk")
-    without_rows(shrunk, gone)  # somebody took the rows from the index, and not from the pictures
-    none = np.zeros((~gone).sum(), bool)
-    for use in (
-        lambda: download_part(shrunk, 0, OPTIONS),
-        lambda: take_pictures_out(shrunk, 0, none),
-        lambda: PartPictures.open(shrunk, 0),
-    ):
-        with pytest.raises(StateConflict, match=r"laion-face (remove|download)"):
-            use()
     take_pictures_out(data, 0, gone)
     with pytest.raises(StateConflict, match="speaks of"):
         PartPictures.open(data, 0)
-    other = np.roll(gone, 1)
-    without_rows(data, other)  # as many, but others
-    data.sidecar(0).touch()
-    with pytest.raises(StateConflict, match="other rows"):
-        download_part(data, 0, OPTIONS, retry_failed=2)
+    shrunk = [truth for truth, is_gone in zip(world.truths, gone, strict=True) if not is_gone]
+    for others in (shrunk[::-1], [*shrunk, but(shrunk[0], sample_id=7)], [*shrunk[1:], shrunk[0]]):
+        write_index(data, others)
+        for use in (lambda: download_part(data, 0, OPTIONS), lambda: pictures_named(data, 0, world.removed)):
+            with pytest.raises(StateConflict, match="others among them"):
+                use()
+    write_index(data, world.truths)
+    without_rows(data, gone)
     os.unlink(PartFiles(data, 0).plan)
     with pytest.raises(StateConflict, match="plan"):
         download_part(data, 0, OPTIONS)

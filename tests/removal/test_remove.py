@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -35,6 +34,7 @@ from laion_face_builder.sandbox import SandboxSpec, make_content, write_upstream
 from laion_face_builder.sources.sources import Upstream
 from laion_face_builder.verify.verify import verify
 from laion_face_builder.verify.verify_removed import verify_removed
+from tests.support.taken_down import is_killed
 
 HOSTS = [f"http://host-{number}.invalid" for number in range(9)]
 KINDS = ("ids", "urls", "hosts", "all")
@@ -164,7 +164,7 @@ def test_killed_anywhere_it_goes_on_when_it_is_started_again(world: World, data:
         here = DataDir.at(shutil.copytree(data.root, tmp_path / f"{killed_at}"))
         (here.sources / "metadata").mkdir(parents=True, exist_ok=True)
         (here.sources / "metadata" / "rows.parquet").write_bytes(world.data.index(0).read_bytes())
-        if not _is_killed(partial(remove, RemovalRequest(here, parse_exclusion(lines))), killed_at):
+        if not is_killed(partial(remove, RemovalRequest(here, parse_exclusion(lines))), killed_at):
             break
         if here.removed.exists() and Removals.of(here).pending is not None:
             with pytest.raises(StateConflict, match="is not finished"):
@@ -176,33 +176,9 @@ def test_killed_anywhere_it_goes_on_when_it_is_started_again(world: World, data:
     assert killed_at > 6, "it was killed at all its writes"
 
 
-def _is_killed(run: Callable[[], object], at: int) -> bool:
-    """Run in a process that ends, as if killed, when it puts its file number `at` into its place; say if it did."""
-    child = os.fork()
-    if child == 0:
-        replaced, count = os.replace, 0
-
-        def replace(*places: Path) -> None:
-            nonlocal count
-            count += 1
-            if count == at:
-                os._exit(9)
-            replaced(*places)
-
-        os.replace = replace  # type: ignore[assignment]
-        try:
-            run()
-            os._exit(0)
-        finally:
-            os._exit(1)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    assert code in (0, 9)
-    return code == 9
-
-
 @pytest.fixture
 def pending(world: World, data: DataDir) -> DataDir:
-    assert _is_killed(lambda: remove(RemovalRequest(data, parse_exclusion(world.lines("ids")))), 3)
+    assert is_killed(lambda: remove(RemovalRequest(data, parse_exclusion(world.lines("ids")))), 3)
     return data
 
 

@@ -1,6 +1,8 @@
 """What tests of removals share: removals of a list, and a DATA_DIR whose rows have left it."""
 
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from laion_face_builder.index.exclusion import exclusion_of
@@ -30,3 +32,27 @@ def tree(folder):
     """Return {name: bytes} of every file that readers see."""
     paths = [path for path in Path(folder).rglob("*") if path.is_file() and not path.name.startswith(".")]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def is_killed(run: Callable[[], object], at: int) -> bool:
+    """Run in a process that ends, as if killed, when it puts its file number `at` into its place; say if it did."""
+    child = os.fork()
+    if child == 0:
+        replaced, count = os.replace, 0
+
+        def replace(*places: Path) -> None:
+            nonlocal count
+            count += 1
+            if count == at:
+                os._exit(9)
+            replaced(*places)
+
+        os.replace = replace  # type: ignore[assignment]
+        try:
+            run()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, 9)
+    return code == 9

@@ -187,6 +187,11 @@ def _add_remove(subparsers: Any) -> None:
         help="largest share of the rows that --from-metadata may take down, from 0 to 1; default: %(default)s",
     )
     command.add_argument(
+        "--from-published",
+        metavar="INDEX",
+        help="published folder or Hub dataset, as --index takes it: what was taken down there is taken down too",
+    )
+    command.add_argument(
         "--squash-history",
         action="store_true",
         help="delete the earlier commits of Hub datasets, which else go on serving what was taken down",

@@ -177,6 +177,7 @@ def run_remove(given: argparse.Namespace) -> None:
         given.reason,
         given.from_metadata,
         given.most_gone,
+        given.from_published,
         tuple(given.target or ()),
         tuple(folder("export", one) for one in given.export or ()),
         None if given.cache_images is None else folder("cache_images", given.cache_images),

@@ -35,6 +35,7 @@ from laion_face_builder.images.geometry import Resizing
 from laion_face_builder.images.reasons import Reason
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.index.removals import Removals
+from laion_face_builder.index.removed import Removed
 from laion_face_builder.layout import DataDir
 from laion_face_builder.log import logger
 from laion_face_builder.parallel import cores
@@ -184,7 +185,8 @@ def _sidecar(tars: list[_Shard], data: DataDir, part: int, index: IndexPart, how
         if not _is_current(sidecar, fingerprint):
             with disk_errors(sidecar):
                 checked = _checked(tars, probes, data, how)
-            write_sidecar(sidecar, _joined(checked, index, part, tars[0].path.parent), fingerprint, checked)
+            table = _joined(checked, index, part, tars[0].path.parent, Removals.of(data).removed)
+            write_sidecar(sidecar, table, fingerprint, checked)
     return sidecar
 
 
@@ -228,9 +230,10 @@ def _job(shard: _Shard, probe: str, folder: Path, how: _CheckSettings) -> LookJo
     return LookJob(str(shard.path), str(folder / f"{digest(fingerprint, 32)}.parquet"), how.max_pixels, fingerprint)
 
 
-def _joined(checked: list[CheckedTar], index: IndexPart, part: int, place: Path) -> pa.Table:
-    sample_ids = index.read(0, index.num_rows, ["sample_id"])["sample_id"]
-    without = pa.chunked_array([pa.array([Reason.NOT_DOWNLOADED] * index.num_rows, pa.string())])
+def _joined(checked: list[CheckedTar], index: IndexPart, part: int, place: Path, removed: Removed) -> pa.Table:
+    rows = index.read(0, index.num_rows, ["sample_id", *(["url"] if removed.has_rows else [])])
+    gone = removed.mask(rows)  # An index that lies elsewhere may have them.
+    statuses = np.where(gone, Reason.TAKEN_DOWN.value, Reason.NOT_DOWNLOADED.value)
     found = matched(RowKeys.of(index), checked)
     is_there = found.positions >= 0
     logger.info("%s: %d of its %d samples are in part %d", place, is_there.sum(), found.held, part)
@@ -239,5 +242,5 @@ def _joined(checked: list[CheckedTar], index: IndexPart, part: int, place: Path)
             f"{place}: none of its {found.held} samples is in the index of part {part}, by SAMPLE_ID, url or caption. "
             f"Is it the folder of another part?"
         )
-    taken = found.table.take(pa.array(np.maximum(found.positions, 0), mask=~is_there))
-    return sidecar_of(sample_ids, taken, without)
+    taken = found.table.take(pa.array(np.maximum(found.positions, 0), mask=~is_there | gone))
+    return sidecar_of(rows["sample_id"], taken, pa.chunked_array([pa.array(statuses, pa.string())]))

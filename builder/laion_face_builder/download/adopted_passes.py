@@ -51,7 +51,7 @@ def forget_adopted(data: DataDir, gone: Mapping[int, Mask], removed: Removed) ->
     """Forget samples of adopted folders, before the rows leave the index; nothing if no folder was adopted.
 
     A sample without an id is known by its address or its caption alone: it stays for as long as a row that stays has
-    the same.
+    the same. A sidecar of a part whose index lies elsewhere goes whole if addresses are named: they stand in the index.
 
     Args:
         gone: for parts with an index, bool[n]: which of its rows are taken down.
@@ -65,7 +65,8 @@ def forget_adopted(data: DataDir, gone: Mapping[int, Mask], removed: Removed) ->
     if not folder.is_dir():
         return forgotten
     for path in sorted(folder.glob("*/part-*.parquet")):
-        _forget_sidecar(path, gone, removed, forgotten)
+        is_blind = bool(removed.urls or removed.hosts) and not data.index(_part_of(path)).exists()
+        _forget_sidecar(path, gone, removed, forgotten, is_blind=is_blind)
     passes = sorted((folder / "tars").glob("*.parquet"))
     if passes and (removed or any(mask.any() for mask in gone.values())):
         ours = _RowsByKey.of(data, gone, are_nameless=any(map(_has_nameless, passes)))
@@ -81,8 +82,14 @@ def _has_nameless(path: Path) -> bool:
         return False
 
 
-def _forget_sidecar(path: Path, gone: Mapping[int, Mask], removed: Removed, forgotten: AdoptedForgotten) -> None:
-    rows = gone.get(int(path.stem.rpartition("-")[2]), np.zeros(0, bool))
+def _part_of(path: Path) -> int:
+    return int(path.stem.rpartition("-")[2])
+
+
+def _forget_sidecar(
+    path: Path, gone: Mapping[int, Mask], removed: Removed, forgotten: AdoptedForgotten, *, is_blind: bool
+) -> None:
+    rows = gone.get(_part_of(path), np.zeros(0, bool))
     with locked(path):
         try:
             table = table_of(path)
@@ -91,7 +98,7 @@ def _forget_sidecar(path: Path, gone: Mapping[int, Mask], removed: Removed, forg
         named = removed.names_ids(table["sample_id"]) | hashes_named(table, removed)
         if len(rows) == table.num_rows:
             named |= rows
-        if not named.any() and not rows.any():
+        if not named.any() and not rows.any() and not is_blind:
             return
         has_picture = pc.equal(table["status"], Reason.OK).to_numpy()
         forgotten.held.update(table["tar"].filter(pa.array(named & has_picture)).to_pylist())
@@ -113,7 +120,7 @@ class _RowsByKey:
         """Read them: of parts that lose rows the ids, and if there are samples without any the rest of all parts."""
         found: dict[str, dict[str, list[Keys]]] = {"gone": defaultdict(list), "kept": defaultdict(list)}
         for path in sorted(data.index(0).parent.glob("part-*.parquet")):
-            mask = gone.get(int(path.stem.rpartition("-")[2]))
+            mask = gone.get(_part_of(path))
             if mask is None and not are_nameless:
                 continue
             with IndexPart.open(path) as index:

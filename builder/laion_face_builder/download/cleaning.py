@@ -34,14 +34,14 @@ def clean_tars(files: PartFiles) -> int:
     """
     path = files.data.sidecar(files.part)
     sidecar = table_of(path, ["status", "tar", "offset", "length"], read_dictionary=["tar"])
-    count = 0
+    numbering, count = Numbering.of_sidecar(files), 0
     for tar in sorted(filter(None, sidecar["tar"].unique().to_pylist())):
         place = files.data.tars(files.part) / tar
         listed = sidecar.filter(pc.equal(sidecar["tar"], tar))
         unlisted = pictures_not_in(listed, read_members(place))
         if unlisted:
             path.unlink(missing_ok=True)
-            _rewrite(files, ShardFiles(place.parent, int(place.stem)), unlisted, sidecar["status"])
+            _rewrite(files, ShardFiles(place.parent, int(place.stem)), numbering, unlisted, sidecar["status"])
             count += len(unlisted)
             logger.info("%s: written again without %d pictures that are broken or in a later tar", place, len(unlisted))
     return count
@@ -53,10 +53,12 @@ def pictures_not_in(listed: pa.Table, members: list[Member]) -> list[str]:
     return [key for key, member in pictures_in(members).items() if (member.offset, member.length) not in places]
 
 
-def _rewrite(files: PartFiles, shard: ShardFiles, unwanted: Iterable[str], statuses: pa.ChunkedArray) -> None:
+def _rewrite(
+    files: PartFiles, shard: ShardFiles, numbering: Numbering, unwanted: Iterable[str], statuses: pa.ChunkedArray
+) -> None:
     table = table_of(shard.parquet)
     rows = dict(zip(table["key"].to_pylist(), table["row"].to_numpy(), strict=True))
-    places = Numbering.of(files, len(statuses)).rows_of(np.array([rows[key] for key in unwanted], np.int64))
+    places = numbering.rows_of(np.array([rows[key] for key in unwanted], np.int64))
     ends = [Reason.TAKEN_DOWN if place == NOWHERE else statuses[place].as_py() for place in places.tolist()]
     why = {key: Reason.IN_ANOTHER_ROUND if end == Reason.OK else end for key, end in zip(unwanted, ends, strict=True)}
     with written_again(files, shard) as made:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from laion_face_builder.download.download_options import DownloadOptions
-from laion_face_builder.download.numbering import GoneRows, Numbering
+from laion_face_builder.download.numbering import Numbering, has_ids, ids_of_download
 from laion_face_builder.download.part import bytes_of, check_space, claimed, has_plan, rounds_in_all
 from laion_face_builder.download.plan import (
     PartFiles,
@@ -110,8 +110,8 @@ def forecast_part(
         files = PartFiles(here, part)
         made_with = claimed(files, rows, options, filters)
         is_planned = has_plan(files, made_with)
-        if is_planned:
-            Numbering.of(files, rows.num_rows)
+        if is_planned and has_ids(files):
+            Numbering.of(files, rows)
         is_read = is_planned or "://" not in rows.address
         plan = _plan(files, rows, made_with, options, filters) if is_read else _everything(rows.num_rows)
         rounds: list[RoundForecast] = []
@@ -130,7 +130,7 @@ def _plan(
     files: PartFiles, index: IndexPart, made_with: Fingerprint, options: DownloadOptions, filters: RowFilters | None
 ) -> pa.ChunkedArray:
     if has_plan(files, made_with):
-        return table_of(data_store.bring(files.data, files.plan))["status"]
+        return table_of(data_store.bring(files.data, files.plan), ["status"])["status"]
     return pa.chunked_array(planned(index, filters, options.blur_faces), pa.string())
 
 
@@ -173,10 +173,10 @@ class _Rounds:
             return rows_of_round(self.files, number)
         if tars is None:
             return None
-        gone = GoneRows.of(self.files)
-        numbering = Numbering(np.arange(len(self.plan), dtype=np.int64), gone, 0, len(self.plan))
-        row_numbers = pa.chunked_array([pa.array(numbering.of_index)])  # In place of sample ids.
-        return rows_to_retry(sidecar_table(row_numbers, self.plan, numbering, tars)["status"])
+        is_known = has_plan(self.files, self.made_with) and has_ids(self.files)
+        # Nobody asks what they are, only which are gone.
+        ids = ids_of_download(self.files) if is_known else pa.array(np.arange(len(self.plan)))
+        return rows_to_retry(sidecar_table(self.plan, Numbering.lacking(ids), tars)["status"])
 
     @staticmethod
     def _round(number: int, this_round: Round) -> RoundForecast:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from laion_face_builder.download.cleaning import clean_tars
 from laion_face_builder.download.download_options import DownloadOptions
-from laion_face_builder.download.numbering import Numbering
+from laion_face_builder.download.numbering import Numbering, forget_samples, has_ids, learn_samples
 from laion_face_builder.download.plan import (
     PartFiles,
     RowFilters,
@@ -39,8 +39,8 @@ from laion_face_builder.download.shard_files import remove_half_written
 from laion_face_builder.download.sidecar import (
     CheckedTar,
     PartResult,
-    require_same_samples,
     result_of,
+    rows_with,
     sidecar_is_of,
     sidecar_table,
     write_sidecar,
@@ -63,7 +63,7 @@ from laion_face_builder.files import (
 )
 from laion_face_builder.images.reasons import Reason
 from laion_face_builder.index.reader import IndexPart
-from laion_face_builder.index.removals import without_stamp
+from laion_face_builder.index.removals import as_made, lost_by
 from laion_face_builder.layout import DataDir
 from laion_face_builder.log import logger
 from laion_face_builder.parquet_files import table_of
@@ -125,7 +125,8 @@ def _rounds(
     files: PartFiles, index: IndexPart, options: DownloadOptions, made_with: Fingerprint, retry_failed: int
 ) -> PartResult:
     tars: list[CheckedTar] = []
-    numbering, done = Numbering.of(files, index.num_rows), -1
+    numbering, done = Numbering.of(files, index), -1
+    numbering.say_lacking(files)
     for number in rounds_in_all(files, retry_failed):
         rows = _rows(files, number, made_with, numbering)
         if number and not len(rows):
@@ -179,17 +180,18 @@ def _rows(files: PartFiles, number: int, made_with: Fingerprint, numbering: Numb
 def _write_sidecar(
     files: PartFiles, index: IndexPart, numbering: Numbering, made_with: Fingerprint, tars: list[CheckedTar]
 ) -> None:
-    path = files.data.sidecar(files.part)
-    if data_store.brought(files.data, path) and sidecar_is_of(path, tars, numbering):
+    path, lost = files.data.sidecar(files.part), lost_by(index.fingerprint)
+    if data_store.brought(files.data, path) and sidecar_is_of(path, tars, numbering, lost):
         return
-    how = {name: made_with[name] for name in ("resize", "blur_faces") if name in made_with} | numbering.gone.stamp
+    plan = table_of(data_store.bring(files.data, files.plan), ["status"])["status"]
+    # Some show only when they are asked for, by what their hosts give, or by their addresses, which no plan knows.
+    numbering = Numbering(numbering.of_index, forget_samples(files, rows_with(tars, Reason.TAKEN_DOWN)))
+    how = {name: made_with[name] for name in ("resize", "blur_faces") if name in made_with} | numbering.stamp
+    how |= {"lost": lost} if lost else {}
     fingerprint = make_fingerprint(
         "sidecar", part=files.part, index=made_with["index"], images=digest(made_with), **how
     )
-    sample_ids = index.read(0, index.num_rows, ["sample_id"])["sample_id"]
-    require_same_samples(files, numbering, sample_ids)
-    plan = table_of(data_store.bring(files.data, files.plan))["status"]
-    write_sidecar(path, sidecar_table(sample_ids, plan, numbering, tars), fingerprint, tars)
+    write_sidecar(path, sidecar_table(plan, numbering, tars), fingerprint, tars)
     data_store.send(files.data, path)
 
 
@@ -211,12 +213,15 @@ def begun(files: PartFiles, index: IndexPart, options: DownloadOptions, filters:
             partial.write_text(canonical_json(wanted) + "\n", encoding="utf-8")
         data_store.send(files.data, path)
     if not has_plan(files, wanted):
-        if data_store.has(files.data, files.removed):
+        if lost_by(index.fingerprint) and data_store.below(files.data, files.data.tars(files.part)):
             raise StateConflict(
-                f"{files.plan}: it is not there, or of another download, but {files.removed.name} speaks of its rows. "
-                f"Bring it back, or move {files.data.tars(files.part)}* away to start over."
+                f"{files.plan}: it is not there, or of another download, and rows have left the index, by which the "
+                f"tars cannot be told any more. Bring it back, or move {files.data.tars(files.part)}* away to start "
+                "over."
             )
         write_plan(files, index, filters, _plan_fingerprint(wanted), options.blur_faces)
+    elif not has_ids(files):
+        learn_samples(files, index)
     return wanted
 
 
@@ -234,7 +239,7 @@ def claimed(files: PartFiles, index: IndexPart, options: DownloadOptions, filter
     wanted = make_fingerprint(
         "images",
         part=files.part,
-        index=digest(without_stamp(index.fingerprint)),
+        index=digest(as_made(index.fingerprint)),
         filters=filters.as_dict() if filters is not None else {},
         **options.defining(),
     )

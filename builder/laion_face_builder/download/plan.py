@@ -5,10 +5,9 @@ images/
   part-000NN/00000.tar …            round 0; retry-1/00000.tar … are the later rounds, over what had failed
   part-000NN/_tmp/                  shards that are being written
   part-000NN.checked/
-    plan.parquet                    a status for every index row: "filtered", "bad_url", "cannot_blur", or null if it
-                                    is to be fetched
+    plan.parquet                    every index row: its status, "filtered", "bad_url", "cannot_blur", or null if it is
+                                    to be fetched; and its sample id, null once it is taken down
     round-1.parquet …               the rows of each later round, fixed when it starts
-    removed.parquet                 the rows that were taken down since
     0-00000.parquet …               each finished shard's rows of the sidecar: ROUND-SHARD
   part-000NN.parquet                the sidecar, made from all of these
 
@@ -35,14 +34,18 @@ from laion_face_builder.fetch.addresses import WebAddress
 from laion_face_builder.files import Fingerprint, stamped, written_whole
 from laion_face_builder.images.reasons import FINAL, Reason
 from laion_face_builder.index.reader import IndexPart
+from laion_face_builder.index.removals import Removals, noted
+from laion_face_builder.index.removed import Removed, hashes_of_ids
 from laion_face_builder.layout import DataDir
 from laion_face_builder.parquet_files import table_of
 from laion_face_builder.schema import INDEX
 from laion_face_builder.shown import shown
 from laion_face_builder.sources import data_store
 
-PLAN = pa.schema([("status", pa.string())])
+PLAN = pa.schema([("status", pa.string()), ("sample_id", pa.int64())])
 ROUND = pa.schema([("row", pa.int64())])
+
+_PLANNED_AT_ONCE = 1 << 16
 
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
@@ -97,13 +100,8 @@ class PartFiles:
 
     @property
     def plan(self) -> Path:
-        """The plan: one status for every index row."""
+        """The plan: a status and a sample id for every index row."""
         return self.checked / "plan.parquet"
-
-    @property
-    def removed(self) -> Path:
-        """The rows that were taken down; see `numbering`."""
-        return self.checked / "removed.parquet"
 
     @property
     def writers(self) -> Path:
@@ -157,16 +155,40 @@ def opened_index(data: DataDir, part: int, index: IndexPart | None = None) -> It
 def write_plan(
     files: PartFiles, index: IndexPart, filters: RowFilters | None, fingerprint: Fingerprint, blur_faces: bool = False
 ) -> None:
-    """Write the plan: which rows are fetched; not those whose faces are to be blurred and cannot be."""
+    """Write the plan: which rows are fetched; not those whose faces are to be blurred and cannot be.
+
+    An index that lies elsewhere may have rows that were taken down here: they are noted, and known by nothing.
+    """
+    statuses = pa.chunked_array(planned(index, filters, blur_faces), pa.string())
+    plan = pa.table([statuses, index.read(0, index.num_rows, ["sample_id"])["sample_id"]], schema=PLAN)
+    if (removed := Removals.of(files.data).removed).has_rows:
+        gone = _named_in(index, removed)
+        noted(files.data, {files.part: hashes_of_ids(plan["sample_id"].filter(pa.array(gone)).to_pylist())})
+        plan = without_ids(plan, gone)
+    save_plan(files, plan, fingerprint)
+
+
+def _named_in(index: IndexPart, removed: Removed) -> Mask:
+    rows = (index.read(start, stop, ["sample_id", "url"]) for start, stop in index.row_groups)
+    return np.concatenate([np.zeros(0, bool), *map(removed.mask, rows)])
+
+
+def without_ids(plan: pa.Table, gone: Mask) -> pa.Table:
+    """Return a plan that does not say which samples these rows are, bool[n]."""
+    ids = pc.if_else(pa.array(gone), pa.scalar(None, pa.int64()), plan["sample_id"])
+    return plan.set_column(plan.schema.get_field_index("sample_id"), PLAN.field("sample_id"), ids)
+
+
+def save_plan(files: PartFiles, plan: pa.Table, fingerprint: Fingerprint) -> None:
+    """Write the plan, `PLAN`, to its place."""
     schema = stamped(PLAN, fingerprint)
-    with written_whole(files.plan) as partial, pq.ParquetWriter(partial, schema, write_page_checksum=True) as writer:
-        for status in planned(index, filters, blur_faces):
-            writer.write_table(pa.table([status], schema=writer.schema))
+    with written_whole(files.plan) as partial:
+        pq.write_table(plan.cast(schema), partial, row_group_size=_PLANNED_AT_ONCE, write_page_checksum=True)
     data_store.send(files.data, files.plan)
 
 
 def planned(index: IndexPart, filters: RowFilters | None, blur_faces: bool = False) -> Iterator[pa.Array]:
-    """Yield the plan, a row group at a time: why a row is not fetched, null if it is."""
+    """Yield the statuses of the plan, a row group at a time: why a row is not fetched, null if it is."""
     columns = list(dict.fromkeys((*INDEX.names, *(() if filters is None else filters.columns))))
     for start, stop in index.row_groups:
         table = index.read(start, stop, columns)

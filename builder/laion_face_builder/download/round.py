@@ -22,9 +22,10 @@ import numpy as np
 from laion_face_builder import progress
 from laion_face_builder.download.cluster import Cluster
 from laion_face_builder.download.download_options import DownloadOptions
+from laion_face_builder.download.numbering import Numbering
 from laion_face_builder.download.plan import PartFiles, Rows, rows_of_round
 from laion_face_builder.download.shard_files import remove_half_written, remove_unfinished, shard_sizes
-from laion_face_builder.download.sidecar import CheckedTar, rows_held
+from laion_face_builder.download.sidecar import CheckedTar, rows_with
 from laion_face_builder.download.task import ShardPlace, ShardResult, ShardTask, Span
 from laion_face_builder.download.workers import Died, Done, Event, Failed, Workers
 from laion_face_builder.errors import ShardsGivenUp
@@ -312,9 +313,9 @@ class Round:
             return
         count = min(self._options.processes, len(missing))
         limits = self._options.limits(1 if self._options.is_on_cluster else count)
-        held = self._rows_elsewhere()
+        held, lacks = self._rows_elsewhere(), tuple(Numbering.of(self._files, index).lacks.tolist())
         tasks = [
-            ShardTask(self._places[shard], index, self._options, limits, held=self._positions(shard, held))
+            ShardTask(self._places[shard], index, self._options, limits, (), self._positions(shard, held), lacks)
             for shard in missing
         ]
         with self._crew(count, index, is_shared=share is not None) as workers, self._bar(share) as bar:
@@ -342,7 +343,7 @@ class Round:
         """Return the index rows that other rounds have pictures of: a shard that is made again must not repeat them."""
         others = (other for other in range(self._files.rounds_started() + 1) if other != self._number)
         rounds = (Round(self._files, other, rows_of_round(self._files, other), *self._how) for other in others)
-        return rows_held([tar for other in rounds for tar in other.tars()])
+        return rows_with([tar for other in rounds for tar in other.tars()], Reason.OK)
 
     def _positions(self, shard: int, wanted: Rows) -> tuple[int, ...]:
         """Return the positions in a shard of the index rows that are in `wanted`."""

@@ -26,7 +26,14 @@ import numpy as np
 from laion_face_builder.download.blur import ENCODER
 from laion_face_builder.download.check import check_tar
 from laion_face_builder.download.download_options import DownloadOptions
-from laion_face_builder.download.numbering import NOWHERE, Numbering, blank, listed_rows, without_removed
+from laion_face_builder.download.numbering import (
+    NOWHERE,
+    Numbering,
+    blank,
+    ids_of_download,
+    listed_rows,
+    without_removed,
+)
 from laion_face_builder.download.plan import rows_of_round
 from laion_face_builder.download.reencoding import Stored, stored
 from laion_face_builder.download.shard_writer import ShardWriter
@@ -89,7 +96,7 @@ def _downloaded(task: ShardTask, report: Report) -> ShardResult:
     rows = rows[task.place.start : task.place.start + task.place.samples]
     removed = Removals.of(task.place.part.data).removed
     with task.index as index:
-        numbering = Numbering.of(task.place.part, index.num_rows)
+        numbering = Numbering.lacking(ids_of_download(task.place.part), task.lacks)
         table, is_gone = without_removed(listed_rows(index, numbering, rows, task.options.blur_faces), removed)
     gone = frozenset(np.flatnonzero(is_gone | (numbering.rows_of(rows) == NOWHERE)).tolist())
     if task.options.encodes_again:

@@ -21,14 +21,11 @@ import pyarrow.parquet as pq
 
 from laion_face_builder.download.check import CHECKED
 from laion_face_builder.download.numbering import NOWHERE, Numbering
-from laion_face_builder.download.plan import PartFiles
-from laion_face_builder.errors import StateConflict
 from laion_face_builder.files import Fingerprint, digest, human_size, read_fingerprint, stamped, written_whole
 from laion_face_builder.images.reasons import Reason
 from laion_face_builder.layout import row_group_bounds
 from laion_face_builder.parquet_files import rows_in, table_of
 from laion_face_builder.schema import SIDECAR
-from laion_face_builder.sources import data_store
 
 #: In the Parquet metadata beside the fingerprint: which passes over which downloads the sidecar was made from.
 MADE_FROM_KEY = b"laion_face.made_from"
@@ -87,58 +84,41 @@ def sidecar_made_from(sidecar: Path) -> str | None:
         return None
 
 
-def sidecar_is_of(sidecar: Path, tars: Sequence[CheckedTar], numbering: Numbering) -> bool:
-    """Say whether a sidecar was made from these tars, for an index that is numbered so."""
+def sidecar_is_of(sidecar: Path, tars: Sequence[CheckedTar], numbering: Numbering, lost: str | None = None) -> bool:
+    """Say whether a sidecar was made from these tars, for an index that is numbered so.
+
+    Args:
+        lost: see `is_for`.
+    """
     if sidecar_made_from(sidecar) != made_from(tars) or rows_in(sidecar) != len(numbering.of_index):
         return False
-    return (read_fingerprint(sidecar) or {}).get("removed") == numbering.gone.stamp.get("removed")
+    known, names = read_fingerprint(sidecar) or {}, ("removed", "lacks")
+    return is_for(known, lost) and all(known.get(name) == numbering.stamp.get(name) for name in names)
 
 
-def sidecar_table(
-    sample_ids: pa.ChunkedArray, plan: pa.ChunkedArray, numbering: Numbering, tars: Sequence[CheckedTar]
-) -> pa.Table:
+def is_for(sidecar: Fingerprint, lost: str | None) -> bool:
+    """Say whether a sidecar, by its fingerprint, may be of an index that has lost these rows, if both have lost some.
+
+    With as many rows they could be others, one beside the other.
+
+    Args:
+        lost: as `removals.lost_by` gives it.
+    """
+    return lost is None or sidecar.get("lost", lost) == lost
+
+
+def sidecar_table(plan: pa.ChunkedArray, numbering: Numbering, tars: Sequence[CheckedTar]) -> pa.Table:
     """Return a part's sidecar, as these tars give it.
 
     Args:
-        sample_ids: int64[n] of the index.
         plan: string[total]: why a download row was not asked for; null if it was.
         numbering: of the n rows of the index.
         tars: the earlier rounds first.
     """
     without = pc.fill_null(plan, Reason.NOT_DOWNLOADED).take(pa.array(numbering.of_index))
     without = pc.if_else(pa.array(numbering.is_gone), Reason.TAKEN_DOWN.value, without)
+    sample_ids = pa.chunked_array([numbering.sample_ids])
     return assemble(sample_ids, np.where(numbering.is_gone, NOWHERE, numbering.of_index), tars, without)
-
-
-def samples_of_download(files: PartFiles) -> pa.Array:
-    """Return the sample id of each download row, as the part's sidecar has them, int64; null where it does not say."""
-    known = table_of(files.data.sidecar(files.part), ["sample_id"])["sample_id"].combine_chunks()
-    numbering = Numbering.of(files, len(known))
-    places = numbering.rows_of(np.arange(numbering.total, dtype=np.int64))
-    return known.take(pa.array(places, mask=places == NOWHERE))
-
-
-def require_same_samples(files: PartFiles, numbering: Numbering, sample_ids: pa.ChunkedArray) -> None:
-    """Raise StateConflict if an index lacks as many rows as were taken down, but not those.
-
-    Args:
-        files: of the part; without a sidecar there is nothing to compare with.
-        numbering: of the index.
-        sample_ids: int64[n] of the index.
-
-    Raises:
-        StateConflict: a row of it is another sample than the sidecar says.
-    """
-    path = files.data.sidecar(files.part)
-    if not numbering.removal or not data_store.brought(files.data, path):
-        return
-    known = samples_of_download(files).take(pa.array(numbering.of_index))
-    same = pc.fill_null(pc.equal(known, sample_ids.combine_chunks()), True)
-    if not pc.all(same, min_count=0).as_py():
-        raise StateConflict(
-            f"{path}: other rows were taken from the index than from these pictures. Run `laion-face remove` with the "
-            f"list of what was taken from the index, or move {files.data.tars(files.part)}* away to start over."
-        )
 
 
 def assemble(sample_ids: pa.ChunkedArray, keys: Ids, tars: Sequence[CheckedTar], without: pa.ChunkedArray) -> pa.Table:
@@ -175,11 +155,11 @@ def sidecar_of(sample_ids: pa.ChunkedArray, taken: pa.Table, without: pa.Chunked
     return pa.table({"sample_id": sample_ids, **columns}).select(SIDECAR.names).cast(SIDECAR)
 
 
-def rows_held(tars: Sequence[CheckedTar]) -> Ids:
-    """Return the ids of the usable pictures in these tars, int64[n]."""
+def rows_with(tars: Sequence[CheckedTar], status: str) -> Ids:
+    """Return the ids of the samples in these tars that have come to this end, int64[n]."""
     found, _ = _stacked(tars)
-    usable = found.filter(pc.equal(found["status"], Reason.OK))
-    return np.asarray(usable["id"].to_numpy(), dtype=np.int64)
+    ended_so = found.filter(pc.equal(found["status"], status))
+    return np.asarray(ended_so["id"].to_numpy(), dtype=np.int64)
 
 
 def _stacked(tars: Sequence[CheckedTar]) -> tuple[pa.Table, pa.Array]:

@@ -1,8 +1,9 @@
 """Take samples out of what was downloaded of a part: tars, tables, counts and the sidecar; whatever stays is kept.
 
 Each step leaves files with which a download can go on, and is done again by whoever is called again with the same: the
-rows are noted first (`numbering`), then every shard is written once more that still says anything of them
-(`rewriting`), then the sidecar. The index may be rewritten only after that, since its rows say what is to go.
+plan forgets the rows' samples first (`numbering`), then every shard is written once more that still says anything of
+them (`rewriting`), then the sidecar. An index that lies with them may be rewritten only after that, since its rows say
+what is to go; one that lies elsewhere is never read.
 
 A shard that is not whole, as a killed download leaves them, goes as a whole: the next download makes it again.
 """
@@ -20,8 +21,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from laion_face_builder.download.numbering import GoneRows, Numbering
-from laion_face_builder.download.plan import Mask, PartFiles, Rows
+from laion_face_builder.download.numbering import Numbering, forget_samples
+from laion_face_builder.download.plan import Mask, PartFiles, Rows, opened_index
 from laion_face_builder.download.rewriting import (
     copy_tar,
     finish_rewriting,
@@ -35,19 +36,13 @@ from laion_face_builder.download.shard_files import (
     read_members,
     remove_half_written,
     require_whole,
-    shards_in,
 )
-from laion_face_builder.download.sidecar import (
-    CheckedTar,
-    samples_of_download,
-    sidecar_is_of,
-    sidecar_table,
-    write_sidecar,
-)
+from laion_face_builder.download.sidecar_renewal import all_shards, checked_of, renew_sidecar
 from laion_face_builder.download.workers import Workers
 from laion_face_builder.errors import BadFile
-from laion_face_builder.files import Fingerprint, disk_errors, locked, read_fingerprint, remove_partials
+from laion_face_builder.files import disk_errors, locked, remove_partials
 from laion_face_builder.images.reasons import Reason, short_name
+from laion_face_builder.index.removals import Removals, lost_by
 from laion_face_builder.layout import DataDir
 from laion_face_builder.log import logger
 from laion_face_builder.parquet_files import table_of
@@ -80,14 +75,14 @@ class PicturesTaken:
         return PicturesTaken(*(one + another for one, another in pairs))
 
 
-def take_pictures_out(data: DataDir, part: int, gone: Mask, *, keeps_rows: bool = False) -> PicturesTaken:
+def take_pictures_out(data: DataDir, part: int, gone: Mask, *, is_index_here: bool = True) -> PicturesTaken:
     """Take rows out of all that was downloaded of a part, before they leave its index; nothing if nothing was.
 
     Killed anywhere, the same call does the rest, also once it had ended and the index is still as it was.
 
     Args:
-        gone: bool[n]: which rows of the index, as it is now, are taken down.
-        keeps_rows: the index keeps them, since it is not ours: it lies elsewhere.
+        gone: bool[n]: which rows of the index, as it is now, are taken down; of an index that lies elsewhere, and may
+            keep them, which rows of the download.
 
     Raises:
         StateConflict: the pictures are of another index. DownloadError: they are being downloaded.
@@ -97,13 +92,18 @@ def take_pictures_out(data: DataDir, part: int, gone: Mask, *, keeps_rows: bool 
         if files is None:
             return PicturesTaken()
         with disk_errors(files.data.tars(part)):
-            numbering = _noted(files, gone, keeps_rows)
-            if not len(numbering.gone.rows):
+            of_index, lost, rows = None, None, np.flatnonzero(gone)
+            if is_index_here:
+                of_index, lost = _index_here(files)
+                of_index, rows = of_index[~gone], of_index[gone]
+            ids = forget_samples(files, rows)
+            rows_gone = np.flatnonzero(ids.is_null().to_numpy(zero_copy_only=False))
+            if not len(rows_gone):
                 return PicturesTaken()
             taken = PicturesTaken()
             for number, shard in all_shards(files):
-                taken += _StoredShard(files, number, shard).without(numbering.gone.rows)
-            _renew_sidecar(files, numbering)
+                taken += _StoredShard(files, number, shard).without(rows_gone)
+            renew_sidecar(files, None if of_index is None else Numbering(of_index, ids), lost)
             if gone.any():
                 _forget_copies(files.data)
     if taken.samples:
@@ -136,23 +136,11 @@ def _opened(data: DataDir, part: int) -> Iterator[PartFiles | None]:
             yield files
 
 
-def _noted(files: PartFiles, gone: Mask, keeps_rows: bool) -> Numbering:
-    """Note the rows beside the plan, and return the numbering of the index without them."""
-    before = Numbering.of(files, len(gone))
-    rows = before.of_index[gone]
-    if not before.gone.contains(rows).all():
-        before.gone.with_rows(rows, before.gone.latest + 1).write(files)
-    lacking = GoneRows.of(files)
-    return Numbering.of(files, len(gone) if keeps_rows else before.total - len(lacking.rows))
-
-
-def all_shards(files: PartFiles) -> Iterator[tuple[int, ShardFiles]]:
-    """Yield each shard that anything lies of, with its round; in the order of rounds and shards."""
-    for number in range(files.rounds_started() + 1):
-        folder = files.tars(number)
-        there = [path for path in data_store.below(files.data, folder) if path.parent == folder]
-        for shard in shards_in(there):
-            yield number, ShardFiles(folder, shard)
+def _index_here(files: PartFiles) -> tuple[Rows, str | None]:
+    """Return the download rows of the index in DATA_DIR, and what it will have lost, see `removals.lost_by`."""
+    with opened_index(files.data, files.part) as index:
+        stamp = Removals.of(files.data).stamp(files.part)
+        return Numbering.of(files, index).of_index, lost_by({**index.fingerprint, **stamp}) if stamp else None
 
 
 @dataclass(frozen=True)
@@ -222,19 +210,6 @@ class _StoredShard:
         shard.tar.unlink()  # whatever room there is here, it is not that of all tars
 
 
-def checked_of(files: PartFiles, number: int, shard: ShardFiles) -> Fingerprint | None:
-    """Return the fingerprint of a shard's rows of the sidecar; None if there are none that speak of its tar."""
-    checked, data = files.checked_tar(number, shard.number), files.data
-    if not data_store.brought(data, shard.stats) or not data_store.brought(data, checked):
-        return None
-    try:
-        found = read_fingerprint(checked) or {}
-    except BadFile:
-        return None
-    is_of_it = (found.get("stats"), found.get("tar_bytes")) == (shard.stats_digest(), data_store.size(data, shard.tar))
-    return found if is_of_it else None
-
-
 def _emptied(table: pa.Table, named: Mask) -> pa.Table:
     """Return a shard's parquet in which these rows say nothing but that they were taken down."""
     emptied = _nulled(table, named)
@@ -279,28 +254,3 @@ def _unchecked(checked: pa.Table, gone: Rows, moved: dict[int, int] | None) -> p
         return emptied
     offsets = [None if offset is None else moved[offset] for offset in emptied["offset"].to_pylist()]
     return emptied.set_column(emptied.schema.get_field_index("offset"), "offset", pa.array(offsets, pa.int64()))
-
-
-def _renew_sidecar(files: PartFiles, numbering: Numbering) -> None:
-    path = files.data.sidecar(files.part)
-    if not data_store.brought(files.data, path):
-        return
-    shards = [(number, shard) for number, shard in all_shards(files) if checked_of(files, number, shard)]
-    tars = [
-        CheckedTar(files.tar_name(number, shard.number), files.checked_tar(number, shard.number))
-        for number, shard in shards
-    ]
-    try:
-        if sidecar_is_of(path, tars, numbering):
-            return
-        known = read_fingerprint(path) or {}
-        sample_ids = pa.chunked_array([samples_of_download(files).take(pa.array(numbering.of_index))])
-    except BadFile as error:
-        logger.warning("%s; removed: `laion-face download` makes it again, and fetches nothing", error)
-        path.unlink(missing_ok=True)
-        data_store.remove_afar(files.data, path)
-        return
-    fingerprint = {name: value for name, value in known.items() if name not in ("pictures", "removed")}
-    table = sidecar_table(sample_ids, table_of(files.plan)["status"], numbering, tars)
-    write_sidecar(path, table, fingerprint | numbering.gone.stamp, tars)
-    data_store.send(files.data, path)

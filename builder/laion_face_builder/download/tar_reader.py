@@ -10,6 +10,7 @@ earlier version has no other.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -24,15 +25,17 @@ import xxhash
 
 from laion_face_builder.download.adopt import adopted
 from laion_face_builder.download.picture_tables import PictureTables
+from laion_face_builder.download.sidecar import is_for
 from laion_face_builder.errors import NotPrepared, PictureError, StateConflict
-from laion_face_builder.files import Fingerprint, digest, read_fingerprint
+from laion_face_builder.files import FINGERPRINT_KEY, Fingerprint, digest, read_fingerprint
 from laion_face_builder.images.geometry import Resizing, Size
 from laion_face_builder.images.pictures import MAX_PIXELS, Picture
 from laion_face_builder.images.reasons import Reason
 from laion_face_builder.index.reader import IndexPart, index_fingerprint_at
-from laion_face_builder.index.removals import without_stamp
+from laion_face_builder.index.removals import as_made, lost_by
 from laion_face_builder.layout import DataDir
 from laion_face_builder.parquet_files import damaged, opened, rows_in
+from laion_face_builder.parquet_footer import OpenParquet
 from laion_face_builder.schema import SIDECAR_LATER
 
 _COLUMNS = ("status", "tar", "offset", "length", "format", "width", "height", "orientation", "sha256")
@@ -97,6 +100,7 @@ class PartPictures:
         self.sidecar = sidecar
         self._tars: OrderedDict[str, int] = OrderedDict()
         self._bounds: list[tuple[int, int]] | None = None
+        self._numbered = ""
         self._window: tuple[int, list[Row]] = (0, [])
         self._cells = PictureTables()
 
@@ -116,16 +120,17 @@ class PartPictures:
         if made_with is None:
             raise NotPrepared(f"{sidecar}: there is no such file. Run `laion-face download` with --parts {part} first.")
         now = index_fingerprint_at(data.index(part)) if index is None else index.fingerprint
-        if now is not None and made_with.get("index") != digest(without_stamp(now)):
+        if now is not None and made_with.get("index") != digest(as_made(now)):
             raise StateConflict(
                 f"{sidecar}: its pictures were downloaded for another index than {data.index(part)}. Prepare from the "
                 f"sources that were used then, or use the pictures as they are with images={data.tars(part).parent}."
             )
         rows = index.num_rows if index is not None else rows_in(data.index(part) if now is not None else sidecar)
-        if rows != rows_in(sidecar):
+        if rows != rows_in(sidecar) or not is_for(made_with, lost_by(now or {})):
             raise StateConflict(
                 f"{sidecar}: it speaks of {rows_in(sidecar):,} rows, and the index has {rows:,}, since some were taken "
-                f"down from one of them. Run `laion-face download` with --parts {part}: nothing is fetched anew."
+                f"down from one of them. Run `laion-face download` with --parts {part} and the options that it had: "
+                "nothing is fetched anew."
             )
         return cls(data.tars(part), sidecar)
 
@@ -217,6 +222,7 @@ class PartPictures:
             with opened(self.sidecar) as file:
                 for group in range(file.num_row_groups):
                     bounds.append((start, start := start + file.metadata.row_group(group).num_rows))
+                self._numbered = _numbered(file)
             self._bounds = bounds
         return self._bounds
 
@@ -228,6 +234,11 @@ class PartPictures:
                 raise IndexError(f"{self.sidecar}: row {row} of {self.num_rows}")
             group = next(number for number, (_, stop) in enumerate(bounds) if row < stop)
             with opened(self.sidecar) as file:
+                if _numbered(file) != self._numbered:
+                    raise StateConflict(
+                        f"{self.sidecar}: it was made again while it was read, for an index that has lost rows, and "
+                        "what is read would be pictures of other rows. Load the dataset again."
+                    )
                 columns = [name for name in (*_COLUMNS, *SIDECAR_LATER) if name in file.schema_arrow.names]
                 rows = file.read_row_group(group, columns=columns).to_pylist()
             start, stop = bounds[group]
@@ -293,6 +304,12 @@ class PartPictures:
         if len(self._tars) > _MOST_OPEN:
             os.close(self._tars.popitem(last=False)[1])
         return descriptor
+
+
+def _numbered(file: OpenParquet) -> str:
+    """Return what is equal for as long as a sidecar speaks of the same rows, whatever was downloaded since."""
+    stamp = json.loads((file.schema_arrow.metadata or {}).get(FINGERPRINT_KEY, b"{}"))
+    return digest([file.metadata.num_rows, *(stamp.get(name) for name in ("index", "lacks", "lost"))])
 
 
 def _ok(row: Row) -> bool:

@@ -131,6 +131,7 @@ class ShardTask:
         limits: how they are fetched.
         left_out: positions in the shard of samples that are not looked at, since they kill processes.
         held: positions of samples that a tar of another round has: whoever reads all tars is to find them once.
+        lacks: download rows that the index has lost.
         probe: only these samples are fetched and decoded, and nothing is written, to see whether they kill the process.
     """
 
@@ -140,6 +141,7 @@ class ShardTask:
     limits: FetchLimits
     left_out: tuple[int, ...] = ()
     held: tuple[int, ...] = ()
+    lacks: tuple[int, ...] = ()
     probe: Span | None = None
 
     def run(self, report: Report) -> ShardResult:

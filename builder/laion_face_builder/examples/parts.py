@@ -126,6 +126,22 @@ def open_part(options: Options, part: int, adopted: Adopted | None = None) -> It
         yield OpenPart(index, pictures, is_fetched=pictures is None and options.images != "none")
 
 
+def fit_pictures(options: Options) -> None:
+    """Make the lists of downloaded pictures fit an index that lies elsewhere, which may have lost rows since.
+
+    Raises:
+        SourceError: the index cannot be had. StateConflict: it has rows that were never downloaded.
+    """
+    if options.index is None or options.images not in ("auto", "download"):
+        return
+    for part in options.parts:
+        if options.data.sidecar(part).exists():
+            from laion_face_builder.download.sidecar_renewal import fit_to_index
+
+            with index_of(options, part) as index:
+                fit_to_index(options.data, part, index)
+
+
 def adopt(options: Options) -> Adopted:
     """Scan the folder that images= names, as far as that was not done yet, and give the sidecars.
 
@@ -262,7 +278,7 @@ def row_filters(options: Options, part: int) -> Filters | JoinedFilters:
     filters = replace(options.filters, removed=None)
     if filters.join_how != INNER:
         return filters
-    return JoinedFilters(filters, tuple(digest(table.fingerprint(part)) for table in options.tables))
+    return JoinedFilters(filters, tuple(digest(table.content(part)) for table in options.tables))
 
 
 def forecast_download(options: Options, how: DownloadOptions, retry_failed: int = 0) -> Forecast:

@@ -40,6 +40,7 @@ def make_ready(options: Options, *, streaming: bool, is_joined: bool = False) ->
         from laion_face_builder.index.prepare import prepare
 
         prepare(options.data, missing, options.upstream)
+    parts.fit_pictures(options)
     options = beside.with_columns(options, is_made=is_joined)
     if options.images == "download":
         _download(options)

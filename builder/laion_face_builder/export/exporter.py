@@ -117,6 +117,7 @@ def export(request: ExportRequest) -> ExportCounts:
         SourceError, NetworkOutage: the network was lost; DiskError: no room. The same command goes on.
     """
     parts.require_prepared(request.options)
+    parts.fit_pictures(request.options)
     adopted = parts.adopt(request.options)
     ledger = Ledger(request.out)
     with locked(

@@ -22,16 +22,13 @@ from laion_face_builder.index.exclusion import Mask
 from laion_face_builder.index.prepare_plan import has_pictures
 from laion_face_builder.index.published import find_published
 from laion_face_builder.index.reader import IndexPart
-from laion_face_builder.index.removals import STAMP, Removals, settled, without_stamp
+from laion_face_builder.index.removals import REMOVED_THERE, STAMP, Removals, as_made, settled
 from laion_face_builder.index.withheld import Withheld
 from laion_face_builder.index.writer import kept_rows, proof_path, write_kept
 from laion_face_builder.layout import DataDir
 from laion_face_builder.log import logger
 from laion_face_builder.shown import shown
 from laion_face_builder.sources.hub import Token
-
-#: In a copy's fingerprint: what was taken down at the place that it was copied from.
-REMOVED_THERE = "removed_there"
 
 
 def copy_parts(data: DataDir, parts: Sequence[int], place: str, token: Token = None) -> None:
@@ -95,7 +92,7 @@ class CopyPlan:
         Raises:
             StateConflict: the published part is another one.
         """
-        if self.ours is None or without_stamp(self.ours) == self.theirs or not has_pictures(self.data, self.part):
+        if self.ours is None or as_made(self.ours) == as_made(self.theirs) or not has_pictures(self.data, self.part):
             return
         raise StateConflict(
             f"{self.data.index(self.part)}: pictures were downloaded for it, and it is not the part that "
@@ -158,5 +155,5 @@ def copied_fingerprint(source: IndexPart, part: int) -> Fingerprint:
     own = source.fingerprint
     if own.get("kind") != "index":
         return make_fingerprint("index", part=part, copy=digest(own, 64))
-    # What they took down is none of what is taken down here: `removals.without_stamp` would mix the two up.
+    # What they took down is none of what is taken down here.
     return {REMOVED_THERE if name == STAMP else name: value for name, value in own.items()}

@@ -2,8 +2,9 @@
 
 DATA_DIR/joined/HEX/part-000NN.parquet   `_matched`, and their columns under the names that examples give them
 
-Where theirs has no row all is null. So reading is by row range, as of the index itself, and costs no search. A side
-table is made again when the content of its source, the index or the names have changed; parts that are there stay.
+Where theirs has no row all is null, and where ours was taken down: an index elsewhere may have it. So reading is by
+row range, as of the index itself, and costs no search. A side table is made again when the content of its source, the
+index or the names have changed; parts that are there stay.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ from laion_face_builder.index.joined_files import JoinedFile, find_joined
 from laion_face_builder.index.joined_rows import AT, RUN_BYTES, KeyPlaces, Keys, SortedRuns, keys_of_texts
 from laion_face_builder.index.metadata import as_text, parse_ids
 from laion_face_builder.index.reader import IndexPart
+from laion_face_builder.index.removals import as_made, settled
+from laion_face_builder.index.removed import Removed
 from laion_face_builder.index.side_table import MATCHED_FIELD, SideTable
 from laion_face_builder.layout import DataDir, row_group_bounds
 from laion_face_builder.log import logger
@@ -76,13 +79,17 @@ class Joining:
 
         Raises:
             SourceError: the source cannot be had; BadFile: it cannot be read, or has two rows for one sample.
+            StateConflict: a removal from DATA_DIR was begun and is not finished.
         """
         folder = self.data.joined(self.source.key)
         with locked(folder, waiting=f"waiting for another process to join {self.source}"):
+            removed = settled(
+                self.data
+            ).removed  # A removal that begins later waits for the lock, and frees the folder.
             remove_partials(folder)
             missing = [part for part in self.parts if self._known(part) != self._wanted(part)]
             if missing:
-                _Join(self, self._local, missing).run(folder)
+                _Join(self, self._local, missing, removed).run(folder)
                 for file in self._files:
                     file.discard(self.data.sources)
         return self._table(folder)
@@ -113,8 +120,11 @@ class Joining:
 
     def _wanted(self, part: int) -> Fingerprint:
         with self.opened(part) as index:
-            made_for = digest(index.fingerprint)
-        return make_fingerprint("joined", part=part, index=made_for, name=self.source.name, files=self._contents)
+            made_for, as_it_was = digest(index.fingerprint), digest(as_made(index.fingerprint))
+        # Only then: tables of earlier versions stay good.
+        before = {"whole_index": as_it_was} if as_it_was != made_for else {}
+        how = {"name": self.source.name, "files": self._contents, **before}
+        return make_fingerprint("joined", part=part, index=made_for, **how)
 
     @cached_property
     def _files(self) -> tuple[RemoteFile, ...]:
@@ -149,8 +159,8 @@ class _Join:
         OptionError: the files of the source do not fit each other.
     """
 
-    def __init__(self, joining: Joining, files: Sequence[JoinedFile], parts: Sequence[int]) -> None:
-        self._joining, self._files, self._parts = joining, files, parts
+    def __init__(self, joining: Joining, files: Sequence[JoinedFile], parts: Sequence[int], removed: Removed) -> None:
+        self._joining, self._files, self._parts, self._removed = joining, files, parts, removed
         self._key = _one_key(joining.source, files)
         self._schema = _one_schema(joining.source, files)
         refuse_clashes(joining.source, self._schema.names, joining.taken)
@@ -242,6 +252,9 @@ class _Join:
             for start, stop in row_group_bounds(index.num_rows):
                 found = self._refused_doubles(self._right(index, start, next(merged), number))
                 at = found[AT].to_numpy().astype(np.int64) - self._starts[number] - start
+                if self._removed.has_rows and len(at):
+                    kept = ~self._removed.mask(index.read(start, stop, ["sample_id", "url"], is_lenient=True))[at]
+                    found, at = found.filter(pa.array(kept)), at[kept]
                 where = np.full(stop - start, -1)
                 where[at] = np.arange(len(at))
                 rows = pa.array(where, mask=where < 0)

@@ -28,6 +28,8 @@ from laion_face_builder.sources import data_store
 REMOVALS_FORMAT = 1
 #: The key in an index part's fingerprint that says which of its rows are gone.
 STAMP = "removed"
+#: The same in a copy's: what was gone at the place that it was copied from.
+REMOVED_THERE = "removed_there"
 
 
 @dataclass(frozen=True)
@@ -248,3 +250,14 @@ def settled(data: DataDir) -> Removals:
 def without_stamp(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     """Return an index part's fingerprint as it was before anything was taken down from it."""
     return {name: value for name, value in fingerprint.items() if name != STAMP}
+
+
+def as_made(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an index part's fingerprint as it was before anything was taken down from it, here or anywhere."""
+    return {name: value for name, value in fingerprint.items() if name not in (STAMP, REMOVED_THERE)}
+
+
+def lost_by(fingerprint: Mapping[str, Any]) -> str | None:
+    """Return a digest of what an index part's fingerprint says of rows that have left it; None if none have."""
+    stamps = [fingerprint[name] for name in (STAMP, REMOVED_THERE) if name in fingerprint]
+    return digest(sorted(stamps)) if stamps else None

@@ -8,7 +8,7 @@ tried one after the other; addresses and pictures are not.) It is matched as `Ex
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -22,6 +22,8 @@ from laion_face_builder.index.urls import addresses_named, canonical_url, domain
 #: Hexadecimal digits of a hash: 128 bits, so that no two of a billion rows have the same by chance.
 _DIGITS = 32
 
+#: Names rows of a table with `sample_id` and `url`; bool[n].
+Names = Callable[[pa.Table], Mask]
 Hashes = frozenset[str]
 _NONE: Hashes = frozenset()
 

@@ -50,6 +50,16 @@ class SideTable:
             raise NotPrepared(f"{self.path(part)}: there is no such file. Load the dataset again, which joins it anew.")
         return found
 
+    def content(self, part: int) -> Fingerprint:
+        """Say what a part was made from, whatever was taken down from the index since.
+
+        Raises:
+            NotPrepared: it is not there.
+        """
+        found = dict(self.fingerprint(part))
+        index = found.pop("whole_index", found["index"])
+        return {**found, "index": index}
+
 
 _PART = re.compile(r"part-(\d{5})\.parquet")
 

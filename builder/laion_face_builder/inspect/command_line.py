@@ -45,7 +45,10 @@ def to_look_at(options: Options, named: object, *, is_dry_run: bool = False) -> 
         options = parts.of_those_prepared(options)
     parts.require_prepared(options)
     options = beside.with_columns(options, is_made=is_dry_run)
-    return options if is_dry_run else with_placeholders(options)
+    if is_dry_run:
+        return options
+    parts.fit_pictures(options)
+    return with_placeholders(options)
 
 
 def _plain(value: object) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 
 from laion_face_builder.download import taken_down
 from laion_face_builder.download.adopted_passes import forget_adopted
+from laion_face_builder.errors import NotPrepared
 from laion_face_builder.fetch.cache import forget
 from laion_face_builder.files import digest, locked, read_fingerprint
 from laion_face_builder.index.exclusion import Mask
@@ -16,7 +17,8 @@ from laion_face_builder.index.removals import Removals
 from laion_face_builder.index.removed import Removed
 from laion_face_builder.layout import ALL_PARTS, DataDir
 from laion_face_builder.log import logger
-from laion_face_builder.publish.targets import is_folder
+from laion_face_builder.publish.manifest import MANIFEST
+from laion_face_builder.publish.targets import PublishedPlace, is_folder
 from laion_face_builder.removal.arrow_caches import remove_from_arrow_caches
 from laion_face_builder.removal.exported import remove_from_export
 from laion_face_builder.removal.published_copy import TargetRequest, free_staging, remove_from_target
@@ -24,16 +26,24 @@ from laion_face_builder.removal.removal_request import Counts, RemovalRequest, T
 from laion_face_builder.shown import short
 
 
-def take_pictures_out(data: DataDir, part: int, gone: Mask, removed: Removed) -> Counts:
-    """Take rows of a part's index, bool[n], out of all that was downloaded of it, before they leave the index.
+def take_pictures_out(data: DataDir, part: int, gone: Mask, removed: Removed, *, is_index_here: bool = True) -> Counts:
+    """Take rows of a part out of all that was downloaded of it, before they leave the index.
 
     Pictures in folders of other people stay where they are: a warning names the files.
+
+    Args:
+        gone: bool[n], see `taken_down.take_pictures_out`.
 
     Raises:
         StateConflict: the pictures are of another index; DownloadError: they are being downloaded.
         DiskError: the disk is full, or read-only.
     """
-    taken = taken_down.take_pictures_out(data, part, gone)
+    taken = taken_down.take_pictures_out(data, part, gone, is_index_here=is_index_here)
+    counts = Counts({"pictures": taken.pictures, "pictures_bytes": taken.bytes, "tars rewritten": taken.tars})
+    return counts + _forgotten(data, part, gone, removed) if is_index_here else counts
+
+
+def _forgotten(data: DataDir, part: int, gone: Mask, removed: Removed) -> Counts:
     adopted = forget_adopted(data, {part: gone}, removed)
     if adopted.held:
         logger.warning(
@@ -42,9 +52,16 @@ def take_pictures_out(data: DataDir, part: int, gone: Mask, removed: Removed) ->
             adopted.held.total(),
             short(", ".join(sorted(adopted.held)), 500),
         )
-    return Counts({"pictures": taken.pictures, "pictures_bytes": taken.bytes, "tars rewritten": taken.tars}) + Counts(
-        {"samples of adopted folders": adopted.samples}
-    )
+    return Counts({"samples of adopted folders": adopted.samples})
+
+
+def forget_adopted_samples(data: DataDir) -> Counts:
+    """Forget samples of adopted folders by what is known without an index, once all ids that are named are noted.
+
+    Raises:
+        DiskError: the disk is full, or read-only.
+    """
+    return Counts({"samples of adopted folders": forget_adopted(data, {}, Removals.of(data).removed).samples})
 
 
 def forget_fetched(request: RemovalRequest, removed: Removed, urls: Iterable[str] = ()) -> Counts:
@@ -70,6 +87,26 @@ def note_pictures(data: DataDir) -> None:
                 removals = removals.with_pictures(part, digest(sidecar))
         if removals != before:
             removals.write(data)
+
+
+def removed_there(request: RemovalRequest) -> Removed:
+    """Read what was taken down from the published copy that the request names; nothing if it names none.
+
+    Raises:
+        NotPrepared: nothing was published there; BadFile: its manifest is none of ours.
+        SourceError: the Hub does not answer, or has no such dataset.
+    """
+    if request.from_published is None:
+        return Removed()
+    name, _, revision = request.from_published.partition("@")
+    if is_folder(request.from_published):
+        name, revision = request.from_published, ""
+    place = PublishedPlace.at(name, revision or None, request.token)
+    place.require()
+    manifest = place.manifest()
+    if manifest is None:
+        raise NotPrepared(f"{place.name}: nothing was published there, it has no {MANIFEST}")
+    return manifest.removals.removed
 
 
 def take_out_of_copies(request: RemovalRequest, removals: Removals) -> Iterator[TakenDown]:

@@ -6,9 +6,10 @@ from laion_face_builder.errors import OptionError
 from laion_face_builder.forecast import Amount, Disk, Forecast, Step
 from laion_face_builder.index.removals import Removals
 from laion_face_builder.index.staged import staging_folders
+from laion_face_builder.removal.elsewhere import removed_there
 from laion_face_builder.removal.removal_request import RemovalRequest, TakenDown
-from laion_face_builder.removal.remove import begun, look_through, require_folder, require_index, with_gone_since
-from laion_face_builder.removal.rows import names_of, parts_with_rows
+from laion_face_builder.removal.remove import begun, require_folder, with_gone_since
+from laion_face_builder.removal.rows import named_rows, names_of, parts_with_rows
 
 
 def forecast_removal(request: RemovalRequest) -> Forecast:
@@ -22,13 +23,12 @@ def forecast_removal(request: RemovalRequest) -> Forecast:
     if request.from_metadata is not None and "://" in request.from_metadata:
         raise OptionError("--from-metadata: --dry-run fetches nothing; name metadata of this machine, or leave it out")
     request = with_gone_since(request)
-    before = Removals.of(data)
-    removed = begun(before, request).removed
-    names = names_of(request.listed, before, removed)
-    require_index(data)
+    before, there = Removals.of(data), removed_there(request)
+    removed = begun(before, request, there).removed
+    names = names_of(None if there else request.listed, before, removed)
     steps, write = list[Step](), Amount()
     for part in parts_with_rows(data):
-        named = look_through(data, part, names, removed)
+        named = named_rows(data, part, names, removed)
         if len(named.ids):
             written = sum(path.stat().st_size for path in (data.ids(part), data.faces(part)) if path.exists())
             written += data.index(part).stat().st_size if data.index(part).exists() else 0

@@ -27,6 +27,7 @@ class RemovalRequest:
         reason: kept beside it; may be empty.
         from_metadata: a place with LAION's metadata: rows that it no longer has are taken down too.
         most_gone: how large a share of all rows these may be.
+        from_published: a published folder or Hub dataset: what was taken down there is taken down too.
         targets: published folders and Hub datasets "owner/name".
         exports: folders of `laion-face export`.
         cache_images: the folder of a picture cache.
@@ -40,6 +41,7 @@ class RemovalRequest:
     reason: str = ""
     from_metadata: str | None = None
     most_gone: float = 0.2
+    from_published: str | None = None
     targets: tuple[str, ...] = ()
     exports: tuple[Path, ...] = ()
     cache_images: Path | None = None

@@ -15,21 +15,18 @@ from typing import TypeVar
 import numpy as np
 
 from laion_face_builder import progress
-from laion_face_builder.download.named_pictures import pictures_named
-from laion_face_builder.errors import OptionError, StateConflict
+from laion_face_builder.errors import OptionError
 from laion_face_builder.files import locked
 from laion_face_builder.index.exclusion import Exclusion
-from laion_face_builder.index.prepare_plan import has_pictures
 from laion_face_builder.index.removals import Removal, Removals
-from laion_face_builder.index.removed import Removed
-from laion_face_builder.layout import ALL_PARTS, DataDir
+from laion_face_builder.index.removed import Names, Removed
+from laion_face_builder.layout import DataDir
 from laion_face_builder.log import logger
 from laion_face_builder.removal import elsewhere
 from laion_face_builder.removal.newer_metadata import NewerMetadata, rows_gone_since
 from laion_face_builder.removal.removal_request import Counts, RemovalRequest, TakenDown
 from laion_face_builder.removal.rows import (
     NamedRows,
-    Names,
     free_sources,
     named_rows,
     names_of,
@@ -48,21 +45,24 @@ def remove(request: RemovalRequest) -> list[TakenDown]:
 
     Raises:
         OptionError: nothing is named, now or before; or DATA_DIR is an address.
-        StateConflict: the new metadata lacks too much; or pictures were downloaded for an index that is elsewhere.
-        BadFile, DiskError, SourceError, PublishError: a place cannot be read, or written.
+        StateConflict: the new metadata lacks too much; or an earlier version downloaded pictures, and not all of them.
+        NotPrepared, BadFile, DiskError, SourceError, PublishError: a place cannot be read, or written.
     """
     data = request.data
     require_folder(data)
     with locked(data.staging, f"waiting for another run that works in {data.root}"):
-        request = with_gone_since(request)
+        request, there = with_gone_since(request), elsewhere.removed_there(request)
         with locked(data.removed):
             before = Removals.of(data)
-            removals = begun(before, request)
-            require_index(data)
+            removals = begun(before, request, there)
+            if not removals.done:
+                logger.info("%s: nothing was taken down there", request.from_published)
+                return []
             if removals is not before:
                 removals.write(data)
         elsewhere.note_pictures(data)
-        taken = _from_data(request, names_of(request.listed, before, removals.removed))
+        # What a copy has taken down is known by its hashes alone.
+        taken = _from_data(request, names_of(None if there else request.listed, before, removals.removed))
         elsewhere.note_pictures(data)
         with locked(data.removed):
             removals = Removals.of(data).finished()
@@ -72,14 +72,17 @@ def remove(request: RemovalRequest) -> list[TakenDown]:
     return [*taken, *elsewhere.take_out_of_copies(request, removals)]
 
 
-def begun(before: Removals, request: RemovalRequest) -> Removals:
+def begun(before: Removals, request: RemovalRequest, there: Removed) -> Removals:
     """Return the removals with that of the request, if it names anything new.
+
+    Args:
+        there: what was taken down from the published copy that it names.
 
     Raises:
         OptionError: nothing is named, now or before.
     """
-    entries = Removed.of(request.listed) if request.listed is not None else Removed()
-    if not entries and not before.done:
+    entries = there if request.listed is None else Removed.of(request.listed) | there
+    if not entries and not before.done and request.from_published is None:
         raise OptionError(
             f"{request.data.removed}: nothing was taken down before, and nothing is named. Name a list of sample ids, "
             "URLs, hosts or SHA-256s, one a line"
@@ -119,6 +122,8 @@ def _from_data(request: RemovalRequest, names: Names) -> list[TakenDown]:
         return take_rows_out(data, part, named[part], take_pictures_out) + forgotten
 
     taken += [TakenDown(f"part {part}", counts) for part, counts in _each(data, parts, "remove", take_out)]
+    if Removals.of(data).pending is not None and (known := elsewhere.forget_adopted_samples(data)):
+        taken.append(TakenDown("adopted", known))
     if (pictures := Removals.of(data).removed.pictures) and request.cache_images is not None:
         taken.append(TakenDown(str(request.cache_images), elsewhere.forget_fetched(request, pictures)))
     freed = Counts()
@@ -128,7 +133,7 @@ def _from_data(request: RemovalRequest, names: Names) -> list[TakenDown]:
 
 
 def _found(request: RemovalRequest, names: Names, part: int) -> NamedRows:
-    found = look_through(request.data, part, names, Removals.of(request.data).removed)
+    found = named_rows(request.data, part, names, Removals.of(request.data).removed)
     return found if request.cache_images is not None else replace(found, urls=())
 
 
@@ -139,16 +144,6 @@ def _each(data: DataDir, parts: list[int], what: str, work: Callable[[int], T]) 
             with progress.nth("part", number, len(parts)), locked(data.index(part)):
                 yield part, work(part)
             bar.update()
-
-
-def look_through(data: DataDir, part: int, names: Names, removed: Removed) -> NamedRows:
-    """Find what is named in a part, by its rows and its pictures.
-
-    Raises:
-        BadFile: a table is damaged.
-    """
-    pictures = pictures_named(data, part, removed) if removed.pictures else None
-    return named_rows(data, part, names, pictures)
 
 
 def require_folder(data: DataDir) -> None:
@@ -162,17 +157,3 @@ def require_folder(data: DataDir) -> None:
             f"data_dir={data.where}: rows are taken out of a folder of this machine only. Copy it to one, remove them "
             "there, and put that in the place of what is at the address"
         )
-
-
-def require_index(data: DataDir) -> None:
-    """Refuse to go on where pictures could not be told by their addresses.
-
-    Raises:
-        StateConflict: they were downloaded for an index that lies elsewhere.
-    """
-    for part in ALL_PARTS:
-        if has_pictures(data, part) and not data.index(part).exists():
-            raise StateConflict(
-                f"{data.tars(part)}: its pictures were downloaded for an index that is not in {data.root}. Copy it "
-                "there first: `laion-face prepare` with the same --index"
-            )

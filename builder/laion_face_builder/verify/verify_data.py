@@ -31,7 +31,7 @@ from laion_face_builder.images.reasons import Reason
 from laion_face_builder.index.faces import FaceTable, flat_columns
 from laion_face_builder.index.ids import read_ids
 from laion_face_builder.index.reader import index_fingerprint_at
-from laion_face_builder.index.removals import without_stamp
+from laion_face_builder.index.removals import as_made
 from laion_face_builder.index.writer import proof_path
 from laion_face_builder.layout import DataDir, row_group_bounds
 from laion_face_builder.parquet_files import table_of
@@ -78,7 +78,7 @@ def _join_problems(index: Path, table: pa.Table, stated: str | None) -> Iterator
     fingerprint = index_fingerprint_at(index)
     if fingerprint is None:
         return
-    if digest(without_stamp(fingerprint)) != stated:
+    if digest(as_made(fingerprint)) != stated:
         yield f"its pictures were downloaded for another index than {index}"
     ids = table_of(index, ["sample_id"])["sample_id"]
     if len(ids) != table.num_rows:

@@ -85,15 +85,15 @@ def harmless(error: Exception) -> Exception:
 
     The stand-in only names the types of its causes: where there was a secret, they may quote pieces of it.
     """
-    first, *behind = _behind(error)
+    first, *behind = chain(error)
     if all(hushed(text) == text for one in (first, *behind) for text in (str(one), repr(one))):
         return error
     kinds = "".join(f", from {type(one).__name__}" for one in behind)
     return Stranger(f"{type(first).__name__}: {hushed(str(first))}{kinds}").with_traceback(error.__traceback__)
 
 
-def _behind(error: BaseException) -> Iterator[BaseException]:
-    """Yield the error and its causes, as a traceback shows them."""
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield the error and its causes, as a traceback shows them, each once: libraries make circles of them."""
     seen: set[int] = set()
     one: BaseException | None = error
     while one is not None and id(one) not in seen:

@@ -4,13 +4,15 @@ Addresses carry secrets: `http://user:password@host/`, `?X-Amz-Signature=…`. T
 used, and go through `shown` or `bare` wherever they are put into words or names. The words of others (libraries,
 servers) go through `short` or `hushed`; so does every error of ours, as the last thing that happens to its text, and
 every line that is logged (`log`). The cause of an error of ours goes through `harmless`: tracebacks have its words.
+
+And numbers, as people read them: `ranges`, `counted`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 #: Stands for what is not shown.
 HIDDEN = "***"
@@ -74,6 +76,23 @@ def shown(address: str) -> str:
 def bare(address: str) -> str:
     """Return an address for names: without user, password and query, so that it is the same with any of them."""
     return shown(address).partition("?")[0].replace(f"{HIDDEN}@", "") if "://" in address else address
+
+
+def ranges(numbers: Iterable[int], between: str = ",") -> str:
+    """Write ascending numbers with ranges for three and more in a row: "0,2,5-7", as --parts takes parts."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    said = ([f"{run[0]}-{run[-1]}"] if len(run) > 2 else map(str, run) for run in runs)
+    return between.join(one for run in said for one in run)
+
+
+def counted(number: int, what: str) -> str:
+    """Give "1 tar" and "1,000 tars" for a thing that takes an s in the plural."""
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
 
 
 class Stranger(Exception):

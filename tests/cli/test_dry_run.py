@@ -830,3 +830,14 @@ def test_programs_get_what_people_get(fetch: Amount, write: Amount, pictures: Am
     lines = "\n".join(forecast.lines())
     assert f"to fetch: {fetch.of_bytes()}\n" in lines
     assert all(str(step) in lines for step in steps)
+
+
+def test_parts_with_which_the_same_is_done_share_a_line():
+    steps = [Step("part 0", "made"), *(Step(f"part {part}", "used as it is", "all there") for part in (1, 2, 3, 8))]
+    said = list(Forecast("prepare", (*steps, Step("README.md", "sent"), Step("part 9", "removed")), ()).lines())
+    assert said[1:5] == [
+        "part 0: made",
+        "parts 1-3, 8: used as it is (all there)",
+        "README.md: sent",
+        "part 9: removed",
+    ]

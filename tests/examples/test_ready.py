@@ -58,6 +58,12 @@ def test_loading_prepares_every_part_and_iterating_asks_nobody(box, load, tmp_pa
     assert len(box.hub.log) == asked
 
 
+def test_a_published_index_that_lacks_a_part_is_refused_before_the_first_row(load, tmp_path):
+    load(parts="0")
+    with pytest.raises(SourceNotFound, match=r"with parts 0; expected one part-00002.* Ask with parts= for those"):
+        load(index=str(tmp_path / "data"))
+
+
 @pytest.mark.parametrize("option", ["index", "metadata", "source_repo"])
 @pytest.mark.parametrize("streaming", [True, False])
 def test_what_is_wrong_with_a_source_is_not_taken_for_a_disk(load, box, tmp_path, option, streaming):

@@ -82,7 +82,9 @@ def check_call(name: str | None, custom_features: Any, given: dict[str, Any]) ->
     """
     progress.talk_unless_configured()
     if name not in CONFIG_PARTS:
-        raise OptionError(f"config {name!r}: valid are {', '.join(CONFIG_PARTS)}")
+        named = isinstance(name, str) and name.upper() not in CONFIG_PARTS
+        hint = f"; a published copy goes as load_dataset('20M', index={name!r})" if named else ""
+        raise OptionError(f"config {name!r}: valid are {', '.join(CONFIG_PARTS)}{hint}")
     for key, instead in REFUSED.items():
         if given.get(key) is not None or (key == "features" and custom_features is not None):
             raise OptionError(f"{key}= is not taken: {instead}")

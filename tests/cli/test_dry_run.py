@@ -44,6 +44,7 @@ from laion_face_builder.publish.published_files import Bounds
 from laion_face_builder.publish.request import PublishRequest
 from laion_face_builder.sandbox import STRANGER, WRITER, Sandbox, SandboxSpec
 from laion_face_builder.sandbox.demo import forecast_demo
+from laion_face_builder.shown import ranges
 from laion_face_builder.sources.metadata_kinds import CANONICAL
 from laion_face_builder.sources.sources import Upstream
 from tests.support.nested import but
@@ -215,7 +216,7 @@ def test_prepare_does_what_was_said(job: Job, untouched: Any, state: Callable[[J
         assert deeds(said)[f"part {part}"] == (deed or "used as it is")
     others = {part for part in ALL_PARTS if part not in (0, 2) and str(job.data.ids(part)) in touched}
     named = {step.what for step in said.steps if step.what.startswith("ids of")}
-    assert named == ({f"ids of parts {', '.join(map(str, sorted(others)))}"} if others else set())
+    assert named == ({f"ids of parts {ranges(sorted(others), ', ')}"} if others else set())
     removed = {str(job.data.root / step.what) for step in said.steps if step.deed == "removed"}
     gone = {name for name in before if not Path(name).exists()}
     assert removed <= gone

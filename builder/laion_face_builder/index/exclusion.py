@@ -27,7 +27,7 @@ import functools
 import hashlib
 import ipaddress
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -102,6 +102,11 @@ _MEANT = {
     "remove": ("are to be taken down", "is to be taken down"),
     "removed": ("are looked for", "is looked for"),
 }
+
+
+def in_words(counts: Mapping[str, int]) -> str:
+    """Give "1 id, 2 hosts" for the counts of a list's entries by kind."""
+    return ", ".join(_KINDS[kind](count) for kind, count in counts.items() if count) or "nothing"
 
 
 def say_what_is_named(name: str, found: Exclusion, option: str) -> None:
@@ -349,7 +354,7 @@ class Exclusion:
         return f"Exclusion({self.name!r}, {self})"
 
     def __str__(self) -> str:
-        return ", ".join(_KINDS[kind](count) for kind, count in self.counts.items() if count) or "nothing"
+        return in_words(self.counts)
 
     @cached_property
     def _forms(self) -> frozenset[tuple[str, bool]]:

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from laion_face_builder.errors import OptionError
 from laion_face_builder.layout import ALL_PARTS, PARTS_OF_20M, DataDir, parse_parts, row_group_bounds
+from laion_face_builder.shown import ranges
 
 
 @given(st.integers(0, 5000))
@@ -22,6 +23,13 @@ def test_parts_are_understood_in_every_form():
     assert parse_parts(8, "20M") == (8,)
     assert parse_parts(None, "20M") == PARTS_OF_20M
     assert parse_parts(None, "50M") == ALL_PARTS
+
+
+@given(st.sets(st.sampled_from(ALL_PARTS), min_size=1))
+def test_parts_in_messages_can_be_asked_for_as_they_stand(parts):
+    assert parse_parts(ranges(sorted(parts)), "50M") == tuple(sorted(parts))
+    assert ranges(ALL_PARTS) == "0-31"
+    assert ranges([0, 1, 5, 6, 7], ", ") == "0, 1, 5-7"
 
 
 @pytest.mark.parametrize("parts", ["1", "32", [0, 1], -1, "", "a", "3-1", [0.5], [True], {}])

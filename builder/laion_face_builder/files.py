@@ -174,8 +174,9 @@ def _with_need(error: DiskError, room: int) -> DiskError:
 def concerned(path: Path, error: OSError, partial: Path | None = None) -> Path | None:
     """Return the file that could not be written, if that is what the error is about; `path` for its partial file."""
     named = next((Path(name) for name in (error.filename2, error.filename) if isinstance(name, str)), None)
-    if named is None:  # Arrow has the name in the text only, others have none.
-        return path if error.errno in {*_OF_WRITING, *_OF_DISKS} or path.name in str(error) else None
+    if named is None:  # Arrow has the name in the text only, others have none. What else is an OSError is a network's.
+        is_named = type(error) is OSError and path.name in str(error)
+        return path if error.errno in {*_OF_WRITING, *_OF_DISKS} or is_named else None
     if named in (partial, path, *path.parents):
         return path
     return named if path in named.parents or error.errno in _OF_WRITING else None

@@ -6,13 +6,15 @@ forecast touches nothing: no file, no folder, no lock; upstream is asked for lis
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
 from laion_face_builder.errors import LaionFaceError
 from laion_face_builder.files import disk_free, human_size
+from laion_face_builder.shown import ranges
 
 #: What becomes of a thing. "depends": that shows only once the sources have been fetched.
 Deed = Literal["made", "made anew", "used as it is", "depends", "sent", "removed", "refused"]
@@ -116,7 +118,7 @@ class Forecast:
     def lines(self) -> Iterator[str]:
         """Yield the forecast as lines for people; the refusal is not among them, since it is raised."""
         yield f"dry run of {self.command}: nothing is touched"
-        yield from map(str, self.steps)
+        yield from _in_short(self.steps)
         yield f"to fetch: {self.fetch.of_bytes()}"
         for disk in self.disks:
             yield f"to write: {disk.write.of_bytes()} at {disk.folder} ({human_size(disk.free)} free)"
@@ -152,6 +154,21 @@ class Forecast:
             "notes": list(self.notes),
             "refusal": None if self.refusal is None else str(self.refusal),
         }
+
+
+def _in_short(steps: Sequence[Step]) -> Iterator[str]:
+    """Yield a line for each step, but one for all of the parts in a row with which the same is done."""
+    for (of_parts, *_), run in groupby(steps, lambda step: (_is_part(step), step.deed, step.why)):
+        alike = list(run)
+        if of_parts and len(alike) > 1:
+            named = ranges((int(step.what.removeprefix("part ")) for step in alike), ", ")
+            yield str(replace(alike[0], what=f"parts {named}"))
+        else:
+            yield from map(str, alike)
+
+
+def _is_part(step: Step) -> bool:
+    return step.what.removeprefix("part ").isdecimal() and step.size is None
 
 
 def duration(hours: float) -> str:

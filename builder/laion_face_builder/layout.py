@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from laion_face_builder.errors import OptionError
-from laion_face_builder.shown import shown
+from laion_face_builder.shown import ranges, shown
 from laion_face_builder.values import absolute, as_written, folder
 
 #: LAION-400M's metadata, the id list and the detections all come in the same 32 parts.
@@ -63,7 +63,7 @@ def parse_parts(parts: str | int | Iterable[int] | None, config: str) -> tuple[i
     wrong = [part for part in chosen if part not in valid]
     if wrong or not chosen:
         named = f"{as_written(wrong)} not in config {config}" if wrong else "none given"
-        raise OptionError(f"parts={as_written(parts)}: {named}; its parts are {', '.join(map(str, valid))}")
+        raise OptionError(f"parts={as_written(parts)}: {named}; its parts are {ranges(valid, ', ')}")
     return tuple(chosen)
 
 

@@ -4,13 +4,15 @@ Addresses carry secrets: `http://user:password@host/`, `?X-Amz-Signature=…`. T
 used, and go through `shown` or `bare` wherever they are put into words or names. The words of others (libraries,
 servers) go through `short` or `hushed`; so does every error of ours, as the last thing that happens to its text, and
 every line that is logged (`log`). The cause of an error of ours goes through `harmless`: tracebacks have its words.
+
+And numbers, as people read them: `ranges`, `counted`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 #: Stands for what is not shown.
 HIDDEN = "***"
@@ -76,6 +78,23 @@ def bare(address: str) -> str:
     return shown(address).partition("?")[0].replace(f"{HIDDEN}@", "") if "://" in address else address
 
 
+def ranges(numbers: Iterable[int], between: str = ",") -> str:
+    """Write ascending numbers with ranges for three and more in a row: "0,2,5-7", as --parts takes parts."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    said = ([f"{run[0]}-{run[-1]}"] if len(run) > 2 else map(str, run) for run in runs)
+    return between.join(one for run in said for one in run)
+
+
+def counted(number: int, what: str) -> str:
+    """Give "1 tar" and "1,000 tars" for a thing that takes an s in the plural."""
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
+
+
 class Stranger(Exception):
     """Stands for an error of a library if its words, or those of one of its causes, had a secret in them."""
 
@@ -85,15 +104,15 @@ def harmless(error: Exception) -> Exception:
 
     The stand-in only names the types of its causes: where there was a secret, they may quote pieces of it.
     """
-    first, *behind = _behind(error)
+    first, *behind = chain(error)
     if all(hushed(text) == text for one in (first, *behind) for text in (str(one), repr(one))):
         return error
     kinds = "".join(f", from {type(one).__name__}" for one in behind)
     return Stranger(f"{type(first).__name__}: {hushed(str(first))}{kinds}").with_traceback(error.__traceback__)
 
 
-def _behind(error: BaseException) -> Iterator[BaseException]:
-    """Yield the error and its causes, as a traceback shows them."""
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield the error and its causes, as a traceback shows them, each once: libraries make circles of them."""
     seen: set[int] = set()
     one: BaseException | None = error
     while one is not None and id(one) not in seen:

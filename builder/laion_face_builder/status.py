@@ -18,7 +18,7 @@ from laion_face_builder.index.side_table import side_tables
 from laion_face_builder.index.writer import proof_path
 from laion_face_builder.layout import DataDir
 from laion_face_builder.parquet_files import opened, table_of
-from laion_face_builder.shown import short
+from laion_face_builder.shown import ranges, short
 from laion_face_builder.sources import data_store
 
 
@@ -133,7 +133,7 @@ def as_json(data: DataDir, parts: Iterable[int]) -> dict[str, Any]:
 
 
 def _table_line(table: TableStatus) -> str:
-    numbers, names = ",".join(map(str, table.parts)), short(", ".join(table.columns), 80)
+    numbers, names = ranges(table.parts), short(", ".join(table.columns), 80)
     return f"{table.folder}: parts {numbers}, {table.rows:,} rows, {human_size(table.bytes)}; columns {names or '-'}"
 
 

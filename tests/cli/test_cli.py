@@ -203,7 +203,8 @@ WRONG = {
     ("faces", "abc"): "found 'abc', expected a sample id",
     ("faces", str(2**63)): "found '9223372036854775808', expected a sample id",
     ("faces", "1.5"): "found '1.5', expected a sample id",
-    ("prepare", "20M", "--processes", "many"): "argument --processes: invalid int value: 'many'",
+    ("prepare", "20M", "--processes", "many"): "argument --processes: found 'many', expected a whole number",
+    ("publish", "--gated", "owner/name"): "valid are auto, manual, off; --gated without a value stands last; see",
     ("completion", "csh"): "argument SHELL: found 'csh': did you mean",
     ("prepare", "20M", "two\nlines"): "unrecognized arguments: two lines",
 }

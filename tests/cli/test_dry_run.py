@@ -44,6 +44,7 @@ from laion_face_builder.publish.published_files import Bounds
 from laion_face_builder.publish.request import PublishRequest
 from laion_face_builder.sandbox import STRANGER, WRITER, Sandbox, SandboxSpec
 from laion_face_builder.sandbox.demo import forecast_demo
+from laion_face_builder.shown import ranges
 from laion_face_builder.sources.metadata_kinds import CANONICAL
 from laion_face_builder.sources.sources import Upstream
 from tests.support.nested import but
@@ -215,7 +216,7 @@ def test_prepare_does_what_was_said(job: Job, untouched: Any, state: Callable[[J
         assert deeds(said)[f"part {part}"] == (deed or "used as it is")
     others = {part for part in ALL_PARTS if part not in (0, 2) and str(job.data.ids(part)) in touched}
     named = {step.what for step in said.steps if step.what.startswith("ids of")}
-    assert named == ({f"ids of parts {', '.join(map(str, sorted(others)))}"} if others else set())
+    assert named == ({f"ids of parts {ranges(sorted(others), ', ')}"} if others else set())
     removed = {str(job.data.root / step.what) for step in said.steps if step.deed == "removed"}
     gone = {name for name in before if not Path(name).exists()}
     assert removed <= gone
@@ -830,3 +831,14 @@ def test_programs_get_what_people_get(fetch: Amount, write: Amount, pictures: Am
     lines = "\n".join(forecast.lines())
     assert f"to fetch: {fetch.of_bytes()}\n" in lines
     assert all(str(step) in lines for step in steps)
+
+
+def test_parts_with_which_the_same_is_done_share_a_line():
+    steps = [Step("part 0", "made"), *(Step(f"part {part}", "used as it is", "all there") for part in (1, 2, 3, 8))]
+    said = list(Forecast("prepare", (*steps, Step("README.md", "sent"), Step("part 9", "removed")), ()).lines())
+    assert said[1:5] == [
+        "part 0: made",
+        "parts 1-3, 8: used as it is (all there)",
+        "README.md: sent",
+        "part 9: removed",
+    ]

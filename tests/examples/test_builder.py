@@ -266,7 +266,8 @@ def test_pictures_that_are_not_there_are_an_error_with_the_way_out(prepared, tmp
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        ({"name": "20m"}, "valid are 20M, 50M"),
+        ({"name": "20m"}, "valid are 20M, 50M$"),
+        ({"name": "owner/copy"}, r"a published copy goes as load_dataset\('20M', index='owner/copy'\)"),
         ({"name": None}, "valid are 20M, 50M"),
         ({"min_face_sise": 3}, "did you mean min_face_size"),
         ({"data_files": "x"}, "data_dir="),

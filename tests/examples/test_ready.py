@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 import laion_face
 from laion_face_builder import cli
 from laion_face_builder.cli import arguments, commands
-from laion_face_builder.errors import NotPrepared
+from laion_face_builder.errors import NotPrepared, SourceNotFound
 from laion_face_builder.examples.parts import command
 from laion_face_builder.options import OptionFields, Options
 from laion_face_builder.sandbox import SandboxSpec
@@ -56,6 +56,21 @@ def test_loading_prepares_every_part_and_iterating_asks_nobody(box, load, tmp_pa
     assert ids_of(ds) == [truth.sample_id for truth in box.truth]
     assert ids_of(load()) == ids_of(ds)
     assert len(box.hub.log) == asked
+
+
+def test_a_published_index_that_lacks_a_part_is_refused_before_the_first_row(load, tmp_path):
+    load(parts="0")
+    with pytest.raises(SourceNotFound, match=r"with parts 0; expected one part-00002.* Ask with parts= for those"):
+        load(index=str(tmp_path / "data"))
+
+
+@pytest.mark.parametrize("option", ["index", "metadata", "source_repo"])
+@pytest.mark.parametrize("streaming", [True, False])
+def test_what_is_wrong_with_a_source_is_not_taken_for_a_disk(load, box, tmp_path, option, streaming):
+    typo = f"{box.repo}-typo"
+    # Addresses on the Hub have the very word that datasets' cache is called by.
+    with pytest.raises(SourceNotFound, match=rf"^Hub dataset {typo}: there is no such repo"):
+        load(**{option: typo, "streaming": streaming, "cache_dir": str(tmp_path / "datasets")})
 
 
 def test_making_a_builder_touches_nothing(box, tmp_path):

@@ -102,6 +102,7 @@ def test_an_entry_is_what_it_looks_like(line, entry):
     [
         *("1.5", "1e6", "12 34", "+5", "9223372036854775808", "1" * 20, "nan", ",5", '"123', "'1\"", '""'),
         *("word", "caption", "two words", "a.example/1.jpg", "//a.example/1.jpg", "http://", "me@a.example", "a..5"),
+        *("597,155,409,472", "12,345"),  # an id with commas, or several fields
         *("*", "*.", "ads*.a.example", "http://*.a.example/", "*.127.0.0.1", "a.example:0", "a.example:65536", "1.2.3"),
         *("a.example:http", "300.1.1.1", ":::", "[a]", "ab" * 31, "xy" * 32, "0\0", "\ufeff5", "ü" * 70 + ".example"),
     ],
@@ -146,7 +147,7 @@ def test_a_file_may_come_from_any_editor(tmp_path, end, encoding, caplog):
         found = read_exclusion(str(path))
         assert read_exclusion(str(path)) is found
     assert found.counts == {"ids": 1, "urls": 1, "hosts": 1, "hashes": 2}
-    assert caplog.messages == [f"{path}: 1 ids, 1 urls, 1 hosts, 2 hashes are left out"]
+    assert caplog.messages == [f"{path}: names 1 id, 1 URL, 1 host, 2 hashes, which are left out"]
 
 
 def test_lists_that_name_nothing_or_leave_room_for_doubt_are_spoken_of(tmp_path, caplog):
@@ -280,7 +281,7 @@ def test_equal_lists_are_equal_in_whatever_order_and_travel():
     assert Filters(exclude=one).as_dict() == Filters(exclude=other).as_dict() == {"exclude": one.digest}
     assert pickle.loads(pickle.dumps(one)) == one == copy.deepcopy(one)
     assert len({one.digest, *(parse_exclusion([line]).digest for line in ("7", SHA, MD5, "*.bad.example"))}) == 5
-    assert repr(one) == "Exclusion('one', 1 ids, 1 urls, 1 hosts, 1 hashes)"
+    assert repr(one) == "Exclusion('one', 1 id, 1 URL, 1 host, 1 hash)"
 
 
 def test_entries_are_sorted_by_kind():

@@ -3,6 +3,7 @@
 import re
 import shutil
 import threading
+import unicodedata
 from html import unescape
 from html.parser import HTMLParser
 
@@ -237,9 +238,18 @@ def test_a_caption_of_any_length_makes_a_sheet():
 def test_letters_that_a_font_lacks_become_plain_ones(monkeypatch):
     monkeypatch.setattr(sheets, "_is_missing", lambda character: not character.isascii())
     sheets._script_if_missing.cache_clear()
-    found = sheets.showable("Øde Łódź, Æro, Đà Nẵng: Привет 微笑")
+    found = [sheets.showable(text) for text in ("Øde Łódź, Æro, Đà Nẵng", "a 笑顔の女性 イラスト No. 3 Привет")]
     sheets._script_if_missing.cache_clear()
-    assert found == "Ode Lodz, AEro, Da Nang: <cyrillic> <cjk>"
+    assert found == ["Ode Lodz, AEro, Da Nang", "a <cjk, hiragana, katakana> No. 3 <cyrillic>"]
+
+
+def test_the_marks_of_a_letter_that_a_font_lacks_go_with_it(monkeypatch):
+    # Alone, a mark is drawn on a circle with dots, which even fonts without the script have.
+    monkeypatch.setattr(sheets, "_is_missing", lambda one: not one.isascii() and unicodedata.category(one)[0] != "M")
+    sheets._script_if_missing.cache_clear()
+    found = sheets.showable("मुस्कुराती हुई लड़की 41")
+    sheets._script_if_missing.cache_clear()
+    assert found == "<devanagari> 41"
 
 
 def test_a_smaller_copy_of_the_picture_keeps_the_frame():

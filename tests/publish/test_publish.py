@@ -491,7 +491,7 @@ def test_the_two_kinds_are_not_mixed(data, published, tmp_path):
         ({"include": "nowhere.txt"}, OptionError, "no such file"),
         ({"include": ["ab" * 32], "with_images": True}, OptionError, "hashes name pictures, and it is rows"),
         ({"pictures_only": True}, OptionError, "only goes with --with-images"),
-        ({"gated": "auto"}, OptionError, "--gated only go with a Hub id"),
+        ({"gated": "auto"}, OptionError, "--gated goes only with a Hub id"),
         ({"gated": "yes"}, OptionError, "expected one of auto, manual, off"),
         ({"contact": "me"}, OptionError, "expected an e-mail address"),
         ({"contact": "me@example.org>\n# Title"}, OptionError, "expected an e-mail address"),
@@ -502,6 +502,13 @@ def test_what_is_not_there_is_named(prepared, tmp_path, how, error, message):
     with pytest.raises(error, match=message):
         publish(PublishRequest(prepared.data, str(tmp_path / "out"), **how))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_readme_that_is_not_ours_is_not_replaced(prepared, tmp_path):
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(StateConflict, match=r"README.md: found one that no publish wrote"):
+        publish(PublishRequest(prepared.data, str(tmp_path)))
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("README.md", "mine")]
 
 
 def test_an_empty_data_dir_has_nothing_to_publish(tmp_path):

@@ -149,7 +149,7 @@ def test_a_target_can_be_neither(target, tmp_path, monkeypatch):
 
 
 def test_options_of_the_hub_do_not_go_with_a_folder(tmp_path):
-    with pytest.raises(OptionError, match="is a folder: --private, --token only go with a Hub id"):
+    with pytest.raises(OptionError, match="is a folder: --private, --token go only with a Hub id"):
         destination_at(str(tmp_path), private=True, token="secret")
     with pytest.raises(OptionError, match="is a commit"):
         destination_at("owner/name", revision="0" * 40)

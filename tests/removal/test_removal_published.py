@@ -188,7 +188,7 @@ def test_on_the_hub_the_history_serves_them_until_it_is_squashed(hub, prepared, 
     assert not any(gone in content for (sha, _), content in on_hub(repo).items() if sha == repo.branches["main"])
     assert wanted & rows_in({path: content for (sha, path), content in on_hub(repo).items() if sha == first})
     assert any("earlier commits of main still serve" in note for note in result.history.notes)
-    assert any(f"--target {name} --squash-history" in note for note in result.history.notes)
+    assert any(f"--data-dir DATA_DIR --target {name} --squash-history" in note for note in result.history.notes)
 
     repo.tags["v1"] = first
     result = remove_from_target(TargetRequest(name, removals, squash_history=True))

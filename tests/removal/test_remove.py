@@ -412,3 +412,9 @@ def test_pictures_that_are_named_by_their_bytes_come_from_nowhere(prepared, tmp_
     after = Options.of("20M", OptionFields(parts=0, images="fetch"), data)
     assert before.defining() != after.defining(), "no Arrow cache of before is taken for it"
     assert before.filters.as_dict() == after.filters.as_dict(), "a download goes on"
+
+
+def test_a_data_dir_in_which_nothing_is_prepared_is_pointed_out(tmp_path: Path, caplog) -> None:
+    there = remove(RemovalRequest(DataDir.at(tmp_path / "typo"), parse_exclusion(["5"]), "asked for"))
+    assert total(there) == {}
+    assert "nothing is prepared there; is it the right --data-dir?" in caplog.text

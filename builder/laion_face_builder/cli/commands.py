@@ -16,6 +16,7 @@ from laion_face_builder.cli.output import Output, say
 from laion_face_builder.errors import OptionError, ShardsGivenUp
 from laion_face_builder.layout import CONFIG_PARTS, DataDir
 from laion_face_builder.log import logger
+from laion_face_builder.shown import counted
 
 if TYPE_CHECKING:
     from laion_face_builder.cli.parsing import Parser
@@ -222,7 +223,7 @@ def run_verify(given: argparse.Namespace) -> int:
         problems.append(problem)
         out.lines([problem])
     out.document(lambda: {"place": place, "problems": problems})
-    logger.info("%s: %s", found.about, f"{len(problems)} problems" if problems else "all as it should be")
+    logger.info("%s: %s", found.about, counted(len(problems), "problem") if problems else "all as it should be")
     return int(bool(problems))
 
 

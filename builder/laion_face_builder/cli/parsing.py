@@ -33,6 +33,7 @@ def _near(word: str, valid: list[str]) -> list[str]:
 
 
 MOST_IDS = 2**63 - 1
+_NUMBERS: Mapping[Any, str] = {int: "a whole number", float: "a number"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -57,9 +58,19 @@ class Parser(argparse.ArgumentParser):
         output.complain(f"{message}{' ' if message.endswith('?') else '; '}see `{self.prog} --help`")
         sys.exit(2)
 
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        try:
+            return super()._get_value(action, arg_string)
+        except argparse.ArgumentError as error:
+            if (expected := _NUMBERS.get(action.type)) is None:
+                raise
+            raise argparse.ArgumentError(action, f"found {arg_string!r}, expected {expected}") from error
+
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
             valid = list(map(str, action.choices))
+            if action.nargs == "?" and action.option_strings:
+                valid[-1] += f"; {action.option_strings[0]} without a value stands last"
             what = "there is no command" if isinstance(action, argparse._SubParsersAction) else "found"
             raise argparse.ArgumentError(
                 action if what == "found" else None,

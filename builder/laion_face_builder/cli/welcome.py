@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from laion_face_builder.layout import ALL_PARTS, PARTS_OF_20M, DataDir
+from laion_face_builder.shown import ranges
 
 
 def lines(data: DataDir) -> Iterator[str]:
@@ -16,6 +17,7 @@ def lines(data: DataDir) -> Iterator[str]:
     yield "LAION-Face: 50 million image-text pairs with face boxes, landmarks and scores"
     yield ""
     yield f"In {data.root}: {_what_is_there(prepared, downloaded)}."
+    yield "(What is in another DATA_DIR: laion-face status --data-dir DATA_DIR)"
     yield ""
     config = "20M" if _all_in_20m(downloaded or prepared) else "50M"
     for number, step in enumerate(_steps(config, parts), 1):
@@ -44,7 +46,7 @@ def _named(parts: Sequence[int]) -> str:
 
 
 def _listed(parts: Sequence[int]) -> str:
-    return ",".join(map(str, parts))
+    return ranges(parts)
 
 
 def _all_in_20m(parts: Sequence[int]) -> bool:

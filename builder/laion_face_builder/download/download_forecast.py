@@ -31,6 +31,7 @@ from laion_face_builder.forecast import Amount, Deed, Disk, Forecast, Step
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.layout import DataDir
 from laion_face_builder.parquet_files import table_of
+from laion_face_builder.shown import counted
 from laion_face_builder.sources import data_store
 
 
@@ -233,6 +234,6 @@ def _said(one: RoundForecast) -> str:
     name = f"retry {one.number}: " if one.number else ""
     if one.pictures is None:
         return f"{name}what has failed by then"
-    fetched = f"{one.pictures:,} pictures to ask for, in {one.shards:,} tars" if one.pictures else ""
+    fetched = f"{one.pictures:,} pictures to ask for, in {counted(one.shards, 'tar')}" if one.pictures else ""
     checked = f"{one.unchecked:,} that are there to look through" if one.unchecked else ""
     return name + ", ".join(filter(None, (fetched, checked)))

@@ -61,7 +61,7 @@ from laion_face_builder.files import (
     remove_partials,
     written_whole,
 )
-from laion_face_builder.images.reasons import Reason
+from laion_face_builder.images.reasons import Reason, hint_on
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.index.removals import as_made, lost_by
 from laion_face_builder.layout import DataDir
@@ -144,6 +144,8 @@ def _rounds(
             _write_sidecar(files, index, numbering, made_with, tars)
     result = result_of(files.data.sidecar(files.part), done)
     logger.info("part %05d: %s", files.part, result)
+    if not result.ok and (hint := hint_on(result.failures)):
+        logger.warning("part %05d: %s. --retry-failed asks again", files.part, hint)
     return result
 
 

@@ -23,7 +23,7 @@ from laion_face_builder.errors import DiskError, LaionFaceError, NotPrepared, So
 from laion_face_builder.examples import _compat, report
 from laion_face_builder.examples.report import Report
 from laion_face_builder.examples.walk import Plan
-from laion_face_builder.images.reasons import Reason
+from laion_face_builder.images.reasons import Reason, hint_on
 from laion_face_builder.log import logger
 from laion_face_builder.options import Options
 
@@ -107,7 +107,8 @@ def why_not_kept(counts: Report, is_lost: bool, options: Options) -> LaionFaceEr
     """
     asked = counts.yielded + counts.failures
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in counts.failed.most_common())
-    if options.images == "fetch" and is_lost:
+    hint = hint_on(counts.failed)
+    if options.images == "fetch" and is_lost and not hint:
         return SourceError(
             f"images='fetch': the network was lost on the way, {counts.failures:,} of {asked:,} pictures failed "
             f"({reasons}). Nothing of this run was cached. Load the dataset again once the network is back; with "
@@ -120,13 +121,14 @@ def why_not_kept(counts: Report, is_lost: bool, options: Options) -> LaionFaceEr
             "fails). Nothing of this run was cached, since it would lack them ever after. Put it right, and load the "
             "dataset again; streaming=True counts them and goes on."
         )
+    if options.images == "fetch" and counts.failures and (is_lost or not counts.yielded):
+        hint = hint or "Is the network there, and may it reach these hosts? Load the dataset again once it does"
+        return SourceError(
+            f"images='fetch': {counts.failures:,} of {asked:,} pictures failed ({reasons}). Nothing of this run was "
+            f"cached. {hint}."
+        )
     if counts.yielded or not counts.failures:
         return None
-    if options.images == "fetch":
-        return SourceError(
-            f"images='fetch': all of {asked:,} pictures failed ({reasons}). Nothing of this run was cached. Is the "
-            "network there, and may it reach these hosts? Load the dataset again once it does."
-        )
     if options.on_error == "null":
         return None
     return NotPrepared(

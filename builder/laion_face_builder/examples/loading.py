@@ -18,6 +18,7 @@ from laion_face_builder.files import concerned, digest, disk_error
 from laion_face_builder.layout import CONFIG_PARTS
 from laion_face_builder.log import logger
 from laion_face_builder.options import Options, refuse_unknown
+from laion_face_builder.shown import chain
 
 #: Arguments of `datasets.load_dataset` that make no sense here, and what to use instead.
 REFUSED = {
@@ -44,12 +45,10 @@ def _plain_errors(cache_dir: Path) -> Iterator[None]:
     """Raise the disk or network error that stopped an Arrow cache: datasets hides it behind an error of its own."""
     try:
         yield
-    except (DiskError, NetworkOutage):
-        raise
+    except LaionFaceError:
+        raise  # it says what there is to say: the error of a library behind it is not looked at
     except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, (OSError, NetworkOutage)):
-            cause = cause.__cause__ or cause.__context__
+        cause = next((one for one in chain(error) if isinstance(one, (OSError, LaionFaceError))), None)
         if isinstance(cause, (DiskError, NetworkOutage)):
             raise cause from None
         if cause is None or isinstance(cause, LaionFaceError):
@@ -83,7 +82,9 @@ def check_call(name: str | None, custom_features: Any, given: dict[str, Any]) ->
     """
     progress.talk_unless_configured()
     if name not in CONFIG_PARTS:
-        raise OptionError(f"config {name!r}: valid are {', '.join(CONFIG_PARTS)}")
+        named = isinstance(name, str) and name.upper() not in CONFIG_PARTS
+        hint = f"; a published copy goes as load_dataset('20M', index={name!r})" if named else ""
+        raise OptionError(f"config {name!r}: valid are {', '.join(CONFIG_PARTS)}{hint}")
     for key, instead in REFUSED.items():
         if given.get(key) is not None or (key == "features" and custom_features is not None):
             raise OptionError(f"{key}= is not taken: {instead}")

@@ -28,12 +28,12 @@ from laion_face_builder.forecast import Forecast
 from laion_face_builder.index.exclusion import Exclusion, Mask
 from laion_face_builder.index.filters import Filters
 from laion_face_builder.index.joined_part import JoinedPart
-from laion_face_builder.index.published import PublishedPart, find_published
+from laion_face_builder.index.published import PublishedPart, find_published, not_named
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.index.removals import STAMP, without_stamp
 from laion_face_builder.log import logger
 from laion_face_builder.options import IMAGE_MODES, INNER, OptionFields, Options
-from laion_face_builder.shown import shown
+from laion_face_builder.shown import ranges, shown
 from laion_face_builder.sources import data_store
 from laion_face_builder.sources.hub import Token
 
@@ -69,7 +69,7 @@ def command(name: str, options: Options, parts: Sequence[int]) -> str:
 
 def listed(parts: Sequence[int]) -> str:
     """Give "0,2" for parts 0 and 2, as --parts takes them."""
-    return ",".join(map(str, parts))
+    return ranges(parts)
 
 
 def _typed(value: object) -> str:
@@ -315,6 +315,17 @@ def index_of(options: Options, part: int) -> IndexPart:
 def _published(place: str, part: int, token: Token) -> PublishedPart:
     """Find a published part, and remember it: listing a Hub repo takes requests, and every shard asks again."""
     return find_published(place, part, token)
+
+
+def require_published(options: Options) -> None:
+    """Check that a published index has every part: not after hours, when a stream comes to the one that it lacks.
+
+    Raises:
+        SourceNotFound: it lacks one; SourceError: no answer.
+    """
+    if options.index is not None:
+        for part in not_named(options.index, options.parts, options.upstream.token):
+            _published(options.index, part, options.upstream.token)
 
 
 def _pictures_of(options: Options, part: int, index: IndexPart, adopted: Adopted | None) -> PartPictures | None:

@@ -28,6 +28,7 @@ from laion_face_builder.export.pieces import PieceMaker
 from laion_face_builder.export.shard_sinks import line_of, open_sink
 from laion_face_builder.export.side_lists import write_lists
 from laion_face_builder.files import locked
+from laion_face_builder.images.reasons import hint_on
 from laion_face_builder.index.removals import STAMP, settled
 from laion_face_builder.log import logger
 from laion_face_builder.options import OptionFields, Options, refuse_unknown
@@ -254,7 +255,9 @@ def _count(counts: ExportCounts, before: Report, after: Report, failed: Counter[
 
 def _lost(counts: Report) -> SourceError:
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in counts.failed.most_common(5))
+    hint = hint_on(counts.failed)
+    found = "too many pictures failed" if hint else "the network was lost on the way"
     return SourceError(
-        f"the network was lost on the way: {counts.failures:,} pictures failed ({reasons}). Shards that were whole "
-        "before are kept, this one is not. Run the same command again once the network is back"
+        f"{found}: {counts.failures:,} of this process ({reasons}). Shards that were whole before are kept, this one "
+        f"is not. {hint or 'Run the same command again once the network is back'}"
     )

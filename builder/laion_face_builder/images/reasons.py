@@ -8,6 +8,7 @@ the reason phrase of its answers.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from enum import Enum, unique
 
 
@@ -185,6 +186,19 @@ def http(status: int | str) -> str:
 def is_of_server(reason: str) -> bool:
     """Say whether the host answered that the fault is its own: 500 to 599."""
     return reason.startswith(http(5))
+
+
+#: What a user can mend, by the reason.
+_HINTS = {
+    Reason.PRIVATE_ADDRESS: "Names of hosts lead to addresses that are not public: a proxy, a VPN or a sign-in page "
+    "may answer so for all of them; hosts of your own are reached with allow_private_hosts (--allow-private-hosts)",
+}
+
+
+def hint_on(failed: Mapping[str, int]) -> str:
+    """Say what to do about the commonest failure, if its reason is one that the user can mend; else ""."""
+    commonest = max(failed, key=lambda reason: failed[reason], default="")
+    return next((hint for reason, hint in _HINTS.items() if reason == commonest), "")
 
 
 _OURS = re.compile(r"([a-z]+(?:_[a-z0-9]+)*)(?:: .*)?", re.DOTALL)

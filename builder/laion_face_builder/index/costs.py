@@ -11,6 +11,7 @@ from laion_face_builder.index.prepare_plan import PartPlan
 from laion_face_builder.index.staged import is_staged, staged_file, staging_folder
 from laion_face_builder.layout import ALL_PARTS, DataDir
 from laion_face_builder.log import logger
+from laion_face_builder.shown import ranges
 from laion_face_builder.sources.copied_file import RemoteFile
 from laion_face_builder.sources.metadata_kinds import CONVERTED
 
@@ -87,7 +88,7 @@ class Costs:
         free = f"{human_size(disk_free(data.root))} free at {data.root}"
         logger.info(
             "parts %s: %s to download; ids, faces and index take about %s; %s",
-            ", ".join(map(str, self.parts)),
+            ranges(self.parts, ", "),
             self.to_download(),
             human_size(self.written),
             free if data.address is None else f"kept at {data.where}",

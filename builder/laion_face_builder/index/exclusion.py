@@ -27,7 +27,7 @@ import functools
 import hashlib
 import ipaddress
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -40,6 +40,7 @@ import pyarrow.compute as pc
 from laion_face_builder.errors import BadFile, OptionError
 from laion_face_builder.index.urls import addresses_named, canonical_url, domains_of, one_spelling, place_of
 from laion_face_builder.log import logger
+from laion_face_builder.shown import counted
 from laion_face_builder.values import as_written
 
 #: What a column of entries may be called, in any case; of several the first here counts.
@@ -47,6 +48,8 @@ HEADERS = ("sample_id", "sampleid", "id", "key", "url", "host", "domain", "sha25
 _QUOTED = re.compile(r"""(["'])(?P<inside>(?:(?!\1).|\1\1)*)\1\s*(?:,.*|\#.*)?""")
 _COMMENT = re.compile(r"\s#")
 _ID = re.compile(r"-?[0-9]{1,19}(?=(?:\.0+)?$)")
+#: One number or several fields: nobody knows.
+_THOUSANDS = re.compile(r"[0-9]{1,3}(,[0-9]{3})+")
 _HASH = re.compile(r"[0-9a-fA-F]{64}|[0-9a-fA-F]{32}")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://(?![^/?#]*\*).+")
 _HOST = re.compile(r"(?P<star>\*\.)?(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s/:@\[\]*?#\\]+)(?P<port>:[0-9]{1,5})?")
@@ -85,20 +88,32 @@ def _read(path: str, option: str, _version: tuple[int, ...]) -> Exclusion:
     return found
 
 
+#: What there is of a kind of entries, in words.
+_KINDS: dict[str, Callable[[int], str]] = {
+    "ids": lambda count: counted(count, "id"),
+    "urls": lambda count: counted(count, "URL"),
+    "hosts": lambda count: counted(count, "host"),
+    "hashes": lambda count: f"{count:,} {'hash' if count == 1 else 'hashes'}",
+}
 #: What becomes of the entries of a list, and of nothing, by the option that takes it.
 _MEANT = {
     "exclude": ("are left out", "is left out"),
     "include": ("are kept, and no others", "is kept"),
-    "remove": ("are taken down", "is taken down"),
+    "remove": ("are to be taken down", "is to be taken down"),
     "removed": ("are looked for", "is looked for"),
 }
+
+
+def in_words(counts: Mapping[str, int]) -> str:
+    """Give "1 id, 2 hosts" for the counts of a list's entries by kind."""
+    return ", ".join(_KINDS[kind](count) for kind, count in counts.items() if count) or "nothing"
 
 
 def say_what_is_named(name: str, found: Exclusion, option: str) -> None:
     """Log what the list called `name`, given to `option`, leaves out or keeps."""
     what = _MEANT[option]
     if any(found.counts.values()):
-        logger.info("%s: %s %s", name, found, what[0])
+        logger.info("%s: names %s, which %s", name, found, what[sum(found.counts.values()) == 1])
     else:
         logger.warning("%s: names nothing, so nothing %s", name, what[1])
 
@@ -117,7 +132,7 @@ def _unreadable(path: str, error: Exception) -> BadFile:
         path,
         found=f"no readable text ({error})",
         expected="UTF-8 with one sample id, URL, host or hash a line",
-        way_out="Give exclude= or include= the path of such a file, or of a Parquet file.",
+        way_out="Save it as plain text in UTF-8, or name a Parquet file.",
     )
 
 
@@ -140,6 +155,8 @@ def parse_exclusion(lines: Iterable[str], name: str = "exclude") -> Exclusion:
         if is_first and (headed := _column_in(line)) is not None:
             column, is_first = headed, False
             continue
+        if column < 0 and _THOUSANDS.fullmatch(line):
+            raise _refused(f"{name}:{number}", line)
         field = _first_field(line, column == 0) if column < 1 else _nth_field(line, column)
         if (entry := entry_of(field)) is None:
             raise _refused(f"{name}:{number}", line)
@@ -337,7 +354,7 @@ class Exclusion:
         return f"Exclusion({self.name!r}, {self})"
 
     def __str__(self) -> str:
-        return ", ".join(f"{count:,} {kind}" for kind, count in self.counts.items())
+        return in_words(self.counts)
 
     @cached_property
     def _forms(self) -> frozenset[tuple[str, bool]]:

@@ -34,6 +34,7 @@ from laion_face_builder.layout import ALL_PARTS, DataDir
 from laion_face_builder.log import logger
 from laion_face_builder.parquet_files import rows_in, table_of
 from laion_face_builder.schema import IDS
+from laion_face_builder.shown import counted
 from laion_face_builder.sources import data_store
 from laion_face_builder.torch_pickle.float_lists import FloatList, load_lists
 from laion_face_builder.torch_pickle.unpickler import one_door
@@ -105,7 +106,7 @@ def sorted_ids(pth: Path, part: int, values: object) -> np.ndarray:
     # Not np.unique: NumPy 2.3 made it a hash table, 60 times slower here than looking at neighbours.
     unique: np.ndarray = ids[np.append(True, ids[1:] != ids[:-1])[: len(ids)]]
     if doubled := len(ids) - len(unique):
-        logger.warning("%s: part %d lists %d ids more than once", pth, part, doubled)
+        logger.warning("%s: part %d lists %s more than once", pth, part, counted(doubled, "id"))
     return unique
 
 

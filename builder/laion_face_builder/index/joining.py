@@ -47,7 +47,7 @@ from laion_face_builder.index.removed import Removed
 from laion_face_builder.index.side_table import MATCHED_FIELD, SideTable
 from laion_face_builder.layout import DataDir, row_group_bounds
 from laion_face_builder.log import logger
-from laion_face_builder.shown import short
+from laion_face_builder.shown import ranges, short
 from laion_face_builder.sources.copied_file import RemoteFile
 from laion_face_builder.sources.hub import Token
 
@@ -104,7 +104,7 @@ class Joining:
         missing = [part for part in self.parts if self._known(part) != self._wanted(part)]
         if missing:
             raise NotPrepared(
-                f"{folder}: {self.source} is not joined there with parts {', '.join(map(str, missing))}. Load the "
+                f"{folder}: {self.source} is not joined there with parts {ranges(missing, ', ')}. Load the "
                 "dataset once with the same options, in one process and without a dry run."
             )
         return self._table(folder)
@@ -289,7 +289,7 @@ class _Join:
 
     def _say(self) -> None:
         counts, ours = self._counts, self._starts[-1]
-        parts = ", ".join(map(str, self._parts))
+        parts = ranges(self._parts, ", ")
         say = logger.info if counts.matched else logger.warning
         say(
             "join %s: %d of %d samples of parts %s have a row in it (%.1f %%), found by %s; of its %d rows %d are of "

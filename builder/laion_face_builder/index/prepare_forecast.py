@@ -15,6 +15,7 @@ from laion_face_builder.index.prepare import at_once, sources_have_removed
 from laion_face_builder.index.prepare_plan import PartPlan, Passed, changes, look_up_parts
 from laion_face_builder.index.staged import written_by_now
 from laion_face_builder.layout import ALL_PARTS, DataDir
+from laion_face_builder.shown import ranges
 from laion_face_builder.sources import data_store
 from laion_face_builder.sources.copied_file import CopiedFile
 from laion_face_builder.sources.sources import Upstream
@@ -148,7 +149,7 @@ def _also(data: DataDir, jobs: Sequence[PartPlan]) -> list[Step]:
         return []
     asked, content = {job.part for job in jobs}, jobs[0].content(jobs[0].id_list)
     others = [part for part in ALL_PARTS if part not in asked and lacks_ids(data, part, content)]
-    named = ", ".join(map(str, others))
+    named = ranges(others, ", ")
     return [Step(f"ids of parts {named}", "made", "the id list is read once, for all parts")] if others else []
 
 

@@ -11,12 +11,12 @@ import os
 import posixpath
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from laion_face_builder.errors import BadFile, SourceError, SourceNotFound
 from laion_face_builder.index.index_file import IndexFile, Known, holds_only, may_hold
-from laion_face_builder.shown import ShownFields, bare, shown
+from laion_face_builder.shown import ShownFields, bare, ranges, shown
 from laion_face_builder.sources.fsspec_folder import list_fsspec
 from laion_face_builder.sources.http_folder import linked
 from laion_face_builder.sources.hub import HubRepo, Token
@@ -34,6 +34,9 @@ class PublishedPart(ShownFields):
 
     part: int
     files: tuple[str, ...]
+
+
+_CALLED = re.compile(r"part-(\d{5})(?:-.*)?\.parquet")
 
 
 def find_published(place: str, part: int, token: Token = None) -> PublishedPart:
@@ -64,7 +67,8 @@ def find_published(place: str, part: int, token: Token = None) -> PublishedPart:
     if not holding:
         raise SourceNotFound(
             f"{where}: found {_listed(files)}{_in_them(files, known, token)}; expected one part-{part:05d}.parquet, or "
-            f"files whose column part has {part}. Name a published index with index=."
+            f"files whose column part has {part}. Ask with parts= for those that are there, or name another published "
+            "index with index=."
         )
     _refuse_several(where, part, holding)
     _refuse_missing(where, part, files, holding[0])
@@ -72,11 +76,22 @@ def find_published(place: str, part: int, token: Token = None) -> PublishedPart:
     return PublishedPart(part, tuple(holding))
 
 
+def not_named(place: str, parts: Iterable[int], token: Token = None) -> list[int]:
+    """Give those of the parts that no file of a published index is called by: to be looked for in the files.
+
+    Raises:
+        SourceNotFound: no such place; SourceError: no answer.
+    """
+    names = [_name(file) for file in _published_files(place, token)]
+    called = {int(found[1]) for name in names if (found := _CALLED.fullmatch(name))}
+    return [part for part in parts if part not in called]
+
+
 def _in_them(files: Sequence[str], known: dict[str, list[Known]], token: Token) -> str:
     """Describe the parts or rows in the files, as far as they are known without reading the files."""
     there = sorted({one[0] for found in known.values() for one in found if one is not None and one[0] == one[1]})
     if there:
-        return f" with parts {', '.join(map(str, there))}"
+        return f" with parts {ranges(there, ', ')}"
     if known or not files:
         return ""
     opened = IndexFile(files[0], token)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from laion_face_builder.index.exclusion import Exclusion, Mask
+from laion_face_builder.index.exclusion import Exclusion, Mask, in_words
 from laion_face_builder.index.urls import addresses_named, canonical_url, domains_of, place_of
 
 #: Hexadecimal digits of a hash: 128 bits, so that no two of a billion rows have the same by chance.
@@ -104,7 +104,7 @@ class Removed:
         return f"Removed({self})"
 
     def __str__(self) -> str:
-        return ", ".join(f"{count:,} {kind}" for kind, count in self.counts.items())
+        return in_words(self.counts)
 
     @cached_property
     def digest(self) -> str:

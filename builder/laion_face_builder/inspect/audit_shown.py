@@ -8,6 +8,7 @@ from typing import Any
 from laion_face_builder.inspect import plots
 from laion_face_builder.inspect.agreement import IOU, Agreement, Band, bands
 from laion_face_builder.inspect.audit import Audit
+from laion_face_builder.shown import ranges
 
 CAUTION = (
     "Agreement is not truth: both may miss a face, and both may take for one what is none. The intervals (95 %, "
@@ -52,7 +53,7 @@ def _about(audit: Audit) -> str:
     where = "from the web" if audit.is_fetched else "from tars"
     left_out = [f"{found.unplaced:,} of another shape than the metadata says"] * bool(found.unplaced)
     left_out += [f"{number:,} {reason}" for reason, number in found.failed.most_common(3)]
-    numbers = ",".join(map(str, audit.parts))
+    numbers = ranges(audit.parts)
     return (
         f"{audit.detector} on {found.pictures:,} pictures {where}, parts {numbers}; faces are the same if their boxes "
         f"overlap with an IoU of {IOU:g} or more." + (f" Left out: {', '.join(left_out)}." if left_out else "")

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont, features
 
 from laion_face_builder.errors import TransformError
 from laion_face_builder.images.modes import to_rgb
+from laion_face_builder.shown import counted
 from laion_face_builder.transforms.affine import moved_face
 from laion_face_builder.transforms.drawing import SURE, UNSURE, Marker
 
@@ -57,11 +58,7 @@ def contact_sheet(examples: Sequence[Example], columns: int = 4) -> Image.Image:
 def _title(examples: Sequence[Example]) -> str:
     faces = sum(len(example["faces"]) for example in examples)
     pictures = sum(example["image"] is not None for example in examples)
-    return f"{_counted(len(examples), 'example')}, {_counted(pictures, 'picture')}, {_counted(faces, 'face')}"
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number:,} {what}" + ("" if number == 1 else "s")
+    return f"{counted(len(examples), 'example')}, {counted(pictures, 'picture')}, {counted(faces, 'face')}"
 
 
 def _card(example: Example) -> Image.Image:
@@ -82,7 +79,7 @@ def _card(example: Example) -> Image.Image:
 
 
 def _facts(example: Example) -> str:
-    facts = [_counted(len(example["faces"]), "face")]
+    facts = [counted(len(example["faces"]), "face")]
     if example["image"] is not None:
         facts.append(f"{example['width']} x {example['height']}")
         if not example.get("faces_aligned", True):
@@ -109,11 +106,29 @@ def _place_picture(card: Image.Image, example: Example) -> None:
 
 
 def showable(text: str) -> str:
-    """Return `text` in one line. What the font lacks becomes its letter without accents, or the name of its script."""
+    """Return `text` in one line. What the font lacks becomes its letter without accents, or the names of its scripts.
+
+    Japanese mixes three scripts in a word, and there are blanks between words: one pair of brackets names them all.
+    """
     pieces = []
-    for script, run in groupby(_without_accents(" ".join(text.split())), key=_script_if_missing):
+    for script, run in groupby(_letters(_without_accents(" ".join(text.split()))), key=_script_if_missing):
         pieces.append(f"<{script}>" if script else "".join(run))
-    return re.sub(r"(<\w+>)(\s*\1)+", r"\1", "".join(pieces))
+    return re.sub(r"<\w+>(\s*<\w+>)+", _in_one, "".join(pieces))
+
+
+def _in_one(run: re.Match[str]) -> str:
+    return f"<{', '.join(dict.fromkeys(re.findall(r'[^<>]+(?=>)', run[0])))}>"
+
+
+def _letters(text: str) -> list[str]:
+    """Split into characters; a mark that the font lacks the letter for stays with the letter."""
+    letters: list[str] = []
+    for one in text:
+        if letters and unicodedata.category(one)[0] == "M" and _script_if_missing(letters[-1]):
+            letters[-1] += one
+        else:
+            letters.append(one)
+    return letters
 
 
 def _without_accents(text: str) -> str:
@@ -135,7 +150,11 @@ _STROKED = re.compile(r"LATIN (CAPITAL|SMALL) LETTER (\w{1,2})\b")
 
 @lru_cache(maxsize=4096)
 def _script_if_missing(character: str) -> str:
-    """Return "" if the font has the character, else the first word of a letter's Unicode name: its script."""
+    """Return "" if the font has the character, else the first word of a letter's Unicode name: its script.
+
+    Of a letter with its marks the letter counts.
+    """
+    character = character[0]
     if not _is_missing(character):
         return ""
     is_letter = unicodedata.category(character)[0] in "LM"

@@ -14,6 +14,7 @@ from laion_face_builder.inspect.audit import Audit
 from laion_face_builder.inspect.audit_shown import audit_json, audit_lines, audit_page
 from laion_face_builder.inspect.counts import OTHER_HOSTS, Kept, Stats
 from laion_face_builder.inspect.html import rendered
+from laion_face_builder.shown import ranges
 
 MOST_SHOWN = 15
 #: Name in `counts.EDGES`, title, unit, and what is counted.
@@ -35,7 +36,7 @@ def lines(stats: Stats, audit: Audit | None = None) -> Iterator[str]:
 def _counted_lines(stats: Stats) -> Iterator[str]:
     total, filters = stats.total, stats.options.filters.as_dict()
     chosen = ", ".join(f"{name}={v:g}" if isinstance(v, float) else f"{name}={v}" for name, v in filters.items())
-    yield f"{stats.options.config}, parts {','.join(map(str, stats.options.parts))}; {chosen or 'no filter'}"
+    yield f"{stats.options.config}, parts {ranges(stats.options.parts)}; {chosen or 'no filter'}"
     yield f"\n{'':28}{'all':>15}{'kept':>15}{'share':>9}"
     for _, name, both, show in _figures(stats):
         yield f"{name:28}{show(both.all):>15}{show(both.kept):>15}{both.share:>9.1%}"
@@ -106,7 +107,7 @@ def stats_page(stats: Stats, command: str, audit: Audit | None = None) -> str:
     return rendered(
         "stats.html",
         config=stats.options.config,
-        parts=f"part{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}",
+        parts=f"part{'s' if len(numbers) > 1 else ''} {ranges(numbers, ', ')}",
         excluded=None if filters.exclude is None else stats.total.excluded,
         command=command,
         tiles=list(_tiles(stats)),

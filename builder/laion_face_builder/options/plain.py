@@ -125,6 +125,16 @@ def _nsfw(given: Any) -> tuple[str, ...]:
     return chosen
 
 
+_AS_FILE = "one entry goes into a file too, or through a pipe: echo ENTRY | laion-face {} -"
+#: How a single entry is given.
+_ALONE = {
+    "exclude": "one entry goes as exclude=[…] in Python",
+    "include": "one entry goes as include=[…] in Python",
+    "remove": _AS_FILE.format("remove"),
+    "removed": _AS_FILE.format("verify --removed"),
+}
+
+
 def read_list(option: str, given: Any) -> Exclusion:
     """Return the list that an option was given: a file, or the entries themselves.
 
@@ -137,7 +147,7 @@ def read_list(option: str, given: Any) -> Exclusion:
         path = absolute(place(option, given))
         if not path.is_file():
             found = "it is a folder" if path.is_dir() else "there is no such file"
-            raise OptionError(f"{option}={as_written(given)}: {found}; one entry goes as {option}=[…]")
+            raise OptionError(f"{option}={as_written(given)}: {found}; {_ALONE[option]}")
         return read_column(str(path), option) if is_column(str(path)) else read_exclusion(str(path), option)
     if isinstance(given, (bytes, bytearray, Mapping)) or not isinstance(given, Iterable):
         raise OptionError(f"{option}={as_written(given)}: expected a file, or a list of ids, URLs, hosts and hashes")

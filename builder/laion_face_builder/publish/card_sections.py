@@ -14,6 +14,7 @@ from laion_face_builder.layout import CONFIG_PARTS
 from laion_face_builder.publish import published_counts
 from laion_face_builder.publish.manifest import Entry, Manifest
 from laion_face_builder.publish.published_counts import HOSTS, sum_of
+from laion_face_builder.shown import ranges
 
 _SHOWN_HOSTS = 20
 _SHOWN_CHANGES = 10
@@ -33,7 +34,7 @@ def what_is_here(manifest: Manifest) -> list[str]:
     lines.append("|---|---|---:|---:|")
     for config in manifest.configs():
         entries = manifest.of_config(config)
-        parts = _ranges(sorted({entry.part for entry in entries if entry.part >= 0})) or "a few rows"
+        parts = ranges(sorted({entry.part for entry in entries if entry.part >= 0}), ", ") or "a few rows"
         rows, size = sum(entry.rows for entry in entries), sum(entry.size for entry in entries)
         lines.append(f"| `{config}` | {parts} | {rows:,} | {human_size(size)} |")
     return [*lines, "", *_counted_again(manifest), *_pictures(manifest), *_left_out(manifest), ""]
@@ -52,19 +53,8 @@ def _coverage(manifest: Manifest) -> list[str]:
     here = set(manifest.parts)
     of = [f"{len(here & set(parts))} of the {len(parts)} parts of {name}" for name, parts in CONFIG_PARTS.items()]
     missing = [part for part in CONFIG_PARTS["50M"] if part not in here]
-    rest = f" Missing are the parts {_ranges(missing)}." if missing else ""
+    rest = f" Missing are the parts {ranges(missing, ', ')}." if missing else ""
     return [f"This copy has {' and '.join(of)}.{rest}"]
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """Write numbers as ranges: 1, 2, 3, 7 as "1-3, 7"."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def _pictures(manifest: Manifest) -> list[str]:
@@ -92,7 +82,7 @@ def _left_out(manifest: Manifest) -> list[str]:
     lines = [text for name, text in said.items() if name in filters]
     pictured = sorted({entry.part for entry in entries if entry.fingerprint.get("pictures_only")})
     if pictured:
-        which = "" if pictured == list(manifest.parts) else f" of the parts {_ranges(pictured)}"
+        which = "" if pictured == list(manifest.parts) else f" of the parts {ranges(pictured, ', ')}"
         lines.append(f"Rows{which} whose picture could not be had are left out.")
     elif manifest.kind == "examples":
         lines.append("`image` is null in rows whose picture could not be had.")
@@ -194,7 +184,7 @@ def provenance(manifest: Manifest) -> list[str]:
     if joins:
         lines += [*_proof(list(joins.values())), "", *_sources(list(joins.values())), ""]
     if without:
-        lines += [f"Of the parts {_ranges(without)} no proof came with the index that was published.", ""]
+        lines += [f"Of the parts {ranges(without, ', ')} no proof came with the index that was published.", ""]
     lines += [
         "<details><summary>Part by part</summary>",
         "",
@@ -258,7 +248,9 @@ def changes(manifest: Manifest) -> list[str]:
         return [*lines, "None are noted: an earlier version of `laion-face` published it."]
     latest = list(reversed(manifest.history))
     for change in latest[:_SHOWN_CHANGES]:
-        deeds = [f"{what} parts {_ranges(change[what])}" for what in ("added", "changed", "removed") if what in change]
+        deeds = [
+            f"{what} parts {ranges(change[what], ', ')}" for what in ("added", "changed", "removed") if what in change
+        ]
         deeds += ["another preview"] * ("preview" in change)
         rows = f"{int(change['rows']):,} rows then"
         lines.append(f"- {change['date']}, laion-face {change['version']}: {'; '.join([*deeds, rows])}")

@@ -9,6 +9,7 @@ from typing import Any
 from laion_face_builder.layout import CONFIG_PARTS
 from laion_face_builder.publish.manifest import GLOBS, Manifest
 from laion_face_builder.schema import EXAMPLE_COLUMNS, INDEX
+from laion_face_builder.shown import ranges
 
 PROJECT = "https://github.com/FacePerceiver/LAION-Face"
 
@@ -100,7 +101,7 @@ def how_to_load(manifest: Manifest, address: Address) -> list[str]:
 
 def _parts(manifest: Manifest, config: str) -> str:
     here = [part for part in manifest.parts if part in CONFIG_PARTS[config]]
-    return "" if len(here) == len(CONFIG_PARTS[config]) else f', parts="{",".join(map(str, here))}"'
+    return "" if len(here) == len(CONFIG_PARTS[config]) else f', parts="{ranges(here)}"'
 
 
 def how_to_ask(manifest: Manifest, address: Address) -> list[str]:

@@ -34,8 +34,11 @@ def destination_at(
     if is_folder(target):
         given = {"--private": private, "--gated": gated, "--revision": revision, "--token": token}
         if unfit := [name for name, value in given.items() if value]:
-            raise OptionError(f"{target} is a folder: {', '.join(unfit)} only go with a Hub id like owner/name")
+            verb = "goes" if len(unfit) == 1 else "go"
+            raise OptionError(f"{target} is a folder: {', '.join(unfit)} {verb} only with a Hub id like owner/name")
         return FolderDestination(absolute(target))
     if not is_hub_id(target):
-        raise OptionError(f"{target!r} is neither a Hub id (owner/name) nor a folder that is there; write ./{target}")
+        raise OptionError(
+            f"{target!r} is neither a Hub id (owner/name) nor a folder that is there; a new folder is ./{target}"
+        )
     return HubDestination(target, private=private, gated=gated, revision=revision or "main", token=checked_token(token))

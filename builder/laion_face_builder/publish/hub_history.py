@@ -43,7 +43,7 @@ class History:
             revision = "" if self.branch == "main" else f" --revision {self.branch}"
             said.append(
                 f"{self.repo}: earlier commits of {self.branch} still serve what was taken down: `laion-face remove "
-                f"--target {self.repo}{revision} --squash-history` deletes them"
+                f"--data-dir DATA_DIR --target {self.repo}{revision} --squash-history` deletes them"
             )
         if self.elsewhere:
             said.append(

@@ -37,6 +37,7 @@ from laion_face_builder.publish.request import PublishRequest, check_given, chec
 from laion_face_builder.publish.staging import Staging, made_examples, made_index, made_preview
 from laion_face_builder.publish.targets import Destination, OutgoingFile, PublishedPlace, is_folder
 from laion_face_builder.publish.withdrawn import kept_to
+from laion_face_builder.shown import ranges
 from laion_face_builder.values import absolute
 
 
@@ -190,7 +191,7 @@ class _Job:
             self._request.target,
             len(manifest.entries),
             size,
-            ", ".join(map(str, manifest.parts)),
+            ranges(manifest.parts, ", "),
             human_size(self._sent),
         )
 
@@ -242,6 +243,9 @@ def _already_there(request: PublishRequest) -> Manifest | None:
     if there is not None and there.kind != request.kind:
         has = {"index": "the index without pictures", "examples": "parts with pictures"}[there.kind]
         raise StateConflict(f"{request.target}: holds {has}. Publish to another place, or empty that one first.")
+    if there is None and is_folder(request.target) and (card := absolute(request.target) / CARD).exists():
+        # Ours comes last of all, after the manifest.
+        raise StateConflict(f"{card}: found one that no publish wrote. Publish to another folder, or move it away.")
     return there
 
 

@@ -84,7 +84,7 @@ def check_given(request: PublishRequest) -> None:
     if request.gated not in (None, *GATES):
         raise OptionError(f"gated={request.gated!r}: expected one of {', '.join(GATES)}")
     if request.contact is not None and not _CONTACT.fullmatch(request.contact):
-        raise OptionError(f"contact={request.contact!r}: expected an e-mail address, or a URL that begins with http")
+        raise OptionError(f"contact={request.contact!r}: expected an e-mail address, or one that begins with https://")
 
 
 def check_rights(request: PublishRequest) -> None:

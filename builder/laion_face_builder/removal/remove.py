@@ -69,6 +69,8 @@ def remove(request: RemovalRequest) -> list[TakenDown]:
             if removals != Removals.of(data):
                 removals.write(data)
     logger.info("%s: has none of it any more, and remembers it: %s", data.removed, removals.removed)
+    if not any(data.ids(part).exists() or data.index(part).exists() for part in ALL_PARTS):
+        logger.warning("%s: nothing is prepared there; is it the right --data-dir?", data.root)
     return [*taken, *elsewhere.take_out_of_copies(request, removals)]
 
 

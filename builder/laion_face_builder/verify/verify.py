@@ -36,7 +36,7 @@ from laion_face_builder.publish.manifest import (
 from laion_face_builder.publish.published_files import columns_in, ids_bytes
 from laion_face_builder.publish.published_form import form_faults, is_in_form
 from laion_face_builder.publish.targets import Destination, OutgoingFile, PublishedPlace, is_folder
-from laion_face_builder.shown import short
+from laion_face_builder.shown import ranges, short
 from laion_face_builder.sources.hub import Token
 from laion_face_builder.values import absolute
 from laion_face_builder.verify.verify_data import BROKEN, data_problems, prepared_parts
@@ -182,4 +182,4 @@ def _of_data(data: DataDir, deep: bool) -> Verification:
     if not parts:
         raise NotPrepared(f"{data.root}: nothing is prepared or published there. Run `laion-face prepare` first.")
     problems = itertools.chain(data_problems(data, deep), joined_problems(data))
-    return Verification(f"{data.root}: parts {', '.join(map(str, parts))}", problems)
+    return Verification(f"{data.root}: parts {ranges(parts, ', ')}", problems)

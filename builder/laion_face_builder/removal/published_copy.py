@@ -30,6 +30,7 @@ from laion_face_builder.publish.destination import destination_at
 from laion_face_builder.publish.hub_history import History, rest_of_history
 from laion_face_builder.publish.hub_target import HubDestination
 from laion_face_builder.publish.manifest import MANIFEST, Entry, Manifest
+from laion_face_builder.publish.overtaken import Basis
 from laion_face_builder.publish.publish import texts_about
 from laion_face_builder.publish.published_files import contents, measured
 from laion_face_builder.publish.published_form import in_form
@@ -93,6 +94,7 @@ def remove_from_target(request: TargetRequest) -> TargetResult:
 
     Raises:
         NotPrepared: nothing was published there; BadFile: a file there is damaged.
+        StateConflict: somebody else changed it meanwhile.
         SourceError, PublishError: the Hub does not answer, or refuses.
     """
     place = PublishedPlace.at(request.target, request.revision, request.token)
@@ -107,7 +109,8 @@ def remove_from_target(request: TargetRequest) -> TargetResult:
     history = None
     if isinstance(destination, HubDestination) and (removals.done or request.squash_history):
         squash = request.squash_history and not request.is_dry_run
-        history = rest_of_history(destination, {entry.sha256 for entry in manifest.entries.values()}, squash=squash)
+        present = {entry.sha256 for entry in manifest.entries.values()}
+        history = rest_of_history(destination, present, removals.removed, squash=squash)
     return TargetResult(request.target, sum(int(hit.sum()) for hit in hits.values()), tuple(hits), sent, history)
 
 
@@ -211,6 +214,7 @@ class _Rewriting:
 
     def __init__(self, request: TargetRequest, place: PublishedPlace, destination: Destination, folder: Path) -> None:
         self._request, self._place, self._destination, self._folder = request, place, destination, folder
+        self._basis = Basis(None)
         self._waiting: list[OutgoingFile] = []
         self._made: set[str] = set()
         self._sent = 0
@@ -225,6 +229,7 @@ class _Rewriting:
         """
         if self._request.is_dry_run:
             return 0, manifest
+        self._basis = Basis(manifest.text)
         if hits:
             self._waiting = [self._text(MANIFEST, manifest.as_text())]
             self._flush()
@@ -298,8 +303,10 @@ class _Rewriting:
         return OutgoingFile.of(name, path)
 
     def _flush(self) -> None:
-        self._sent += self._destination.send(self._waiting, "Take down rows")
+        self._sent += self._destination.send(self._waiting, "Take down rows", self._basis)
         for file in self._waiting:
-            if file.name in self._made:
+            if file.name == MANIFEST:
+                self._basis = Basis(file.path.read_bytes())
+            elif file.name in self._made:
                 file.path.unlink()
         self._waiting = []

@@ -4,21 +4,21 @@ import signal
 import threading
 from contextlib import contextmanager
 
-from laion_face_builder.sandbox.serving import Fault
+from laion_face_builder.sandbox.serving import Answer, Fault
 
 #: What may happen to a request once; the next one like it is answered.
 ONCE = {
-    "the connection ends": {"take": 0},
-    "the answer is lost": {"spoil": {"body": b"?", "cut_after": 0}},
-    "503": {"spoil": {"status": 503}, "unheard": True},
-    "503 after it was done": {"spoil": {"status": 503}},
-    "429": {"spoil": {"status": 429}, "unheard": True},
+    "the connection ends": Fault("", {}, take=0),
+    "the answer is lost": Fault("", {"body": b"?", "span": None, "cut_after": 0}),
+    "503": Fault("", {"status": 503}, unheard=True),
+    "503 though it was done": Fault("", {"status": 503}),
+    "429": Fault("", {"status": 429}, unheard=True),
 }
 
 
 @contextmanager
 def every_request_fails_once(hub, monkeypatch, how):
-    """Spoil each request the first time that it is asked, by its method and path; yield which these were."""
+    """Spoil each request the first time that it is asked, by its method and address; yield which these were."""
     asked = []
 
     def faults_of(request):
@@ -26,45 +26,49 @@ def every_request_fails_once(hub, monkeypatch, how):
         if known in asked or (request.method == "HEAD" and how == "the answer is lost"):  # It is in the headers.
             return []
         asked.append(known)
-        return [Fault("", **{"spoil": {}, **ONCE[how]})]
+        return [ONCE[how]]
 
     with monkeypatch.context() as patch:
         patch.setattr(hub, "faults_of", faults_of)
         yield asked
 
 
-@contextmanager
-def interrupted_at(hub, monkeypatch, number, *, is_done, counts=lambda request: request.method in ("POST", "PUT")):
-    """Interrupt the main thread at the `number`-th request that counts, from 0; yield those that counted.
+class Interruptions:
+    """Interrupts a job at requests that change something on the Hub: before each kind of these once, and after it."""
 
-    Args:
-        is_done: whether the Hub acts on the request first.
-    """
-    counted, answer, is_over = [], hub.answer, threading.Event()
+    def __init__(self, hub, monkeypatch):
+        self.hub, self.monkeypatch = hub, monkeypatch
+        self.done = []
 
-    def interrupting(request):
-        if not counts(request):
-            return answer(request)
-        counted.append(f"{request.method} {request.path}")
-        if len(counted) - 1 != number:
-            return answer(request)
-        given = answer(request) if is_done else None
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-        is_over.wait()
-        return given or answer_none()
+    @contextmanager
+    def next_one(self):
+        """Interrupt what runs in here at the next place where it never was; it ends the block then."""
+        answer, is_over, before = self.hub.answer, threading.Event(), len(self.done)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(hub, "answer", interrupting)
-        try:
-            yield counted
-        except KeyboardInterrupt:
-            pass
-        finally:
-            is_over.set()
+        def interrupting(request):
+            kind = _change(request)
+            known = [is_done for is_done in (False, True) if (kind, is_done) in self.done]
+            if kind is None or len(known) == 2 or len(self.done) > before:
+                return answer(request)
+            self.done.append((kind, bool(known)))
+            given = answer(request) if known else Answer(500)
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            is_over.wait()
+            return given
+
+        with self.monkeypatch.context() as patch:
+            patch.setattr(self.hub, "answer", interrupting)
+            try:
+                yield
+            except KeyboardInterrupt:
+                assert len(self.done) > before
+            finally:
+                is_over.set()
 
 
-def answer_none():
-    """Return what nobody hears any more."""
-    from laion_face_builder.sandbox.serving import Answer
-
-    return Answer(500)
+def _change(request):
+    """Say what a request changes; None for one that changes nothing that anybody sees."""
+    if "/commit/" in request.path:
+        return "commit with data" if b"lfsFile" in request.body else "commit"
+    kinds = ("/lfs-uploads/", "/super-squash/", "/lfs-files/batch")
+    return next((kind for kind in kinds if kind in request.path), None)

@@ -3,6 +3,9 @@
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from laion_face_builder.index.exclusion import exclusion_of
 from laion_face_builder.index.removals import Removal, Removals
 from laion_face_builder.index.removed import Removed
@@ -30,3 +33,17 @@ def tree(folder):
     """Return {name: bytes} of every file that readers see."""
     paths = [path for path in Path(folder).rglob("*") if path.is_file() and not path.name.startswith(".")]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def rows_in(contents):
+    """Return the sample ids in all Parquet files of {name: bytes}."""
+    found = set()
+    for content in contents.values():
+        if content[:4] == b"PAR1":
+            found |= set(pq.read_table(pa.BufferReader(content), columns=["sample_id"])["sample_id"].to_pylist())
+    return found
+
+
+def gone_in(truth, part, count):
+    """Give so many rows of a part, all near one another, with a picture each."""
+    return [one for one in truth if one.part == part and one.ok][10 : 10 + count]

@@ -6,6 +6,7 @@ They leave main, and with its history whatever else the Hub keeps; the other ref
 import itertools
 import json
 import shutil
+import threading
 import time
 from dataclasses import replace
 
@@ -14,16 +15,19 @@ import pytest
 
 from laion_face_builder import cli
 from laion_face_builder.errors import NotPrepared, PublishError, SourceError, StateConflict
+from laion_face_builder.files import locked
+from laion_face_builder.layout import DataDir
 from laion_face_builder.publish import publish as publishing
 from laion_face_builder.publish import staging
 from laion_face_builder.publish.manifest import Manifest
 from laion_face_builder.publish.publish import publish
 from laion_face_builder.publish.request import PublishRequest
-from laion_face_builder.removal.published_copy import TargetRequest, remove_from_target
+from laion_face_builder.removal.published_copy import TargetRequest, free_staging, remove_from_target
 from laion_face_builder.sandbox import STRANGER, WRITER
 from laion_face_builder.sandbox.hub_repos import ServedFile, ServedRepo
 from tests.support.hub_faults import ONCE, Interruptions, every_request_fails_once
-from tests.support.taken_down import gone_in, removal_of, rows_in, tree
+from tests.support.taken_down import copy_of, gone_in, removal_of, rows_in, tree
+from tests.support.waiting import wait_until
 
 # huggingface_hub's own call of its HTTP library.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -178,6 +182,35 @@ def test_a_publish_that_began_before_brings_nothing_back(
     publish(request)
     assert not gone & rows_in(now())
     assert Manifest.from_text(now()[MANIFEST], "").preview.rows == 6
+
+
+def test_a_publish_sends_nothing_that_left_its_data_dir_meanwhile(published, named, tmp_path, monkeypatch):
+    data, target, made = copy_of(published.data, tmp_path), tmp_path / "new", staging.made_index
+    removals = removal_of(*(one.url for one in named)).finished()
+
+    def removed_meanwhile(options, part, *args):
+        yield from made(options, part, *args)
+        if part == 2:
+            removals.write(data)
+
+    monkeypatch.setattr(publishing, "made_index", removed_meanwhile)
+    with pytest.raises(StateConflict, match="3 urls, .* were taken down since this publish began"):
+        publish(PublishRequest(data, str(target)))
+    assert not target.exists()
+
+
+def test_what_waits_to_be_sent_is_freed_once_its_publish_has_ended(tmp_path, caplog):
+    folder = tmp_path / "publish" / "index-0123"
+    folder.mkdir(parents=True)
+    (folder / "part.parquet").write_bytes(b"rows")
+    freed = []
+    with locked(folder):
+        freeing = threading.Thread(target=lambda: freed.append(free_staging(DataDir.at(tmp_path))))
+        freeing.start()
+        wait_until(lambda: "a publish is going on; waiting for it" in caplog.text)
+        assert (freed, (folder / "part.parquet").read_bytes()) == ([], b"rows")
+    freeing.join(timeout=60)
+    assert (freed, folder.exists()) == ([4], False)
 
 
 # --- what else the Hub has ---

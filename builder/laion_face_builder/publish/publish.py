@@ -13,7 +13,7 @@ from pathlib import Path
 from laion_face_builder import progress
 from laion_face_builder.errors import LaionFaceError, SourceNotFound, StateConflict
 from laion_face_builder.files import human_size, written_whole
-from laion_face_builder.index.removals import Removals
+from laion_face_builder.index.removals import Removals, settled
 from laion_face_builder.log import logger
 from laion_face_builder.options import Options
 from laion_face_builder.publish.card import card_of, licence_of
@@ -107,17 +107,18 @@ class _Job:
         self._held = held
         self._waiting: list[OutgoingFile] = []
         self._sent = 0
-        self._basis = Basis(None)
+        self._basis, self._removals = Basis(None), Removals()
 
     def run(self, there: Manifest | None, removals: Removals) -> Manifest:
         entries: dict[str, Entry] = {}
-        self._basis = _basis_of(there)
+        self._basis, self._removals = _basis_of(there), removals
         for entry in self._made():
             entries[entry.name] = entry
         self._flush()
         kept = kept_of(there, self._options.parts, bool(self._request.preview))
         manifest = described(self._request, there, {**kept, **entries}, removals)
         about = self._about(manifest)
+        self._refuse_removed_since()
         self._sent += self._destination.send(about, "Describe what is published", self._basis)
         self._basis = Basis(manifest.as_text().encode())
         self._remove(manifest)
@@ -158,6 +159,7 @@ class _Job:
     def _flush(self) -> None:
         if not self._waiting:
             return
+        self._refuse_removed_since()
         names = [file.name for file in self._waiting]
         message = f"Add {names[0]}" + (f" to {names[-1]}" if len(names) > 1 else "")
         self._sent += self._destination.send(self._waiting, message, self._basis)
@@ -165,6 +167,14 @@ class _Job:
             self._staging.free(file.name)
             self._held[file.name] = (file.size, file.sha256)
         self._waiting = []
+
+    def _refuse_removed_since(self) -> None:
+        """Raise StateConflict if rows were taken down from DATA_DIR since this began: what was made may have them."""
+        if since := settled(self._request.data).removed - self._removals.removed:
+            raise StateConflict(
+                f"{self._request.data.removed}: {since} were taken down since this publish began. Run it again: what "
+                "has none of it is not made again"
+            )
 
     def _about(self, manifest: Manifest) -> list[OutgoingFile]:
         return [self._text(name, text) for name, text in texts_about(self._request, manifest).items()]

@@ -285,8 +285,8 @@ class FolderDestination:
             BadFile: a file is no longer what it was when it was hashed.
         """
         with self._writing():
-            for folder in {(self.path / file.name).parent for file in files}:
-                remove_partials(folder)
+            for folder in (self.path, *(path for path in self.path.rglob("*") if path.is_dir())):
+                remove_partials(folder)  # A killed publish of other parts may have left any row.
             left = sorted(self.lacks(files), key=lambda file: file.name == "README.md")
             self._require(basis if left else None)
             total = sum(file.size for file in left)

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from laion_face_builder import progress
 from laion_face_builder.errors import LaionFaceError, NotPrepared
-from laion_face_builder.files import FINGERPRINT_KEY, Fingerprint, digest, sha256_of
+from laion_face_builder.files import FINGERPRINT_KEY, Fingerprint, digest, locked, sha256_of
 from laion_face_builder.index.exclusion import Mask
 from laion_face_builder.index.removals import STAMP, Removals
 from laion_face_builder.index.removed import Removed, hash_of
@@ -117,11 +117,13 @@ def remove_from_target(request: TargetRequest) -> TargetResult:
 def free_staging(data: DataDir) -> int:
     """Delete what was made for a publish and not sent, which has rows in it; return the bytes that are freed.
 
-    The next publish makes it again, without them.
+    The next publish makes it again, without them. One that is going on is waited for.
     """
-    folder = data.root / "publish"
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    shutil.rmtree(folder, ignore_errors=True)
+    size = 0
+    for folder in sorted(path for path in (data.root / "publish").glob("*") if path.is_dir()):
+        with locked(folder, f"{folder}: a publish is going on; waiting for it"):
+            size += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            shutil.rmtree(folder, ignore_errors=True)
     return size
 
 

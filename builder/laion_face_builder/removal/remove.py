@@ -23,6 +23,7 @@ from laion_face_builder.index.removed import Removed
 from laion_face_builder.layout import ALL_PARTS, DataDir
 from laion_face_builder.log import logger
 from laion_face_builder.removal import elsewhere
+from laion_face_builder.removal.half_written import remove_half_written
 from laion_face_builder.removal.newer_metadata import NewerMetadata, rows_gone_since
 from laion_face_builder.removal.removal_request import Counts, RemovalRequest, TakenDown
 from laion_face_builder.removal.rows import (
@@ -120,6 +121,7 @@ def _from_data(request: RemovalRequest, names: Names) -> list[TakenDown]:
     freed = Counts()
     if Removals.of(data).pending is not None:  # Whether they have any of it could not be told without reading them all.
         freed["sources_bytes"] = free_sources(data)
+        remove_half_written(data)
     return [*taken, TakenDown(f"{data.sources.name}, {data.staging.name}", freed)]
 
 

@@ -22,7 +22,9 @@ from laion_face_builder.publish import staging
 from laion_face_builder.publish.manifest import Manifest
 from laion_face_builder.publish.publish import publish
 from laion_face_builder.publish.request import PublishRequest
+from laion_face_builder.removal import elsewhere
 from laion_face_builder.removal.published_copy import TargetRequest, free_staging, remove_from_target
+from laion_face_builder.removal.removal_request import RemovalRequest
 from laion_face_builder.sandbox import STRANGER, WRITER
 from laion_face_builder.sandbox.hub_repos import ServedFile, ServedRepo
 from tests.support.hub_faults import ONCE, Interruptions, every_request_fails_once
@@ -194,7 +196,7 @@ def test_a_publish_sends_nothing_that_left_its_data_dir_meanwhile(published, nam
             removals.write(data)
 
     monkeypatch.setattr(publishing, "made_index", removed_meanwhile)
-    with pytest.raises(StateConflict, match="3 urls, .* were taken down since this publish began"):
+    with pytest.raises(StateConflict, match=r"3 urls, .* were taken down since this publish began"):
         publish(PublishRequest(data, str(target)))
     assert not target.exists()
 
@@ -268,6 +270,18 @@ def test_other_refs_that_have_them_are_told_and_the_hubs_own_copies_freed(repo, 
     assert not {one.sample_id for one in named} & rows_in(everything(repo))
     assert not any(named[0].url.encode() in data for data in on_hub(repo).values())
     assert set(repo.tree(repo.converts["parquet"])) == {"20M/train/0000.parquet"}
+
+
+def test_what_this_machine_has_kept_of_the_dataset_is_told(repo, request_for, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    kept = tmp_path / "hub" / f"datasets--{repo.id.replace('/', '--')}"
+    request = RemovalRequest(DataDir.at(tmp_path / "data"), targets=(repo.id,), cache_dir=tmp_path / "none")
+    for has_kept in (False, True):
+        list(elsewhere.take_out_of_copies(request, request_for(repo).removals))
+        assert (f"{kept}: huggingface_hub has kept files of {repo.id} there" in caplog.text) == has_kept
+        (kept / "blobs").mkdir(parents=True, exist_ok=True)
+        (kept / "blobs" / "0123").write_bytes(b"rows")
+    assert f"`hf cache rm dataset/{repo.id}` deletes them" in caplog.text
 
 
 # --- who may not ---

@@ -278,7 +278,7 @@ def test_what_this_machine_has_kept_of_the_dataset_is_told(repo, request_for, tm
     request = RemovalRequest(DataDir.at(tmp_path / "data"), targets=(repo.id,), cache_dir=tmp_path / "none")
     for has_kept in (False, True):
         list(elsewhere.take_out_of_copies(request, request_for(repo).removals))
-        assert (f"{kept}: huggingface_hub has kept files of {repo.id} there" in caplog.text) == has_kept
+        assert (f"{kept}: the Hub's cache on this machine has files of {repo.id}" in caplog.text) == has_kept
         (kept / "blobs").mkdir(parents=True, exist_ok=True)
         (kept / "blobs" / "0123").write_bytes(b"rows")
     assert f"`hf cache rm dataset/{repo.id}` deletes them" in caplog.text

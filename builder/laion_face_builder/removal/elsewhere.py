@@ -101,7 +101,7 @@ def _out_of_target(request: RemovalRequest, target: str, removals: Removals) -> 
         logger.warning("%s", note)
     if not is_folder(target) and (cached := cached_copy(target)) is not None:
         logger.warning(
-            "%s: huggingface_hub has kept files of %s there, which may be those of before: `hf cache rm dataset/%s` "
+            "%s: the Hub's cache on this machine has files of %s, maybe those of before: `hf cache rm dataset/%s` "
             "deletes them",
             cached,
             target,

@@ -21,7 +21,10 @@ from laion_face_builder.files import require_readable
 from laion_face_builder.parquet_footer import OpenParquet
 from laion_face_builder.shown import short
 
-_WAY_OUT = "It has changed since it was written: remove it, and run the command that made it again (prepare, download)."
+_WAY_OUT = (
+    "It has changed since it was written. If `laion-face remove` ran meanwhile, start again; else remove it, and run "
+    "the command that made it again (prepare, download)."
+)
 
 
 @contextmanager

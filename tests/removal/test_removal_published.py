@@ -1,4 +1,4 @@
-"""Rows leave a published copy, in a folder and on the Hub: zero are left, and what had none of them stays as it is."""
+"""Rows leave a published folder: zero are left, and what had none of them stays as it is."""
 
 import hashlib
 import itertools
@@ -8,8 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import datasets
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -22,39 +20,13 @@ from laion_face_builder.publish.publish import publish
 from laion_face_builder.publish.published_files import Bounds
 from laion_face_builder.publish.request import PublishRequest
 from laion_face_builder.removal.published_copy import TargetRequest, free_staging, remove_from_target
-from laion_face_builder.sandbox import WRITER
-from tests.support.taken_down import copy_of, removal_of, tree, without_rows
-
-# huggingface_hub's own call of its HTTP library.
-pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+from tests.support.taken_down import copy_of, gone_in, removal_of, rows_in, tree, without_rows
 
 SMALL = Bounds(row_group_bytes=300_000, row_group_rows=40, file_bytes=900_000)
-_names = itertools.count(1)
-
-
-def on_hub(repo):
-    """Return every byte that the Hub has of a repo, by where it is: in whatever commit, or in none."""
-    commits = {(sha, path): file for sha, files in repo.commits.items() for path, file in files.items()}
-    served = {at: b"".join(file.data.pieces()) for at, file in commits.items()}
-    return {**served, **{("object", sha): content for sha, content in repo.objects.items()}}
-
-
-def rows_in(contents):
-    """Return the sample ids in all Parquet files of {name: bytes}."""
-    found = set()
-    for content in contents.values():
-        if content[:4] == b"PAR1":
-            found |= set(pq.read_table(pa.BufferReader(content), columns=["sample_id"])["sample_id"].to_pylist())
-    return found
 
 
 def copied(published, tmp_path):
     return Path(shutil.copytree(published.folder, tmp_path / "copy", copy_function=shutil.copy2))
-
-
-def gone_in(truth, part, count):
-    """Give so many rows of a part, all near one another, with a picture each."""
-    return [one for one in truth if one.part == part and one.ok][10 : 10 + count]
 
 
 @pytest.mark.parametrize("kind", ["published", "published_pictures"])
@@ -167,44 +139,7 @@ def test_what_waited_to_be_sent_is_freed(published, tmp_path):
     (tmp_path / "publish" / "x").mkdir(parents=True)
     (tmp_path / "publish" / "x" / "data.parquet").write_bytes(b"rows")
     assert free_staging(data) == 4
-    assert list(tmp_path.iterdir()) == []
-
-
-# --- the Hub ---
-
-
-def test_on_the_hub_the_history_serves_them_until_it_is_squashed(hub, prepared, published):
-    name = f"{WRITER}/taken-down-{next(_names)}"
-    publish(PublishRequest(published.data, name, preview=5, private=True))
-    repo = hub.repos[name]
-    first, named = repo.branches["main"], gone_in(prepared.truth, 2, 3)
-    removals = removal_of(*(one.sample_id for one in named))
-    before, asked = repo.tree("main"), len(hub.log)
-    result = remove_from_target(TargetRequest(name, removals))
-    sent = [request.path for request in hub.log[asked:] if request.method == "PUT"]
-    assert (result.rewritten, len(sent)) == (("data/part-00002.parquet",), 1)
-    assert repo.tree("main")["data/part-00000.parquet"] is before["data/part-00000.parquet"]
-    gone, wanted = named[0].url.encode(), {one.sample_id for one in named}
-    assert not any(gone in content for (sha, _), content in on_hub(repo).items() if sha == repo.branches["main"])
-    assert wanted & rows_in({path: content for (sha, path), content in on_hub(repo).items() if sha == first})
-    assert any("earlier commits of main still serve" in note for note in result.history.notes)
-    assert any(f"--data-dir DATA_DIR --target {name} --squash-history" in note for note in result.history.notes)
-
-    repo.tags["v1"] = first
-    result = remove_from_target(TargetRequest(name, removals, squash_history=True))
-    assert result.history.elsewhere == ("refs/tags/v1",)
-    assert wanted & rows_in({str(at): content for at, content in on_hub(repo).items()})
-    del repo.tags["v1"]
-    repo.log["main"].insert(0, first)
-    result = remove_from_target(TargetRequest(name, removals, squash_history=True))
-    assert (result.history.is_squashed, result.history.notes, result.rows) == (True, [], 0)
-    assert result.history.freed > 0
-    assert not wanted & rows_in({str(at): content for at, content in on_hub(repo).items()})
-    assert not any(gone in content for content in on_hub(repo).values())
-    assert len(repo.commits) == 1
-    assert cli.main(["verify", name, "--deep"]) == 0
-    rows = datasets.load_dataset(name, "20M", split="train", streaming=True)
-    assert [row["sample_id"] for row in rows] == [one.sample_id for one in prepared.truth if one not in named]
+    assert [path.name for path in tmp_path.rglob("*")] == ["publish", ".x.lock"]
 
 
 class Killed(BaseException):

@@ -5,6 +5,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from laion_face_builder.index.exclusion import exclusion_of
 from laion_face_builder.index.removals import Removal, Removals
 from laion_face_builder.index.removed import Removed
@@ -56,3 +59,17 @@ def is_killed(run: Callable[[], object], at: int) -> bool:
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     assert code in (0, 9)
     return code == 9
+
+
+def rows_in(contents):
+    """Return the sample ids in all Parquet files of {name: bytes}."""
+    found = set()
+    for content in contents.values():
+        if content[:4] == b"PAR1":
+            found |= set(pq.read_table(pa.BufferReader(content), columns=["sample_id"])["sample_id"].to_pylist())
+    return found
+
+
+def gone_in(truth, part, count):
+    """Give so many rows of a part, all near one another, with a picture each."""
+    return [one for one in truth if one.part == part and one.ok][10 : 10 + count]

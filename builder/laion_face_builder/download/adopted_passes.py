@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from laion_face_builder.download.matching import Keys, RowKeys, keys_in
 from laion_face_builder.download.named_pictures import hashes_named
 from laion_face_builder.download.plan import Mask
 from laion_face_builder.errors import BadFile
-from laion_face_builder.files import locked, written_whole
+from laion_face_builder.files import locked, remove_partials, written_whole
 from laion_face_builder.images.reasons import Reason
 from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.index.removed import Removed
@@ -64,6 +64,7 @@ def forget_adopted(data: DataDir, gone: Mapping[int, Mask], removed: Removed) ->
     folder = data.root / "adopted"
     if not folder.is_dir():
         return forgotten
+    _remove_half_written(folder)
     for path in sorted(folder.glob("*/part-*.parquet")):
         is_blind = bool(removed.urls or removed.hosts) and not data.index(_part_of(path)).exists()
         _forget_sidecar(path, gone, removed, forgotten, is_blind=is_blind)
@@ -73,6 +74,15 @@ def forget_adopted(data: DataDir, gone: Mapping[int, Mask], removed: Removed) ->
         for path in passes:
             forgotten.samples += _forget_in_pass(path, ours, removed)
     return forgotten
+
+
+def _remove_half_written(folder: Path) -> None:
+    """Remove what was left by those who were killed; whoever looks through a folder now is waited for."""
+    with ExitStack() as stack:
+        for lock in sorted(folder.glob("*/.part-*.parquet.lock")):
+            stack.enter_context(locked(lock.with_name(lock.name[1:].removesuffix(".lock"))))
+        for place in (path for path in folder.glob("*") if path.is_dir()):
+            remove_partials(place)
 
 
 def _has_nameless(path: Path) -> bool:

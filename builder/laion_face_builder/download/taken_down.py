@@ -133,6 +133,7 @@ def _opened(data: DataDir, part: int) -> Iterator[PartFiles | None]:
             remove_partials(here.tars(part).parent, f"{here.tars(part).name}.")
             for number in range(files.rounds_started() + 1):
                 remove_half_written(files.tars(number))
+                remove_partials(files.tars(number))
             yield files
 
 

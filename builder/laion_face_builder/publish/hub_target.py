@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from laion_face_builder import progress
 from laion_face_builder.errors import LaionFaceError, OptionError, PublishError, SourceError, StateConflict
+from laion_face_builder.publish.manifest import MANIFEST
+from laion_face_builder.publish.overtaken import Basis
 from laion_face_builder.publish.targets import OutgoingFile, PublishedFile, missing, problems
 from laion_face_builder.shown import harmless, short
 from laion_face_builder.sources.hashes import git_hash
@@ -124,7 +126,7 @@ class HubDestination:
         """
         return self._head().held
 
-    def send(self, files: Sequence[OutgoingFile], message: str) -> int:
+    def send(self, files: Sequence[OutgoingFile], message: str, basis: Basis | None = None) -> int:
         """Upload and commit what is not there yet; no commit if all is. 429, 5xx and cut connections are retried.
 
         Returns:
@@ -133,16 +135,18 @@ class HubDestination:
         Raises:
             PublishError: no answer in the end, no access, or the Hub refuses.
             BadFile: a file is no longer what it was when it was hashed; nothing is committed.
-            StateConflict: `private` is asked for, and the repo is public.
+            StateConflict: `private` is asked for, and the repo is public; or it is not `basis` any more.
         """
-        if not (left := missing(files, self._stated(files, self._made()))):
+        head = self._made()
+        if not (left := missing(files, self._stated(files, head))):
             return 0
+        self._require(basis, head)
         from huggingface_hub import CommitOperationAdd
 
         with _without_bars():
             additions = {file.name: CommitOperationAdd(file.name, file.path) for file in left}
             self._upload(left, additions, message)
-            self._commit(lambda held: [additions[file.name] for file in missing(left, held)], left, message)
+            self._commit(lambda held: [additions[file.name] for file in missing(left, held)], left, message, basis)
         return sum(file.size for file in left)
 
     def lacks(self, files: Sequence[OutgoingFile]) -> list[OutgoingFile]:
@@ -153,18 +157,19 @@ class HubDestination:
         """
         return missing(files, self._stated(files, self._head()))
 
-    def remove(self, names: Sequence[str], message: str) -> None:
+    def remove(self, names: Sequence[str], message: str, basis: Basis | None = None) -> None:
         """Remove those of `names` that are there, in one commit.
 
         Raises:
             PublishError: no answer in the end, no access, or the Hub refuses.
+            StateConflict: it is not `basis` any more.
         """
         from huggingface_hub import CommitOperationDelete
 
         def plan(held: dict[str, PublishedFile]) -> list[Any]:
             return [CommitOperationDelete(name, is_folder=False) for name in sorted(held.keys() & set(names))]
 
-        self._commit(plan, (), message)
+        self._commit(plan, (), message, basis)
 
     def check(self, files: Sequence[OutgoingFile]) -> list[str]:
         """List problems, one line each: list the repo again and compare sizes and the hashes that the Hub states.
@@ -252,14 +257,25 @@ class HubDestination:
                     raise file.changed(sent)
                 bar.update(file.size)
 
+    def _require(self, basis: Basis | None, head: _Head) -> None:
+        if basis is not None:
+            there = head.held.get(MANIFEST)
+            stated = None if there is None else (there.sha256, there.git_sha1)
+            basis.require(f"Hub dataset {self.repo}", stated)
+
     def _commit(
-        self, plan: Callable[[dict[str, PublishedFile]], list[Any]], files: Sequence[OutgoingFile], message: str
+        self,
+        plan: Callable[[dict[str, PublishedFile]], list[Any]],
+        files: Sequence[OutgoingFile],
+        message: str,
+        basis: Basis | None,
     ) -> None:
         """Commit what `plan` makes of what is there; a retry lists the repo and plans anew."""
 
         def once() -> None:
             head = self._head()
             if operations := plan(self._stated(files, head)):
+                self._require(basis, head)
                 self.api.create_commit(
                     self.repo,
                     operations,

@@ -110,6 +110,7 @@ class Manifest:
         publisher: what the publisher says.
         history: what came and changed, by day, the oldest first; see `history`.
         removals: what was taken down from it.
+        text: as it was read; None of one that was not.
     """
 
     kind: Kind
@@ -118,6 +119,7 @@ class Manifest:
     publisher: Publisher = Publisher()
     history: tuple[Mapping[str, Any], ...] = ()
     removals: Removals = Removals()
+    text: bytes | None = field(default=None, repr=False, compare=False)
 
     @property
     def parts(self) -> tuple[int, ...]:
@@ -181,7 +183,8 @@ class Manifest:
                 raise ValueError(f"format {found['format']}, kind {found['kind']}")
             entries = {name: _entry(name, values) for name, values in found["files"].items()}
             removals = Removals(tuple(map(Removal.from_dict, found.get("removed", []))))
-            return cls(found["kind"], entries, **_about(found), removals=removals)
+            read = text.encode() if isinstance(text, str) else text
+            return cls(found["kind"], entries, **_about(found), removals=removals, text=read)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise BadFile(
                 f"{place}/{MANIFEST}",

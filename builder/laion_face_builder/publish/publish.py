@@ -11,9 +11,9 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from laion_face_builder import progress
-from laion_face_builder.errors import LaionFaceError, StateConflict
+from laion_face_builder.errors import LaionFaceError, SourceNotFound, StateConflict
 from laion_face_builder.files import human_size, written_whole
-from laion_face_builder.index.removals import Removals
+from laion_face_builder.index.removals import Removals, settled
 from laion_face_builder.log import logger
 from laion_face_builder.options import Options
 from laion_face_builder.publish.card import card_of, licence_of
@@ -31,6 +31,7 @@ from laion_face_builder.publish.manifest import (
     Manifest,
     is_ours,
 )
+from laion_face_builder.publish.overtaken import Basis
 from laion_face_builder.publish.published_columns import features_of
 from laion_face_builder.publish.published_files import check_preview
 from laion_face_builder.publish.request import PublishRequest, check_given, check_rights, check_room, options_of
@@ -46,16 +47,18 @@ def publish(request: PublishRequest) -> Manifest:
 
     Raises:
         OptionError: pictures would become public; NotPrepared: parts or pictures are missing.
-        StateConflict: the target holds the other kind of files.
+        StateConflict: the target holds the other kind of files; or somebody else changed it meanwhile.
         SourceError: the Hub refuses or does not answer.
     """
     options, destination, there, removals = checked(request)
     with Staging.at(request.data, address(request), request.kind, there) as staging:
-        held = held_now(request, destination, there)
-        job = _Job(request, options, destination, staging, held)
-        manifest = job.run(there, removals)
-        staging.finish()
-    return manifest
+        if _basis_of(_already_there(request)) == _basis_of(there):
+            held = held_now(request, destination, there)
+            job = _Job(request, options, destination, staging, held)
+            manifest = job.run(there, removals)
+            staging.finish()
+            return manifest
+    return publish(request)  # Whoever was waited for has published since.
 
 
 def checked(
@@ -105,16 +108,20 @@ class _Job:
         self._held = held
         self._waiting: list[OutgoingFile] = []
         self._sent = 0
+        self._basis, self._removals = Basis(None), Removals()
 
     def run(self, there: Manifest | None, removals: Removals) -> Manifest:
         entries: dict[str, Entry] = {}
+        self._basis, self._removals = _basis_of(there), removals
         for entry in self._made():
             entries[entry.name] = entry
         self._flush()
         kept = kept_of(there, self._options.parts, bool(self._request.preview))
         manifest = described(self._request, there, {**kept, **entries}, removals)
         about = self._about(manifest)
-        self._sent += self._destination.send(about, "Describe what is published")
+        self._refuse_removed_since()
+        self._sent += self._destination.send(about, "Describe what is published", self._basis)
+        self._basis = Basis(manifest.as_text().encode())
         self._remove(manifest)
         self._check(manifest, about)
         return manifest
@@ -153,13 +160,22 @@ class _Job:
     def _flush(self) -> None:
         if not self._waiting:
             return
+        self._refuse_removed_since()
         names = [file.name for file in self._waiting]
         message = f"Add {names[0]}" + (f" to {names[-1]}" if len(names) > 1 else "")
-        self._sent += self._destination.send(self._waiting, message)
+        self._sent += self._destination.send(self._waiting, message, self._basis)
         for file in self._waiting:
             self._staging.free(file.name)
             self._held[file.name] = (file.size, file.sha256)
         self._waiting = []
+
+    def _refuse_removed_since(self) -> None:
+        """Raise StateConflict if rows were taken down from DATA_DIR since this began: what was made may have them."""
+        if since := settled(self._request.data).removed - self._removals.removed:
+            raise StateConflict(
+                f"{self._request.data.removed}: {since} were taken down since this publish began. Run it again: what "
+                "has none of it is not made again"
+            )
 
     def _about(self, manifest: Manifest) -> list[OutgoingFile]:
         return [self._text(name, text) for name, text in texts_about(self._request, manifest).items()]
@@ -173,7 +189,7 @@ class _Job:
     def _remove(self, manifest: Manifest) -> None:
         """Remove files that an earlier publish left, finished or not, and that the card does not name."""
         if stale := stale_of(self._held, manifest.entries):
-            self._destination.remove(stale, "Remove what is no longer published")
+            self._destination.remove(stale, "Remove what is no longer published", self._basis)
 
     def _check(self, manifest: Manifest, about: Sequence[OutgoingFile]) -> None:
         entries = [
@@ -238,8 +254,23 @@ def texts_about(request: PublishRequest, manifest: Manifest) -> dict[str, str]:
     }
 
 
+def _basis_of(there: Manifest | None) -> Basis:
+    return Basis(None if there is None else there.text)
+
+
+def _place_of(request: PublishRequest) -> PublishedPlace:
+    """Give the place as it is now: main, where a branch is to be made, since it begins as main is."""
+    place = PublishedPlace.at(request.target, request.revision, request.token)
+    if request.revision is not None:
+        try:
+            place.require()
+        except SourceNotFound:
+            return PublishedPlace.at(request.target, None, request.token)
+    return place
+
+
 def _already_there(request: PublishRequest) -> Manifest | None:
-    there = PublishedPlace.at(request.target, request.revision, request.token).manifest()
+    there = _place_of(request).manifest()
     if there is not None and there.kind != request.kind:
         has = {"index": "the index without pictures", "examples": "parts with pictures"}[there.kind]
         raise StateConflict(f"{request.target}: holds {has}. Publish to another place, or empty that one first.")

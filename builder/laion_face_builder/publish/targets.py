@@ -35,6 +35,7 @@ from laion_face_builder.files import locked, pieces_of, remove_partials, sha256_
 from laion_face_builder.parquet_footer import OpenParquet
 from laion_face_builder.progress.base import Bar
 from laion_face_builder.publish.manifest import MANIFEST, Manifest
+from laion_face_builder.publish.overtaken import Basis
 from laion_face_builder.shown import harmless, short
 from laion_face_builder.sources.fsspec_folder import filesystem_of
 from laion_face_builder.sources.hub import HubRepo, Token
@@ -132,12 +133,13 @@ class Destination(Protocol):
         """List what is there now, by name; {} if the place does not exist yet."""
         ...
 
-    def send(self, files: Sequence[OutgoingFile], message: str) -> int:
+    def send(self, files: Sequence[OutgoingFile], message: str, basis: Basis | None = None) -> int:
         """Send those files that are not there yet, by size and SHA-256, in one commit; make the place if need be.
 
         Args:
             files: no two of one name.
             message: the commit's.
+            basis: what they were made for; None sends them whatever is there.
 
         Returns:
             How many bytes of files were sent: 0 if all stood there.
@@ -148,7 +150,7 @@ class Destination(Protocol):
         """Give those of `files` that `send` would send; nothing is made or changed."""
         ...
 
-    def remove(self, names: Sequence[str], message: str) -> None:
+    def remove(self, names: Sequence[str], message: str, basis: Basis | None = None) -> None:
         """Remove files of an earlier publish, in one commit; names that are not there are skipped."""
         ...
 
@@ -274,17 +276,19 @@ class FolderDestination:
         shown = [name for name in found if not any(part.startswith(".") for part in name.parts)]
         return {name.as_posix(): PublishedFile((self.path / name).stat().st_size) for name in shown}
 
-    def send(self, files: Sequence[OutgoingFile], message: str) -> int:
+    def send(self, files: Sequence[OutgoingFile], message: str, basis: Basis | None = None) -> int:
         """Copy what is not there yet, the README last, since it names the others.
 
         Raises:
+            StateConflict: it is not `basis` any more.
             PublishError: the folder cannot be written, or its disk is full.
             BadFile: a file is no longer what it was when it was hashed.
         """
         with self._writing():
-            for folder in {(self.path / file.name).parent for file in files}:
-                remove_partials(folder)
+            for folder in (self.path, *(path for path in self.path.rglob("*") if path.is_dir())):
+                remove_partials(folder)  # A killed publish of other parts may have left any row.
             left = sorted(self.lacks(files), key=lambda file: file.name == "README.md")
+            self._require(basis if left else None)
             total = sum(file.size for file in left)
             with progress.bar(message, total, "B") as bar:
                 for file in left:
@@ -295,13 +299,15 @@ class FolderDestination:
         """Give those that are not there, or have other bytes; files of the same name and size are read."""
         return missing(files, self._measured(files))
 
-    def remove(self, names: Sequence[str], message: str) -> None:
+    def remove(self, names: Sequence[str], message: str, basis: Basis | None = None) -> None:
         """Delete the files, and folders that are empty then.
 
         Raises:
+            StateConflict: it is not `basis` any more.
             PublishError: the folder cannot be written.
         """
         with self._writing():
+            self._require(basis)
             for name in sorted(self.listing().keys() & set(names)):
                 (self.path / name).unlink()
                 for folder in (self.path / name).parents:
@@ -319,6 +325,11 @@ class FolderDestination:
         same = [file.name for file in files if file.name in held and held[file.name].size == file.size]
         reading = progress.bar("check", len(same), "file").counting(same)
         return held | {name: PublishedFile(held[name].size, sha256_of(self.path / name)) for name in reading}
+
+    def _require(self, basis: Basis | None) -> None:
+        path = self.path / MANIFEST
+        if basis is not None:
+            basis.require(str(self.path), (sha256_of(path), None) if path.is_file() else None)
 
     def _copy(self, file: OutgoingFile, bar: Bar) -> None:
         hasher = hashlib.sha256()

@@ -24,6 +24,7 @@ from laion_face_builder.removal.exported import remove_from_export
 from laion_face_builder.removal.published_copy import TargetRequest, free_staging, remove_from_target
 from laion_face_builder.removal.removal_request import Counts, RemovalRequest, TakenDown
 from laion_face_builder.shown import short
+from laion_face_builder.sources.hub_cache import cached_copy
 
 
 def take_pictures_out(data: DataDir, part: int, gone: Mask, removed: Removed, *, is_index_here: bool = True) -> Counts:
@@ -135,6 +136,14 @@ def _out_of_target(request: RemovalRequest, target: str, removals: Removals) -> 
     result = remove_from_target(asked)
     for note in result.history.notes if result.history is not None else ():
         logger.warning("%s", note)
+    if not is_folder(target) and (cached := cached_copy(target)) is not None:
+        logger.warning(
+            "%s: the Hub's cache on this machine has files of %s, maybe those of before: `hf cache rm dataset/%s` "
+            "deletes them",
+            cached,
+            target,
+            target,
+        )
     freed = 0 if result.history is None else result.history.freed
     counts = Counts({"published rows": result.rows, "files rewritten": len(result.rewritten)})
     return TakenDown(target, counts + Counts({"files deleted from the Hub's storage": freed}))

@@ -90,7 +90,7 @@ def remove_from_export(out: Path, data: DataDir | None, removals: Removals) -> E
 
 def _remove_left(out: Path) -> None:
     """Remove what killed exports left, which may have any row in it."""
-    for left in out.glob(".part-*.partial"):
+    for left in [*out.rglob(".*.partial")]:
         discard(left)
 
 

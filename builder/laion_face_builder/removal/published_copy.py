@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from laion_face_builder import progress
 from laion_face_builder.errors import LaionFaceError, NotPrepared
-from laion_face_builder.files import FINGERPRINT_KEY, Fingerprint, digest, sha256_of
+from laion_face_builder.files import FINGERPRINT_KEY, Fingerprint, digest, locked, sha256_of
 from laion_face_builder.index.exclusion import Mask
 from laion_face_builder.index.removals import STAMP, Removals
 from laion_face_builder.index.removed import Removed, hash_of
@@ -30,6 +30,7 @@ from laion_face_builder.publish.destination import destination_at
 from laion_face_builder.publish.hub_history import History, rest_of_history
 from laion_face_builder.publish.hub_target import HubDestination
 from laion_face_builder.publish.manifest import MANIFEST, Entry, Manifest
+from laion_face_builder.publish.overtaken import Basis
 from laion_face_builder.publish.publish import texts_about
 from laion_face_builder.publish.published_files import contents, measured
 from laion_face_builder.publish.published_form import in_form
@@ -93,6 +94,7 @@ def remove_from_target(request: TargetRequest) -> TargetResult:
 
     Raises:
         NotPrepared: nothing was published there; BadFile: a file there is damaged.
+        StateConflict: somebody else changed it meanwhile.
         SourceError, PublishError: the Hub does not answer, or refuses.
     """
     place = PublishedPlace.at(request.target, request.revision, request.token)
@@ -107,18 +109,21 @@ def remove_from_target(request: TargetRequest) -> TargetResult:
     history = None
     if isinstance(destination, HubDestination) and (removals.done or request.squash_history):
         squash = request.squash_history and not request.is_dry_run
-        history = rest_of_history(destination, {entry.sha256 for entry in manifest.entries.values()}, squash=squash)
+        present = {entry.sha256 for entry in manifest.entries.values()}
+        history = rest_of_history(destination, present, removals.removed, squash=squash)
     return TargetResult(request.target, sum(int(hit.sum()) for hit in hits.values()), tuple(hits), sent, history)
 
 
 def free_staging(data: DataDir) -> int:
     """Delete what was made for a publish and not sent, which has rows in it; return the bytes that are freed.
 
-    The next publish makes it again, without them.
+    The next publish makes it again, without them. One that is going on is waited for.
     """
-    folder = data.root / "publish"
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    shutil.rmtree(folder, ignore_errors=True)
+    size = 0
+    for folder in sorted(path for path in (data.root / "publish").glob("*") if path.is_dir()):
+        with locked(folder, f"{folder}: a publish is going on; waiting for it"):
+            size += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            shutil.rmtree(folder, ignore_errors=True)
     return size
 
 
@@ -209,6 +214,7 @@ class _Rewriting:
 
     def __init__(self, request: TargetRequest, place: PublishedPlace, destination: Destination, folder: Path) -> None:
         self._request, self._place, self._destination, self._folder = request, place, destination, folder
+        self._basis = Basis(None)
         self._waiting: list[OutgoingFile] = []
         self._made: set[str] = set()
         self._sent = 0
@@ -223,6 +229,7 @@ class _Rewriting:
         """
         if self._request.is_dry_run:
             return 0, manifest
+        self._basis = Basis(manifest.text)
         if hits:
             self._waiting = [self._text(MANIFEST, manifest.as_text())]
             self._flush()
@@ -296,8 +303,10 @@ class _Rewriting:
         return OutgoingFile.of(name, path)
 
     def _flush(self) -> None:
-        self._sent += self._destination.send(self._waiting, "Take down rows")
+        self._sent += self._destination.send(self._waiting, "Take down rows", self._basis)
         for file in self._waiting:
-            if file.name in self._made:
+            if file.name == MANIFEST:
+                self._basis = Basis(file.path.read_bytes())
+            elif file.name in self._made:
                 file.path.unlink()
         self._waiting = []

@@ -23,6 +23,7 @@ from laion_face_builder.index.removed import Names, Removed
 from laion_face_builder.layout import DataDir
 from laion_face_builder.log import logger
 from laion_face_builder.removal import elsewhere
+from laion_face_builder.removal.half_written import remove_half_written
 from laion_face_builder.removal.newer_metadata import NewerMetadata, rows_gone_since
 from laion_face_builder.removal.removal_request import Counts, RemovalRequest, TakenDown
 from laion_face_builder.removal.rows import (
@@ -69,7 +70,7 @@ def remove(request: RemovalRequest) -> list[TakenDown]:
             if removals != Removals.of(data):
                 removals.write(data)
     logger.info("%s: has none of it any more, and remembers it: %s", data.removed, removals.removed)
-    if not any(data.ids(part).exists() or data.index(part).exists() for part in ALL_PARTS):
+    if not parts_with_rows(data):
         logger.warning("%s: nothing is prepared there; is it the right --data-dir?", data.root)
     return [*taken, *elsewhere.take_out_of_copies(request, removals)]
 
@@ -131,6 +132,7 @@ def _from_data(request: RemovalRequest, names: Names) -> list[TakenDown]:
     freed = Counts()
     if Removals.of(data).pending is not None:  # Whether they have any of it could not be told without reading them all.
         freed["sources_bytes"] = free_sources(data)
+        remove_half_written(data)
     return [*taken, TakenDown(f"{data.sources.name}, {data.staging.name}", freed)]
 
 

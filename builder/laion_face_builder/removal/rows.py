@@ -202,7 +202,7 @@ def free_sources(data: DataDir) -> int:
     """
     size = 0
     for path in sorted(data.sources.rglob("*")):
-        if path.is_file() and (not path.name.startswith(".") or path.suffix == ".incomplete"):
+        if path.is_file() and (not path.name.startswith(".") or path.suffix in (".incomplete", ".partial")):
             size += path.stat().st_size
             path.unlink()
     for folder in staging_folders(data):

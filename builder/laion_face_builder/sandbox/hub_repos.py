@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -78,8 +78,11 @@ class ServedRepo:
     tags: dict[str, str] = field(default_factory=dict)
     #: The names under which LFS objects were committed.
     pushed: dict[str, str] = field(default_factory=dict)
-    #: By branch, its commits from the first to the last; what no branch or tag leads to is served no more.
-    log: dict[str, list[str]] = field(default_factory=dict)
+    #: Of each commit the one before; what no branch, tag, pull request or copy leads to is served no more.
+    parents: dict[str, str] = field(default_factory=dict)
+    #: The heads of pull requests by their numbers, and of the copies that the Hub makes: refs/convert/parquet.
+    pulls: dict[str, str] = field(default_factory=dict)
+    converts: dict[str, str] = field(default_factory=dict)
 
     def commit(self, files: Mapping[str, bytes | Path], branch: str = "main") -> str:
         """Add or replace files on top of `branch`; return the new commit's sha."""
@@ -93,20 +96,29 @@ class ServedRepo:
         tree.update({file.path: file for file in files})
         text = "\n".join([self.branches.get(branch, ""), *(f"{path} {tree[path].oid}" for path in sorted(tree))])
         sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
-        self.commits[sha], self.branches[branch] = tree, sha
-        self.log.setdefault(branch, []).append(sha)
+        self.commits[sha] = tree
+        self.parents[sha] = self.branches.get(branch, "")
+        self.branches[branch] = sha
         return sha
 
     def squash(self, branch: str, message: str) -> str:
         """Make one commit of a branch; the others are gone if nothing else leads to them. Return the new sha."""
         tree = self.commits[self.branches[branch]]
-        text = "\n".join(["squashed", *self.log.pop(branch)])
+        text = f"squashed {self.branches[branch]}"
         sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
-        self.commits[sha], self.branches[branch], self.log[branch] = tree, sha, [sha]
+        self.commits[sha], self.branches[branch] = tree, sha
         self.messages[sha] = message
-        known = {sha for commits in self.log.values() for sha in commits} | {*self.tags.values()}
+        known = set(self._reachable())
         self.commits = {sha: tree for sha, tree in self.commits.items() if sha in known}
         return sha
+
+    def _reachable(self) -> Iterator[str]:
+        for refs in (self.branches, self.tags, self.pulls, self.converts):
+            for head in refs.values():
+                sha = head
+                while sha:
+                    yield sha
+                    sha = self.parents.get(sha, "")
 
     def delete_objects(self, shas: Iterable[str]) -> None:
         """Delete LFS objects for good, and the files of whatever commit that have them."""

@@ -75,7 +75,6 @@ def _create_branch(hub: Hub, request: Request, *, repo: str, revision: str) -> A
     if start is None:
         raise Refused(404, "RevisionNotFound", "Invalid rev id")
     found.branches[revision] = start
-    found.log[revision] = [*found.log.get("main", ()), start]
     return json_answer({}, 201)
 
 

@@ -133,8 +133,11 @@ def _refs(hub: Hub, request: Request, *, repo: str) -> Answer:
     def listed(kind: str, refs: Mapping[str, str]) -> list[dict[str, str]]:
         return [{"name": name, "ref": f"refs/{kind}/{name}", "targetCommit": sha} for name, sha in sorted(refs.items())]
 
-    named = {"branches": listed("heads", found.branches), "tags": listed("tags", found.tags), "converts": []}
-    return json_answer({**named, **({"pullRequests": []} if request.query.get("include_prs") else {})})
+    named = {"branches": listed("heads", found.branches), "tags": listed("tags", found.tags)}
+    named["converts"] = listed("convert", found.converts)
+    return json_answer(
+        {**named, **({"pullRequests": listed("pr", found.pulls)} if request.query.get("include_prs") else {})}
+    )
 
 
 def _tree(hub: Hub, request: Request, *, repo: str, revision: str, path: str | None) -> Answer:

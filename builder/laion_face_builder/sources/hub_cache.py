@@ -35,6 +35,12 @@ def is_offline() -> bool:
     return bool(constants.HF_HUB_OFFLINE)
 
 
+def cached_copy(repo: str) -> Path | None:
+    """Return the folder in which the cache has files of a dataset repo; None if it has none."""
+    folder = _folder_of(repo)
+    return folder if any(folder.glob("blobs/*")) or any(folder.glob("snapshots/*/*")) else None
+
+
 def cached_blob(repo: str, sha256: str, size: int | None) -> Path | None:
     """Return a dataset repo's file with this SHA-256, if the cache has one of its size; the bytes are not checked."""
     blob = _folder_of(repo) / "blobs" / sha256

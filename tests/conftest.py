@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import hypothesis
 import pytest
 
 from laion_face_builder.layout import DataDir
@@ -38,6 +39,10 @@ from tests.support.core_tests import DATASETS36_MODULES, is_brief, is_core
 from tests.support.needs import unmet
 
 assert "huggingface_hub" not in sys.modules, "HF_ENDPOINT would come too late"
+# Examples may take what they take: the machine may have other work.
+_UNTIMED = hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile("untimed", _UNTIMED)
+hypothesis.settings.load_profile("untimed")
 # A shell starts what runs in its background with Ctrl-C ignored, and children would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 _FOLDER = Path(tempfile.mkdtemp(prefix="laion-face-tests-"))

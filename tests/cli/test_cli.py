@@ -243,7 +243,7 @@ _KNOWN_WORDS = sorted({name for parser in make_parser().commands.values() for na
         max_size=6,
     )
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_whatever_is_typed_is_understood_or_refused(words):
     # Neither a traceback nor a code of its own, and of what is not understood something is said.
     with redirect_stderr(StringIO()) as err, redirect_stdout(StringIO()) as out:

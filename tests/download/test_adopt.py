@@ -155,7 +155,7 @@ SAMPLES = st.tuples(st.none() | st.integers(0, 4), TEXTS, TEXTS, st.booleans())
 ROWS = st.tuples(TEXTS, TEXTS)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.lists(ROWS, min_size=1, max_size=6), st.lists(st.lists(SAMPLES, max_size=5), min_size=1, max_size=3))
 def test_rows_are_found_by_id_then_address_then_caption(tmp_path_factory, rows, shards):
     # The oracle looks for every row in every sample; the rule is that of the module's own words.

@@ -42,7 +42,7 @@ def rows_of(ids: list[int]) -> pa.Table:
 
 
 @given(ids=st.lists(st.integers(-(2**63), 2**63 - 1), unique=True, max_size=20), data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_each_row_is_found_whatever_was_taken_down_here_or_there(
     tmp_path_factory: pytest.TempPathFactory, ids: list[int], data: st.DataObject
 ) -> None:
@@ -63,7 +63,7 @@ def test_each_row_is_found_whatever_was_taken_down_here_or_there(
 
 
 @given(ids=st.lists(st.integers(0, 99), unique=True, min_size=2, max_size=12), data=st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_an_index_with_rows_that_are_not_the_downloads_is_refused(
     tmp_path_factory: pytest.TempPathFactory, ids: list[int], data: st.DataObject
 ) -> None:

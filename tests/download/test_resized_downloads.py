@@ -527,7 +527,7 @@ box = st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_s
 near = st.lists(st.floats(-60, 120), min_size=4, max_size=4)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(box | near, min_size=1, max_size=4), st.sampled_from([(48, 32), (31, 50), (1, 1), (2, 90)]))
 def test_no_box_of_numbers_stops_the_blurring(boxes: list[list[float]], size: tuple[int, int]) -> None:
     picture = Image.linear_gradient("L").resize(size).convert("RGB")

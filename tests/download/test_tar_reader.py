@@ -250,7 +250,7 @@ def test_pictures_of_another_index_are_refused(data: DataDir) -> None:
 CHECKED_ROWS = st.lists(st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=12), max_size=4)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(tars=CHECKED_ROWS, keys=st.lists(st.integers(0, 11), max_size=12))
 def test_the_latest_success_wins(tmp_path_factory: pytest.TempPathFactory, tars: list, keys: list[int]) -> None:
     folder = tmp_path_factory.mktemp("checked")
@@ -279,7 +279,7 @@ def test_the_latest_success_wins(tmp_path_factory: pytest.TempPathFactory, tars:
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0/\n"), min_size=1, max_size=130)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     members=st.lists(st.tuples(NAMES, st.binary(max_size=1500)), max_size=6),
     form=st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),

@@ -7,7 +7,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -43,7 +43,6 @@ TYPES = {
 FEATURES = datasets.Features({name: kind for name, kind in example_features().items() if name != "image"})
 
 
-@settings(deadline=None)
 @given(st.lists(EXAMPLES, min_size=1, max_size=4), st.sampled_from([None, "numpy", "torch"]))
 def test_a_column_has_one_type_in_every_batch_and_format(examples, form):
     table = datasets.Dataset.from_list(examples, features=FEATURES)

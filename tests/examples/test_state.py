@@ -99,7 +99,7 @@ def reordered(ds: Any, seed: int | None) -> Any:
 SHARDS = st.sampled_from([1, 2, 3, 4, 7, 30])
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_no_row_is_repeated_or_skipped_or_it_is_refused_by_name(world, data):
     # A stream is stopped again and again: with another shards_per_part, and while pictures change what becomes of them.

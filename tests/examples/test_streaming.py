@@ -37,7 +37,7 @@ def wanted(prepared):
     return [truth.sample_id for truth in prepared.truth if truth.ok]
 
 
-@settings(deadline=None, max_examples=5)
+@settings(max_examples=5)
 @given(data=st.data())
 def test_a_resumed_stream_repeats_and_skips_nothing(stream, wanted, data):
     stop = data.draw(st.integers(0, len(wanted)))

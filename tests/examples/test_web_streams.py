@@ -149,7 +149,7 @@ def moods(world: World, seed: int, failing: float) -> set[int]:
     return gone
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(data=st.data())
 def test_in_order_of_arrival_no_row_is_repeated_or_skipped(shared_world, data):
     # A stream is stopped again and again, with other delays, failures, shards and orders each time.

@@ -45,7 +45,7 @@ def either(request: pytest.FixtureRequest) -> Callable[..., Any]:
     return request.param
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(
     st.lists(st.sampled_from(["/ok", "/slow", "/html", "/gone", "/reset", None]), max_size=60),
     st.sampled_from([1, 2, 7, 32, 4096]),

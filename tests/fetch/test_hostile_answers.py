@@ -215,7 +215,7 @@ STATUS = st.one_of(
 HEADERS = st.lists(st.builds(lambda name, value: name + b": " + value, st.sampled_from(NAMES), VALUES), max_size=5)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(status=STATUS, headers=HEADERS, body=st.binary(max_size=60))
 def test_no_bytes_end_more_than_their_own_picture(
     random_host: Random, quick: Fetcher, status: bytes, headers: list[bytes], body: bytes
@@ -224,7 +224,7 @@ def test_no_bytes_end_more_than_their_own_picture(
     assert reason(quick, f"{random_host.url}/x") != "internal"
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.one_of(st.text(max_size=30), st.builds("http://{}".format, st.text(max_size=30))))
 def test_no_address_ends_more_than_its_own_picture(nowhere: Fetcher, url: str) -> None:
     assert reason(nowhere, url) in ("bad_url", "private_address", "dns")

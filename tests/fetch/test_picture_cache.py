@@ -61,7 +61,7 @@ def test_a_later_picture_of_the_same_address_replaces_the_earlier(cache: Picture
     assert len(entries(cache)) == 1
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(min_size=1, max_size=60), st.data())
 def test_a_damaged_entry_is_never_taken_for_whole(cache: PictureCache, data: bytes, draw: st.DataObject) -> None:
     cache.put("u", picture(data))

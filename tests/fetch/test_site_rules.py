@@ -134,7 +134,7 @@ PATTERNS = st.builds(lambda path, end: f"/{path}{end}", st.text("ab/.*é", max_s
 RULES = st.lists(st.tuples(st.sampled_from(["Allow", "Disallow"]), st.just("") | PATTERNS), max_size=6)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(RULES, PATHS)
 @example([("Disallow", "/*a*b$")], "/aabab")
 def test_whatever_the_rules_the_decision_is_that_of_a_plain_reference(rules, path):
@@ -143,7 +143,6 @@ def test_whatever_the_rules_the_decision_is_that_of_a_plain_reference(rules, pat
     assert (robots(text, url) is None) == reference(rules, url)
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=300) | st.text("User-agent:*\n Disallow/\r#%$é", max_size=300).map(str.encode))
 def test_no_file_is_an_error(data):
     read_robots(data, "us").refusal(f"{SITE}/a.jpg")

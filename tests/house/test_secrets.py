@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote, quote_plus
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
@@ -129,7 +129,6 @@ words = st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=8).map(
 schemes = st.sampled_from(["http", "https", "s3", "ftp", "memory", "hf", "simplecache::http", "webdav+https"])
 
 
-@settings(deadline=None)
 @given(schemes, words, words, words, st.sampled_from(["h", "h.example:80", "[::1]:8000"]))
 def test_no_address_is_shown_with_its_secrets(scheme, user, password, signature, host):
     login = f"{quote(user, safe='')}:{quote(password, safe='')}"
@@ -141,7 +140,6 @@ def test_no_address_is_shown_with_its_secrets(scheme, user, password, signature,
     assert hushed(hushed(address)) == hushed(address)
 
 
-@settings(deadline=None)
 @given(st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), min_size=1, max_size=12))
 def test_a_password_that_is_not_percent_encoded_is_not_shown_either(password):
     # What looks like a host behind an @, or like a port before a slash, may as well be one: nobody can tell.

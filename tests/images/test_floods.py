@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, features
 
@@ -196,7 +196,7 @@ STARTS = [
 ]
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(st.sampled_from(STARTS), st.binary(max_size=600), st.integers(0, 600))
 def test_the_walks_end_and_raise_nothing_of_their_own(start: bytes, rest: bytes, repeats: int) -> None:
     with suppress(PictureError):
@@ -233,13 +233,13 @@ def reason_of(data: bytes) -> str:
         return error.reason
 
 
-@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300)
 @given(st.sampled_from(STARTS), st.binary(max_size=400))
 def test_random_bytes_behind_a_magic_are_refused_by_name(start: bytes, rest: bytes) -> None:
     assert reason_of(start + rest) in REASONS | {""}
 
 
-@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300)
 @given(st.sampled_from(sorted(KINDS)), st.data())
 def test_mutations_pass_or_are_refused_by_name(kind: str, data: st.DataObject) -> None:
     whole = bytearray(KINDS[kind])

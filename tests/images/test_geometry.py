@@ -22,7 +22,6 @@ sizes = st.tuples(st.integers(1, 700), st.integers(1, 700))
 resizings = st.builds(Resizing, st.sampled_from(RESIZE_MODES), st.integers(8, 500), st.booleans())
 
 
-@settings(deadline=None)
 @given(side, side, st.floats(0.1, 3), st.sampled_from([int, round, lambda v: int(v) + 1]))
 def test_a_copy_that_was_rounded_to_whole_pixels_is_recognised(width, height, scale, rounding):
     now = rounding(width * scale), rounding(height * scale)
@@ -71,7 +70,7 @@ def as_png(array):
     return cv2.imencode(".png", array, [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(sizes, resizings, st.booleans(), st.sampled_from([(), (3,), (4,)]))
 def test_the_size_is_exactly_what_img2dataset_makes(size, resizing, skip, channels):
     data = as_png(np.zeros((*size[::-1], *channels), np.uint8))
@@ -80,7 +79,7 @@ def test_the_size_is_exactly_what_img2dataset_makes(size, resizing, skip, channe
     assert original == size
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.tuples(st.integers(40, 500), st.integers(40, 500)), resizings, st.floats(0.4, 0.6), st.floats(0.4, 0.6))
 def test_a_spot_is_found_where_the_frame_says(size, resizing, across, down):
     # The centre of weight of a soft spot is exact to a tenth of a pixel: no other convention passes this.
@@ -123,7 +122,7 @@ def found_finely(picture, point, number, scale):
 
 
 @example(5, "keep_ratio", 0.40234375, False, False)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 11), st.sampled_from(RESIZE_MODES), st.floats(0.4, 4), st.booleans(), st.booleans())
 def test_drawn_faces_are_found_again_where_the_frame_says(seed, mode, scale, bigger, skip):
     # A face is found within one pixel; when scaling down, within the width of one pixel of the original.

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -145,7 +145,7 @@ def edited(data: bytes, edits: list[tuple[str, float, int, bool]]) -> bytes:
     return bytes(out)
 
 
-@settings(deadline=None, max_examples=600, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=600)
 @given(st.sampled_from(sorted(EVERYTHING)), _edits)
 def test_what_passes_decodes(kind: str, edits: list[tuple[str, float, int, bool]]) -> None:
     data = edited(EVERYTHING[kind], edits)

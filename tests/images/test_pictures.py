@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 from datasets import Image as ImageFeature
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile, features
 
@@ -291,7 +291,7 @@ def test_broken_metadata_is_named_and_taken_out() -> None:
     assert_neutral(data)
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150)
 @given(
     container=st.sampled_from(["jpeg", "png", "png-behind", "webp"]),
     block=st.one_of(
@@ -322,7 +322,7 @@ def test_any_metadata_leaves_a_picture_that_decodes_unturned(container: str, blo
     assert (changed is data) == (found.orientation == 1)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(kind=st.sampled_from(["JPEG", "PNG", "WEBP", "GIF", "TIFF"]), data=st.data())
 def test_flipped_bytes_pass_and_decode_or_are_refused(kind: str, data: st.DataObject) -> None:
     exif: dict[str, Any] = {} if kind in ("GIF", "TIFF") else {"exif": b"Exif\0\0" + exif_block(6)}

@@ -139,7 +139,7 @@ def test_an_animation_stays_one():
         assert (frames_left, SECRET in bare) == (3, False)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.sampled_from(ALL), st.data())
 def test_a_file_that_is_cut_or_changed_never_hangs_or_grows(which, data):
     changed = bytearray(FILES[which[0]][which[1]])

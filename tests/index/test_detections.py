@@ -67,7 +67,7 @@ def as_rows(faces: Faces) -> list[dict[str, Any]]:
     ]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     ids=st.lists(st.integers(0, 2**53 - 1), max_size=30, unique=True),
     shape=st.sampled_from(sorted(SHAPES)),
@@ -183,7 +183,7 @@ def test_one_odd_sample_gives_the_same_by_the_long_way(odd: str, tmp_path: Path)
     assert equal(read_faces(file, 100_000).sorted_by_id(), plain(file))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_the_shortcut_never_disagrees_with_the_unpickler(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory

@@ -229,7 +229,7 @@ urls = st.builds(
 entries = st.one_of(urls, hosts, hosts.map("*.{}".format), hosts.map("{}:80".format), st.integers(0, 9).map(str))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     st.lists(entries, max_size=5), st.lists(st.one_of(urls, st.sampled_from([None, "", "x", "http://["])), max_size=8)
 )
@@ -242,7 +242,7 @@ def test_columns_are_matched_as_single_addresses_are(lines, column):
     assert exclusion.mask(table_of(*enumerate(column))).tolist() == expected
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(urls)
 def test_an_address_from_the_data_names_its_row_however_it_is_written_down(url):
     for line in (url, f'"{url}"', f'"{url}",caption', f"{url}  # gone"):

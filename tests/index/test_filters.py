@@ -134,14 +134,14 @@ def passes(row, filters):
     return least is None or (row["similarity"] is not None and row["similarity"] >= least)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.lists(rows, max_size=8), some_filters)
 def test_the_mask_equals_a_plain_loop(rows, filters):
     table = table_of(rows)
     assert filters.mask(table).tolist() == [passes(row, filters) for row in rows]
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(rows, some_filters)
 def test_the_faces_that_count_are_those_of_the_loop_and_the_largest_is_one_of_them(row, filters):
     shown = next(iter(in_batches(table_of([row]))))[0]
@@ -153,7 +153,7 @@ def test_the_faces_that_count_are_those_of_the_loop_and_the_largest_is_one_of_th
         assert area_of(shown["faces"][place]) == max(area_of(shown["faces"][one]) for one in counting)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(rows, max_size=8), some_filters, st.integers(0, 8))
 def test_flat_columns_never_drop_a_row_that_passes_also_in_slices(rows, filters, start):
     table = table_of(rows).slice(start)
@@ -194,7 +194,7 @@ real_rows = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(real_rows, st.integers(0, 2))
 def test_a_row_passes_with_its_own_values_as_thresholds(row, which):
     table = table_of([row])

@@ -315,7 +315,7 @@ def test_faces_of_a_slice_are_not_those_of_other_rows():
     assert faces_of(column).filter(pa.array([True, False])).to_pylist() == rows[2:3]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.data(), st.sampled_from(FACE_TYPES))
 def test_faces_may_be_sliced_filtered_taken_and_joined(data, kind):
     # Plain lists say what is right: where pyarrow goes wrong it gives no error.
@@ -440,7 +440,7 @@ def test_values_that_do_not_fit_are_refused(tmp_path):
 # Layouts
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 3), max_size=60), st.integers(1, 12), st.booleans(), st.data())
 def test_a_part_is_the_rows_with_its_number(tmp_path_factory, numbers, size, has_statistics, data):
     # Any order of parts, any row groups, with statistics or without, over one file or two.

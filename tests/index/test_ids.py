@@ -51,7 +51,7 @@ def thirty_two(some: dict[int, Any], rest: Any = ()) -> list[Any]:
     return [some.get(part, rest) for part in range(32)]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     ids=st.lists(st.integers(0, 2**53 - 1), max_size=250, unique=True),
     inner=st.sampled_from(sorted(INNER)),
@@ -164,7 +164,7 @@ def as_plain(value: Any) -> Any:
     return [as_plain(one) for one in value] if isinstance(value, list) else value
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(end=st.integers(0, 2), shift=st.integers(-18, 3), byte=st.sampled_from([*b"(]eGaKN0.", 0, 255]))
 @example(end=0, shift=1, byte=ord("."))  # The first batch is all there is: not in a list.
 def test_lists_taken_out_never_disagree_with_the_unpickler(

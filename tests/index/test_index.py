@@ -91,7 +91,7 @@ def test_the_file_is_as_the_contract_says(index, tmp_path):
 # Reading
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.data())
 def test_any_row_range_is_the_slice(tmp_path_factory, data):
     index = tmp_path_factory.getbasetemp() / "any-range"

@@ -128,7 +128,7 @@ def check(table_rows: pa.Table, world: dict, part: int, folder: Path) -> None:
     assert ours["made_from"] == fingerprint
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(worlds)
 def test_law_1_by_part_the_index_is_the_plain_join(tmp_path_factory, world):
     folder = tmp_path_factory.mktemp("law1")
@@ -139,7 +139,7 @@ def test_law_1_by_part_the_index_is_the_plain_join(tmp_path_factory, world):
         check(rows_of_part(path, wanted, threads=1 + part), world, part, folder)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(worlds, st.sampled_from([3, 1 << 16]))
 def test_law_1_of_whole_metadata_the_index_is_the_plain_join(tmp_path_factory, world, held):
     folder = tmp_path_factory.mktemp("law1")
@@ -154,7 +154,6 @@ def test_law_1_of_whole_metadata_the_index_is_the_plain_join(tmp_path_factory, w
         check(staged_rows(DataDir.at(folder), staged, part), world, part, folder)
 
 
-@settings(deadline=None)
 @given(
     st.dictionaries(st.integers(0, 31), st.sets(st.integers(0, 2**53 - 1), max_size=30), max_size=5),
     st.lists(st.integers(0, 2**53 - 1), max_size=30),

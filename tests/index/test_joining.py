@@ -77,7 +77,7 @@ KINDS = {
 IDS = [pa.int64(), pa.int32(), pa.float64(), pa.string()]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     ours,
     st.lists(st.tuples(st.one_of(st.none(), st.integers(0, 60)), values), max_size=30, unique_by=lambda row: row[0]),
@@ -133,7 +133,7 @@ def test_addresses_of_one_hash_are_told_apart(tmp_path, monkeypatch):
     assert [row["x"] for row in found] == [2, 1, 2, None]
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(st.integers(-5, 5), max_size=30), st.lists(st.integers(-7, 7), max_size=10), st.integers(1, 4))
 def test_places_find_every_row_of_a_key(keys, asked, pieces):
     places = KeyPlaces()

@@ -105,7 +105,7 @@ def test_a_dictionary_of_views_has_ids_and_text():
     assert as_sizes(column, "f", "WIDTH").to_pylist() == [8, None, 7]
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     st.lists(st.one_of(st.none(), st.integers(0, 2**53 - 1)), max_size=30), st.sampled_from(["int", "float", "text"])
 )

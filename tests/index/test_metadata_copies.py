@@ -310,7 +310,7 @@ def numbers(data, values):
 FORMS = {"sample_id": whole_numbers, "width": whole_numbers, "height": whole_numbers, "similarity": numbers}
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(LOGICAL, st.data())
 def test_the_same_rows_whatever_their_form(tmp_path_factory, logical, data):
     path = tmp_path_factory.mktemp("copy") / "m.parquet"

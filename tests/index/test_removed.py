@@ -42,7 +42,6 @@ def table_of(found):
     return pa.table({**columns, "url": pa.array([row[1] for row in found], pa.string())})
 
 
-@settings(deadline=None)
 @given(lists, rows)
 def test_hashes_name_the_rows_that_the_list_names(lines, found):
     listed, table = parse_exclusion(lines), table_of(found)
@@ -51,7 +50,7 @@ def test_hashes_name_the_rows_that_the_list_names(lines, found):
     assert Removed.of(listed).mask(nameless).tolist() == listed.mask(nameless).tolist()
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(lists, st.binary(max_size=4))
 def test_hashes_name_the_pictures_that_the_list_names(lines, data):
     listed = parse_exclusion(lines)
@@ -60,7 +59,7 @@ def test_hashes_name_the_pictures_that_the_list_names(lines, data):
         assert removed.names_picture(data, known) == listed.names_picture(data, [sha.lower() for sha in known])
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(lists, lists)
 def test_hashes_are_joined_and_told_apart_as_lists_are(one, other):
     first, second = (Removed.of(parse_exclusion(lines)) for lines in (one, other))
@@ -71,7 +70,7 @@ def test_hashes_are_joined_and_told_apart_as_lists_are(one, other):
         assert (same, hash(same), str(same)) == (both, hash(both), str(both))
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.lists(st.tuples(lists, st.text(max_size=5), st.dictionaries(st.integers(0, 31), st.sets(ids))), max_size=3))
 def test_the_notes_come_back_as_they_were_written(tmp_path_factory, removals):
     data = DataDir.at(tmp_path_factory.mktemp("notes"))

@@ -48,7 +48,7 @@ def overlap(a: Sequence[float], b: Sequence[float]) -> float:
     return common / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - common)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(faces, faces)
 def test_faces_are_matched_as_trying_everything_would(ours, theirs):
     true = np.array([[overlap(a, b) for b in theirs.boxes] for a in ours.boxes])
@@ -72,7 +72,6 @@ def test_faces_are_matched_as_trying_everything_would(ours, theirs):
     assert sorted(ours.scores[[a for a, _ in pairs]], reverse=True) == best, "the surest have partners"
 
 
-@settings(deadline=None)
 @given(st.integers(1, 5000).flatmap(lambda of: st.tuples(st.integers(0, of), st.just(of))))
 def test_intervals_end_where_the_share_is_just_1_96_deviations_away(counts):
     found, of = counts

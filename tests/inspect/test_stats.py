@@ -139,7 +139,7 @@ def test_a_filter_saves_the_fetches_that_stats_says(prepared, tmp_path):
 values = st.one_of(st.just(math.nan), st.floats(-50, 3000, width=32), st.sampled_from([0.5, 16.0, 64.0, 512.0, 0.0]))
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.sampled_from(sorted(EDGES)), st.lists(st.tuples(values, st.booleans()), max_size=30))
 def test_bins_against_a_plain_loop(key, rows):
     if key == "faces a picture":
@@ -166,7 +166,7 @@ addresses = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.lists(st.one_of(addresses, st.sampled_from([None, "", "nothing", "http://", "file:///etc/passwd"]))))
 def test_hosts_are_those_of_the_filters(urls):
     assert hosts_of(pa.array(urls, pa.string())).to_pylist() == [host_of(url) or "(no host)" for url in urls]
@@ -257,7 +257,7 @@ def test_nothing_kept_is_a_page_too(prepared):
     assert "<b>0</b>" in page
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.lists(st.text(max_size=60), min_size=1, max_size=4))
 def test_names_of_others_are_drawn_as_text(found):
     hosts = [*found, "$x^2", "<script>alert(1)</script>", "微笑.example", "a" * 300]

@@ -108,7 +108,7 @@ def manifest_in(place):
     return Manifest.from_text((place.folder / "laion_face_manifest.json").read_bytes(), "")
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.sets(st.integers(0, 31), min_size=1), st.integers(0, 2_000_000))
 def test_the_card_is_true_of_any_set_of_parts(parts, rows):
     head, text = card.split_card(card.card_of(manifest_of(parts, rows), Address("owner/name", True)), "README.md")

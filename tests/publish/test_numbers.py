@@ -87,7 +87,7 @@ _rows = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(_rows, st.integers(0, 30))
 def test_counts_of_pieces_add_up_and_show_no_strangers_words(rows, cut):
     schema = pa.schema([INDEX.field(name) for name in FileCounts.COLUMNS])

@@ -180,14 +180,14 @@ def played(place: Destination, now: Callable[[], dict[str, bytes]], moves: list)
                 assert now() == there
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(steps)
 def test_any_sends_and_removals_leave_a_folder_with_what_they_say(moves):
     with tempfile.TemporaryDirectory() as folder:
         played(FolderDestination(Path(folder) / "place"), lambda: in_folder(Path(folder) / "place"), moves)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(moves=steps)
 def test_any_sends_and_removals_leave_the_hub_with_what_they_say(hub, moves):
     repo = f"{WRITER}/played-{next(_numbers)}"

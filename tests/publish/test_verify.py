@@ -304,7 +304,7 @@ def problems_of(folder):
     return list(place_problems(PublishedPlace.at(str(folder)), destination_at(str(folder)), deep=False))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 def test_any_flipped_bit_in_any_published_file_is_found(published, tmp_path_factory, place, bit):
     folder = tmp_path_factory.getbasetemp() / "flipped"

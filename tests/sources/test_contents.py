@@ -75,7 +75,7 @@ _ticks = itertools.count()
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.binary(max_size=3)), max_size=8))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_content_is_always_that_of_the_bytes(tmp_path, writes):
     for name, content in writes:
         path = tmp_path / name

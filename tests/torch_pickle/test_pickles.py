@@ -163,7 +163,7 @@ def test_tensors_come_as_arrays(is_zip: bool, tmp_path: Path) -> None:
     assert all(same(tensor.numpy(), array) for tensor, array in zip(value, read, strict=True))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(keep=st.floats(0, 0.999), is_zip=st.booleans(), tensors=st.booleans())
 def test_a_truncated_file_is_a_bad_file(
     keep: float, is_zip: bool, tensors: bool, tmp_path_factory: pytest.TempPathFactory

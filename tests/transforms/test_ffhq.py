@@ -16,7 +16,7 @@ from laion_face_builder.sandbox.cartoons import draw, plan
 from laion_face_builder.transforms import alignment
 from laion_face_builder.transforms.ffhq import ffhq_matrix
 
-quick = settings(deadline=None, max_examples=25)
+quick = settings(max_examples=25)
 #: Points a pixel of the result and axis that the reference looks at.
 FINE = 3
 

@@ -18,7 +18,7 @@ from laion_face_builder.transforms.affine import MOST_PIXELS_A_SIDE
 from laion_face_builder.transforms.drawing import POINTS, SURE, UNSURE
 
 seeds = st.integers(0, 10_000)
-quick = settings(deadline=None, max_examples=40)
+quick = settings(max_examples=40)
 
 
 def drawn(seed, faces=1, enlarged=3):
@@ -96,7 +96,7 @@ def turned_by(picture, landmarks, degrees):
 points = st.lists(st.tuples(st.floats(-500, 2000), st.floats(-500, 2000)), min_size=5, max_size=5).map(np.array)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(points, st.sampled_from(["arcface", "farl"]))
 def test_the_similarity_is_the_least_squares_one_without_shear_or_reflection(source, template):
     target = alignment.template_points(template, 112)

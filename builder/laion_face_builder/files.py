@@ -175,7 +175,7 @@ def concerned(path: Path, error: OSError, partial: Path | None = None) -> Path |
     """Return the file that could not be written, if that is what the error is about; `path` for its partial file."""
     named = next((Path(name) for name in (error.filename2, error.filename) if isinstance(name, str)), None)
     if named is None:  # Arrow has the name in the text only, others have none. What else is an OSError is a network's.
-        is_named = type(error) is OSError and path.name in str(error)
+        is_named = type(error) in (OSError, PermissionError) and path.name in str(error)
         return path if error.errno in {*_OF_WRITING, *_OF_DISKS} or is_named else None
     if named in (partial, path, *path.parents):
         return path

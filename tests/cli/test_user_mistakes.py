@@ -254,7 +254,8 @@ def test_status_counts_samples(prepared):
     said = run(*COMMAND, "status", "20M", "--data-dir", prepared.data.root).stdout
     assert "listed  with faces    indexed" in said
     assert "usable samples" in said
-    assert "rows" not in said
+    # Of a table that is joined rows are said, and other tests join some there.
+    assert "rows" not in said.split("joined/")[0]
 
 
 @pytest.fixture(scope="module")

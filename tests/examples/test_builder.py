@@ -288,9 +288,9 @@ def test_configs_of_the_class_are_never_changed(prepared):
         return canonical_json([{**vars(c), "version": str(c.version)} for c in laion_face.LaionFace.BUILDER_CONFIGS])
 
     before = fields()
-    builder = laion_face.LaionFace(config_name="50M", parts="0-2", index=str(prepared.data.root), min_faces=2)
-    assert builder.config.options().parts == (0, 1, 2)
-    assert builder.as_streaming_dataset(split="train").num_shards == 3 * 128
+    builder = laion_face.LaionFace(config_name="50M", parts="0,2", index=str(prepared.data.root), min_faces=2)
+    assert builder.config.options().parts == (0, 2)
+    assert builder.as_streaming_dataset(split="train").num_shards == 2 * 128
     laion_face.LaionFace(config_name="50M")
     assert fields() == before
 

@@ -122,10 +122,11 @@ def why_not_kept(counts: Report, is_lost: bool, options: Options) -> LaionFaceEr
             "dataset again; streaming=True counts them and goes on."
         )
     if options.images == "fetch" and counts.failures and (is_lost or not counts.yielded):
+        failed = f"{counts.failures:,}" if counts.yielded else "all"
         hint = hint or "Is the network there, and may it reach these hosts? Load the dataset again once it does"
         return SourceError(
-            f"images='fetch': {counts.failures:,} of {asked:,} pictures failed ({reasons}). Nothing of this run was "
-            f"cached. {hint}."
+            f"images='fetch': {failed} of {asked:,} pictures failed ({reasons}). Nothing of "
+            f"this run was cached. {hint}."
         )
     if counts.yielded or not counts.failures:
         return None

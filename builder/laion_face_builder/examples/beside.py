@@ -20,6 +20,18 @@ from laion_face_builder.options import INNER, Options
 from laion_face_builder.shown import short
 
 
+def require_table(options: Options) -> None:
+    """Check that the options name a table where they speak of one, and that it can be joined.
+
+    Raises:
+        OptionError: they do not, or it cannot.
+    """
+    if options.join is None and options.filters.join_how == INNER:
+        raise OptionError("join_how='inner' says what becomes of samples that a table lacks: name the table with join=")
+    if options.join is not None and options.data.address is not None:
+        raise OptionError(f"join: {options.data.where} is an address, and tables are joined in a folder. Leave it out")
+
+
 def with_columns(options: Options, *, is_made: bool = False) -> Options:
     """Join what is not joined yet, and return the options of a dataset with all columns; the indexes are there.
 
@@ -30,12 +42,9 @@ def with_columns(options: Options, *, is_made: bool = False) -> Options:
         OptionError: two columns have one name; SourceError, BadFile: a table cannot be had, or not be joined.
         NotPrepared: `is_made`, and it is not.
     """
-    if options.join is None and options.filters.join_how == INNER:
-        raise OptionError("join_how='inner' says what becomes of samples that a table lacks: name the table with join=")
+    require_table(options)
     if options.join is None and options.index is None:
         return options
-    if options.join is not None and options.data.address is not None:
-        raise OptionError(f"join: {options.data.where} is an address, and tables are joined in a folder. Leave it out")
     options = replace(options, more=None, tables=())
     with parts.index_of(options, options.parts[0]) as index:
         more = list(index.more)

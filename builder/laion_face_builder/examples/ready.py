@@ -35,6 +35,7 @@ def make_ready(options: Options, *, streaming: bool, is_joined: bool = False) ->
         SourceError, BadFile, StateConflict, DownloadError: see `index.prepare.prepare` and `download.part`.
     """
     _require_pictures(options, streaming)
+    beside.require_table(options)
     parts.require_published(options)
     missing = without_index(options)
     if missing:

@@ -26,7 +26,7 @@ import pyarrow as pa
 from laion_face_builder import progress
 from laion_face_builder.download.foreign import LookJob, is_table_of_pictures
 from laion_face_builder.download.matching import RowKeys, matched
-from laion_face_builder.download.plan import opened_index
+from laion_face_builder.download.plan import opened_index, rows_named
 from laion_face_builder.download.sidecar import CheckedTar, sidecar_of, write_sidecar
 from laion_face_builder.download.workers import Failed, Workers
 from laion_face_builder.errors import BadFile, NotPrepared
@@ -231,8 +231,9 @@ def _job(shard: _Shard, probe: str, folder: Path, how: _CheckSettings) -> LookJo
 
 
 def _joined(checked: list[CheckedTar], index: IndexPart, part: int, place: Path, removed: Removed) -> pa.Table:
-    rows = index.read(0, index.num_rows, ["sample_id", *(["url"] if removed.has_rows else [])])
-    gone = removed.mask(rows)  # An index that lies elsewhere may have them.
+    sample_ids = index.read(0, index.num_rows, ["sample_id"])["sample_id"]
+    # An index that lies elsewhere may have them.
+    gone = rows_named(index, removed) if removed.has_rows else np.zeros(index.num_rows, bool)
     statuses = np.where(gone, Reason.TAKEN_DOWN.value, Reason.NOT_DOWNLOADED.value)
     found = matched(RowKeys.of(index), checked)
     is_there = found.positions >= 0
@@ -243,4 +244,4 @@ def _joined(checked: list[CheckedTar], index: IndexPart, part: int, place: Path,
             f"Is it the folder of another part?"
         )
     taken = found.table.take(pa.array(np.maximum(found.positions, 0), mask=~is_there | gone))
-    return sidecar_of(rows["sample_id"], taken, pa.chunked_array([pa.array(statuses, pa.string())]))
+    return sidecar_of(sample_ids, taken, pa.chunked_array([pa.array(statuses, pa.string())]))

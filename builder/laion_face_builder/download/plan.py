@@ -162,13 +162,14 @@ def write_plan(
     statuses = pa.chunked_array(planned(index, filters, blur_faces), pa.string())
     plan = pa.table([statuses, index.read(0, index.num_rows, ["sample_id"])["sample_id"]], schema=PLAN)
     if (removed := Removals.of(files.data).removed).has_rows:
-        gone = _named_in(index, removed)
+        gone = rows_named(index, removed)
         noted(files.data, {files.part: hashes_of_ids(plan["sample_id"].filter(pa.array(gone)).to_pylist())})
         plan = without_ids(plan, gone)
     save_plan(files, plan, fingerprint)
 
 
-def _named_in(index: IndexPart, removed: Removed) -> Mask:
+def rows_named(index: IndexPart, removed: Removed) -> Mask:
+    """Tell which rows of an index are named as taken down, bool[n]; addresses are read a row group at a time."""
     rows = (index.read(start, stop, ["sample_id", "url"]) for start, stop in index.row_groups)
     return np.concatenate([np.zeros(0, bool), *map(removed.mask, rows)])
 

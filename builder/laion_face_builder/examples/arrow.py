@@ -125,8 +125,8 @@ def why_not_kept(counts: Report, is_lost: bool, options: Options) -> LaionFaceEr
         failed = f"{counts.failures:,}" if counts.yielded else "all"
         hint = hint or "Is the network there, and may it reach these hosts? Load the dataset again once it does"
         return SourceError(
-            f"images='fetch': {failed} of {asked:,} pictures failed ({reasons}). Nothing of "
-            f"this run was cached. {hint}."
+            f"images='fetch': {failed} of {asked:,} pictures failed ({reasons}). Nothing of this run was "
+            f"cached. {hint}."
         )
     if counts.yielded or not counts.failures:
         return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -14,7 +13,7 @@ from laion_face_builder.fetch.fetcher import Fetcher
 from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.fetch.site_rules import OPEN, SiteRules, closed, read_robots
 from laion_face_builder.fetch.sites import SiteMemory, memory_of
-from tests.support.hostile_host import message
+from tests.support.hostile_host import bind_anew, message
 from tests.support.nested import but
 from tests.support.site_host import SOFT_404, SiteHost, status, to
 from tests.support.waiting import wait_until
@@ -58,9 +57,11 @@ def fates(fetcher: Fetcher, *urls: str) -> list[str]:
     return found
 
 
-def refused_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+@pytest.fixture
+def nobody() -> Iterator[int]:
+    """Take a port at which nobody listens."""
+    with bind_anew() as taken:
+        yield taken.getsockname()[1]
 
 
 @pytest.mark.parametrize(
@@ -98,25 +99,29 @@ def test_what_a_host_answers_for_robots_txt(
     assert host.asked["/a.jpg"] == (expected == "ok")
 
 
-def test_one_errand_serves_all_pictures_of_a_site_and_holds_up_no_other(make_host: MakeHost, fetcher: Fetcher) -> None:
+def test_one_errand_serves_all_pictures_of_a_site_and_holds_up_no_other(make_host: MakeHost) -> None:
     slow, quick = make_host("User-agent: *\nDisallow: /*3.jpg"), make_host()
-    slow.delay = 0.5
-    tickets = [fetcher.submit(slow.url(f"/{number}.jpg")) for number in range(600)]
-    assert fates(fetcher, *(quick.url(f"/{number}.jpg") for number in range(20))) == ["ok"] * 20
-    # All 600 wait for the slow host's rules, and hold nothing that the other host needs.
-    assert not tickets[0].done() or not slow.asked["/0.jpg"]
-    for number, ticket in enumerate(tickets):
-        if number % 10 == 3:
-            with pytest.raises(PictureError, match="robots_disallowed"):
-                ticket.result(20)
-        else:
-            assert ticket.result(20).data == slow.picture
+    slow.gate.clear()
+    with Fetcher(but(LIMITS, timeout=60.0)) as fetcher:
+        tickets = [fetcher.submit(slow.url(f"/{number}.jpg")) for number in range(600)]
+        assert fates(fetcher, *(quick.url(f"/{number}.jpg") for number in range(20))) == ["ok"] * 20
+        # All 600 wait for the slow host's rules, and hold nothing that the other host needs.
+        assert not any(ticket.done() for ticket in tickets)
+        slow.gate.set()
+        for number, ticket in enumerate(tickets):
+            if number % 10 == 3:
+                with pytest.raises(PictureError, match="robots_disallowed"):
+                    ticket.result(60)
+            else:
+                assert ticket.result(60).data == slow.picture
     assert (slow.asked[ROBOTS], quick.asked[ROBOTS], slow.asked["/3.jpg"]) == (1, 1, 0)
 
 
-def test_a_host_that_is_not_there_is_asked_once_and_its_pictures_fail_with_its_reason(make_host: MakeHost) -> None:
-    silent, nobody = make_host(""), refused_port()
-    silent.delay = 5.0
+def test_a_host_that_is_not_there_is_asked_once_and_its_pictures_fail_with_its_reason(
+    make_host: MakeHost, nobody: int
+) -> None:
+    silent = make_host("")
+    silent.gate.clear()
     with Fetcher(but(LIMITS, timeout=0.6, retries=0)) as fetcher:
         assert set(fates(fetcher, *(silent.url(f"/{number}.jpg") for number in range(50)))) == {"timeout"}
         found = fates(fetcher, *(f"http://127.0.0.1:{nobody}/{number}.jpg" for number in range(50)))
@@ -181,12 +186,15 @@ def test_rules_are_for_the_name_that_asks_and_the_contact_is_said(make_host: Mak
 def test_what_nobody_waits_for_any_more_is_not_asked_for(make_host: MakeHost) -> None:
     hosts = [make_host() for _ in range(12)]
     for host in hosts:
-        host.pages[ROBOTS], host.delay = "", 0.3
+        host.pages[ROBOTS] = ""
+        host.gate.clear()
     with Fetcher(but(LIMITS, concurrency=2)) as fetcher:
         stream = fetcher.stream(10**9)
         stream.submit([host.url("/a.jpg") for host in hosts])
         wait_until(lambda: hosts[0].asked[ROBOTS] == 1)
         stream.close()
+        for host in hosts:
+            host.gate.set()
         assert fates(fetcher, hosts[0].url("/b.jpg")) == ["ok"]
         # One errand at a time, and those in the queue have no pictures.
         assert sum(host.asked[ROBOTS] for host in hosts) < 4
@@ -225,11 +233,10 @@ def test_the_next_fetcher_of_a_process_knows_what_the_last_one_learned(make_host
     assert memory_of(LIMITS) is not memory_of(but(LIMITS, respect="all"))
 
 
-def test_few_places_serve_many_sites_and_each_gets_few_connections(make_host: MakeHost) -> None:
+def test_few_places_serve_many_sites_and_each_gets_few_connections(make_host: MakeHost, nobody: int) -> None:
     hosts = [make_host() for _ in range(8)]
     for host in hosts:
-        host.pages[ROBOTS], host.delay = "", 0.02
-    nobody = refused_port()
+        host.pages[ROBOTS] = ""
     with Fetcher(but(LIMITS, concurrency=1)) as fetcher:
         # Pictures wait for two sites at a time; the others' stay in their queue, behind a host that is not there.
         urls = [f"http://127.0.0.1:{nobody}/{number}.jpg" for number in range(3)]

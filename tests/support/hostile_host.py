@@ -76,6 +76,22 @@ def message(body: bytes, *headers: str, status: str = "200 OK", length: int | No
     return "\r\n".join(lines).encode("latin-1") + body
 
 
+#: Ports that hosts of this process had.
+_HAD: set[int] = set()
+
+
+def bind_anew(address: str = "127.0.0.1") -> socket.socket:
+    """Take a port that no host of this process had before: fetchers remember a site's rules by its port."""
+    while True:
+        taken = socket.socket()
+        taken.bind((address, 0))
+        port = taken.getsockname()[1]
+        if port not in _HAD:
+            _HAD.add(port)
+            return taken
+        taken.close()
+
+
 class HostileHost:
     def __init__(self, *, tls: bool = False, address: str = "127.0.0.1") -> None:
         self.asked: Counter[str] = Counter()
@@ -84,7 +100,8 @@ class HostileHost:
         self.picture = jpeg()
         self._lock = threading.Lock()
         self._ended = threading.Event()
-        self._listener = socket.create_server((address, 0), backlog=512)
+        self._listener = bind_anew(address)
+        self._listener.listen(512)
         self._scheme = "https" if tls else "http"
         self._tls = _server_context() if tls else None
         self.port = self._listener.getsockname()[1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import threading
 
 from tests.support.hostile_host import HostileHost, message
 
@@ -21,15 +21,20 @@ class SiteHost(HostileHost):
         self.pages: dict[str, str | bytes | list[bytes]] = {}
         #: Headers of the pictures.
         self.headers: tuple[str, ...] = ()
-        #: Seconds until a page comes.
-        self.delay = 0.0
+        #: Pages come while this is set.
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def __exit__(self, *problem: object) -> None:
+        self.gate.set()
+        super().__exit__(*problem)
 
     def _missing(self, _c: object, _q: object, times: object, path: str) -> bytes:
         if path.endswith(".jpg"):
             return message(self.picture, *self.headers)
         if (page := self.pages.get(path)) is None:
             return message(b"no", status="404 Not Found")
-        time.sleep(self.delay)
+        self.gate.wait(120)
         if isinstance(page, list):
             page = page[min(int(str(times)), len(page)) - 1]
         return page if isinstance(page, bytes) else message(page.encode(), "Content-Type: text/plain")

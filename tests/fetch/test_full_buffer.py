@@ -16,7 +16,7 @@ from tests.support.hostile_host import HostileHost, jpeg
 from tests.support.nested import but
 from tests.support.waiting import wait_until
 
-LIMITS = but(FetchLimits(), timeout=2.0, retries=0, per_host=8, concurrency=8, allow_private_hosts=True)
+LIMITS = but(FetchLimits(), timeout=30.0, retries=0, per_host=8, concurrency=8, allow_private_hosts=True)
 #: Far above what a picture is guessed to weigh: more are begun than there is room for.
 SIZE = 900_000
 
@@ -32,12 +32,13 @@ def same(url: str) -> str:
 
 @pytest.mark.parametrize("path", ["/sized/{}?bytes=900000", "/packed/{}?bytes=900000"])
 def test_nothing_is_asked_for_twice_and_time_stands_still(either: Callable[..., Any], path: str) -> None:
-    with HostileHost() as host, Fetcher(LIMITS) as fetcher:
+    limits = but(LIMITS, timeout=5.0)
+    with HostileHost() as host, Fetcher(limits) as fetcher:
         urls = [host.url(path.format(number)) for number in range(24)]
         stream = either(urls, fetcher, url_of=same, max_buffer_bytes=1_000_000)
         found = [next(stream)]
         queue = stream.gi_frame.f_locals["stream"]._queue
-        time.sleep(1.5 * LIMITS.options.timeout)  # as long as would end them, if time went on
+        time.sleep(1.2 * limits.options.timeout)  # as long as would end them, if time went on
         # One piece of each that was under way may be too much: 128 kB as they came, twice as much unpacked. And the
         # one that was waited for when another came comes whole.
         assert queue.held <= 1_000_000 + LIMITS.options.concurrency * (1 << 18) + SIZE

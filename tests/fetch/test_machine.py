@@ -121,7 +121,7 @@ def lock_files():
     return count
 
 with Fetcher(FetchLimits(FetchOptions(allow_private_hosts=True))) as fetcher:
-    fetcher.submit(sys.argv[1]).result(30)
+    fetcher.submit(sys.argv[1]).result(60)
     if os.fork() == 0:
         print(lock_files(), flush=True)
         os._exit(0)

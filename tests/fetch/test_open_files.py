@@ -55,7 +55,7 @@ logging.basicConfig(format="%(message)s", stream=sys.stdout)
 url, patience, name = sys.argv[1], float(sys.argv[2]), sys.argv[3]
 resource.setrlimit(resource.RLIMIT_NOFILE, (300, 300))
 options = FetchOptions(
-    allow_private_hosts=True, concurrency=20, per_host=20, retries=0, timeout=3.0, outage_patience=patience
+    allow_private_hosts=True, concurrency=20, per_host=20, retries=0, timeout=5.0, outage_patience=patience
 )
 limits = FetchLimits(options)
 
@@ -68,16 +68,16 @@ def use_up():
         return taken
 
 with Fetcher(limits) as fetcher:
-    print(len(fetcher.submit(url).result(30).data) > 0)
+    print(len(fetcher.submit(url).result(60).data) > 0)
     taken = use_up()
     tickets = [fetcher.submit(f"{url}/{n}".replace("127.0.0.1", name)) for n in range(60)]
     if not patience:
         try:
-            tickets[0].result(30)
+            tickets[0].result(60)
         except NetworkOutage as error:
             print(error)
     else:
-        time.sleep(limits.options.timeout)
+        time.sleep(1.2 * limits.options.timeout)
         print(sum(ticket.done() for ticket in tickets) < 60)
     for file in taken:
         os.close(file)

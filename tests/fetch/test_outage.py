@@ -107,7 +107,7 @@ def test_patience_ends_loudly_and_the_fetcher_can_be_used_again(patience: float)
 with HostileHost(address="0.0.0.0") as host, Fetcher(limits(outage_patience={patience})) as fetcher:
     tickets = [fetcher.submit(url) for url in urls(host, "/ok")]
     try:
-        tickets[0].result(30)
+        tickets[0].result(60)
     except NetworkOutage as error:
         print(error)
     print({{outcome(ticket) for ticket in tickets}})
@@ -141,7 +141,7 @@ from laion_face_builder.options import FetchOptions
 with Fetcher(FetchLimits(FetchOptions(timeout=1.0, retries=0, allow_private_hosts=True))) as fetcher:
     ticket = fetcher.submit(sys.argv[1])
     print("asked", flush=True)
-    print(len(ticket.result(30).data))
+    print(len(ticket.result(60).data))
 """
 
 

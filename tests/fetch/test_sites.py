@@ -18,7 +18,7 @@ from tests.support.nested import but
 from tests.support.site_host import SOFT_404, SiteHost, status, to
 from tests.support.waiting import wait_until
 
-LIMITS = but(FetchLimits(), timeout=2.0, retries=1, also_public=("127.0.0.0/8",), respect="robots")
+LIMITS = but(FetchLimits(), timeout=30.0, retries=1, also_public=("127.0.0.0/8",), respect="robots")
 ROBOTS, TDM = "/robots.txt", "/.well-known/tdmrep.json"
 NOBODY = "User-agent: *\nDisallow: /"
 RESERVED = '[{"location": "/", "tdm-reservation": 1}]'
@@ -50,7 +50,7 @@ def fates(fetcher: Fetcher, *urls: str) -> list[str]:
     found = []
     for ticket in [fetcher.submit(url) for url in urls]:
         try:
-            ticket.result(20)
+            ticket.result(60)
             found.append("ok")
         except PictureError as error:
             found.append(error.reason)
@@ -166,7 +166,8 @@ def test_each_value_of_respect_has_what_stands_before_it(
 
 
 def test_a_tdmrep_json_that_cannot_be_had_reserves_nothing(make_host: MakeHost) -> None:
-    with Fetcher(but(LIMITS, respect="all", retries=0)) as fetcher:
+    # The last of them promises more bytes than come.
+    with Fetcher(but(LIMITS, respect="all", retries=0, timeout=3.0)) as fetcher:
         for page in (status(500), SOFT_404, to(TDM), message(b"x", length=9)):
             assert fates(fetcher, make_host(**{TDM: page}).url("/a.jpg")) == ["ok"]
 

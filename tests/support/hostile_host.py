@@ -100,6 +100,11 @@ class HostileHost:
         self.picture = jpeg()
         self._lock = threading.Lock()
         self._ended = threading.Event()
+        #: Slow answers come while this is set.
+        self.gate = threading.Event()
+        self.gate.set()
+        #: Silent connections end once this is set.
+        self.hangs_up = threading.Event()
         self._listener = bind_anew(address)
         self._listener.listen(512)
         self._scheme = "https" if tls else "http"
@@ -112,6 +117,7 @@ class HostileHost:
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
+        self.gate.set()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -176,6 +182,7 @@ class HostileHost:
             connection.sendall(piece)
 
     def _do_slow(self, *_: object) -> bytes:
+        self.gate.wait()
         time.sleep(0.05)
         return message(self.picture)
 
@@ -209,7 +216,7 @@ class HostileHost:
 
     def _do_silent(self, connection: socket.socket, *_: object) -> None:
         connection.settimeout(0.2)
-        while not self._ended.is_set():
+        while not (self._ended.is_set() or self.hangs_up.is_set()):
             with contextlib.suppress(TimeoutError):
                 if not connection.recv(1):
                     return

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 from tests.support.hostile_host import HostileHost, message
 
 #: Answers that hosts give for a robots.txt that they do not have, or not now.
@@ -14,6 +12,7 @@ class SiteHost(HostileHost):
     """Serves pictures at any path that ends in .jpg, and `pages` by their paths.
 
     A page is its text, a whole answer in bytes, or several: one for each request, the last of them for all later ones.
+    They come while `gate` is set.
     """
 
     def __init__(self, *, address: str = "127.0.0.1") -> None:
@@ -21,20 +20,13 @@ class SiteHost(HostileHost):
         self.pages: dict[str, str | bytes | list[bytes]] = {}
         #: Headers of the pictures.
         self.headers: tuple[str, ...] = ()
-        #: Pages come while this is set.
-        self.gate = threading.Event()
-        self.gate.set()
-
-    def __exit__(self, *problem: object) -> None:
-        self.gate.set()
-        super().__exit__(*problem)
 
     def _missing(self, _c: object, _q: object, times: object, path: str) -> bytes:
         if path.endswith(".jpg"):
             return message(self.picture, *self.headers)
         if (page := self.pages.get(path)) is None:
             return message(b"no", status="404 Not Found")
-        self.gate.wait(120)
+        self.gate.wait()
         if isinstance(page, list):
             page = page[min(int(str(times)), len(page)) - 1]
         return page if isinstance(page, bytes) else message(page.encode(), "Content-Type: text/plain")

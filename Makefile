@@ -3,7 +3,7 @@
 # make test-browser  those that open pages in Chromium, which `make test` leaves out where there is none
 # make test-engines  those that need Spark and Ray, in an environment of their own
 # make versions  tries every version that can be had here, and has docs/quick-start.md claim what held
-# make coverage  which lines the tests run, as a table and in htmlcov/; ONLY=tests/fetch measures a part
+# make coverage  which lines the tests run, as a table and in htmlcov/; ONLY=tests/fetch measures a part; properties get new examples
 # make check     lint, format, types and imports; the forms of workflows and other YAML; the docs, whose links have to lead somewhere
 # make docs      the docs as a site, in site/
 # make bench     the benchmarks that need no files of yours, in their quick forms: several minutes
@@ -84,7 +84,7 @@ check: $(VENV)/ready docs
 ONLY ?= tests
 coverage: develop
 	$(VENV)/bin/coverage erase
-	$(VENV)/bin/coverage run -m pytest --numprocesses 2 --dist worksteal $(ONLY); code=$$?; \
+	$(VENV)/bin/coverage run -m pytest --hypothesis-profile=random --numprocesses 2 --dist worksteal $(ONLY); code=$$?; \
 	$(VENV)/bin/coverage combine --quiet && $(VENV)/bin/coverage html --quiet && $(VENV)/bin/coverage report && exit $$code
 
 docs: $(VENV)/ready

@@ -41,8 +41,10 @@ from tests.support.needs import unmet
 assert "huggingface_hub" not in sys.modules, "HF_ENDPOINT would come too late"
 # Examples may take what they take: the machine may have other work.
 _UNTIMED = hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
-hypothesis.settings.register_profile("untimed", _UNTIMED)
-hypothesis.settings.load_profile("untimed")
+hypothesis.settings.register_profile("random", _UNTIMED)
+# The same tree has the same examples: what passed once passes again. `--hypothesis-profile=random` looks for new ones.
+hypothesis.settings.register_profile("settled", _UNTIMED, derandomize=True)
+hypothesis.settings.load_profile("settled")
 # A shell starts what runs in its background with Ctrl-C ignored, and children would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 _FOLDER = Path(tempfile.mkdtemp(prefix="laion-face-tests-"))

@@ -8,6 +8,7 @@ bytes, and a reader can tell whether a file still belongs to its sources.
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -288,6 +289,38 @@ def locked_if_free(path: Path) -> Iterator[bool]:
         yield lock.is_locked
     finally:
         lock.release()
+
+
+@contextmanager
+def in_use(path: Path, waiting: str, *, alone: bool = False) -> Iterator[None]:
+    """Hold the lock file beside `path` together with others, or `alone`: for those who change what the others make.
+
+    Where nothing can be written it is not held.
+
+    Args:
+        waiting: logged as a warning before the lock is waited for.
+
+    Raises:
+        DiskError: as for `locked`.
+    """
+    lock, held = path.with_name(f".{path.name}.lock"), -1
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        _require_unwritable(lock, error)
+        yield
+        return
+    how = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
+    try:
+        try:
+            fcntl.flock(held, how | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.warning("%s", waiting)
+            fcntl.flock(held, how)
+        yield
+    finally:
+        os.close(held)
 
 
 def _lock_beside(path: Path) -> FileLock:

@@ -3,6 +3,8 @@
 import hashlib
 import itertools
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
@@ -11,8 +13,10 @@ import pytest
 
 import laion_face
 from laion_face_builder.errors import NotPrepared, StateConflict
+from laion_face_builder.export.export_ledger import Ledger
 from laion_face_builder.removal.exported import remove_from_export
 from tests.support.taken_down import copy_of, removal_of, tree, without_rows
+from tests.support.waiting import wait_until
 
 SHARDS = 6
 KINDS: dict[str, dict[str, Any]] = {
@@ -133,6 +137,35 @@ def test_killed_before_any_write_it_ends_as_without_the_kill(prepared, purged, t
         break
     assert stop > 1
     assert tree(killed) == tree(whole)
+
+
+@pytest.mark.parametrize("shards", [None, "0/2"])
+def test_an_export_that_is_going_on_is_waited_for(prepared, named, tmp_path, monkeypatch, caplog, shards):
+    data, out, finish = copy_of(prepared.data, tmp_path), tmp_path / "out", Ledger.finish
+    is_last, gate, last = threading.Event(), threading.Event(), SHARDS if shards is None else SHARDS // 2
+    number = itertools.count(1)
+
+    def held(*of):
+        if next(number) == last:
+            is_last.set()
+            gate.wait()
+        finish(*of)
+
+    monkeypatch.setattr(Ledger, "finish", held)
+    with ThreadPoolExecutor(2) as pool:
+        exporting = pool.submit(export, data, out, shards=shards)
+        try:
+            assert is_last.wait(120)
+            removals = without_rows(data, *(one.sample_id for one in named))
+            removing = pool.submit(remove_from_export, out, data, removals)
+            wait_until(lambda: f"{out}: in use; waiting" in caplog.text or removing.done())
+            assert not removing.done()
+        finally:
+            gate.set()
+        exporting.result(60)
+        assert removing.result(60).samples
+    for name, content in tree(out).items():
+        assert not [one for one in named if one.url.encode() in written(content, name)], name
 
 
 def test_a_folder_without_an_export_is_said(tmp_path):

@@ -3,7 +3,7 @@
     with HostileHost() as host:
         host.url("/drip")
 
-`asked` counts requests by path, `most_at_once` connections that were open together.
+`asked` counts requests by path, `most_at_once` says how many were answered together.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
@@ -96,7 +96,7 @@ class HostileHost:
     def __init__(self, *, tls: bool = False, address: str = "127.0.0.1") -> None:
         self.asked: Counter[str] = Counter()
         self.agents: list[str] = []
-        self.open = self.most_at_once = 0
+        self.open = self.most_at_once = self._answering = 0
         self.picture = jpeg()
         self._lock = threading.Lock()
         self._ended = threading.Event()
@@ -136,7 +136,6 @@ class HostileHost:
     def _serve(self, connection: socket.socket) -> None:
         with self._lock:
             self.open += 1
-            self.most_at_once = max(self.open, self.most_at_once)
         try:
             with contextlib.suppress(OSError, ValueError), connection:
                 connection.settimeout(20)
@@ -164,11 +163,25 @@ class HostileHost:
         self.agents += [line.split(": ", 1)[1] for line in lines if line.lower().startswith("user-agent: ")]
         name = target.path.strip("/").split("/")[0].replace("-", "_")
         act: Callable[..., bytes | None] = getattr(self, f"_do_{name}", self._missing)
-        found = act(connection, {key: values[0] for key, values in parse_qs(target.query).items()}, times, target.path)
+        query = {key: values[0] for key, values in parse_qs(target.query).items()}
+        with self._counted():
+            found = act(connection, query, times, target.path)
         if found is None:
             return False
         connection.sendall(found)
         return True
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Count a request until its answer is about to be sent: whoever has the answer may ask for the next one."""
+        with self._lock:
+            self._answering += 1
+            self.most_at_once = max(self._answering, self.most_at_once)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._answering -= 1
 
     def _missing(self, _c: object, _q: object, _t: object, path: str) -> bytes:
         return message(b"no", status="404 Not Found")

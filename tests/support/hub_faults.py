@@ -52,18 +52,28 @@ class Interruptions:
                 return answer(request)
             self.done.append((kind, bool(known)))
             given = answer(request) if known else Answer(500)
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-            is_over.wait()
+            # One that comes just before the main thread waits for us would be noticed only once we have answered.
+            while not is_over.is_set():
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+                is_over.wait(0.2)
             return given
+
+        interrupts = iter([KeyboardInterrupt])
+
+        def once(number, frame):
+            for interrupt in interrupts:
+                raise interrupt
 
         with self.monkeypatch.context() as patch:
             patch.setattr(self.hub, "answer", interrupting)
+            usual = signal.signal(signal.SIGINT, once)
             try:
                 yield
             except KeyboardInterrupt:
                 assert len(self.done) > before
             finally:
                 is_over.set()
+                signal.signal(signal.SIGINT, usual)
 
 
 def _change(request):

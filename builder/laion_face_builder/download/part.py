@@ -63,7 +63,7 @@ from laion_face_builder.files import (
 )
 from laion_face_builder.images.reasons import Reason, hint_on
 from laion_face_builder.index.reader import IndexPart
-from laion_face_builder.index.removals import as_made, lost_by
+from laion_face_builder.index.removals import as_made, lost_by, settled
 from laion_face_builder.layout import DataDir
 from laion_face_builder.log import logger
 from laion_face_builder.parquet_files import table_of
@@ -99,7 +99,7 @@ def download_part(
     Raises:
         NotPrepared: there is no index.
         StateConflict: the part was started with other filters, another index, another size of shards, or with other
-            resizing or blurring.
+            resizing or blurring; or a removal from `data` was begun and is not finished.
         ShardsGivenUp: processes keep dying and no sample is to blame; DownloadError: the disk is too small;
             NetworkOutage: no host answers; DiskError: the disk is full, or read-only.
         OptionError: the environment names a proxy that is not trusted, or img2dataset cannot write to such a path.
@@ -112,6 +112,7 @@ def download_part(
         refuse_user_proxy(os.environ, options.fetch.trust_proxy)
         files = PartFiles(here, part)
         with opened_index(here, part, index) as rows, locked(here.images_fingerprint(part), waiting):
+            settled(here)
             made_with = begun(files, rows, options, filters)
             _remove_leftovers(files)
             with disk_errors(here.tars(part)):
@@ -365,6 +366,7 @@ def download_share(
         files = PartFiles(here, part)
         with opened_index(here, part, index) as rows:
             with locked(here.images_fingerprint(part), waiting):
+                settled(here)
                 made_with = begun(files, rows, options, filters)
                 whole = Round(files, 0, rows_of_round(files, 0), options, made_with)
                 withdraw_sidecar(files, whole.missing_tars(share))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,6 +111,15 @@ def take_pictures_out(data: DataDir, part: int, gone: Mask, *, is_index_here: bo
     return taken
 
 
+@contextmanager
+def nobody_downloads(data: DataDir, part: int) -> Iterator[None]:
+    """Wait until nobody downloads a part, and keep it so: what is on its way has no hash that could be looked up."""
+    with data_store.at_work(data) as here, ExitStack() as stack:
+        if here.images_fingerprint(part).parent.exists():  # Who has not come that far finds out what is taken down.
+            stack.enter_context(_alone_at(PartFiles(here, part)))
+        yield
+
+
 def _forget_copies(data: DataDir) -> None:
     """Remove what `copies` keeps: it names pictures by their SHA-256, and is made again when it is asked for."""
     for counted in data_store.below(data, data.root / "copies"):
@@ -126,8 +135,7 @@ def _opened(data: DataDir, part: int) -> Iterator[PartFiles | None]:
         if not data_store.brought(here, files.plan):
             yield None
             return
-        waiting = f"part {part:05d}: another process downloads it; waiting for that"
-        with locked(here.images_fingerprint(part), waiting), Workers[Any](0, lock=files.writers):
+        with _alone_at(files):
             finish_rewriting(files)
             remove_partials(files.checked)
             remove_partials(here.tars(part).parent, f"{here.tars(part).name}.")
@@ -135,6 +143,16 @@ def _opened(data: DataDir, part: int) -> Iterator[PartFiles | None]:
                 remove_half_written(files.tars(number))
                 remove_partials(files.tars(number))
             yield files
+
+
+@contextmanager
+def _alone_at(files: PartFiles) -> Iterator[None]:
+    waiting = (
+        f"part {files.part:05d}: another process downloads it; waiting for that. To go on now, interrupt the download, "
+        "and start it again afterwards"
+    )
+    with locked(files.data.images_fingerprint(files.part), waiting), Workers[Any](0, lock=files.writers):
+        yield
 
 
 def _index_here(files: PartFiles) -> tuple[Rows, str | None]:

@@ -27,7 +27,7 @@ from laion_face_builder.export.export_ledger import EXPORT_FORMAT, ExportCounts,
 from laion_face_builder.export.pieces import PieceMaker
 from laion_face_builder.export.shard_sinks import line_of, open_sink
 from laion_face_builder.export.side_lists import write_lists
-from laion_face_builder.files import locked
+from laion_face_builder.files import in_use, locked
 from laion_face_builder.images.reasons import hint_on
 from laion_face_builder.index.removals import STAMP, settled
 from laion_face_builder.log import logger
@@ -121,9 +121,8 @@ def export(request: ExportRequest) -> ExportCounts:
     parts.fit_pictures(request.options)
     adopted = parts.adopt(request.options)
     ledger = Ledger(request.out)
-    with locked(
-        ledger.path(f"run-{(request.shards or 'all').replace('/', '-of-')}"), f"{request.out}: in use; waiting"
-    ):
+    waiting, run = f"{request.out}: in use; waiting", f"run-{(request.shards or 'all').replace('/', '-of-')}"
+    with in_use(ledger.path("export"), waiting), locked(ledger.path(run), waiting):
         ledger.begin(request.asked(adopted))
         todo = [shard for shard in request.mine if ledger.counts_of(shard) is None]
         _run(request, adopted, todo)

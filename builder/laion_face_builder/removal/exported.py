@@ -21,7 +21,7 @@ from laion_face_builder.examples.walk import Shard
 from laion_face_builder.export.export_ledger import Ledger, shard_name
 from laion_face_builder.export.shard_sinks import discard, shard_path
 from laion_face_builder.export.side_lists import COUNT, METADATA, README, write_lists
-from laion_face_builder.files import digest, locked, read_fingerprint
+from laion_face_builder.files import digest, in_use, locked, read_fingerprint
 from laion_face_builder.index.removals import STAMP, Removals
 from laion_face_builder.index.removed import Removed
 from laion_face_builder.layout import DataDir
@@ -61,12 +61,12 @@ def remove_from_export(out: Path, data: DataDir | None, removals: Removals) -> E
         NotPrepared: the folder has no export; BadFile: its ledger or a table cannot be read; DiskError: no room.
     """
     ledger = Ledger(out)
-    request = ledger.request()
-    if request is None:
+    if ledger.request() is None:
         raise NotPrepared(f"{out}: there is no export, which would have {ledger.path('request.json').name} in it")
-    how = ExportOptions(**request["export"])
-    with locked(ledger.path("run-all"), f"{out}: in use; waiting"), locked(ledger.path("manifest.json")):
+    with in_use(ledger.path("export"), f"{out}: in use; waiting", alone=True), locked(ledger.path("manifest.json")):
         _remove_left(out)
+        request = ledger.request() or {}
+        how = ExportOptions(**request["export"])
         now = _as_asked_now(request, data, removals)
         samples = rewritten = anew = 0
         shards = ledger.shards()

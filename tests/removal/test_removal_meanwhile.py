@@ -1,0 +1,106 @@
+"""A removal while the same rows are downloaded: nothing of them is left once both have ended, however they meet."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from laion_face_builder.download.part import download_part
+from laion_face_builder.errors import StateConflict
+from laion_face_builder.files import locked
+from laion_face_builder.index.exclusion import exclusion_of
+from laion_face_builder.index.removals import Removals
+from laion_face_builder.layout import DataDir
+from laion_face_builder.sandbox import PictureHost, Truth
+from laion_face_builder.sandbox.serving import Answer, Request
+from laion_face_builder.verify.verify_removed import verify_removed
+from tests.download.test_download import OPTIONS, make_host, write_index
+from tests.support.taken_down import removal_of
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.slow
+
+COMMAND = (sys.executable, "-m", "laion_face")
+DOWNLOAD = (
+    *("download", "20M", "--parts", "0", "--samples-per-shard", "10", "--processes", "1", "--concurrency", "4"),
+    *("--allow-private-hosts", "--timeout", "600"),
+)
+
+
+class HeldHost:
+    """Gives the first pictures at once, and the others when `gate` is set.
+
+    Attributes:
+        waiting: how many were asked for that have to wait.
+    """
+
+    def __init__(self, host: PictureHost, at_once: int) -> None:
+        self.gate, self._answer, self.waiting = threading.Event(), host.answer, -at_once
+        host.answer = self.answer  # type: ignore[method-assign] # the servers of all requests ask for it there
+
+    def answer(self, request: Request) -> Answer:
+        self.waiting += 1
+        if self.waiting > 0:
+            self.gate.wait()
+        return self._answer(request)
+
+
+@contextmanager
+def started(log: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+    with log.open("wb") as out, subprocess.Popen((*COMMAND, *words), stdout=out, stderr=out) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None and sys.exc_info()[0] is not None:
+                process.kill()
+
+
+def lines_for(named: list[Truth]) -> list[str]:
+    """Name a third by their ids, one by their addresses, and one by their pictures."""
+    by_hash = [hashlib.sha256(one.served).hexdigest() for one in named[2::3]]
+    return [*(str(one.sample_id) for one in named[::3]), *(one.url for one in named[1::3]), *by_hash]
+
+
+@pytest.mark.parametrize("where", ["here", "elsewhere"])
+def test_what_is_on_its_way_is_taken_out_once_it_has_come(tmp_path: Path, where: str) -> None:
+    host, truths = make_host(150, tmp_path / "none")
+    held, data = HeldHost(host, at_once=15), DataDir.at(tmp_path / "data")
+    index_in = data if where == "here" else DataDir.at(tmp_path / "other")
+    write_index(index_in, truths)
+    named = [one for one in truths if one.ok][1::2]
+    (tmp_path / "list").write_text("\n".join(lines_for(named)))
+    logs, to = [tmp_path / "download.log", tmp_path / "removal.log"], ("--data-dir", str(data.root))
+    index = () if where == "here" else ("--index", str(index_in.root))
+    with started(logs[0], *DOWNLOAD, *to, *index) as download:
+        wait_until(lambda: held.waiting > 0)
+        with started(logs[1], "remove", str(tmp_path / "list"), *to) as removal:
+            wait_until(lambda: "another process downloads it; waiting for that" in logs[1].read_text())
+            held.gate.set()
+    host.stop()
+    assert (download.returncode, removal.returncode) == (0, 0), [log.read_text() for log in logs]
+    everything = exclusion_of([*lines_for(named), *(one.sample_id for one in named)])
+    assert list(verify_removed(str(data.root), everything, deep=True).problems) == []
+
+
+def test_a_download_that_waited_while_a_removal_began_does_not_begin(tmp_path: Path) -> None:
+    host, truths = make_host(20, tmp_path / "none")
+    data = DataDir.at(tmp_path / "data")
+    write_index(data, truths)
+    with ThreadPoolExecutor(1) as pool:
+        with locked(data.images_fingerprint(0)):
+            waiting = pool.submit(download_part, data, 0, OPTIONS)
+            removals = removal_of(truths[0].sample_id)
+            Removals((replace(removals.done[0], is_done=False),)).write(data)
+        with pytest.raises(StateConflict, match="was begun and is not finished"):
+            waiting.result(60)
+    host.stop()
+    assert not host.log

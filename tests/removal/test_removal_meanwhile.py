@@ -6,20 +6,27 @@ import hashlib
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
+from laion_face_builder.download import adopt
 from laion_face_builder.download.part import download_part
 from laion_face_builder.errors import StateConflict
 from laion_face_builder.files import locked
+from laion_face_builder.images.geometry import Resizing
 from laion_face_builder.index.exclusion import exclusion_of
 from laion_face_builder.index.removals import Removals
 from laion_face_builder.layout import DataDir
+from laion_face_builder.removal.removal_request import RemovalRequest
+from laion_face_builder.removal.remove import remove
 from laion_face_builder.sandbox import PictureHost, Truth
 from laion_face_builder.sandbox.serving import Answer, Request
 from laion_face_builder.verify.verify_removed import verify_removed
@@ -104,3 +111,39 @@ def test_a_download_that_waited_while_a_removal_began_does_not_begin(tmp_path: P
             waiting.result(60)
     host.stop()
     assert not host.log
+
+
+def test_pictures_of_a_folder_that_is_being_adopted_are_known_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host, truths = make_host(60, tmp_path / "none")
+    first, data = DataDir.at(tmp_path / "first"), DataDir.at(tmp_path / "data")
+    for place in (first, data):
+        write_index(place, truths)
+    download_part(first, 0, OPTIONS)
+    host.stop()
+    is_looked_through, gate, checked = threading.Event(), threading.Event(), adopt._checked
+
+    def held(*of: Any) -> Any:
+        found = checked(*of)
+        is_looked_through.set()
+        gate.wait()
+        return found
+
+    monkeypatch.setattr(adopt, "_checked", held)
+    named = [one for one in truths if one.ok][:3]
+    listed = exclusion_of([hashlib.sha256(one.served).hexdigest() for one in named])
+    how = {"max_pixels": 10**9, "resizing": Resizing()}
+    with ThreadPoolExecutor(2) as pool:
+        adopting = pool.submit(adopt.adopted, first.tars(0).parent, data, 0, None, **how)
+        try:
+            wait_until(lambda: is_looked_through.is_set() or adopting.done())
+            removing = pool.submit(remove, RemovalRequest(data, listed))
+            wait_until(lambda: data.removed.exists() or removing.done())
+            time.sleep(1)  # as long as it would take to look through the rows, if it did not wait
+        finally:
+            gate.set()
+        adopting.result(60)
+        removing.result(60)
+    left = set(pq.read_table(data.index(0), columns=["sample_id"])["sample_id"].to_pylist())
+    assert left == {one.sample_id for one in truths} - {one.sample_id for one in named}

@@ -7,8 +7,8 @@ one, and made again without it when the folder is used next. The pictures stay w
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -77,12 +77,23 @@ def forget_adopted(data: DataDir, gone: Mapping[int, Mask], removed: Removed) ->
 
 
 def _remove_half_written(folder: Path) -> None:
-    """Remove what was left by those who were killed; whoever looks through a folder now is waited for."""
+    """Remove what was left by those who were killed."""
+    with _nobody_in(folder):
+        for place in (path for path in folder.glob("*") if path.is_dir()):
+            remove_partials(place)
+
+
+def nobody_adopts(data: DataDir) -> AbstractContextManager[object]:
+    """Wait until nobody looks through an adopted folder, and keep it so; who begins later knows what is taken down."""
+    return _nobody_in(data.root / "adopted")
+
+
+@contextmanager
+def _nobody_in(folder: Path) -> Iterator[None]:
     with ExitStack() as stack:
         for lock in sorted(folder.glob("*/.part-*.parquet.lock")):
             stack.enter_context(locked(lock.with_name(lock.name[1:].removesuffix(".lock"))))
-        for place in (path for path in folder.glob("*") if path.is_dir()):
-            remove_partials(place)
+        yield
 
 
 def _has_nameless(path: Path) -> bool:

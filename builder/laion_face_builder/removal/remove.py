@@ -15,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 
 from laion_face_builder import progress
+from laion_face_builder.download.adopted_passes import nobody_adopts
 from laion_face_builder.download.taken_down import nobody_downloads
 from laion_face_builder.errors import OptionError
 from laion_face_builder.files import locked
@@ -138,7 +139,7 @@ def _from_data(request: RemovalRequest, names: Names) -> list[TakenDown]:
 
 
 def _found(request: RemovalRequest, names: Names, part: int) -> NamedRows:
-    with nobody_downloads(request.data, part):
+    with nobody_downloads(request.data, part), nobody_adopts(request.data):
         found = named_rows(request.data, part, names, Removals.of(request.data).removed)
     return found if request.cache_images is not None else replace(found, urls=())
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,9 +134,9 @@ def test_pictures_of_a_folder_that_is_being_adopted_are_known_too(
     monkeypatch.setattr(adopt, "_checked", held)
     named = [one for one in truths if one.ok][:3]
     listed = exclusion_of([hashlib.sha256(one.served).hexdigest() for one in named])
-    how = {"max_pixels": 10**9, "resizing": Resizing()}
+    adopts = partial(adopt.adopted, max_pixels=10**9, resizing=Resizing())
     with ThreadPoolExecutor(2) as pool:
-        adopting = pool.submit(adopt.adopted, first.tars(0).parent, data, 0, None, **how)
+        adopting = pool.submit(adopts, first.tars(0).parent, data, 0, None)
         try:
             wait_until(lambda: is_looked_through.is_set() or adopting.done())
             removing = pool.submit(remove, RemovalRequest(data, listed))

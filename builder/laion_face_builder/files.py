@@ -323,6 +323,11 @@ def in_use(path: Path, waiting: str, *, alone: bool = False) -> Iterator[None]:
         os.close(held)
 
 
+def was_locked(path: Path) -> bool:
+    """Say whether anybody has ever made the file beside which a lock lies, or is about to."""
+    return Path(_lock_beside(path).lock_file).exists()
+
+
 def _lock_beside(path: Path) -> FileLock:
     return FileLock(str(path.with_name(f".{path.name}.lock")))
 

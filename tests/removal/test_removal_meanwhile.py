@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from laion_face_builder.download import adopt
+import laion_face
+from laion_face_builder.download import adopt, plan
 from laion_face_builder.download.part import download_part
 from laion_face_builder.errors import StateConflict
 from laion_face_builder.files import locked
 from laion_face_builder.images.geometry import Resizing
+from laion_face_builder.index import copying, joining
 from laion_face_builder.index.exclusion import exclusion_of
+from laion_face_builder.index.reader import IndexPart
 from laion_face_builder.index.removals import Removals
 from laion_face_builder.layout import DataDir
 from laion_face_builder.removal.removal_request import RemovalRequest
@@ -114,6 +119,78 @@ def test_a_download_that_waited_while_a_removal_began_does_not_begin(tmp_path: P
     assert not host.log
 
 
+@contextmanager
+def held_at(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> Iterator[threading.Event]:
+    """Hold whoever calls a function of a module, after what it was given is made, until the block ends."""
+    comes, gate, called = threading.Event(), threading.Event(), getattr(module, name)
+
+    def held(*of: Any, **how: Any) -> Any:
+        comes.set()
+        gate.wait()
+        return called(*of, **how)
+
+    monkeypatch.setattr(module, name, held)
+    try:
+        yield comes
+    finally:
+        gate.set()
+
+
+@dataclass
+class Maker:
+    """Makes the first file of part 0 in `data`, from an index that lies elsewhere."""
+
+    data: DataDir
+    other: DataDir
+
+    def index(self) -> None:
+        copying.copy_parts(self.data, [0], str(self.other.root))
+
+    def plan(self) -> None:
+        with IndexPart.open(self.other.index(0)) as index:
+            download_part(self.data, 0, OPTIONS, index=index)
+
+    def joined(self) -> None:
+        ids = pq.read_table(self.other.index(0), columns=["sample_id"])["sample_id"]
+        table = self.other.root / "mine.parquet"
+        pq.write_table(pa.table({"sample_id": ids, "mine": pc.cast(ids, pa.string())}), table)
+        given: dict[str, Any] = {"index": str(self.other.root), "join": str(table), "data_dir": self.data.root}
+        laion_face.load_dataset("20M", split="train", streaming=True, parts=0, images="none", **given)
+
+
+@pytest.mark.parametrize(
+    ("make", "module", "name"),
+    [
+        (Maker.index, copying, "write_kept"),
+        (Maker.plan, plan, "save_plan"),
+        (Maker.joined, joining, "written_whole"),
+    ],
+    ids=["an index", "a plan", "a joined table"],
+)
+def test_the_first_file_of_a_part_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Maker], None], module: Any, name: str
+) -> None:
+    # Until then nothing in DATA_DIR speaks of the part.
+    host, truths = make_host(40, tmp_path / "none")
+    maker = Maker(DataDir.at(tmp_path / "data"), DataDir.at(tmp_path / "other"))
+    write_index(maker.other, truths)
+    named = [one for one in truths if one.ok][1::3]
+    listed = exclusion_of([one.sample_id for one in named])
+    with ThreadPoolExecutor(2) as pool:
+        with held_at(monkeypatch, module, name) as comes:
+            making = pool.submit(make, maker)
+            wait_until(lambda: comes.is_set() or making.done())
+            removing = pool.submit(remove, RemovalRequest(maker.data, listed))
+            wait_until(lambda: maker.data.removed.exists() or removing.done())
+            wait([removing], 1)  # as long as it would take if it did not wait
+        making.result(60)
+        removing.result(60)
+    host.stop()
+    assert list(verify_removed(str(maker.data.root), listed, deep=True).problems) == []
+    joined = [pq.read_table(path)["mine"].to_pylist() for path in maker.data.root.glob("joined/*/part-*.parquet")]
+    assert not {str(one.sample_id) for one in named}.intersection(itertools.chain(*joined))
+
+
 def test_pictures_of_a_folder_that_is_being_adopted_are_known_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,27 +200,16 @@ def test_pictures_of_a_folder_that_is_being_adopted_are_known_too(
         write_index(place, truths)
     download_part(first, 0, OPTIONS)
     host.stop()
-    is_looked_through, gate, checked = threading.Event(), threading.Event(), adopt._checked
-
-    def held(*of: Any) -> Any:
-        found = checked(*of)
-        is_looked_through.set()
-        gate.wait()
-        return found
-
-    monkeypatch.setattr(adopt, "_checked", held)
     named = [one for one in truths if one.ok][:3]
     listed = exclusion_of([hashlib.sha256(one.served).hexdigest() for one in named])
     adopts = partial(adopt.adopted, max_pixels=10**9, resizing=Resizing())
     with ThreadPoolExecutor(2) as pool:
-        adopting = pool.submit(adopts, first.tars(0).parent, data, 0, None)
-        try:
-            wait_until(lambda: is_looked_through.is_set() or adopting.done())
+        with held_at(monkeypatch, adopt, "write_sidecar") as comes:
+            adopting = pool.submit(adopts, first.tars(0).parent, data, 0, None)
+            wait_until(lambda: comes.is_set() or adopting.done())
             removing = pool.submit(remove, RemovalRequest(data, listed))
             wait_until(lambda: data.removed.exists() or removing.done())
-            time.sleep(1)  # as long as it would take to look through the rows, if it did not wait
-        finally:
-            gate.set()
+            wait([removing], 1)
         adopting.result(60)
         removing.result(60)
     left = set(pq.read_table(data.index(0), columns=["sample_id"])["sample_id"].to_pylist())

@@ -18,11 +18,11 @@ from laion_face_builder import progress
 from laion_face_builder.download.adopted_passes import nobody_adopts
 from laion_face_builder.download.taken_down import nobody_downloads
 from laion_face_builder.errors import OptionError
-from laion_face_builder.files import locked
+from laion_face_builder.files import locked, was_locked
 from laion_face_builder.index.exclusion import Exclusion
 from laion_face_builder.index.removals import Removal, Removals
 from laion_face_builder.index.removed import Names, Removed
-from laion_face_builder.layout import DataDir
+from laion_face_builder.layout import ALL_PARTS, DataDir
 from laion_face_builder.log import logger
 from laion_face_builder.removal import elsewhere
 from laion_face_builder.removal.half_written import remove_half_written
@@ -116,7 +116,7 @@ def _from_data(request: RemovalRequest, names: Names) -> list[TakenDown]:
     if data.ids(0).parent.exists():
         with locked(data.ids(0).with_name("id-list")):
             pass  # Whoever was writing ids is done, and whoever comes next knows.
-    parts = parts_with_rows(data)
+    parts = _parts(data)
     named = dict(_each(data, parts, "look through", partial(_found, request, names)))
     note_rows(data, named)
     removed = Removals.of(data).removed
@@ -136,6 +136,20 @@ def _from_data(request: RemovalRequest, names: Names) -> list[TakenDown]:
         freed["sources_bytes"] = free_sources(data)
         remove_half_written(data)
     return [*taken, TakenDown(f"{data.sources.name}, {data.staging.name}", freed)]
+
+
+def _parts(data: DataDir) -> list[int]:
+    """List the parts that have any rows, also those whose first file is being made: that is waited for."""
+    for part in sorted({*ALL_PARTS}.difference(parts_with_rows(data))):
+        for first in (data.index(part), data.images_fingerprint(part)):
+            if was_locked(first):
+                with locked(first):
+                    pass
+    for lock in sorted(data.joined("").glob(".*.lock")):
+        with locked(lock.with_name(lock.name[1:].removesuffix(".lock"))):
+            pass
+    with nobody_adopts(data):
+        return parts_with_rows(data)
 
 
 def _found(request: RemovalRequest, names: Names, part: int) -> NamedRows:

@@ -154,7 +154,7 @@ def test_names_are_shortened_in_the_middle():
 def test_notes_are_shown_as_far_as_there_is_room():
     meter = {"n": 600, "total": 1200, "elapsed": 30.0, "unit": " pictures", "unit_scale": False, "rate": 20.0}
     notes = ("84.0% good", "5.2 MB", "http_404 12", "timeout 3")
-    wide, narrow = (fitted(meter | {"initial": 0}, ("", "part 00008"), notes, width) for width in (120, 70))
+    wide, narrow = (fitted(meter | {"initial": 0}, ("", "part 8"), notes, width) for width in (120, 70))
     assert "20.00 pictures/s, 84.0% good, 5.2 MB, http_404 12, timeout 3]" in wide
     assert "84.0% good, 5.2 MB]" in narrow
 
@@ -218,7 +218,7 @@ class Clock:
 def test_where_no_bar_can_be_drawn_there_is_a_line_a_minute(caplog):
     # The line comes also while nothing gets done; the pace is that of the last minutes, not that before a restart.
     clock = Clock()
-    bar = LoggedBar("part 3 of 13", "part 00008", total=1_000_000, unit="picture", done=400_000, clock=clock)
+    bar = LoggedBar("part 3 of 13", "part 8", total=1_000_000, unit="picture", done=400_000, clock=clock)
     with caplog.at_level(logging.INFO), bar:
         for _ in range(59):
             clock.now += 1
@@ -236,7 +236,7 @@ def test_where_no_bar_can_be_drawn_there_is_a_line_a_minute(caplog):
             bar.tick()
     assert len(caplog.messages) == 22
     assert caplog.messages[0] == (
-        "part 3 of 13: part 00008: 430,000 of 1,000,000 pictures (43.0%), 500 pictures/s, 19 min left, "
+        "part 3 of 13: part 8: 430,000 of 1,000,000 pictures (43.0%), 500 pictures/s, 19 min left, "
         "84.0% good, 5.2 GB, http_404 12"
     )
     assert "430,100 of 1,000,000 pictures (43.0%), 251 pictures/s, 38 min left" in caplog.messages[1]
@@ -280,7 +280,7 @@ def test_a_download_without_a_terminal_says_how_far_it_is(small, tmp_path, shape
             text=True,
             check=True,
         )
-    lines = [line for line in done.stderr.splitlines() if re.match(r"part 00000: [\d,]+ of [\d,]+ pictures \(", line)]
+    lines = [line for line in done.stderr.splitlines() if re.match(r"part 0: [\d,]+ of [\d,]+ pictures \(", line)]
     assert bool(lines) == (shape == "human")
     assert not lines or re.search(r"pictures/s, .*\d% good, .*B, \w+ \d", lines[-1]), lines
     assert "\r" not in done.stderr

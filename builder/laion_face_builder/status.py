@@ -43,6 +43,11 @@ class PartStatus:
     tar_bytes: int
     pictures: dict[str, int] | None
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether there is more of it than its list, which all parts get at once."""
+        return any(one is not None for one in (self.faces, self.rows, self.pictures)) or self.tars > 0
+
     @classmethod
     def of(cls, data: DataDir, part: int) -> PartStatus:
         """Read the status of one part.
@@ -102,19 +107,23 @@ class TableStatus:
 
 
 def lines(data: DataDir, parts: Iterable[int]) -> Iterator[str]:
-    """Yield a header, a line for every part, a sum, and a line for every table that was joined."""
-    parts = list(parts)
+    """Yield a header, a line for every part that is begun, one for all others, a sum, and a line for every table."""
     yield data.where
-    heads = ("listed", "with faces", "indexed", "found", "fit", "left out", "swapped", "tars", "size")
-    yield _columns("part", heads) + "  usable samples"
-    prepared = 0
+    found: dict[bool, list[PartStatus]] = {True: [], False: []}
     for part in parts:
         with data_store.at_work(data) as here:
             status = PartStatus.of(here, part)
-        prepared += status.rows is not None
-        yield _line(status)
-    yield f"{prepared} of {len(parts)} parts are prepared"
-    yield "listed, with faces, indexed, left out, swapped: numbers of samples"
+        found[status.is_begun].append(status)
+    if found[True]:
+        heads = ("listed", "with faces", "indexed", "found", "fit", "left out", "swapped", "tars", "size")
+        yield _columns("part", heads) + "  usable samples"
+        yield from map(_line, found[True])
+    if found[False]:
+        yield _waiting_line(found[False])
+    prepared = sum(status.rows is not None for status in found[True])
+    yield f"{prepared} of {sum(map(len, found.values()))} parts are prepared"
+    if found[True]:
+        yield "listed, with faces, indexed, left out, swapped: numbers of samples"
     if prepared:
         yield "found: listed samples that the metadata has; fit: faces that lie in their pictures"
     with data_store.at_work(data) as here:
@@ -130,6 +139,13 @@ def as_json(data: DataDir, parts: Iterable[int]) -> dict[str, Any]:
             "parts": [asdict(PartStatus.of(here, part)) for part in parts],
             "tables": [asdict(table) for table in TableStatus.all(here)],
         }
+
+
+def _waiting_line(waiting: Sequence[PartStatus]) -> str:
+    listed = sum(status.ids or 0 for status in waiting)
+    named = "part" if len(waiting) == 1 else "parts"
+    said = f"{named} {ranges([status.part for status in waiting], ', ')}: not begun"
+    return said + (f", {listed:,} samples listed" if listed else "")
 
 
 def _table_line(table: TableStatus) -> str:

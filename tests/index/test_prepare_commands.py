@@ -12,8 +12,10 @@ import pytest
 
 from laion_face_builder import cli
 from laion_face_builder.index.writer import proof_path
-from laion_face_builder.layout import ALL_PARTS, DataDir
+from laion_face_builder.layout import ALL_PARTS, CONFIG_PARTS, DataDir
+from laion_face_builder.parquet_files import rows_in
 from laion_face_builder.sandbox import Sandbox, SandboxSpec
+from laion_face_builder.shown import ranges
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,11 @@ def test_status_has_the_proofs_for_people(made: DataDir, sandbox: Sandbox, capsy
     assert " ".join(heads[:10]) == "part listed with faces indexed found fit left out swapped"
     assert first[4:6] == [f"{100 * true['found'] / true['asked']:.1f}", "%"]
     assert first[9] == str(true["swapped"])
-    assert lines[-3] == "1 of 13 parts are prepared"
+    listed = sum(rows_in(made.ids(part)) for part in CONFIG_PARTS["20M"][1:])
+    assert lines[-4:-2] == [
+        f"parts {ranges(CONFIG_PARTS['20M'][1:], ', ')}: not begun, {listed:,} samples listed",
+        "1 of 13 parts are prepared",
+    ]
     assert all(len(line) <= 120 for line in lines[1:])
 
 

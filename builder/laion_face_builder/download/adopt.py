@@ -181,7 +181,7 @@ def _sidecar(tars: list[_Shard], data: DataDir, part: int, index: IndexPart, how
         "adopted", part=part, index=digest(index.fingerprint), tars=digest(probes), **how.for_sidecar()
     )
     sidecar = data.root / "adopted" / digest(fingerprint) / data.sidecar(part).name
-    with locked(sidecar, f"part {part:05d}: another process looks through {tars[0].path.parent}; waiting for that"):
+    with locked(sidecar, f"part {part}: another process looks through {tars[0].path.parent}; waiting for that"):
         if not _is_current(sidecar, fingerprint):
             with disk_errors(sidecar):
                 checked = _checked(tars, probes, data, how)

@@ -158,7 +158,7 @@ class Numbering:
         """Say how many rows the index has lost that nobody has taken down here."""
         if count := len(np.setdiff1d(self.lacks, self.gone)):
             logger.warning(
-                "part %05d: %d rows have left the index since the download began; their pictures are no longer read, "
+                "part %d: %d rows have left the index since the download began; their pictures are no longer read, "
                 "and are in %s until `laion-face remove` with --from-published takes them out",
                 files.part,
                 count,

@@ -107,7 +107,7 @@ def download_part(
     options = options or DownloadOptions()
     if clean and data.address is not None:
         raise OptionError(f"{data.where}: only tars in a folder can be cleaned: copy them here first")
-    waiting = f"part {part:05d}: another process downloads it; waiting for that"
+    waiting = f"part {part}: another process downloads it; waiting for that"
     with data_store.at_work(data) as here:
         refuse_user_proxy(os.environ, options.fetch.trust_proxy)
         files = PartFiles(here, part)
@@ -144,9 +144,9 @@ def _rounds(
         if not _is_complete(files, number + 1, options, made_with):
             _write_sidecar(files, index, numbering, made_with, tars)
     result = result_of(files.data.sidecar(files.part), done)
-    logger.info("part %05d: %s", files.part, result)
+    logger.info("part %d: %s", files.part, result)
     if not result.ok and (hint := hint_on(result.failures)):
-        logger.warning("part %05d: %s. --retry-failed asks again", files.part, hint)
+        logger.warning("part %d: %s. --retry-failed asks again", files.part, hint)
     return result
 
 
@@ -299,7 +299,7 @@ def _remove_leftovers(files: PartFiles) -> None:
 def _say_space(files: PartFiles, samples: int) -> None:
     data, needed = files.data, human_size(bytes_of(samples))
     room = f"{human_size(disk_free(data.tars(files.part)))} free" if data.address is None else f"kept at {data.where}"
-    logger.info("part %05d: %d pictures to fetch, about %s; %s", files.part, samples, needed, room)
+    logger.info("part %d: %d pictures to fetch, about %s; %s", files.part, samples, needed, room)
 
 
 def check_space(files: PartFiles, samples: int, options: DownloadOptions) -> None:
@@ -360,7 +360,7 @@ def download_share(
     Raises:
         NotPrepared, StateConflict, DownloadError, NetworkOutage, DiskError, OptionError: as `part.download_part`.
     """
-    waiting = f"part {part:05d}: another process downloads it; waiting for that"
+    waiting = f"part {part}: another process downloads it; waiting for that"
     with data_store.at_work(data) as here:
         refuse_user_proxy(os.environ, options.fetch.trust_proxy)
         files = PartFiles(here, part)
@@ -374,7 +374,7 @@ def download_share(
             with disk_errors(here.tars(part)):
                 whole.run(rows, share)
             result = _result(whole, share)
-    logger.info("part %05d, shards %s: %s", part, share, result)
+    logger.info("part %d, shards %s: %s", part, share, result)
     return result
 
 

@@ -353,7 +353,7 @@ class Round:
 
     @contextmanager
     def _bar(self, share: Container[int] | None) -> Iterator[Any]:
-        name = f"part {self._files.part:05d}" + (f" retry {self._number}" if self._number else "")
+        name = f"part {self._files.part}" + (f" retry {self._number}" if self._number else "")
         name += "" if share is None else f" shards {share}"
         done = sum(place.samples for place in self._finished_of(share))
         with progress.bar(name, done + self.samples_of(self.missing_of(share)), "picture", done=done) as bar:

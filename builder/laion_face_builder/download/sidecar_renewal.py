@@ -101,7 +101,7 @@ def fit_to_index(data: DataDir, part: int, index: IndexPart) -> None:
     if rows_in(path) == index.num_rows and is_for(known, lost):
         return
     files = PartFiles(data, part)
-    with locked(data.images_fingerprint(part), f"part {part:05d}: another process downloads it; waiting for that"):
+    with locked(data.images_fingerprint(part), f"part {part}: another process downloads it; waiting for that"):
         if files.plan.exists():
-            logger.info("part %05d: its index has other rows than before; the list of its pictures is made again", part)
+            logger.info("part %d: its index has other rows than before; the list of its pictures is made again", part)
             renew_sidecar(files, Numbering.of(files, index), lost)

@@ -107,7 +107,7 @@ def take_pictures_out(data: DataDir, part: int, gone: Mask, *, is_index_here: bo
             if gone.any():
                 _forget_copies(files.data)
     if taken.samples:
-        logger.info("part %05d: %d samples out of %d tars", part, taken.samples, taken.tars)
+        logger.info("part %d: %d samples out of %d tars", part, taken.samples, taken.tars)
     return taken
 
 
@@ -148,7 +148,7 @@ def _opened(data: DataDir, part: int) -> Iterator[PartFiles | None]:
 @contextmanager
 def _alone_at(files: PartFiles) -> Iterator[None]:
     waiting = (
-        f"part {files.part:05d}: another process downloads it; waiting for that. To go on now, interrupt the download, "
+        f"part {files.part}: another process downloads it; waiting for that. To go on now, interrupt the download, "
         "and start it again afterwards"
     )
     with locked(files.data.images_fingerprint(files.part), waiting), Workers[Any](0, lock=files.writers):

@@ -240,7 +240,7 @@ def download(
                     else:
                         result = download_share(options.data, part, share, how, row_filters(options, part), index=index)
             except ShardsGivenUp as error:
-                logger.warning("part %05d is not whole; the others go on: %s", part, error)
+                logger.warning("part %d is not whole; the others go on: %s", part, error)
                 given_up.append(error)
                 continue
             yield part, result

@@ -48,7 +48,7 @@ def _forgotten(data: DataDir, part: int, gone: Mask, removed: Removed) -> Counts
     adopted = forget_adopted(data, {part: gone}, removed)
     if adopted.held:
         logger.warning(
-            "part %05d: %d pictures are in folders that are not ours, and are left as they are: %s",
+            "part %d: %d pictures are in folders that are not ours, and are left as they are: %s",
             part,
             adopted.held.total(),
             short(", ".join(sorted(adopted.held)), 500),

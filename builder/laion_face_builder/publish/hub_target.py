@@ -41,7 +41,7 @@ def refused(error: Exception, where: str, repo: str, revision: str) -> Exception
         repo, revision: "owner/name" and the branch that was to be written.
     """
     error = root_of(error)
-    said = short(getattr(error, "server_message", None) or error)
+    said = short(getattr(error, "server_message", None) or error).removesuffix(".")
     status = status_of(error)
     if status in (409, 412):
         return TransientError(f"somebody else committed to {revision} in between ({said})")

@@ -125,7 +125,7 @@ def filesystem_of(address: str, token: Token = None) -> tuple[Any, str]:
             "that fsspec knows"
         ) from harmless(error)
     except Exception as error:  # Some connect at once (ftp, sftp), and raise errors of their own libraries.
-        said = short(error)
+        said = short(error).removesuffix(".")
         raise SourceError(f"{shown(address)}: no answer, {said}. {Unreachable.way_out}") from harmless(error)
     return system, path
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -307,6 +308,26 @@ def test_cancelling_a_ticket(host: HostileHost, fetcher: Fetcher) -> None:
     with pytest.raises(CancelledError):
         ticket.result(60)
     assert fetcher.submit(host.url("/ok")).result(60)
+
+
+def test_what_is_ended_before_its_first_step_keeps_no_place() -> None:
+    # A stream may be dropped just when its fetches were begun, again and again.
+    with HostileHost() as host, Fetcher(but(LIMITS, concurrency=2, per_host=2)) as fetcher:
+        for _ in range(4):
+            queue = fetcher.stream(10**9)._queue
+            thread, jobs = fetcher._thread, [queue.make_job(host.url(f"/ok/{number}")) for number in range(2)]
+
+            def begin(thread: Any = thread, queue: Any = queue, jobs: Any = jobs) -> None:
+                # Whoever looks at the queues next begins them, behind what is to be done before.
+                thread._loop.call_soon(thread._end, queue, None)
+                thread._accept(jobs)
+
+            thread.post(begin)
+            for job in jobs:
+                with pytest.raises(CancelledError):
+                    job.ticket.result(60)
+        assert fetcher.submit(host.url("/ok")).result(60)
+        assert not len(fetcher._thread._scheduler._places)
 
 
 def test_closing_ends_hundreds_at_once_and_leaves_nothing() -> None:

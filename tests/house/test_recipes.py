@@ -137,6 +137,7 @@ def test_the_quick_start_runs_as_it_is_printed(tmp_path):
             at.types(block)
 
 
+@pytest.mark.timeout(1800)  # all of them, in one DATA_DIR
 def test_the_recipes_run_as_they_are_printed(tmp_path):
     with reader(tmp_path) as at:
         for block in blocks(REAL_THING):

@@ -113,8 +113,8 @@ class Job:
     """One picture on its way from its stream's queue to its ticket."""
 
     __slots__ = (
-        *("_go_on", "_waits_since", "has_address", "host", "number", "port", "progress", "queue", "size", "state"),
-        *("task", "ticket", "timer", "waited"),
+        *("_go_on", "_waits_since", "has_address", "has_taken_off", "host", "number", "port", "progress", "queue"),
+        *("size", "state", "task", "ticket", "timer", "waited"),
     )
 
     def __init__(self, queue: StreamQueue, number: int, url: str) -> None:
@@ -122,6 +122,8 @@ class Job:
         self.progress = FetchProgress(url)
         self.host, self.port = "", 0
         self.has_address = False
+        #: Whether its task, if there is one, has made its first step.
+        self.has_taken_off = False
         self.size = 0
         self.state = JobState.QUEUED
         #: Seconds of the exchange that is under way in which its body waited for room.

@@ -125,7 +125,7 @@ class Scheduler:
                 break
             self._places_of(job).take(job)
             job.queue.flying += 1
-            job.state = JobState.FLYING
+            job.state, job.has_taken_off = JobState.FLYING, False
             job.task = self._loop.create_task(self._fly(job))
         if not self._under_way():
             self._vigil.nothing_under_way()
@@ -231,9 +231,12 @@ class Scheduler:
         self.schedule()
 
     async def _fly(self, job: Job) -> None:
+        job.has_taken_off = True
         host = job.host
         is_cached = self._is_cached(job)
         try:
+            if not job.open:
+                raise asyncio.CancelledError
             landing = await (self._flights.look_in_cache(job) if is_cached else self._flights.exchange(job))
         except asyncio.CancelledError:
             landing = Landing(cancelled())
@@ -339,7 +342,8 @@ class Scheduler:
         self._open.discard(job)
         if job.timer is not None:
             job.timer.cancel()
-        if job.task is not None:
+        # A task that is cancelled before its first step never runs, and would keep the job's place for ever.
+        if job.task is not None and job.has_taken_off:
             job.task.cancel()
         if not isinstance(outcome, Picture):
             job.shrink()

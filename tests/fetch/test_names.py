@@ -17,6 +17,7 @@ import pytest
 from laion_face_builder.errors import PictureError
 from laion_face_builder.fetch.addresses import AddressRule
 from laion_face_builder.fetch.fetcher import Fetcher
+from laion_face_builder.fetch.flight import Flights
 from laion_face_builder.fetch.limits import FetchLimits
 from laion_face_builder.fetch.names import NoAnswer, Resolver
 from tests.support.hostile_host import HostileHost
@@ -213,6 +214,31 @@ def test_slow_names_take_no_place_in_flight_and_nobody_waits_for_them_at_the_end
         # Each of them takes a minute; the process is through before.
         ran = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
     assert (ran.stdout.strip(), ran.stderr) == ("50 False", "")
+
+
+def test_who_comes_when_a_name_is_just_known_waits_behind_those_who_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, is_known, go = Flights.look_up, threading.Event(), threading.Event()
+
+    async def late(flights: Flights, host: str, port: int) -> PictureError | None:
+        found = await real(flights, host, port)
+        is_known.set()
+        while not go.is_set():
+            await asyncio.sleep(0.001)
+        return found
+
+    monkeypatch.setattr(Flights, "look_up", late)
+    limits = but(FetchLimits(), timeout=600.0, per_host=2, retries=0, allow_private_hosts=True)
+    with HostileHost() as host, Fetcher(limits) as fetcher:
+        first = fetcher.submit(host.url("/ok"))
+        assert is_known.wait(60)
+        for number in range(4):  # they would have all of the host's connections for ten minutes
+            fetcher.submit(host.url(f"/silent/{number}"))
+        for _ in range(2):  # after the second round the queues were looked at
+            looked = threading.Event()
+            fetcher._thread.post(looked.set)
+            assert looked.wait(60)
+        go.set()
+        assert first.result(60)
 
 
 def test_a_name_server_that_stumbles_costs_no_picture(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -194,7 +194,8 @@ class Scheduler:
         except PictureError as error:
             self._settle(job, error)
             return False
-        if not job.has_address and not self._flights.knows(job.host):
+        # Who asks for an answer that has just come must not get ahead of those who wait for it.
+        if not job.has_address and (job.host in self._nameless or not self._flights.knows(job.host)):
             self._look_up(job)
             return False
         try:

@@ -324,7 +324,7 @@ def in_use(path: Path, waiting: str, *, alone: bool = False) -> Iterator[None]:
 
 
 def was_locked(path: Path) -> bool:
-    """Say whether anybody has ever made the file beside which a lock lies, or is about to."""
+    """Say whether anybody has ever held the lock beside `path`, by `locked`."""
     return Path(_lock_beside(path).lock_file).exists()
 
 

@@ -61,11 +61,10 @@ def remove_from_export(out: Path, data: DataDir | None, removals: Removals) -> E
         NotPrepared: the folder has no export; BadFile: its ledger or a table cannot be read; DiskError: no room.
     """
     ledger = Ledger(out)
-    if ledger.request() is None:
-        raise NotPrepared(f"{out}: there is no export, which would have {ledger.path('request.json').name} in it")
+    _request_of(ledger)  # no lock is left where there is no export
     with in_use(ledger.path("export"), f"{out}: in use; waiting", alone=True), locked(ledger.path("manifest.json")):
         _remove_left(out)
-        request = ledger.request() or {}
+        request = _request_of(ledger)
         how = ExportOptions(**request["export"])
         now = _as_asked_now(request, data, removals)
         samples = rewritten = anew = 0
@@ -86,6 +85,15 @@ def remove_from_export(out: Path, data: DataDir | None, removals: Removals) -> E
         if rewritten or anew or has_changed or _has_old_lists(ledger, how, removals.removed):
             write_lists(ledger, how, ledger.write_manifest())
     return ExportResult(out, samples, rewritten, anew)
+
+
+def _request_of(ledger: Ledger) -> dict[str, Any]:
+    request = ledger.request()
+    if request is None:
+        raise NotPrepared(
+            f"{ledger.out}: there is no export, which would have {ledger.path('request.json').name} in it"
+        )
+    return request
 
 
 def _remove_left(out: Path) -> None:
